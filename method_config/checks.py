@@ -1,0 +1,219 @@
+"""Rules for values: tables of bounds and choices, and the relations between keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yacs.config import CfgNode
+
+from method_config.defaults import get_defaults
+from method_config.merge import get, hint, leaves, merge
+from utils.errors import ConfigError
+
+DATASETS = (
+    "VISION_V1",
+    "VISION_V1_ND",
+    "DS_Spectrum",
+    "DS_Spectrum_ND",
+    "DS_Spectrum_DS",
+    "DS_Spectrum_DS_ND",
+    "opendomain_test_dataset_ND",
+)
+DINOV2_BLOCKS = {
+    f"dinov2_vit{size}14{reg}": n for size, n in {"s": 12, "b": 12, "l": 24, "g": 40}.items() for reg in ("", "_reg")
+}
+CNN_STAGES = dict.fromkeys(("resnet50", "wideresnet50", "efficientnet_lite0"), 5)
+NUM_SPLITS = 3
+
+CHOICES = {
+    "DATASET.name": DATASETS,
+    "DIST_BACKEND": ("nccl", "gloo", "mpi"),
+    "TRAIN.method": ("SOFS",),
+    "TRAIN.backbone": (*DINOV2_BLOCKS, *CNN_STAGES),
+    "TRAIN.precision": ("fp32", "bf16", "fp16"),
+    "TRAIN.attention": ("sdpa", "xformers"),
+    "TEST.method": ("SOFS",),
+    "TEST.merge": ("probability", "reference"),
+    "TEST.query_scale": ("support", "query"),
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The numbers that `accepts` lets through, and their description for the error message."""
+
+    accepts: Callable[[float], bool]
+    words: str
+
+
+POSITIVE = Bound(lambda x: x > 0, "more than 0")
+NOT_NEGATIVE = Bound(lambda x: x >= 0, "0 or more")
+COUNT = Bound(lambda x: x >= 1, "1 or more")
+SHARE = Bound(lambda x: 0 <= x <= 1, "from 0 to 1")
+SEED = Bound(lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
+
+# Key -> bound; of a list, each element obeys it.
+BOUNDS = {
+    "NUM_GPUS": COUNT,
+    "RNG_SEED": SEED,
+    "DEVICE": NOT_NEGATIVE,
+    "DATASET.image_size": COUNT,
+    "DATASET.mask_size": COUNT,
+    "DATASET.area_resize_ratio": SHARE,
+    "DATASET.crop_size": COUNT,
+    "DATASET.crop_ratio": POSITIVE,
+    "DATASET.shot": COUNT,
+    "DATASET.s_in_shot": COUNT,
+    "DATASET.normal_sample_sampling_prob": SHARE,
+    "DATASET.test_sample_repeated_multiple": COUNT,
+    "DATASET.few_shot_repeated_multiple": COUNT,
+    "DATASET.open_domain_object_category_num": COUNT,
+    "DATASET.open_domain_specific_defect_category": NOT_NEGATIVE,
+    "TRAIN.SOFS.prior_layer_pointer": NOT_NEGATIVE,
+    "TRAIN.SOFS.vit_patch_size": COUNT,
+    "TRAIN.SOFS.reduce_dim": COUNT,
+    "TRAIN.SOFS.transformer_embed_dim": COUNT,
+    "TRAIN.SOFS.transformer_num_stages": COUNT,
+    "TRAIN.SOFS.transformer_nums_heads": COUNT,
+    "TRAIN.SOFS.target_semantic_temperature": POSITIVE,
+    "TRAIN.SOFS.smooth_r": POSITIVE,
+    "TRAIN.LOSS.dice_weight": NOT_NEGATIVE,
+    "TRAIN.LOSS.ce_weight": NOT_NEGATIVE,
+    "TRAIN_SETUPS.batch_size": COUNT,
+    "TRAIN_SETUPS.num_workers": NOT_NEGATIVE,
+    "TRAIN_SETUPS.learning_rate": POSITIVE,
+    "TRAIN_SETUPS.lr_multiple": POSITIVE,
+    "TRAIN_SETUPS.epochs": NOT_NEGATIVE,
+    "TRAIN_SETUPS.weight_decay": NOT_NEGATIVE,
+    "TRAIN_SETUPS.TEST_SETUPS.epoch_test": COUNT,
+    "TRAIN_SETUPS.TEST_SETUPS.train_miou": COUNT,
+    "TEST.threshold": SHARE,
+    "TEST.VISUALIZE.sample_prob": SHARE,
+    "TEST_SETUPS.batch_size": COUNT,
+    "TEST_SETUPS.ND_batch_size": COUNT,
+}
+
+Problem = tuple[str, str]  # key, what is wrong with its value and how to mend it
+
+
+def _outside_bounds(cfg: CfgNode) -> Iterator[Problem]:
+    for key, bound in BOUNDS.items():
+        value = get(cfg, key)
+        if not all(bound.accepts(x) for x in (value if isinstance(value, list) else [value])):
+            yield key, f"it must be {bound.words}."
+
+
+def _outside_choices(cfg: CfgNode) -> Iterator[Problem]:
+    for key, options in CHOICES.items():
+        value = get(cfg, key)
+        timm_name = key == "TRAIN.backbone" and value.startswith("timm:") and len(value) > len("timm:")
+        if value not in options and not timm_name:
+            allowed = ", ".join(options) + (", timm:NAME" if key == "TRAIN.backbone" else "")
+            yield key, f"known: {allowed}. {hint(value, options, '')}".rstrip()
+
+
+def _image_size(cfg: CfgNode) -> Iterator[Problem]:
+    size, patch = cfg.DATASET.image_size, cfg.TRAIN.SOFS.vit_patch_size
+    if size % patch:
+        below = size // patch * patch
+        near = f"{below} or {below + patch}" if below else f"{patch}"
+        yield "DATASET.image_size", f"it must be a multiple of TRAIN.SOFS.vit_patch_size = {patch}: {near}."
+    if cfg.DATASET.mask_size != size:
+        yield "DATASET.mask_size", f"it must equal DATASET.image_size = {size}; set both."
+
+
+def _backbone(cfg: CfgNode) -> Iterator[Problem]:
+    name, layers = cfg.TRAIN.backbone, cfg.TRAIN.SOFS.prior_layer_pointer
+    if name in DINOV2_BLOCKS and cfg.TRAIN.SOFS.vit_patch_size != 14:
+        yield "TRAIN.SOFS.vit_patch_size", f"the patches of {name} are 14."
+    key = "TRAIN.SOFS.prior_layer_pointer"
+    if not layers or layers != sorted(set(layers)):
+        yield key, "it must hold one layer or more, ascending, each once."
+    count = {**DINOV2_BLOCKS, **CNN_STAGES}.get(name)
+    if count and any(layer >= count for layer in layers):
+        yield key, f"the layers of {name} are 0 to {count - 1}."
+
+
+def _heads(cfg: CfgNode) -> Iterator[Problem]:
+    width, heads = cfg.TRAIN.SOFS.transformer_embed_dim, cfg.TRAIN.SOFS.transformer_nums_heads
+    if width % heads:
+        divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+        key = "TRAIN.SOFS.transformer_nums_heads"
+        yield key, f"it must divide TRAIN.SOFS.transformer_embed_dim = {width}: {divisors}."
+
+
+def _ranges(cfg: CfgNode) -> Iterator[Problem]:
+    ratio = cfg.DATASET.crop_ratio
+    if len(ratio) != 2 or ratio[0] > ratio[1]:
+        yield "DATASET.crop_ratio", "it must be two numbers, the lower first."
+    if cfg.DATASET.rotate_min > cfg.DATASET.rotate_max:
+        yield "DATASET.rotate_min", f"it must not exceed DATASET.rotate_max = {cfg.DATASET.rotate_max}."
+
+
+def _loss(cfg: CfgNode) -> Iterator[Problem]:
+    if cfg.TRAIN.LOSS.dice_weight == 0 and cfg.TRAIN.LOSS.ce_weight == 0:
+        yield "TRAIN.LOSS.dice_weight", "TRAIN.LOSS.ce_weight is 0, too; one must be more than 0."
+
+
+def _split(cfg: CfgNode) -> Iterator[Problem]:
+    data = cfg.DATASET
+    free = data.name.startswith("opendomain") or (data.train_objects and data.test_objects)
+    if not free and not 0 <= data.split < NUM_SPLITS:
+        yield (
+            "DATASET.split",
+            f"{data.name} has the splits 0 to {NUM_SPLITS - 1}; or name both DATASET.train_objects and test_objects.",
+        )
+
+
+def _objects(cfg: CfgNode) -> Iterator[Problem]:
+    data = cfg.DATASET
+    for name in ("train_objects", "test_objects", "open_domain_test_object", "sub_datasets"):
+        twice = sorted({x for x in data[name] if data[name].count(x) > 1})
+        if twice:
+            yield f"DATASET.{name}", f"{', '.join(twice)} stands there more than once."
+        if "" in data[name]:
+            yield f"DATASET.{name}", "a name in it is empty."
+    leak = sorted(set(data.train_objects) & set(data.test_objects))
+    if leak:
+        yield "DATASET.test_objects", f"{', '.join(leak)} is in DATASET.train_objects, too; drop it in one."
+
+
+def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
+    data = cfg.DATASET
+    if not data.name.startswith("opendomain"):
+        return
+    count = len(data.open_domain_test_object)
+    if not count:
+        yield "DATASET.open_domain_test_object", "it must name one object or more."
+    for name in ("open_domain_object_category_num", "open_domain_specific_defect_category"):
+        if len(data[name]) not in (1, count):
+            yield f"DATASET.{name}", f"it must hold one number, or one per open_domain_test_object ({count})."
+
+
+RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _open_domain)
+
+
+def _raise_all(cfg: CfgNode, problems: list[Problem], sources: Mapping[str, str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(_sentence(cfg, key, text, sources.get(key)) for key, text in problems))
+
+
+def _sentence(cfg: CfgNode, key: str, text: str, source: str | None) -> str:
+    value: Any = get(cfg, key)
+    return f"{source or 'defaults'}: {key} is {value!r}: {text}"
+
+
+def check_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> None:
+    """Raise a ConfigError, one line for each fault, if `cfg` has unknown keys, wrong types or impossible values.
+
+    Args:
+        cfg: the whole tree, see `method_config.defaults`.
+        sources: key -> the file that set it, for the messages.
+    """
+    sources = sources or {}
+    merge(get_defaults(), leaves(cfg), "configuration")
+    _raise_all(cfg, [*_outside_bounds(cfg), *_outside_choices(cfg)], sources)
+    # relations divide by values that the bounds have let through
+    _raise_all(cfg, [problem for relation in RELATIONS for problem in relation(cfg)], sources)

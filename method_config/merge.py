@@ -1,0 +1,173 @@
+"""Values from YAML files and the command line, decoded to the types of the schema and merged into it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from utils.errors import ConfigError
+
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # numbers that a YAML 1.1 reader takes for a string
+_TYPE_NAMES = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string (quote it in YAML)"}
+
+
+def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (full dotted key, value) of a nested mapping, depth first; an empty mapping counts as a value."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def get(cfg: CfgNode, key: str) -> Any:
+    """The value, or the section, at a full dotted key; KeyError where there is none."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            raise KeyError(key)
+        node = node[part]
+    return node
+
+
+def _put(cfg: CfgNode, key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    (get(cfg, section) if section else cfg)[name] = value
+
+
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """The option most like `word`, compared whole and by the part after the last dot; None if nothing is like it."""
+
+    def likeness(option: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, word.lower(), option.lower()).ratio()
+        ends = (text.rpartition(".")[2].lower() for text in (word, option))
+        return max(whole, difflib.SequenceMatcher(None, *ends).ratio()), whole
+
+    best = max(options, key=likeness)
+    return best if likeness(best)[0] >= 0.6 else None
+
+
+def hint(word: str, options: Iterable[str], otherwise: str) -> str:
+    """The sentence that ends an error about an unknown word: the nearest option, or `otherwise`."""
+    found = nearest(word, options)
+    return f"Did you mean {found}?" if found else otherwise
+
+
+def expected(default: Any) -> str:
+    """In words, what a key with this default takes."""
+    if isinstance(default, list):
+        return f"a list, each element {_TYPE_NAMES[_element_type(default)]}"
+    return _TYPE_NAMES[type(default)]
+
+
+def _element_type(default: list[Any]) -> type:
+    return type(default[0]) if default else str
+
+
+def _to_number(value: Any, kind: type) -> int | float:
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError
+    if kind is int and value != int(value):
+        raise TypeError
+    return kind(value)
+
+
+def _to_scalar(value: Any, kind: type) -> Any:
+    if kind in (int, float):
+        return _to_number(value, kind)
+    if kind is str and value is None:  # a key left empty in YAML
+        return ""
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _split_list(text: str, kind: type) -> Any:
+    """A list written as text: [a, b], (a, b), one element alone, or nothing."""
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = f"[{text[1:-1]}]"
+    elif kind is str:
+        return [text] if text else []
+    # the base loader leaves every element a string: an object may be called 007
+    return yaml.load(text, Loader=yaml.BaseLoader if kind is str else yaml.SafeLoader)
+
+
+def _to_list(value: Any, kind: type) -> list[Any]:
+    if isinstance(value, str):
+        value = _split_list(value.strip(), kind)
+    if value is None:
+        return []
+    return [_to_scalar(item, kind) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def coerce(key: str, value: Any, default: Any, source: str) -> Any:
+    """`value` in the type of `default`; ConfigError naming key, value, source and expected type if it has none."""
+    try:
+        if isinstance(default, list):
+            return _to_list(value, _element_type(default))
+        return _to_scalar(value, type(default))
+    except (TypeError, ValueError, OverflowError, yaml.YAMLError):
+        raise ConfigError(f"{source}: {key} is {value!r}, but it takes {expected(default)}.") from None
+
+
+def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
+    """Set `pairs` of (full dotted key, value) in `cfg`, decoded to the types that it holds; return the keys set.
+
+    ConfigError names `source` for an unknown key (and the one most like it), and for a value of the wrong type.
+    """
+    changed = []
+    for key, value in pairs:
+        try:
+            current = get(cfg, key)
+        except KeyError:
+            known = [name for name, _ in leaves(cfg)]
+            advice = hint(key, known, "method_config/defaults.py lists all keys.")
+            raise ConfigError(f"{source}: unknown key {key}. {advice}") from None
+        if not isinstance(current, CfgNode):
+            _put(cfg, key, coerce(key, value, current, source))
+            changed.append(key)
+        elif value:  # a section left empty changes nothing
+            raise ConfigError(f"{source}: {key} is {value!r}, but it is a section of keys: {', '.join(current)}.")
+    return changed
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The tree in a YAML file; an empty file is an empty tree. ConfigError if it cannot be read or is no mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg takes the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, but a mapping of keys to values is expected.")
+    return tree
+
+
+def decode_opts(cfg: CfgNode, opts: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Pairs of key and value from KEY VALUE KEY VALUE ...; text is read as YAML unless `cfg` holds a string there."""
+    if len(opts) % 2:
+        raise ConfigError(f"command line: --opts takes KEY VALUE pairs, but {opts[-1]!r} stands alone.")
+    return [(str(key), _decode(cfg, str(key), value)) for key, value in zip(opts[::2], opts[1::2], strict=True)]
+
+
+def _decode(cfg: CfgNode, key: str, value: Any) -> Any:
+    known = dict(leaves(cfg))
+    if not isinstance(value, str) or not isinstance(known.get(key), bool | int | float):
+        return value  # strings and lists are read by `coerce`, an unknown key is refused by `merge`
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"command line: {key} is {value!r}, but it takes {expected(known[key])}.") from None

@@ -1,0 +1,19 @@
+"""Faults that the user can mend; the entry points print them without a traceback and exit with code 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A fault outside the program: the message names the file, key or value, what was expected, and the remedy."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, or impossible."""
+
+
+class DataError(UserError):
+    """An image, mask, annotation file or data set folder is missing or broken."""
+
+
+class WeightsError(UserError):
+    """A weights file is missing, broken, or does not fit the model."""

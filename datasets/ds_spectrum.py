@@ -1,0 +1,68 @@
+"""Defect Spectrum: image/ and mask/ per object, flat or one folder per defect; masks hold class values, 0 = background.
+
+The tree may be the one that is downloaded (DS-MVTec/bottle, DS-VISION/Ring, DS-DAGM, DS-Cotton-Fabric) or one folder
+per object with the names of the published splits (bottle, Ring_VISION, DS-DAGM, DS-Cotton-Fabric).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files import ANY_PATH_KEY, list_images, missing_object, pair_masks
+from datasets.images import read_labels
+from datasets.masks import rle_encode
+from datasets.samples import Sample
+from utils.errors import DataError
+
+_NORMAL = "good"  # folder of images without defect
+_VISION_SUFFIX = "_VISION"
+
+
+def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
+    """Samples of one object, sorted by (image, category), and notes on what was left out.
+
+    Every value above 0 in a mask is a sample of that category. object: its name in the published splits.
+    key: the setting that holds root, named in errors.
+    Raises DataError where the object, the mask of an image or the agreement of their sizes is missing.
+    """
+    folder = _object_folder(Path(root), object, key)
+    pairs = _pairs(folder)
+    samples, black = [], 0
+    for image, mask in pairs:
+        labels = read_labels(mask)
+        categories = [int(value) for value in np.unique(labels) if value > 0]
+        black += not categories
+        for category in categories:
+            relative = image.relative_to(root).as_posix()
+            samples.append(Sample(relative, object, category, str(category), rle_encode(labels == category)))
+    notes = [f"{folder}: {black} of {len(pairs)} masks are black and left out"] if black else []
+    return samples, notes
+
+
+def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
+    """Images and masks of one object. Raises DataError as read_object does."""
+    return [path for pair in _pairs(_object_folder(Path(root), object, key)) for path in pair]
+
+
+def _object_folder(root: Path, name: str, key: str) -> Path:
+    candidates = [root / name, root / "DS-MVTec" / name]
+    if name.endswith(_VISION_SUFFIX):
+        candidates = [root / name, root / "DS-VISION" / name.removesuffix(_VISION_SUFFIX)]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise missing_object(root, candidates, key, ("", "DS-MVTec", "DS-VISION"))
+
+
+def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """(image, mask) of every image, sorted by image; each has a mask of its size."""
+    image_root, mask_root = folder / "image", folder / "mask"
+    for needed in (image_root, mask_root):
+        if not needed.is_dir():
+            raise DataError(f"{needed}: no such folder; an object of Defect Spectrum has image/ and mask/")
+    pairs = []
+    for images in [image_root, *sorted(p for p in image_root.iterdir() if p.is_dir() and p.name != _NORMAL)]:
+        pairs += pair_masks(list_images(images), mask_root / images.relative_to(image_root))
+    return pairs

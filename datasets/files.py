@@ -1,0 +1,64 @@
+"""Which files a data set's folders hold, and which mask belongs to which image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from datasets.images import image_size
+from utils.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder by their suffix in any case, sorted by name; hidden files are left out."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
+    """The mask in folder of each image that has one: NAME_mask or NAME, with any image suffix.
+
+    Raises DataError where two files claim to be the mask of one image, and where the two differ in size.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for mask in list_images(folder) if folder.is_dir() else []:
+        by_stem.setdefault(mask.stem, []).append(mask)
+    matches = {}
+    for image in images:
+        found = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
+        if len(found) > 1:
+            raise DataError(f"{image} has two masks, {found[0]} and {found[1]}; keep one of them")
+        if found:
+            _check_same_size(image, found[0])
+            matches[image] = found[0]
+    return matches
+
+
+def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """(image, mask) of every image. Raises DataError for an image without a mask in folder, and as match_masks does."""
+    masks = match_masks(images, folder)
+    for image in images:
+        if image not in masks:
+            raise DataError(f"{image} has no mask; expected {folder / image.stem}_mask.png or {image.stem}.png there")
+    return [(image, masks[image]) for image in images]
+
+
+def missing_object(root: Path, tried: Sequence[Path], key: str, parents: Sequence[str] = ("",)) -> DataError:
+    """The error for an object that lies in none of the folders tried; it lists what the parents below root hold."""
+    if not root.is_dir():
+        return DataError(f"{root}: no such folder; set {key} to the root of the data set")
+    folders = [p for parent in parents if (root / parent).is_dir() for p in (root / parent).iterdir() if p.is_dir()]
+    there = ", ".join(sorted(p.relative_to(root).as_posix() for p in folders)) or "no folders"
+    wanted = " or ".join(str(path) for path in tried)
+    return DataError(f"no folder {wanted}; check the object's name and {key} ({root} holds: {there})")
+
+
+def _check_same_size(image: Path, mask: Path) -> None:
+    image_hw, mask_hw = image_size(image), image_size(mask)
+    if image_hw != mask_hw:
+        raise DataError(
+            f"{mask} is {mask_hw[0]} x {mask_hw[1]} (h x w), but its image {image} is {image_hw[0]} x {image_hw[1]}; "
+            "a mask needs the size of its image"
+        )

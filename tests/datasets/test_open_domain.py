@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.open_domain import read_open_domain, support_mask
+from utils.errors import ConfigError, DataError
+
+
+def write(path, size=(8, 10), value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size, value, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def steel(tmp_path):
+    folder = tmp_path / "steel"
+    for name in ("b.JPG", "a.png"):
+        write(folder / "support" / "image" / name)
+    write(folder / "support" / "mask" / "b_mask.png", value=255)
+    write(folder / "support" / "mask" / "a.bmp", value=255)
+    for name in ("q2.tif", "q1.jpeg"):
+        write(folder / "query" / "image" / name, (6, 7))
+    return folder
+
+
+def test_files_are_found_and_matched(steel):
+    found = read_open_domain(steel.parent, "steel")
+    support, query = steel / "support", steel / "query"
+    assert found.name == "steel"
+    assert found.supports == [
+        (support / "image" / "a.png", support / "mask" / "a.bmp"),
+        (support / "image" / "b.JPG", support / "mask" / "b_mask.png"),
+    ]
+    assert found.queries == [query / "image" / "q1.jpeg", query / "image" / "q2.tif"]
+    assert found.true_labels == {}
+
+
+def test_true_labels_go_by_the_name_of_the_query(steel):
+    label = write(steel / "query" / "true_label" / "q2_mask.PNG", (6, 7))
+    assert read_open_domain(steel.parent, "steel").true_labels == {"q2.tif": label}
+    write(steel / "query" / "true_label" / "q1.png", (7, 6))
+    with pytest.raises(DataError, match=r"true_label/q1\.png.*image/q1\.jpeg"):
+        read_open_domain(steel.parent, "steel")
+
+
+def test_pixels_are_not_read(steel):
+    for path in (steel / "support" / "mask" / "a.bmp", steel / "query" / "image" / "q2.tif"):
+        path.write_bytes(path.read_bytes()[:-20])
+    found = read_open_domain(steel.parent, "steel")
+    with pytest.raises(DataError, match=r"a\.bmp"):
+        support_mask(found.supports[0][1], 0, 1)
+
+
+@pytest.mark.parametrize("remove", ["support/mask/a.bmp", "support/mask"])
+def test_a_support_without_a_mask_names_both(steel, remove):
+    path = steel / remove
+    path.rename(steel / "elsewhere") if path.is_dir() else os.remove(path)
+    with pytest.raises(DataError, match=r"support/image/a\.png.*support/mask/a_mask\.png"):
+        read_open_domain(steel.parent, "steel")
+
+
+def test_a_support_mask_of_another_size_names_both(steel):
+    write(steel / "support" / "mask" / "a.bmp", (10, 8))
+    with pytest.raises(DataError, match=r"support/mask/a\.bmp.*support/image/a\.png"):
+        read_open_domain(steel.parent, "steel")
+
+
+@pytest.mark.parametrize("folder", ["support/image", "query/image"])
+def test_folders_without_images(steel, folder):
+    for path in (steel / folder).iterdir():
+        os.remove(path)
+    with pytest.raises(DataError, match=f"{folder}: no images"):
+        read_open_domain(steel.parent, "steel")
+    os.rmdir(steel / folder)
+    with pytest.raises(DataError, match=f"{folder}: no images"):
+        read_open_domain(steel.parent, "steel")
+
+
+def test_a_missing_object_lists_those_that_are_there(steel):
+    with pytest.raises(DataError, match=r"stele.*open_domain_test_object.*TEST\.dataset_path.*steel"):
+        read_open_domain(steel.parent, "stele", "TEST.dataset_path")
+    with pytest.raises(DataError, match=r"gone.*TEST\.dataset_path"):
+        read_open_domain(steel.parent / "gone", "steel")
+
+
+def test_one_category_is_whatever_is_not_zero(tmp_path):
+    Image.fromarray(np.array([[0, 1, 2, 255]], np.uint8)).save(tmp_path / "m.png")
+    mask = support_mask(tmp_path / "m.png", 0, 1)
+    assert mask.tolist() == [[0, 1, 1, 1]] and mask.dtype == np.uint8
+
+
+def test_several_categories_are_values_from_one(tmp_path):
+    Image.fromarray(np.array([[0, 1, 2, 2, 3]], np.uint8)).save(tmp_path / "m.png")
+    masks = [support_mask(tmp_path / "m.png", category, 3) for category in range(3)]
+    assert [mask.tolist() for mask in masks] == [[[0, 1, 0, 0, 0]], [[0, 0, 1, 1, 0]], [[0, 0, 0, 0, 1]]]
+    assert masks[0].dtype == np.uint8
+
+
+def test_black_masks_are_allowed(tmp_path):
+    write(tmp_path / "m.png")
+    assert not support_mask(tmp_path / "m.png", 0, 1).any() and not support_mask(tmp_path / "m.png", 1, 2).any()
+
+
+def test_values_and_categories_out_of_range(tmp_path):
+    write(tmp_path / "m.png", value=255)
+    with pytest.raises(DataError, match=r"m\.png.*255.*open_domain_object_category_num is 3"):
+        support_mask(tmp_path / "m.png", 0, 3)
+    for category, count in ((1, 1), (-1, 2), (2, 2)):
+        with pytest.raises(ConfigError, match=rf"specific_defect_category is {category}.*category_num is {count}"):
+            support_mask(tmp_path / "m.png", category, count)

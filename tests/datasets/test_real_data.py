@@ -1,0 +1,74 @@
+"""Readers on real photographs; skipped where they are not at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import vision_v1
+from datasets.images import image_size, read_image, read_mask
+from datasets.open_domain import read_open_domain, support_mask
+from datasets.samples import load_or_build
+
+DATA = Path(os.environ.get("SOFS_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+if not DATA.is_dir():
+    pytest.skip(f"no real images in {DATA}; set SOFS_DATA", allow_module_level=True)
+
+COUNTS = {"MT_Blowhole": 115, "MT_Break": 85, "MT_Crack": 57, "MT_Fray": 32, "MT_Uneven": 99}
+SHARES = {"MT_Blowhole": 0.002, "MT_Crack": 0.005, "MT_Break": 0.04, "MT_Fray": 0.17, "MT_Uneven": 0.25}
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return load_or_build(vision_v1, "VISION_V1", DATA / "magnetic_tile", list(COUNTS), cache, save=False, load=False)
+
+
+def test_every_labelled_magnetic_tile_is_a_sample(tiles):
+    counts = {name: sum(sample.object == name for sample in tiles.samples) for name in COUNTS}
+    assert counts == COUNTS
+    assert tiles.missing_images() == []
+    assert all(sample.size == image_size(tiles.image_path(sample)) for sample in tiles.samples)
+
+
+def test_magnetic_tile_defects_cover_what_was_measured(tiles):
+    for name, share in SHARES.items():
+        shares = [sample.area_share for sample in tiles.samples if sample.object == name]
+        assert np.mean(shares) == pytest.approx(share, rel=0.35)
+
+
+def test_masks_lie_within_the_boxes_of_their_annotations(tiles):
+    folder = DATA / "magnetic_tile" / "MT_Blowhole" / "train"
+    content = json.loads((folder / "_annotations.coco.json").read_text())
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    masks = {Path(s.image).name: s.decode_mask() for s in tiles.samples if s.image.startswith("MT_Blowhole/train")}
+    outside = {name: mask.copy() for name, mask in masks.items()}
+    for annotation in content["annotations"]:
+        x, y, w, h = (int(value) for value in annotation["bbox"])
+        assert masks[names[annotation["image_id"]]][y : y + h, x : x + w].any()
+        outside[names[annotation["image_id"]]][y : y + h, x : x + w] = 0
+    assert masks and not any(mask.any() for mask in outside.values())
+
+
+def test_blowholes_are_darker_than_their_surroundings(tiles):
+    darker = []
+    for sample in tiles.samples[:40]:
+        grey, mask = read_image(tiles.image_path(sample)).mean(axis=2), sample.decode_mask() > 0
+        darker.append(grey[mask].mean() < grey[~mask].mean())
+    assert tiles.samples[0].object == "MT_Blowhole" and np.mean(darker) > 0.8
+
+
+def test_severstal_steel():
+    steel = read_open_domain(DATA, "severstal_steel")
+    assert [len(steel.supports), len(steel.queries), len(steel.true_labels)] == [1, 6, 6]
+    image, mask = steel.supports[0]
+    marked = support_mask(mask, 0, 1)
+    assert read_image(image).shape == (256, 1600, 3) and marked.shape == (256, 1600)
+    assert 0.0005 < marked.mean() < 0.05
+    for query in steel.queries:
+        label = read_mask(steel.true_labels[query.name])
+        assert label.shape == read_image(query).shape[:2] and 0 < label.mean() < 0.05

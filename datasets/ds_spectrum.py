@@ -46,10 +46,19 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
     return [path for pair in _pairs(_object_folder(Path(root), object, key)) for path in pair]
 
 
-def _object_folder(root: Path, name: str, key: str) -> Path:
-    candidates = [root / name, root / "DS-MVTec" / name]
+def has_object(root: Path, object: str) -> bool:
+    """Whether the root holds a folder for the object."""
+    return any(folder.is_dir() for folder in _candidates(root, object))
+
+
+def _candidates(root: Path, name: str) -> list[Path]:
     if name.endswith(_VISION_SUFFIX):
-        candidates = [root / name, root / "DS-VISION" / name.removesuffix(_VISION_SUFFIX)]
+        return [root / name, root / "DS-VISION" / name.removesuffix(_VISION_SUFFIX)]
+    return [root / name, root / "DS-MVTec" / name]
+
+
+def _object_folder(root: Path, name: str, key: str) -> Path:
+    candidates = _candidates(root, name)
     for folder in candidates:
         if folder.is_dir():
             return folder

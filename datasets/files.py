@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datasets.images import image_size
+from datasets.images import contradicts, image_size
 from utils.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -56,8 +56,9 @@ def missing_object(root: Path, tried: Sequence[Path], key: str, parents: Sequenc
 
 
 def _check_same_size(image: Path, mask: Path) -> None:
-    image_hw, mask_hw = image_size(image), image_size(mask)
-    if image_hw != mask_hw:
+    mask_hw = image_size(mask)
+    if contradicts(image, mask_hw):
+        image_hw = image_size(image)
         raise DataError(
             f"{mask} is {mask_hw[0]} x {mask_hw[1]} (h x w), but its image {image} is {image_hw[0]} x {image_hw[1]}; "
             "a mask needs the size of its image"

@@ -65,6 +65,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return height, width
 
 
+def contradicts(path: str | Path, size: tuple[int, int]) -> bool:
+    """Whether an image's header says another size (h, w). A file that cannot be read contradicts nothing: whoever
+    needs its pixels reports it, so that one broken image does not stop the reading of an index."""
+    try:
+        return image_size(path) != size
+    except DataError:
+        return False
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:

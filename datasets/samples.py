@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +57,10 @@ class Sample:
         """The class for people: object/category_name."""
         return f"{self.object}/{self.category_name}"
 
+    def moved(self, folder: str) -> Sample:
+        """The same sample with its image below `folder`, a path relative to the root of another index."""
+        return replace(self, image=Path(folder, self.image).as_posix())
+
     def decode_mask(self) -> np.ndarray:
         """Mask, uint8 (h, w) in {0, 1}."""
         return rle_decode(self.mask)
@@ -67,6 +71,9 @@ class Reader(Protocol):
 
     def read_object(self, root: Path, object: str, key: str) -> tuple[list[Sample], list[str]]:
         """Samples of one object, and one line for each kind of thing that was left out."""
+
+    def has_object(self, root: Path, object: str) -> bool:
+        """Whether the root holds the object."""
 
     def source_files(self, root: Path, object: str, key: str) -> list[Path]:
         """The files whose change makes a saved index of the object stale."""

@@ -90,3 +90,9 @@ class TrainTransform:
         picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
         picture, marks = self.pipeline(picture, tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask))))
         return picture.permute(1, 2, 0).numpy(), marks.numpy()
+
+
+def denormalise(image: Tensor) -> np.ndarray:
+    """A normalised (3, S, S) float image back to pixels, (S, S, 3) uint8 RGB."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.files import ANY_PATH_KEY, missing_object
-from datasets.images import image_size
+from datasets.images import contradicts, image_size
 from datasets.masks import Rle, check_polygons, rasterise_polygons, rle_area, rle_encode, rle_merge, rle_of_annotation
 from datasets.samples import Sample
 from utils.errors import DataError
@@ -61,6 +61,11 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
         samples += part_samples
         notes += _notes(path, len(images), shapes, len(part_samples))
     return samples, notes
+
+
+def has_object(root: Path, object: str) -> bool:
+    """Whether the root holds a folder for the object."""
+    return (root / object).is_dir()
 
 
 def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
@@ -170,7 +175,7 @@ def _image_file(path: Path, image: dict) -> Path:
     file = path.parent / image["file_name"]
     if not file.is_relative_to(path.parent):
         raise DataError(f"{path}: image {image['id']} is {file}; file_name must be relative to {path.parent}")
-    if file.is_file() and image_size(file) != _size(image):
+    if contradicts(file, _size(image)):
         raise DataError(
             f"{path}: image {image['id']} is listed as {_size(image)} (h, w), but {file} is {image_size(file)}; "
             "annotations refer to the pixels as stored, without EXIF rotation"

@@ -34,8 +34,9 @@ CHOICES = {
     "TRAIN.backbone": (*DINOV2_BLOCKS, *CNN_STAGES),
     "TRAIN.precision": ("fp32", "bf16", "fp16"),
     "TRAIN.attention": ("sdpa", "xformers"),
-    "TEST.method": ("SOFS",),
+    "TEST.method": ("SOFS", "prior"),
     "TEST.merge": ("probability", "reference"),
+    "TRAIN.SOFS.empty_supports": ("skip", "reference"),
     "TEST.query_scale": ("support", "query"),
 }
 

@@ -56,6 +56,7 @@ _C.TRAIN.extra_dataset_paths = []  # ours: further roots in the same layout whos
 _C.TRAIN.backbone = "dinov2_vitb14"
 _C.TRAIN.backbone_load_state_dict = True  # load pretrained weights into the backbone; False: random weights
 _C.TRAIN.backbone_checkpoint = ""  # file of the backbone's weights; empty: download the official file
+_C.TRAIN.backbone_sha256 = ""  # ours: expected SHA-256 of that file; empty: not compared
 _C.TRAIN.load_checkpoint = False  # start the head from the weights in load_model_path
 _C.TRAIN.load_model_path = ""  # file of those weights
 _C.TRAIN.resume = ""  # ours: file of a training state to go on from; empty: a new training
@@ -75,6 +76,9 @@ _C.TRAIN.SOFS.meta_cls = True  # support prototype as classifier; False: convolu
 _C.TRAIN.SOFS.normal_sim_aug = True  # feed the abnormal prior, too, to the query's mixing
 _C.TRAIN.SOFS.conv_vit_down_sampling = True  # masks to tokens by foreground share; False: bilinear interpolation
 _C.TRAIN.SOFS.smooth_r = 1e5  # eta of the Dice term of queries without defect
+# ours: support views without a defect pixel: skip (crops always hold their defect, empty views are left out of means), or
+# reference (as published: a crop may miss it, and counts as zero)
+_C.TRAIN.SOFS.empty_supports = "skip"
 _C.TRAIN.SOFS.prior_residual = False  # ours: add the training-free prior's difference to the logits, by a learned scale
 
 _C.TRAIN.LOSS = CfgNode()

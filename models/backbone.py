@@ -68,7 +68,12 @@ class Backbone(nn.Module):
         """
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
-            images * self.scale + self.offset, indices=self.layers, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            images * self.scale + self.offset,
+            indices=self.layers,
+            norm=False,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
         )
         return [to_grid(m, grid) for m in maps]
 

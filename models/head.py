@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PRIOR_WEIGHT = 10.0
+RESIDUAL_SCALE = 10.0
+OWN_SCALE = 0.1
 
 
 def reduction(channels: int, width: int) -> nn.Sequential:
@@ -90,6 +92,8 @@ class Head(nn.Module):
         embed_dim: width of the transformer.
         num_heads, num_stages: attention heads and layers.
         temperature: of the fusion.
+        prior_residual: expect one more prior map, the joint prior (`models.joint_prior.difference`), and add it to the
+            logits (ours), both by learned factors: the head starts near the method without training and corrects it.
         meta_cls: True: the support prototype is the classifier; False: a convolutional classifier of two channels.
     """
 
@@ -104,6 +108,7 @@ class Head(nn.Module):
         num_stages: int = 2,
         temperature: float = 0.1,
         meta_cls: bool = True,
+        prior_residual: bool = False,
     ) -> None:
         super().__init__()
         self.temperature = temperature
@@ -111,10 +116,12 @@ class Head(nn.Module):
         self.support_reduce = reduction(channels, reduce_dim)
         self.prototype_reduce = reduction(channels, reduce_dim)
         self.support_mix = mixing(2 * reduce_dim, embed_dim)
-        self.query_mix = mixing(2 * reduce_dim + num_priors, embed_dim)
+        self.query_mix = mixing(2 * reduce_dim + num_priors + prior_residual, embed_dim)
         self.transformer = nn.Sequential(*(TransformerLayer(embed_dim, num_heads) for _ in range(num_stages)))
         self.support_prototype = nn.Conv2d(embed_dim, embed_dim, 1) if meta_cls else None
         self.classifier = None if meta_cls else two_channel_classifier(embed_dim)
+        self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if prior_residual else None
+        self.own_scale = nn.Parameter(torch.tensor(OWN_SCALE)) if prior_residual else None
 
     def embed_support(self, features: Tensor, prototype: Tensor) -> tuple[Tensor, Tensor]:
         """Embed supports.

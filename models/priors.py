@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PROTOTYPE_EPS = 0.0005
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 
 
 def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
@@ -27,10 +27,7 @@ def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
     """
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     grid = (mask.shape[-2] // patch, mask.shape[-1] // patch)
-    if by_area:
-        small = F.avg_pool2d(flat, patch)
-    else:
-        small = F.interpolate(flat, grid, mode="bilinear", align_corners=True)
+    small = F.avg_pool2d(flat, patch) if by_area else F.interpolate(flat, grid, mode="bilinear", align_corners=True)
     return small.reshape(*mask.shape[:-2], *grid)
 
 
@@ -89,11 +86,11 @@ def semantic_prior(query: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         query: (B, M, C) unit tokens.
-        foreground: (B or 1, K, N, C) unit tokens scaled by their share, padded as `gather_foreground` does.
+        foreground: (B or 1, K, N, C) unit tokens, zero where `gather_foreground` padded.
         valid: (B or 1, K) weights of the supports; a support of weight 0 is left out of the mean.
 
     Returns:
-        (B, M): mean over supports of the largest scaled cosine.
+        (B, M): mean over supports of the largest cosine; the padding, like the background, counts as 0.
     """
     best = torch.stack([best_similarity(query, foreground[:, k]) for k in range(foreground.shape[1])], dim=1)
     return (best * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import joint_prior
 from models.backbone import Backbone
 from models.head import Head
+from models.joint_prior import JointMemory
 from models.priors import (
     abnormal_prior,
     downsample_mask,
@@ -27,12 +29,13 @@ class SupportMemory:
     Attributes:
         marked: (B,) bool, whether any support has a marked pixel.
         weight: (B, K) weight of each support in the means over supports.
-        foreground: per layer (B, K, N, C_l), unit tokens scaled by their share.
+        foreground: per layer (B, K, N, C_l), unit tokens of positive share, padded with zeros.
         background: per layer (B, K * h * w, C_l), unit tokens scaled by 1 - share.
         prototype: (B, reduce_dim), reduced prototype, mean over supports.
         tokens: (B, M, embed_dim), transformed support tokens of the foreground.
         shares: (B, M), their shares.
         support_prototype: (B, embed_dim), the classifier.
+        joint: labelled tokens over all layers, where the head takes the joint prior.
     """
 
     marked: Tensor
@@ -43,6 +46,7 @@ class SupportMemory:
     tokens: Tensor
     shares: Tensor
     support_prototype: Tensor
+    joint: JointMemory | None
 
 
 class SOFS(nn.Module):
@@ -93,6 +97,7 @@ class SOFS(nn.Module):
         weight = valid if self.skip_empty_supports else torch.ones_like(valid)
         with _full_precision(share):
             foreground, background = zip(*(_split(unit_tokens(f.float()), flat, b) for f in features), strict=True)
+            joint = joint_prior.remember(features, share) if self.head.residual_scale is not None else None
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
         transformed, reduced = self.head.embed_support(torch.cat(features, dim=1), prototypes)
         tokens, shares = gather_foreground(
@@ -107,6 +112,7 @@ class SOFS(nn.Module):
             tokens=tokens,
             shares=shares,
             support_prototype=self._classifier(transformed, flat, weight),
+            joint=joint,
         )
 
     def _classifier(self, transformed: Tensor, share: Tensor, weight: Tensor) -> Tensor:
@@ -129,9 +135,16 @@ class SOFS(nn.Module):
         """Log-odds of defect and abnormal prior maps on the token grid: (B, h, w) and (B, L, h, w)."""
         semantic, abnormal = self.priors(features, memory)
         priors = torch.cat([semantic, abnormal], dim=1) if self.abnormal_to_head else semantic
+        if memory.joint is None:
+            return self._head_logits(features, memory, priors), abnormal
+        with _full_precision(features[0]):
+            gap = joint_prior.difference(features, memory.joint)
+        logits = self._head_logits(features, memory, torch.cat([priors, gap.unsqueeze(1)], dim=1))
+        return self.head.own_scale * logits.float() + self.head.residual_scale * gap, abnormal
+
+    def _head_logits(self, features: list[Tensor], memory: SupportMemory, priors: Tensor) -> Tensor:
         query = self.head.embed_query(torch.cat(features, dim=1), memory.prototype, priors)
-        logits = self.head.logits(query, memory.tokens, memory.shares, memory.support_prototype)
-        return logits, abnormal
+        return self.head.logits(query, memory.tokens, memory.shares, memory.support_prototype)
 
     def segment(self, windows: Tensor, memory: SupportMemory) -> Tensor:
         """Segment windows.
@@ -164,7 +177,7 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _split(tokens: Tensor, share: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Foreground and background tokens of (B * K, h * w, C), each scaled by its share."""
+    """Unit tokens (B * K, h * w, C) to those of positive share, and to all scaled by the share of background."""
     flat = share.flatten(1)
     foreground, weight = gather_foreground(tokens, flat)
     background = tokens * (1 - flat).unsqueeze(-1)

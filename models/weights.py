@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import math
-import pickle
 from pathlib import Path
-from zipfile import BadZipFile
 
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
@@ -43,8 +40,11 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError) as error:
-        raise WeightsError(f"{key}: {path} is not a readable weights file ({error}); download it again") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(
+            f"{key}: {path} is not a readable weights file ({type(error).__name__}): cut off, or a web page saved "
+            "under its name? Download it again"
+        ) from error
     for name in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -116,10 +116,7 @@ def resize_position_embedding(
     if (side, side) == tuple(grid):
         return embedding
     patches = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    if offset:
-        target = {"scale_factor": tuple((n + offset) / side for n in grid)}
-    else:
-        target = {"size": tuple(grid)}
+    target = {"scale_factor": tuple((n + offset) / side for n in grid)} if offset else {"size": tuple(grid)}
     patches = F.interpolate(patches, mode="bicubic", antialias=antialias, **target)
     return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
@@ -166,8 +163,21 @@ def _download(name: str, key: str) -> Path:
                 f"the weights of {name} could not be downloaded ({error}); fetch {url} on a machine with a connection "
                 f"and set {key} to the file, or place it at {target}"
             ) from error
+        _refuse_broken(target, url, key)
     verify_recorded_sha256(target)
     return target
+
+
+def _refuse_broken(target: Path, url: str, key: str) -> None:
+    """Keep no cut-off download and no error page: torch.hub compares no length."""
+    try:
+        read_weights(target, key)
+    except WeightsError as error:
+        target.unlink()
+        raise WeightsError(
+            f"{url} gave no readable weights file; nothing was kept: run again, or fetch it by hand and set {key} to "
+            "the file"
+        ) from error
 
 
 def verify_recorded_sha256(path: Path) -> None:
@@ -196,7 +206,9 @@ def verify_sha256(path: str | Path, expected: str, key: str) -> None:
     """
     digest = sha256_of(path)
     if digest != expected.lower():
-        raise WeightsError(f"{path} has SHA-256 {digest}, but {key} expects {expected}; download it again or mend the key")
+        raise WeightsError(
+            f"{path} has SHA-256 {digest}, but {key} expects {expected}; download it again or mend the key"
+        )
 
 
 def sha256_of(path: str | Path) -> str:

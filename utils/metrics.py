@@ -1,4 +1,4 @@
-"""Intersection over union per class, mIoU and FB-IoU, from integer pixel counts (protocol of the paper, section 4.1)."""
+"""Intersection over union per class, mIoU and FB-IoU, from integer pixel counts (paper, section 4.1)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""`build_model(cfg)`: the one function of models/ that reads the config."""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+from models.backbone import Backbone, build_backbone
+from models.head import Head
+from models.prior_method import PriorMethod
+from models.sofs import SOFS
+
+
+def build_model(cfg: CfgNode) -> SOFS:
+    """SOFS with pretrained backbone and random head, on the CPU."""
+    own = cfg.TRAIN.SOFS
+    backbone = _backbone(cfg)
+    num_layers = len(backbone.layers)
+    head = Head(
+        sum(backbone.channels),
+        num_layers * (2 if own.normal_sim_aug else 1),
+        reduce_dim=own.reduce_dim,
+        embed_dim=own.transformer_embed_dim,
+        num_heads=own.transformer_nums_heads,
+        num_stages=own.transformer_num_stages,
+        temperature=own.target_semantic_temperature,
+        meta_cls=own.meta_cls,
+        prior_residual=own.prior_residual,
+    )
+    return SOFS(
+        backbone,
+        head,
+        abnormal_to_head=own.normal_sim_aug,
+        area_downsampling=own.conv_vit_down_sampling,
+        skip_empty_supports=own.empty_supports == "skip",
+    )
+
+
+def build_prior_method(cfg: CfgNode, backbone: Backbone | None = None) -> PriorMethod:
+    """The method without training, on a backbone of its own or on one that is there already."""
+    return PriorMethod(backbone or _backbone(cfg))
+
+
+def _backbone(cfg: CfgNode) -> Backbone:
+    return build_backbone(
+        cfg.TRAIN.backbone,
+        layers=cfg.TRAIN.SOFS.prior_layer_pointer,
+        image_size=cfg.DATASET.image_size,
+        stride=cfg.TRAIN.SOFS.vit_patch_size,
+        checkpoint=cfg.TRAIN.backbone_checkpoint,
+        sha256=cfg.TRAIN.backbone_sha256,
+        pretrained=cfg.TRAIN.backbone_load_state_dict,
+        attention=cfg.TRAIN.attention,
+    )

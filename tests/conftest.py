@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from models.backbone import Backbone
+from models.checkpoint import head_state
+from models.head import Head
+from models.sofs import SOFS
+from models.weights import resize_position_embedding
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Arrays of one golden file, by its name."""
+    folder = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden"))
+
+    def read(name):
+        with np.load(folder / f"{name}.npz") as arrays:
+            return dict(arrays)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def tensors(golden):
+    """As `golden`, as tensors; texts stay numpy arrays."""
+
+    def read(name):
+        return {k: v if v.dtype.kind == "U" else torch.tensor(v) for k, v in golden(name).items()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_vit(tensors):
+    """The tiny ViT of the golden figures for square images of a given side."""
+
+    def build(image_size=70):
+        vit = VisionTransformer(
+            img_size=image_size, patch_size=14, embed_dim=48, depth=12, num_heads=3, init_values=1e-5, num_classes=0
+        )
+        vit.pretrained_cfg = IMAGENET
+        state = {k.removeprefix("backbone."): v for k, v in tensors("state_dict").items() if k.startswith("backbone.")}
+        del state["mask_token"]
+        state["pos_embed"] = resize_position_embedding(state["pos_embed"], vit.patch_embed.grid_size)
+        vit.load_state_dict(state)
+        return vit.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def golden_model(tensors, golden_vit):
+    """The tiny SOFS of the golden figures, in eval mode; options go to SOFS."""
+
+    def build(meta_cls=True, **options):
+        state = tensors("state_dict")
+        if not meta_cls:
+            state = {k: v for k, v in state.items() if ".support_prototype." not in k}
+            state |= tensors("state_dict_metacls0_extra")
+        head = Head(6 * 48, 12, reduce_dim=32, embed_dim=32, meta_cls=meta_cls)
+        head.load_state_dict(head_state(state))
+        return SOFS(Backbone(golden_vit(), range(5, 11), 14), head, **options).eval()
+
+    return build

@@ -1,0 +1,55 @@
+"""Which methods a test compares, with their weights, and the predictor that asks them."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from models.build import build_model, build_prior_method
+from models.sofs import SOFS
+from tools.predictor import Predictor
+from utils.checkpoint import load_head
+
+LOG = logging.getLogger(__name__)
+PRIOR = "prior"
+
+
+def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
+    """The methods of a test by name: TEST.method with its weights and, with TEST.baseline, the prior.
+
+    Without a checkpoint to load only the prior is left, which needs none; a notice says so.
+    """
+    if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint:
+        if cfg.TEST.method != PRIOR:
+            LOG.warning(
+                "no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r", PRIOR
+            )
+        return {PRIOR: build_prior_method(cfg)}
+    model = build_model(cfg)
+    load_head(cfg.TEST.load_model_path, model, "TEST.load_model_path")
+    return with_baseline(cfg, model)
+
+
+def with_baseline(cfg: CfgNode, model: SOFS) -> dict[str, nn.Module]:
+    """The model and, with TEST.baseline, the prior on the same backbone."""
+    baseline = {PRIOR: build_prior_method(cfg, model.backbone)} if cfg.TEST.baseline else {}
+    return {"SOFS": model} | baseline
+
+
+def build_predictor(cfg: CfgNode, methods: dict[str, nn.Module], device: torch.device) -> Predictor:
+    """A predictor with the windows, merging and arithmetic that the config asks for."""
+    for method in methods.values():
+        method.to(device).eval()
+    return Predictor(
+        methods,
+        image_size=cfg.DATASET.image_size,
+        crop_size=cfg.DATASET.crop_size,
+        device=device,
+        window_batch=cfg.TEST_SETUPS.ND_batch_size,
+        merge=cfg.TEST.merge,
+        threshold=cfg.TEST.threshold,
+        precision=cfg.TRAIN.precision,
+    )

@@ -1,0 +1,105 @@
+"""The open domain job: segment the query images of objects of which only a few masked examples are known."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from datasets.build import view_settings
+from datasets.episodes import derive_seed, prepare_views, support_views
+from datasets.images import read_image, read_mask
+from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
+from datasets.queries import is_windowed
+from tools.methods import build_predictor, test_methods
+from tools.predictor import Predictor, Segmentation
+from utils.errors import DataError
+from utils.logging import setup_logging
+from utils.metrics import SegmentationMeter
+from utils.precision import pick_device
+from utils.run import create_run_folder, provenance, write_json
+from utils.visualize import overlay, write_image
+
+LOG = logging.getLogger(__name__)
+OPEN_DOMAIN_NAME = "opendomain_test_dataset"
+SCORE_LEVELS = 65535
+
+
+def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
+    """Segment every query of every object of the config.
+
+    Writes per object and query, at the query's size: `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is
+    probability 1), `overlays/NAME.png`; and metrics.json with IoU where there are true labels.
+    """
+    setup_logging()
+    names = cfg.DATASET.open_domain_test_object
+    objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
+    supports = [read_supports(cfg, item, number) for number, item in enumerate(objects)]
+    predictor = build_predictor(cfg, test_methods(cfg), pick_device(cfg.DEVICE))
+    create_run_folder(folder, cfg)
+    setup_logging(folder / "test.log")
+    report = {
+        item.name: _segment_object(cfg, predictor, item, pairs, folder / item.name)
+        for item, pairs in zip(objects, supports, strict=True)
+    }
+    write_json(folder / "metrics.json", {"objects": report, "shot": [len(o.supports) for o in objects]} | provenance())
+    LOG.info("masks, scores and overlays in %s", folder)
+
+
+def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and masks of the chosen category of the supports of object `number`."""
+    category_num, category = (
+        values[number if len(values) > 1 else 0]
+        for values in (cfg.DATASET.open_domain_object_category_num, cfg.DATASET.open_domain_specific_defect_category)
+    )
+    pairs = [(read_image(image), support_mask(mask, category, category_num)) for image, mask in item.supports]
+    if not any(mask.any() for _, mask in pairs):
+        LOG.warning("%s: no support pixel is marked: scores are those of anomaly detection", item.name)
+    return pairs
+
+
+def _segment_object(
+    cfg: CfgNode, predictor: Predictor, item: OpenDomainObject, pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path
+) -> dict[str, Any]:
+    settings = view_settings(cfg)
+    rng = random.Random(derive_seed(cfg.RNG_SEED))
+    views = [view for pair in pairs for view in support_views(*pair, settings, rng)]
+    memory = predictor.remember(*prepare_views(views, settings.image_size))
+    windowed = is_windowed([mask for _, mask in pairs], settings.resize_ratio)
+    meters = {method: SegmentationMeter([item.name]) for method in predictor.methods}
+    faults = []
+    for path in item.queries:
+        try:
+            image = read_image(path)
+            target = read_mask(item.true_labels[path.name]) if path.name in item.true_labels else None
+        except DataError as error:
+            LOG.warning("left out: %s", error)
+            faults.append(str(error))
+            continue
+        answers = predictor.segment(image, memory, windowed=windowed)
+        write_answer(folder, path.stem, image, next(iter(answers.values())))
+        for method, answer in answers.items():
+            if target is not None:
+                meters[method].update(item.name, answer.label, target)
+    if len(faults) == len(item.queries):
+        raise DataError(f"{item.name}: no query could be read: {'; '.join(faults[:3])}")
+    return _report(item, meters, faults)
+
+
+def write_answer(folder: Path, name: str, image: np.ndarray, answer: Segmentation) -> None:
+    """Write mask, 16-bit score and overlay of one query."""
+    write_image(folder / "masks" / f"{name}.png", answer.mask.astype(np.uint8) * 255)
+    write_image(folder / "scores" / f"{name}.png", np.rint(answer.score * SCORE_LEVELS).astype(np.uint16))
+    write_image(folder / "overlays" / f"{name}.png", overlay(image, answer.mask))
+
+
+def _report(item: OpenDomainObject, meters: dict[str, SegmentationMeter], faults: list[str]) -> dict[str, Any]:
+    iou = {method: meter.class_iou()[item.name] for method, meter in meters.items()}
+    if item.true_labels:
+        shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
+        LOG.info("%s: pooled IoU over %d labelled queries: %s", item.name, len(item.true_labels), shown)
+    return {"queries": len(item.queries), "iou": iou if item.true_labels else {}, "unreadable": faults}

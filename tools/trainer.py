@@ -1,0 +1,255 @@
+"""The training job. One process: `python train.py --cfg FILE`; many: the same with `--opts NUM_GPUS N`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from datasets.build import build_test_index, build_train_index, build_training_episodes
+from datasets.episodes import EpisodeSampler, TrainingEpisodes, derive_seed
+from datasets.samples import SampleIndex
+from datasets.transforms import denormalise
+from models.build import build_model
+from models.losses import MixedNormalDiceLoss
+from models.priors import downsample_mask
+from models.sofs import SOFS, upsample
+from tools.methods import build_predictor, with_baseline
+from tools.schedule import build_optimizer, build_schedule
+from tools.tester import record, test_index
+from utils.checkpoint import load_head, load_state, save_head, save_state
+from utils.distributed import is_main, launch, rank, sum_over_processes, world_size
+from utils.errors import DataError
+from utils.logging import setup_logging
+from utils.metrics import SegmentationMeter
+from utils.precision import autocast, pick_device
+from utils.run import create_run_folder, run_folder
+from utils.visualize import TRUTH, outline, overlay, panels
+
+LOG = logging.getLogger(__name__)
+TARGET_SHARE = 0.1
+
+
+def run_training(cfg: CfgNode, config_file: str) -> Path:
+    """Run train.py's job in NUM_GPUS processes; returns the run's folder."""
+    folder = run_folder(cfg, config_file)
+    launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
+    return folder
+
+
+def train(cfg: CfgNode, folder: Path) -> None:
+    """Train, test every `epoch_test` epochs and at the end, keep head and state."""
+    setup_logging()
+    index = build_train_index(cfg)
+    missing = index.missing_images()
+    if missing:
+        raise DataError(f"{len(missing)} training images are missing, the first {missing[0]}; mend the annotations "
+                        "or TRAIN.dataset_path")  # fmt: skip
+    tests = {name: build_test_index(cfg, name) for name in cfg.DATASET.sub_datasets} if _tests(cfg) else {}
+    trainer = Trainer(cfg, index, folder)
+    if is_main():
+        create_run_folder(folder, cfg)
+        setup_logging(folder / "train.log")
+        trainer.writer = SummaryWriter(folder / "events")
+    LOG.info("training on %d samples of %d classes: %s", len(index), len(index.classes()), ", ".join(index.objects()))
+    trainer.run(tests)
+
+
+def _tests(cfg: CfgNode) -> bool:
+    return cfg.TRAIN_SETUPS.TEST_SETUPS.test_state
+
+
+class EpisodeLoss(nn.Module):
+    """One training step's forward pass, in one module so that DistributedDataParallel sees it whole.
+
+    Args:
+        model: what is trained.
+        loss: of probabilities on the token grid.
+    """
+
+    def __init__(self, model: SOFS, loss: MixedNormalDiceLoss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and token probabilities (B, h, w) float32 of a batch of `TrainingEpisodes`."""
+        memory = self.model.encode_support(batch["supports"], batch["support_masks"])
+        logits, _ = self.model.token_logits(self.model.backbone(batch["query"]), memory)
+        with torch.autocast(logits.device.type, enabled=False):
+            probability = logits.float().sigmoid()
+            share = downsample_mask(batch["query_mask"], self.model.backbone.stride)
+            return self.loss(probability, share > TARGET_SHARE), probability
+
+
+class Trainer:
+    """State of a training: model, optimizer, schedule, epoch.
+
+    Args:
+        cfg: the config.
+        index: the training samples.
+        folder: of the run.
+    """
+
+    def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
+        self.cfg, self.folder = cfg, folder
+        self.device = pick_device(cfg.DEVICE if world_size() == 1 else rank())
+        torch.manual_seed(cfg.RNG_SEED)
+        self.model = build_model(cfg).to(self.device)
+        if cfg.TRAIN.load_checkpoint:
+            load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path")
+        own, setups = cfg.TRAIN.LOSS, cfg.TRAIN_SETUPS
+        self.index = index
+        self.episodes = build_training_episodes(cfg, index)
+        self.sampler = EpisodeSampler(len(self.episodes), cfg.RNG_SEED, rank(), world_size())
+        self.loader = _loader(self.episodes, self.sampler, setups.batch_size, setups.num_workers, self.device)
+        step = EpisodeLoss(self.model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight))
+        self.step = DistributedDataParallel(step) if world_size() > 1 else step
+        self.optimizer = build_optimizer(self.model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
+        self.schedule = build_schedule(self.optimizer, max(1, setups.epochs * len(self.loader)), setups.poly_training)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.TRAIN.precision == "fp16")
+        self.writer: SummaryWriter | None = None
+        self.epoch = 0
+        if cfg.TRAIN.resume:
+            self._resume(load_state(cfg.TRAIN.resume))
+
+    def run(self, tests: dict[str, SampleIndex]) -> None:
+        """All epochs that are left, with their tests; then the head's checkpoint."""
+        setups = self.cfg.TRAIN_SETUPS
+        every = setups.TEST_SETUPS.epoch_test
+        while self.epoch < setups.epochs:
+            self._one_epoch()
+            self.epoch += 1
+            self._save()
+            if self.epoch % every == 0 and self.epoch < setups.epochs:
+                self._test(tests)
+        self._test(tests)
+        if self.writer is not None:
+            self.writer.close()
+
+    def _one_epoch(self) -> None:
+        """1. draw  2. forward  3. backward  4. step  5. tell."""
+        cfg, every = self.cfg, self.cfg.TRAIN_SETUPS.TEST_SETUPS.train_miou
+        self.sampler.epoch = self.epoch
+        torch.manual_seed(derive_seed(cfg.RNG_SEED, self.epoch, rank()))
+        self.model.train()
+        meter = SegmentationMeter(dict.fromkeys(s.class_name for s in self.index.samples))
+        measures = (self.epoch + 1) % every == 0
+        losses, start = [], time.perf_counter()
+        bar = tqdm(self.loader, desc=f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", disable=not is_main())
+        for number, batch in enumerate(bar):
+            batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            with autocast(self.device, cfg.TRAIN.precision):
+                loss, probability = self.step(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+            losses.append(loss.detach())
+            rate = len(losses) * cfg.TRAIN_SETUPS.batch_size * world_size() / (time.perf_counter() - start)
+            bar.set_postfix(loss=f"{float(losses[-1]):.3f}", episodes_per_s=f"{rate:.2f}")
+            if measures:
+                _add_to_meter(meter, batch, probability.detach())
+            if number == 0:
+                self._picture(batch, probability.detach())
+        self._tell(float(torch.stack(losses).mean()), rate, meter if measures else None)
+
+    def _tell(self, loss: float, rate: float, meter: SegmentationMeter | None) -> None:
+        scalars = {
+            "train/loss": loss,
+            "train/learning_rate": self.schedule.get_last_lr()[0],
+            "train/episodes_per_second": rate,
+        }
+        LOG.info("epoch %d: loss %.4f, %.2f episodes/s", self.epoch + 1, loss, rate)
+        if meter is not None:
+            meter.counts = sum_over_processes(meter.counts, self.device)
+            known = {k: v for k, v in meter.class_iou().items() if v is not None}
+            LOG.info("training IoU: %s", ", ".join(f"{k} {100 * v:.1f}" for k, v in known.items()))
+            scalars["train/miou"] = meter.miou() or 0.0
+        self._scalars(scalars)
+
+    def _scalars(self, scalars: dict[str, float]) -> None:
+        if self.writer is not None:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, self.epoch)
+
+    def _picture(self, batch: dict[str, Tensor], probability: Tensor) -> None:
+        if self.writer is None:
+            return
+        size = batch["query"].shape[-2:]
+        mask = upsample(probability[:1], size)[0].cpu().numpy() > self.cfg.TEST.threshold
+        support, query = denormalise(batch["supports"][0, 0].cpu()), denormalise(batch["query"][0].cpu())
+        truth, known = batch["query_mask"][0].cpu().numpy(), batch["support_masks"][0, 0].cpu().numpy()
+        picture = panels(
+            [
+                (f"support {batch['class'][0]}", outline(support, known, TRUTH)),
+                ("query: truth", outline(query, truth, TRUTH)),
+                ("query: prediction", overlay(query, mask)),
+            ]
+        )
+        self.writer.add_image("train/episode", picture, self.epoch, dataformats="HWC")
+
+    def _test(self, tests: dict[str, SampleIndex]) -> None:
+        """Test the head beside the prior, and on the training objects where `val_state` asks for it."""
+        predictor = build_predictor(self.cfg, with_baseline(self.cfg, self.model), self.device)
+        wanted = dict(tests)
+        if tests and self.cfg.TRAIN_SETUPS.TEST_SETUPS.val_state:
+            wanted["validation"] = self.index
+        for name, index in wanted.items():
+            suffix = "" if name == "original" else f"_{name}"
+            evaluation = test_index(self.cfg, predictor, index, self.folder / f"figures{suffix}")
+            if is_main():
+                record(self.cfg, evaluation, self.folder / f"metrics{suffix}.json",
+                       f"{name} after {self.epoch} epochs", epochs=self.epoch)  # fmt: skip
+            self._scalars({f"{name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods})
+
+    def _save(self) -> None:
+        if not (is_main() and self.cfg.TRAIN.save_model):
+            return
+        checkpoints = self.folder / "checkpoints"
+        save_head(checkpoints / "head.safetensors", self.model, self.cfg.dump())
+        state = {
+            "head": self.model.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "config": self.cfg.dump(),
+        }
+        save_state(checkpoints / "state.pth", state)
+
+    def _resume(self, state: dict) -> None:
+        self.model.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch = state["epoch"]
+        LOG.info("going on after epoch %d", self.epoch)
+
+
+def _loader(
+    episodes: TrainingEpisodes, sampler: EpisodeSampler, batch_size: int, workers: int, device: torch.device
+) -> DataLoader:
+    return DataLoader(
+        episodes,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=False,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _add_to_meter(meter: SegmentationMeter, batch: dict[str, Tensor], probability: Tensor) -> None:
+    predictions = upsample(probability, batch["query"].shape[-2:]).cpu().numpy() > 0.5
+    for name, prediction, target in zip(batch["class"], predictions, batch["query_mask"].cpu().numpy(), strict=True):
+        meter.update(name, prediction.astype(np.uint8), target)

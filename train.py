@@ -1,0 +1,9 @@
+"""Train the head on the training objects of a split and test it: `python train.py --cfg FILE [--opts KEY VALUE ...]`."""
+
+import sys
+
+from tools.trainer import run_training
+from utils.main import run_main
+
+if __name__ == "__main__":
+    sys.exit(run_main(__doc__, run_training))

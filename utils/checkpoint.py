@@ -1,0 +1,69 @@
+"""What training leaves behind: the head as safetensors, and a state to go on from."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from models.checkpoint import head_state
+from models.sofs import SOFS
+from models.weights import load_checked, read_weights
+from utils.errors import WeightsError
+
+STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "config"}
+
+
+def save_head(path: Path, model: SOFS, config: str) -> None:
+    """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or not at all."""
+    tensors = {f"head.{name}": value.contiguous().cpu() for name, value in model.head.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    save_file(tensors, scratch, metadata={"format": "pt", "config": config})
+    os.replace(scratch, path)
+
+
+def load_head(path: str | Path, model: SOFS, key: str) -> None:
+    """Load a head of ours or a published checkpoint into the model.
+
+    Args:
+        path: `.safetensors` or PyTorch file.
+        model: built with the same settings.
+        key: the config key that names the file, for messages.
+
+    Raises:
+        WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong names and shapes.
+    """
+    state = head_state(read_weights(path, key))
+    if not state:
+        raise WeightsError(f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*)")
+    load_checked(model.head, state, f"{key}: {path}")
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    torch.save(state, scratch)
+    os.replace(scratch, path)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a training state, tensors and plain values only.
+
+    Raises:
+        WeightsError: missing, unreadable, or something else.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise WeightsError(f"TRAIN.resume: {path} is not a readable training state ({error})") from error
+    if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
+        raise WeightsError(f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run")
+    return state

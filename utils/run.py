@@ -1,0 +1,69 @@
+"""The folder of a run and what every run records."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from utils.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
+
+
+def run_folder(cfg: CfgNode, config_file: str) -> Path:
+    """OUTPUT_DIR / RUN_NAME, or a name made of the config's folder, the split and the time; not created yet."""
+    name = cfg.RUN_NAME
+    if not name:
+        stem = re.sub(r"\W+", "_", Path(config_file).resolve().parent.name)
+        name = f"{stem}_split{cfg.DATASET.split}_{datetime.now():%Y%m%d-%H%M%S}"
+    return Path(cfg.OUTPUT_DIR) / name
+
+
+def create_run_folder(folder: Path, cfg: CfgNode) -> None:
+    """Make the folder and write config.yaml.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", cfg.dump())
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Git revision (None outside a checkout, `+` after it for uncommitted changes) and versions."""
+    return {"git_revision": git_revision(), "python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+
+
+def git_revision() -> str | None:
+    """Revision of the checkout that this code runs from."""
+    where = Path(__file__).resolve().parent
+    command = ["git", "-C", str(where), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -1,0 +1,71 @@
+"""Pictures of what a method sees and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.errors import ConfigError
+
+PREDICTION = (255, 64, 64)
+TRUTH = (64, 255, 64)
+PANEL = 640
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION) -> np.ndarray:
+    """Tint a mask and draw its outline.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        mask: (h, w) bool or {0, 1}.
+        colour: RGB.
+
+    Returns:
+        (h, w, 3) uint8 RGB, a copy.
+    """
+    out = image.copy()
+    chosen = np.asarray(mask).astype(bool)
+    out[chosen] = (0.6 * out[chosen] + 0.4 * np.array(colour)).astype(np.uint8)
+    return outline(out, chosen, colour)
+
+
+def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Draw the contours of a mask into a copy of an RGB image, at least two pixels wide once it is shown small."""
+    contours, _ = cv2.findContours(np.asarray(mask).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(max(image.shape[:2]) / PANEL))
+    return cv2.drawContours(np.ascontiguousarray(image.copy()), contours, -1, colour, width)
+
+
+def heat(score: np.ndarray) -> np.ndarray:
+    """A (h, w) score in [0, 1] as colours, (h, w, 3) uint8 RGB."""
+    levels = (np.clip(score, 0, 1) * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+
+
+def panels(pictures: list[tuple[str, np.ndarray]], height: int = PANEL) -> np.ndarray:
+    """Pictures side by side, each with its caption, scaled to one height: list of (caption, RGB) to (H, W, 3) uint8."""
+    return np.concatenate([_captioned(caption, picture, height) for caption, picture in pictures], axis=1)
+
+
+def _captioned(caption: str, picture: np.ndarray, height: int) -> np.ndarray:
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    width, rows = (width, height) if width <= 3 * height else (3 * height, round(height * 3 * height / width))
+    method = cv2.INTER_AREA if rows < picture.shape[0] else cv2.INTER_NEAREST
+    small = cv2.resize(picture, (width, rows), interpolation=method)
+    canvas = np.full((height + 28, width + 4, 3), 255, np.uint8)
+    canvas[28 : 28 + rows, 2 : 2 + width] = small
+    return cv2.putText(canvas, caption, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write PNG: (h, w) uint8 or uint16, or (h, w, 3) uint8 RGB.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if not cv2.imwrite(str(path), coded):
+        raise ConfigError(f"OUTPUT_DIR: {path} cannot be written; is the disk full or the folder write-protected?")

@@ -1,4 +1,4 @@
-"""Test a head on a split, or segment open domain objects: `python test.py --cfg FILE [--opts KEY VALUE ...]`."""
+"""Test a head on a split, or segment open domain objects: `test.py --cfg FILE [--opts KEY VALUE ...]`."""
 
 import sys
 

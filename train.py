@@ -1,4 +1,4 @@
-"""Train the head on the training objects of a split and test it: `python train.py --cfg FILE [--opts KEY VALUE ...]`."""
+"""Train the head on the training objects of a split and test it: `train.py --cfg FILE [--opts KEY VALUE ...]`."""
 
 import sys
 

@@ -41,7 +41,9 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     roots = [cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths]
     objects = objects_of(cfg)[0]
     if not objects:
-        raise ConfigError(f"DATASET.name {cfg.DATASET.name} has no training objects; name some in DATASET.train_objects")
+        raise ConfigError(
+            f"DATASET.name {cfg.DATASET.name} has no training objects; name some in DATASET.train_objects"
+        )
     return _joined([_index(cfg, _root_of(cfg, roots, name), [name], "TRAIN.dataset_path") for name in objects])
 
 
@@ -60,6 +62,7 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
         crop_size=data.crop_size,
         resize_ratio=data.area_resize_ratio if data.name.endswith(NATIVE_SUFFIX) else None,
         views=data.s_in_shot,
+        normal_views=data.normal_views,
         crops_may_miss=cfg.TRAIN.SOFS.empty_supports == "reference",
     )
 
@@ -101,9 +104,9 @@ def _root_of(cfg: CfgNode, roots: list[str], name: str) -> Path:
 
 
 def _joined(indices: list[SampleIndex]) -> SampleIndex:
-    """One index, its images relative to the first root."""
-    first = indices[0].root
-    samples = [s.moved(os.path.relpath(i.root, first)) for i in indices for s in i.samples]
+    """One index, its images relative to the first root; links are resolved, for `..` leads elsewhere through them."""
+    first = indices[0].root.resolve()
+    samples = [s.moved(os.path.relpath(i.root.resolve(), first)) for i in indices for s in i.samples]
     if not samples:
         raise DataError(f"{first}: no training sample")
     return SampleIndex(first, samples, [note for i in indices for note in i.notes])

@@ -45,7 +45,14 @@ def crop_around(
 
 
 def support_boxes(
-    mask: np.ndarray, *, views: int, side: int, resize_ratio: float | None, rng: random.Random, may_miss: bool = False
+    mask: np.ndarray,
+    *,
+    views: int,
+    side: int,
+    resize_ratio: float | None,
+    rng: random.Random,
+    normal_views: int = 0,
+    may_miss: bool = False,
 ) -> list[Box]:
     """Boxes of the views of one support image.
 
@@ -55,17 +62,19 @@ def support_boxes(
         side: of a crop, native pixels.
         resize_ratio: area share above which the defect is seen in the whole image; None: always.
         rng: source of the crops.
+        normal_views: further crops around random normal pixels, which show what else is not a defect (ours).
         may_miss: see `crop_around`.
 
     Returns:
-        `views` boxes; all the whole image for a large defect, or for a mask without defect.
+        `views + normal_views` boxes; all the whole image for a large defect, or for a mask without defect.
     """
     if not needs_crops(mask, resize_ratio):
-        return [whole(mask)] * views
+        return [whole(mask)] * (views + normal_views)
     boxes = []
-    for _ in range(views):
-        pixel = random_pixel(mask > 0, rng)
-        boxes.append(whole(mask) if pixel is None else crop_around(pixel, mask.shape, side, rng, may_miss=may_miss))
+    for candidates, count in ((mask > 0, views), (mask == 0, normal_views)):
+        for _ in range(count):
+            pixel = random_pixel(candidates, rng)
+            boxes.append(whole(mask) if pixel is None else crop_around(pixel, mask.shape, side, rng, may_miss=may_miss))
     return boxes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.crops import cut, support_boxes, training_query_box, whole
+from datasets.crops import cut, support_boxes, training_query_box
 from datasets.images import read_image
 from datasets.samples import Sample, SampleIndex
 from datasets.transforms import TrainTransform, prepare_image, prepare_mask
@@ -47,7 +48,8 @@ class ViewSettings:
         image_size: side of the square network input, pixels.
         crop_size: side of crops and windows, native pixels.
         resize_ratio: area share above which a defect is seen in the whole image; None: always.
-        views: crops per support image.
+        views: crops per support image around its defect.
+        normal_views: further crops per support image around normal pixels.
         crops_may_miss: a support crop may miss its defect, as published.
     """
 
@@ -55,6 +57,7 @@ class ViewSettings:
     crop_size: int
     resize_ratio: float | None
     views: int
+    normal_views: int = 0
     crops_may_miss: bool = False
 
 
@@ -86,11 +89,19 @@ class EpisodeList:
         queries = [i for i, sample in enumerate(index.samples) if sample.class_key in self.classes]
         self.queries = [i for i in queries for _ in range(multiple)]
         if not self.queries:
-            raise DataError(f"{index.root}: no category with two labelled images in {len(index)} samples of "
-                            f"{', '.join(index.objects()) or 'no object'}; an episode needs a query and a support")  # fmt: skip
+            raise DataError(
+                f"{index.root}: no category with two labelled images in {len(index)} samples of "
+                f"{', '.join(index.objects()) or 'no object'}; an episode needs a query and a support"
+            )
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    def with_seed(self, seed: int) -> EpisodeList:
+        """The same queries with supports drawn from another seed."""
+        other = copy(self)
+        other.seed = seed
+        return other
 
     def episode(self, index: int, epoch: int = 0) -> Episode:
         """The episode of this number in this epoch (for tests: repeat)."""
@@ -110,6 +121,7 @@ def support_views(
     boxes = support_boxes(
         mask,
         views=settings.views,
+        normal_views=settings.normal_views,
         side=settings.crop_size,
         resize_ratio=settings.resize_ratio,
         rng=rng,
@@ -129,7 +141,7 @@ class TrainingEpisodes(Dataset):
 
     An item is asked for by `epoch * len + index`, so that a worker needs nothing but the number. It is a dict of
     query (3, S, S) float32, query_mask (S, S) uint8, supports (K, 3, S, S) float32, support_masks (K, S, S) uint8 with
-    K = shot x views, and the class name.
+    K = shot x (views + normal_views), and the class name.
 
     Args:
         episodes: what to draw.

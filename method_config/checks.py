@@ -36,6 +36,7 @@ CHOICES = {
     "TRAIN.attention": ("sdpa", "xformers"),
     "TEST.method": ("SOFS", "prior"),
     "TEST.merge": ("probability", "reference"),
+    "TRAIN.LOSS.resolution": ("token", "pixel"),
     "TRAIN.SOFS.empty_supports": ("skip", "reference"),
     "TEST.query_scale": ("support", "query"),
 }
@@ -67,6 +68,7 @@ BOUNDS = {
     "DATASET.crop_ratio": POSITIVE,
     "DATASET.shot": COUNT,
     "DATASET.s_in_shot": COUNT,
+    "DATASET.normal_views": NOT_NEGATIVE,
     "DATASET.normal_sample_sampling_prob": SHARE,
     "DATASET.test_sample_repeated_multiple": COUNT,
     "DATASET.few_shot_repeated_multiple": COUNT,

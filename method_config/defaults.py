@@ -37,6 +37,7 @@ _C.DATASET.crop_size = 518  # native pixels, side of crops and windows; shown to
 _C.DATASET.crop_ratio = [0.7, 1.2]  # range of the random factor on crop_size in training
 _C.DATASET.shot = 1  # support images per episode
 _C.DATASET.s_in_shot = 1  # views (crops) per support image
+_C.DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
 _C.DATASET.normal_sample_sampling_prob = 0.3  # probability that a training query crop is centred on a normal pixel
 _C.DATASET.test_sample_repeated_multiple = 1  # times each query is tested, with new supports each time
 _C.DATASET.few_shot_repeated_multiple = 1  # times the whole test runs, with seeds RNG_SEED, RNG_SEED + 1, ...
@@ -76,14 +77,15 @@ _C.TRAIN.SOFS.meta_cls = True  # support prototype as classifier; False: convolu
 _C.TRAIN.SOFS.normal_sim_aug = True  # feed the abnormal prior, too, to the query's mixing
 _C.TRAIN.SOFS.conv_vit_down_sampling = True  # masks to tokens by foreground share; False: bilinear interpolation
 _C.TRAIN.SOFS.smooth_r = 1e5  # eta of the Dice term of queries without defect
-# ours: support views without a defect pixel: skip (crops always hold their defect, empty views are left out of means), or
-# reference (as published: a crop may miss it, and counts as zero)
+# ours: support views without a defect pixel: skip (crops always hold their defect, empty views are left out of the
+# means), or reference (as published: a crop may miss it, and counts as zero)
 _C.TRAIN.SOFS.empty_supports = "skip"
 _C.TRAIN.SOFS.prior_residual = False  # ours: add the training-free prior's difference to the logits, by a learned scale
 
 _C.TRAIN.LOSS = CfgNode()
 _C.TRAIN.LOSS.dice_weight = 1.0  # weight of the mixed normal Dice loss
 _C.TRAIN.LOSS.ce_weight = 0.01  # weight of the cross entropy
+_C.TRAIN.LOSS.resolution = "token"  # ours: where answer and mask are compared, token (published) or pixel
 
 _C.TRAIN_SETUPS = CfgNode()
 _C.TRAIN_SETUPS.batch_size = 4  # episodes per process and step

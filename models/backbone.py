@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import use_xformers
-from models.weights import load_backbone_weights
+from models.weights import load_backbone_weights, load_timm
 from utils.errors import ConfigError
 
 DINOV2_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
@@ -22,6 +22,7 @@ TIMM_NAMES = {
     "wideresnet50": "wide_resnet50_2",
     "efficientnet_lite0": "tf_efficientnet_lite0",
 }
+TIMM_PREFIX = "timm:"
 
 
 class Backbone(nn.Module):
@@ -47,8 +48,6 @@ class Backbone(nn.Module):
     @property
     def channels(self) -> list[int]:
         """Channels of each returned map."""
-        if hasattr(self.model, "embed_dim"):
-            return [self.model.embed_dim] * len(self.layers)
         return [self.model.feature_info[i]["num_chs"] for i in self.layers]
 
     def train(self, mode: bool = True) -> Backbone:
@@ -122,20 +121,19 @@ def build_backbone(
         ConfigError: unknown name, or a model that cannot return intermediate features.
         WeightsError: missing or unfitting weights.
     """
-    timm_name = name.removeprefix("timm:") if name.startswith("timm:") else TIMM_NAMES.get(name)
-    if timm_name is None or not timm.is_model(timm_name):
+    own = name in TIMM_NAMES
+    timm_name = TIMM_NAMES.get(name) or name.removeprefix(TIMM_PREFIX)
+    if not (own or name.startswith(TIMM_PREFIX)) or not timm.is_model(timm_name):
         raise ConfigError(f"TRAIN.backbone: unknown backbone {name!r}; expected one of {', '.join(TIMM_NAMES)}"
-                          " or timm:NAME with a name from timm.list_models()")  # fmt: skip
-    model = _create(timm_name, image_size, pretrained=pretrained and name.startswith("timm:") and not checkpoint)
+                          f" or {TIMM_PREFIX}NAME with a name from timm.list_models()")  # fmt: skip
+    ready = pretrained and not own
+    model = load_timm(timm_name, checkpoint, sha256) if ready else timm.create_model(timm_name, num_classes=0)
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model")
-    if pretrained and (checkpoint or not name.startswith("timm:")):
+    if hasattr(model, "set_input_size"):
+        model.set_input_size((image_size, image_size))
+    if own and pretrained:
         load_backbone_weights(model, name, checkpoint, sha256)
     if attention == "xformers":
         use_xformers(model)
     return Backbone(model, layers, stride)
-
-
-def _create(timm_name: str, image_size: int, pretrained: bool) -> nn.Module:
-    options = {"img_size": image_size} if timm_name.startswith("vit_") else {}
-    return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **options)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from models.priors import best_similarity
 
-
 MOSTLY = 0.5
 
 

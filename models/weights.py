@@ -33,9 +33,7 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: missing, unreadable, or not a state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{key}: no weights file {path}; set {key} to an existing .pth or .safetensors file")
+    path = require_file(path, key)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -51,6 +49,17 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{key}: {path} holds no state dict (names to tensors); expected model weights")
     return state
+
+
+def require_file(path: str | Path, key: str) -> Path:
+    """The path of a weights file that exists.
+
+    Raises:
+        WeightsError: it does not; names the config key `key`.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{key}: no weights file {path}; set {key} to an existing .pth or .safetensors file")
+    return Path(path)
 
 
 def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -88,7 +97,7 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
         verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
     if name == "efficientnet_lite0":
         state = _by_order(model, state, checkpoint)
-    elif hasattr(model, "blocks") and "pos_embed" in state:
+    elif "mask_token" in state:  # an official DINOv2 file
         registers = "register_tokens" in state
         state["pos_embed"] = resize_position_embedding(
             state["pos_embed"], model.patch_embed.grid_size, offset=0.0 if registers else 0.1, antialias=registers
@@ -96,6 +105,27 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
         state = checkpoint_filter_fn(state, model)
     expected = model.state_dict()
     load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)}, checkpoint)
+
+
+def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
+    """A timm model with the weights of a file, or with timm's own, which are downloaded into the hub cache.
+
+    Raises:
+        WeightsError: they cannot be had, or do not fit.
+    """
+    if checkpoint:
+        read_weights(checkpoint, "TRAIN.backbone_checkpoint")
+    if sha256:
+        verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
+    overlay = {"file": checkpoint} if checkpoint else None
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # whatever the hub client raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"the weights of timm model {name} could not be loaded ({reason}); fetch them on a machine with a "
+            "connection and set TRAIN.backbone_checkpoint to the file"
+        ) from error
 
 
 def resize_position_embedding(

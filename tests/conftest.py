@@ -13,6 +13,7 @@ from models.checkpoint import head_state
 from models.head import Head
 from models.sofs import SOFS
 from models.weights import resize_position_embedding
+from tests.helpers import own_logging, write_product
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -71,3 +72,18 @@ def golden_model(tensors, golden_vit):
         return SOFS(Backbone(golden_vit(), range(5, 11), 14), head, **options).eval()
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    with own_logging():
+        yield
+
+
+@pytest.fixture(scope="session")
+def surfaces(tmp_path_factory):
+    """Root of two products, Plate and Disk, in the layout of VISION V1; only to be read."""
+    root = tmp_path_factory.mktemp("surfaces")
+    for name in ("Plate", "Disk"):
+        write_product(root, name)
+    return root

@@ -20,6 +20,7 @@ from tools.predictor import Predictor, Segmentation
 from utils.distributed import gather_objects, is_main, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.metrics import SegmentationMeter, mean_std
+from utils.tables import method_table
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)
@@ -79,15 +80,7 @@ class Evaluation:
 
     def table(self) -> str:
         """Class IoU, mIoU and FB-IoU in percent, a column per method."""
-        report = self.report()["methods"]
-        width = max(len(n) for n in [*self.class_names.values(), "FB-IoU"])
-        lines = [f"{'class':<{width}}  queries" + "".join(f"  {name:>14}" for name in report)]
-        for name in self.class_names.values():
-            rows = [m["classes"][name] for m in report.values()]
-            lines.append(f"{name:<{width}}  {rows[0]['queries']:>7}" + "".join(_cell(r, "iou") for r in rows))
-        for label, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou")):
-            lines.append(f"{label:<{width}}  {'':>7}" + "".join(_cell(m[key]) for m in report.values()))
-        return "\n".join(lines)
+        return method_table(self.report()["methods"])
 
 
 def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, protocol: Protocol) -> Evaluation:
@@ -100,10 +93,11 @@ def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, p
     """
     names = {key: index.samples[members[0]].class_name for key, members in index.classes().items() if len(members) > 1}
     result = Evaluation(names, {method: [] for method in predictor.methods})
+    episodes = EpisodeList(index, protocol.shot, protocol.seed, protocol.multiple)
     for repeat in range(protocol.repeats):
-        episodes = EpisodeList(index, protocol.shot, protocol.seed + repeat, protocol.multiple)
+        drawn = episodes.with_seed(protocol.seed + repeat)
         draw = _figure_writer(protocol) if repeat == 0 else None
-        meters, faults, failed = _one_repeat(predictor, episodes, settings, protocol, names, draw)
+        meters, faults, failed = _one_repeat(predictor, drawn, settings, protocol, names, draw)
         for method, meter in meters.items():
             result.meters[method].append(meter)
         result.faults += [f for f in faults if f not in result.faults]
@@ -148,9 +142,7 @@ def _one_repeat(
 
 
 def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:
-    loader = DataLoader(
-        queries, batch_size=protocol.batch_size, num_workers=protocol.num_workers, collate_fn=list
-    )
+    loader = DataLoader(queries, batch_size=protocol.batch_size, num_workers=protocol.num_workers, collate_fn=list)
     with tqdm(total=len(queries), desc="test", unit="query", disable=not is_main()) as bar:
         for batch in loader:
             for query in batch:
@@ -182,11 +174,3 @@ def query_figure(query: Query, answers: dict[str, Segmentation]) -> Any:
 def _summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:
     mean, std = mean_std(values)
     return {key: mean, "std": std, "repeats": values}
-
-
-def _cell(summary: dict[str, Any], key: str = "mean") -> str:
-    if summary[key] is None:
-        return f"  {'-':>14}"
-    spread = f" +-{100 * summary['std']:5.2f}" if len(summary["repeats"]) > 1 else ""
-    return f"  {f'{100 * summary[key]:6.2f}{spread}':>14}"
-

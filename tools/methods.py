@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from models.build import build_model, build_prior_method
 from models.sofs import SOFS
+from models.weights import require_file
 from tools.predictor import Predictor
 from utils.checkpoint import load_head
 
@@ -28,6 +29,7 @@ def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
                 "no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r", PRIOR
             )
         return {PRIOR: build_prior_method(cfg)}
+    require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
     model = build_model(cfg)
     load_head(cfg.TEST.load_model_path, model, "TEST.load_model_path")
     return with_baseline(cfg, model)

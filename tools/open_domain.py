@@ -58,7 +58,7 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> list[tup
     )
     pairs = [(read_image(image), support_mask(mask, category, category_num)) for image, mask in item.supports]
     if not any(mask.any() for _, mask in pairs):
-        LOG.warning("%s: no support pixel is marked: scores are those of anomaly detection", item.name)
+        LOG.warning("%s: no support pixel is marked: a head scores anomalies then, the prior nothing", item.name)
     return pairs
 
 
@@ -72,7 +72,7 @@ def _segment_object(
     windowed = is_windowed([mask for _, mask in pairs], settings.resize_ratio)
     meters = {method: SegmentationMeter([item.name]) for method in predictor.methods}
     faults = []
-    for path in item.queries:
+    for path, name in zip(item.queries, output_names(item.queries), strict=True):
         try:
             image = read_image(path)
             target = read_mask(item.true_labels[path.name]) if path.name in item.true_labels else None
@@ -81,13 +81,19 @@ def _segment_object(
             faults.append(str(error))
             continue
         answers = predictor.segment(image, memory, windowed=windowed)
-        write_answer(folder, path.stem, image, next(iter(answers.values())))
+        write_answer(folder, name, image, next(iter(answers.values())))
         for method, answer in answers.items():
             if target is not None:
                 meters[method].update(item.name, answer.label, target)
     if len(faults) == len(item.queries):
         raise DataError(f"{item.name}: no query could be read: {'; '.join(faults[:3])}")
     return _report(item, meters, faults)
+
+
+def output_names(queries: list[Path]) -> list[str]:
+    """A name for the files of each query: the query's without suffix, or whole where two differ by the suffix alone."""
+    stems = [path.stem for path in queries]
+    return stems if len(set(stems)) == len(stems) else [path.name for path in queries]
 
 
 def write_answer(folder: Path, name: str, image: np.ndarray, answer: Segmentation) -> None:

@@ -15,10 +15,10 @@ from tools.evaluator import Evaluation, Protocol, evaluate
 from tools.methods import build_predictor, test_methods
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
-from utils.distributed import is_main, launch
+from utils.distributed import is_main, launch, rank, world_size
 from utils.logging import setup_logging
 from utils.precision import pick_device
-from utils.run import create_run_folder, provenance, run_folder, write_json
+from utils.run import create_run_folder, discard_on_error, provenance, run_folder, write_json
 
 LOG = logging.getLogger(__name__)
 
@@ -26,10 +26,11 @@ LOG = logging.getLogger(__name__)
 def run_test(cfg: CfgNode, config_file: str) -> Path:
     """Run test.py's job in NUM_GPUS processes; returns the run's folder."""
     folder = run_folder(cfg, config_file)
-    if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
-        segment_open_domain(cfg, folder)
-    else:
-        launch(test_split, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
+    with discard_on_error(folder):
+        if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
+            segment_open_domain(cfg, folder)
+        else:
+            launch(test_split, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
     return folder
 
 
@@ -37,7 +38,8 @@ def test_split(cfg: CfgNode, folder: Path) -> None:
     """Evaluate every test set of the config and write log, metrics and figures into `folder`."""
     setup_logging()
     indices = {name: build_test_index(cfg, name) for name in cfg.DATASET.sub_datasets}
-    predictor = build_predictor(cfg, test_methods(cfg), pick_device(cfg.DEVICE))
+    device = pick_device(cfg.DEVICE if world_size() == 1 else rank())
+    predictor = build_predictor(cfg, test_methods(cfg), device)
     if is_main():
         create_run_folder(folder, cfg)
         setup_logging(folder / "test.log")

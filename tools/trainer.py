@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from datasets.build import build_test_index, build_train_index, build_training_episodes
-from datasets.episodes import EpisodeSampler, TrainingEpisodes, derive_seed
+from datasets.episodes import EpisodeSampler, derive_seed
 from datasets.samples import SampleIndex
 from datasets.transforms import denormalise
 from models.build import build_model
 from models.losses import MixedNormalDiceLoss
 from models.priors import downsample_mask
 from models.sofs import SOFS, upsample
+from models.weights import load_checked
+from tools.loading import Loader
 from tools.methods import build_predictor, with_baseline
 from tools.schedule import build_optimizer, build_schedule
 from tools.tester import record, test_index
@@ -32,7 +33,7 @@ from utils.errors import DataError
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import autocast, pick_device
-from utils.run import create_run_folder, run_folder
+from utils.run import create_run_folder, discard_on_error, run_folder
 from utils.visualize import TRUTH, outline, overlay, panels
 
 LOG = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ TARGET_SHARE = 0.1
 def run_training(cfg: CfgNode, config_file: str) -> Path:
     """Run train.py's job in NUM_GPUS processes; returns the run's folder."""
     folder = run_folder(cfg, config_file)
-    launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
+    with discard_on_error(folder):
+        launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
     return folder
 
 
@@ -60,6 +62,8 @@ def train(cfg: CfgNode, folder: Path) -> None:
         create_run_folder(folder, cfg)
         setup_logging(folder / "train.log")
         trainer.writer = SummaryWriter(folder / "events")
+    for note in index.notes:
+        LOG.info("%s", note)
     LOG.info("training on %d samples of %d classes: %s", len(index), len(index.classes()), ", ".join(index.objects()))
     trainer.run(tests)
 
@@ -73,21 +77,25 @@ class EpisodeLoss(nn.Module):
 
     Args:
         model: what is trained.
-        loss: of probabilities on the token grid.
+        loss: of probabilities against targets in {0, 1}.
+        per_pixel: compare the upsampled answer with the mask itself (ours), which trains thin and tiny defects to their
+            true extent; False: on the token grid, as published, where a token is defect from a tenth of its area on.
     """
 
-    def __init__(self, model: SOFS, loss: MixedNormalDiceLoss) -> None:
+    def __init__(self, model: SOFS, loss: MixedNormalDiceLoss, per_pixel: bool = False) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.per_pixel = model, loss, per_pixel
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and token probabilities (B, h, w) float32 of a batch of `TrainingEpisodes`."""
         memory = self.model.encode_support(batch["supports"], batch["support_masks"])
         logits, _ = self.model.token_logits(self.model.backbone(batch["query"]), memory)
         with torch.autocast(logits.device.type, enabled=False):
-            probability = logits.float().sigmoid()
-            share = downsample_mask(batch["query_mask"], self.model.backbone.stride)
-            return self.loss(probability, share > TARGET_SHARE), probability
+            logits, mask = logits.float(), batch["query_mask"]
+            if self.per_pixel:
+                return self.loss(upsample(logits, mask.shape[-2:]).sigmoid(), mask), logits.sigmoid()
+            share = downsample_mask(mask, self.model.backbone.stride)
+            return self.loss(logits.sigmoid(), share > TARGET_SHARE), logits.sigmoid()
 
 
 class Trainer:
@@ -101,7 +109,7 @@ class Trainer:
 
     def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
         self.cfg, self.folder = cfg, folder
-        self.device = pick_device(cfg.DEVICE if world_size() == 1 else rank())
+        self.device = pick_device(cfg.DEVICE)
         torch.manual_seed(cfg.RNG_SEED)
         self.model = build_model(cfg).to(self.device)
         if cfg.TRAIN.load_checkpoint:
@@ -110,8 +118,15 @@ class Trainer:
         self.index = index
         self.episodes = build_training_episodes(cfg, index)
         self.sampler = EpisodeSampler(len(self.episodes), cfg.RNG_SEED, rank(), world_size())
-        self.loader = _loader(self.episodes, self.sampler, setups.batch_size, setups.num_workers, self.device)
-        step = EpisodeLoss(self.model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight))
+        self.loader = Loader(
+            self.episodes,
+            self.sampler,
+            batch_size=setups.batch_size,
+            num_workers=setups.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        step = EpisodeLoss(self.model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight),
+                           per_pixel=own.resolution == "pixel")  # fmt: skip
         self.step = DistributedDataParallel(step) if world_size() > 1 else step
         self.optimizer = build_optimizer(self.model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
         self.schedule = build_schedule(self.optimizer, max(1, setups.epochs * len(self.loader)), setups.poly_training)
@@ -228,25 +243,12 @@ class Trainer:
         save_state(checkpoints / "state.pth", state)
 
     def _resume(self, state: dict) -> None:
-        self.model.head.load_state_dict(state["head"])
+        load_checked(self.model.head, state["head"], f"TRAIN.resume: {self.cfg.TRAIN.resume}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
         LOG.info("going on after epoch %d", self.epoch)
-
-
-def _loader(
-    episodes: TrainingEpisodes, sampler: EpisodeSampler, batch_size: int, workers: int, device: torch.device
-) -> DataLoader:
-    return DataLoader(
-        episodes,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        persistent_workers=False,
-        pin_memory=device.type == "cuda",
-    )
 
 
 def _add_to_meter(meter: SegmentationMeter, batch: dict[str, Tensor], probability: Tensor) -> None:

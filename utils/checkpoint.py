@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise WeightsError(f"TRAIN.resume: {path} is not a readable training state ({error})") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(
+            f"TRAIN.resume: {path} is not a readable training state ({type(error).__name__}); take another copy, or "
+            "start anew with TRAIN.resume ''"
+        ) from error
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
         raise WeightsError(f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run")
     return state

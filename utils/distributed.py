@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def sum_over_processes(tensor: torch.Tensor, device: torch.device) -> torch.Tens
     """Sum of a CPU tensor over all processes, on the CPU."""
     if world_size() == 1:
         return tensor
-    moved = tensor.to(device)
+    moved = tensor.to(device, copy=True)
     dist.all_reduce(moved)
     return moved.cpu()
 
@@ -58,7 +59,7 @@ def launch(job: Callable[..., None], processes: int, backend: str, *args: Any) -
 
     Raises:
         ConfigError: more processes than GPUs.
-        UserError: a process failed with one.
+        UserError: the first that a process failed with.
     """
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise ConfigError(f"NUM_GPUS is {processes}, but this machine has {torch.cuda.device_count()}; set NUM_GPUS")
@@ -66,23 +67,29 @@ def launch(job: Callable[..., None], processes: int, backend: str, *args: Any) -
         job(*args)
         return
     backend = backend if torch.cuda.is_available() else "gloo"
-    context = mp.spawn(_member, (job, processes, backend, _free_port(), args), nprocs=processes, join=False)
+    faults = mp.get_context("spawn").SimpleQueue()
+    context = mp.spawn(_member, (job, processes, backend, _free_port(), faults, args), nprocs=processes, join=False)
     try:
         while not context.join():
             pass
-    except mp.ProcessRaisedException as error:
-        if f"{UserError.__module__}." in str(error):
-            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
-        raise
+    except (mp.ProcessRaisedException, mp.ProcessExitedException):
+        if faults.empty():
+            raise
+        raise faults.get() from None
 
 
-def _member(number: int, job: Callable[..., None], processes: int, backend: str, port: int, args: tuple) -> None:
+def _member(
+    number: int, job: Callable[..., None], processes: int, backend: str, port: int, faults: SimpleQueue, args: tuple
+) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if torch.cuda.is_available():
         torch.cuda.set_device(number)
     dist.init_process_group(backend, rank=number, world_size=processes)
     try:
         job(*args)
+    except UserError as error:
+        faults.put(error)
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -14,12 +14,12 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Send INFO and above to standard output, beside progress bars, and to `file`; only warnings in other processes."""
+    """Send INFO and above to standard output, beside progress bars, and to `file`; other processes tell errors only."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(logging.INFO if is_main() else logging.WARNING)
+    root.setLevel(logging.INFO if is_main() else logging.ERROR)
     handlers: list[logging.Handler] = [TqdmHandler()]
     handlers[0].stream = sys.stdout
     if file is not None and is_main():

@@ -6,15 +6,18 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
@@ -41,6 +44,18 @@ def create_run_folder(folder: Path, cfg: CfgNode) -> None:
         raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror})") from error
 
 
+@contextmanager
+def discard_on_error(folder: Path) -> Iterator[None]:
+    """Remove the folder again where the block made it and a UserError ends the block before the first checkpoint."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except UserError:
+        if is_new and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
@@ -54,8 +69,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Git revision (None outside a checkout, `+` after it for uncommitted changes) and versions."""
-    return {"git_revision": git_revision(), "python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    """Git revision (None outside a checkout, `+` after it for uncommitted changes) and versions (None: not installed,
+    such as where another build of OpenCV took the place of opencv-python-headless)."""
+    return {"git_revision": git_revision(), "python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_revision() -> str | None:

@@ -85,8 +85,11 @@ def _existing(root: Path) -> dict | None:
     """The marker of the demo data under `root`, None where there is nothing."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
-    strange = sorted(p.name for p in root.iterdir() if p.name not in ("VISION_V1", "Open_Domain", MARKER)) \
-        if root.is_dir() else [root.name]
+    strange = (
+        sorted(p.name for p in root.iterdir() if p.name not in ("VISION_V1", "Open_Domain", MARKER))
+        if root.is_dir()
+        else [root.name]
+    )
     if strange or not (root / MARKER).is_file():
         what = f"it contains {', '.join(strange[:3])}" if strange else f"it has no {MARKER}"
         raise DataError(f"{root} is not a demo folder ({what}); give a new or empty folder")
@@ -181,15 +184,17 @@ def _add_image(
     for instance in instances:
         polygons = [np.add(contour.reshape(-1, 2), (instance.x, instance.y)) for contour in outlines(instance.mask)]
         x, y, box_w, box_h = cv2.boundingRect(instance.mask)
-        document["annotations"].append({
-            "id": len(document["annotations"]),
-            "image_id": image_id,
-            "category_id": instance.category,
-            "segmentation": [polygon.reshape(-1).tolist() for polygon in polygons],
-            "bbox": [x + instance.x, y + instance.y, box_w, box_h],
-            "area": int(instance.mask.sum()),
-            "iscrowd": 0,
-        })
+        document["annotations"].append(
+            {
+                "id": len(document["annotations"]),
+                "image_id": image_id,
+                "category_id": instance.category,
+                "segmentation": [polygon.reshape(-1).tolist() for polygon in polygons],
+                "bbox": [x + instance.x, y + instance.y, box_w, box_h],
+                "area": int(instance.mask.sum()),
+                "iscrowd": 0,
+            }
+        )
 
 
 def full_mask(shape: tuple[int, ...], instances: Sequence[Instance]) -> np.ndarray:
@@ -237,4 +242,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"median area share {100 * summary.median_area_share:.3f} %"
     )
     return 0
-

@@ -170,7 +170,11 @@ def render(
 
 
 def _defects(
-    rng: np.random.Generator, product: Product, image: np.ndarray, places: _Places, frame: Frame,
+    rng: np.random.Generator,
+    product: Product,
+    image: np.ndarray,
+    places: _Places,
+    frame: Frame,
     shares: dict[int, float],
 ) -> list[Instance]:
     instances = []

@@ -116,7 +116,11 @@ def _threads(rng: np.random.Generator, position: np.ndarray) -> tuple[np.ndarray
 
 
 def woven(
-    rng: np.random.Generator, frame: Frame, period: float = 12.0, repeat: int = 2, float_over: int = 1,
+    rng: np.random.Generator,
+    frame: Frame,
+    period: float = 12.0,
+    repeat: int = 2,
+    float_over: int = 1,
     contrast: float = 0.16,
 ) -> np.ndarray:
     """Fabric: a weft thread lies on top in `float_over` of `repeat` places (2, 1: plain weave; 4, 2: twill)."""

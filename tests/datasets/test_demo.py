@@ -87,8 +87,11 @@ def test_coco_documents_agree_with_the_files(root):
         for image in document["images"]:
             assert cv2.imread(str(folder / image["file_name"])).shape[:2] == (image["height"], image["width"])
             for category in (entry["id"] for entry in document["categories"]):
-                areas = [a["area"] for a in document["annotations"]
-                         if (a["image_id"], a["category_id"]) == (image["id"], category)]
+                areas = [
+                    a["area"]
+                    for a in document["annotations"]
+                    if (a["image_id"], a["category_id"]) == (image["id"], category)
+                ]
                 assert rasterise(document, image, category).sum() == sum(areas)
         for entry in document["annotations"]:
             points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in entry["segmentation"]])
@@ -103,8 +106,12 @@ def test_every_category_has_two_images_at_the_smallest_count():
 
 
 def test_most_defects_are_small_some_tiny_some_large():
-    wanted = [share for name in (*demo.TRAIN_PRODUCTS, *demo.TEST_PRODUCTS) for index in range(16)
-              for share in demo.wanted_shares(PRODUCTS[name], index).values()]
+    wanted = [
+        share
+        for name in (*demo.TRAIN_PRODUCTS, *demo.TEST_PRODUCTS)
+        for index in range(16)
+        for share in demo.wanted_shares(PRODUCTS[name], index).values()
+    ]
     wanted = np.array(wanted)
     assert (wanted < 0.003).mean() >= 0.7
     assert (wanted < 0.0003).mean() >= 0.1
@@ -131,8 +138,10 @@ def test_defects_show_within_their_masks_and_nowhere_else(name):
 
 def test_open_domain_layout(root):
     folder = root / "Open_Domain" / "woven_mesh"
-    for part, label, count in (("support", "mask", demo.OPEN_DOMAIN_SUPPORTS),
-                               ("query", "true_label", demo.OPEN_DOMAIN_QUERIES)):
+    for part, label, count in (
+        ("support", "mask", demo.OPEN_DOMAIN_SUPPORTS),
+        ("query", "true_label", demo.OPEN_DOMAIN_QUERIES),
+    ):
         images = sorted(path.name for path in (folder / part / "image").iterdir())
         assert len(images) == count
         assert images == sorted(path.name for path in (folder / part / label).iterdir())

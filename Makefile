@@ -1,0 +1,40 @@
+# make demo, make test: the environment is made in .venv and kept up with the requirements files.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := method_config/Demo/SOFS.yaml
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   write demo data, train on some products, test on others, segment an unknown object"
+	@echo "make test   lint, then every test"
+	@echo "make lint   ruff check"
+	@echo "make clean  remove .venv, demo_data, the demo's runs and caches; other runs in log/ stay"
+	@echo "PYTHON=...  the Python, 3.11 or later, that .venv is made with (now: $(PYTHON))"
+
+demo: $(VENV)/requirements.stamp
+	$(PY) -m datasets.demo demo_data
+	rm -rf log/demo log/demo_open_domain
+	$(PY) train.py --cfg $(DEMO) --opts RUN_NAME demo
+	PYTHON=$(PY) CFG="$(DEMO) method_config/Demo/Open_Domain.yaml" sh test.sh RUN_NAME demo_open_domain
+	@$(PY) -m tools.summary log/demo log/demo_open_domain
+
+test: lint
+	$(PY) -m pytest -q
+
+lint: $(VENV)/requirements-dev.stamp
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf $(VENV) demo_data log/demo log/demo_open_domain .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is newer than the requirements it was made from; a broken .venv is made anew.
+$(VENV)/requirements-dev.stamp: requirements.txt
+$(VENV)/%.stamp: %.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than Python 3.11; run make PYTHON=python3.11")'
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing $< (the first time some GB, several minutes)"
+	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore -r $<
+	@touch $@

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from datasets.build import build_test_index, build_train_index, build_training_episodes, objects_of, view_settings
+from datasets.images import read_image
+from datasets.splits import split_objects
+from tests.helpers import tiny_config, write_product
+from utils.errors import ConfigError, DataError
+
+
+def config(root, tmp_path, **changes):
+    return tiny_config(root, tmp_path / "log", **changes)
+
+
+def test_objects_come_from_the_split_unless_they_are_listed(surfaces, tmp_path):
+    published = config(surfaces, tmp_path, DATASET__train_objects=[], DATASET__test_objects=[], DATASET__split=2)
+    assert objects_of(published) == split_objects("VISION_V1", 2)
+    own_test = config(surfaces, tmp_path, DATASET__train_objects=[])
+    assert objects_of(own_test) == (split_objects("VISION_V1", 0)[0], ["Disk"])
+    assert objects_of(config(surfaces, tmp_path)) == (["Plate"], ["Disk"])
+
+
+def test_an_object_of_the_split_in_the_other_list_is_refused(surfaces, tmp_path):
+    cfg = config(surfaces, tmp_path, DATASET__train_objects=["Ring", "Plate"], DATASET__test_objects=[])
+    with pytest.raises(ConfigError, match=r"Ring: .*DATASET\.train_objects.*DATASET\.test_objects"):
+        objects_of(cfg)
+
+
+def test_training_and_test_have_their_own_roots(surfaces, tmp_path):
+    write_product(tmp_path / "other", "Ring", {"spot": 2})
+    cfg = config(surfaces, tmp_path, TEST__dataset_path=str(tmp_path / "other"), DATASET__test_objects=["Ring"])
+    assert build_train_index(cfg).objects() == ["Plate"] and len(build_train_index(cfg)) == 8
+    assert build_test_index(cfg).objects() == ["Ring"] and len(build_test_index(cfg)) == 2
+
+
+def test_a_sub_dataset_is_a_folder_of_the_test_root(surfaces, tmp_path):
+    write_product(tmp_path / "other" / "dark", "Disk", {"spot": 2})
+    cfg = config(surfaces, tmp_path, TEST__dataset_path=str(tmp_path / "other"))
+    assert build_test_index(cfg, "dark").root == tmp_path / "other" / "dark"
+    with pytest.raises(DataError, match=r"Disk.*TEST\.dataset_path"):
+        build_test_index(cfg)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_further_roots_join_the_training(tmp_path, linked):
+    """Also where a root is a link, through which `..` leads elsewhere."""
+    root = tmp_path / "deep" / "down" / "main"
+    write_product(root, "Plate", {"spot": 3})
+    write_product(tmp_path / "extra", "Ring", {"line": 2})
+    write_product(tmp_path / "extra", "Plate", {"line": 4})
+    if linked:
+        (tmp_path / "link").symlink_to(root)
+        root = tmp_path / "link"
+    objects = ["Plate", "Ring"]
+    cfg = config(root, tmp_path, DATASET__train_objects=objects, TRAIN__extra_dataset_paths=[str(tmp_path / "extra")])
+    index = build_train_index(cfg)
+    assert index.objects() == objects and len(index) == 5, "Plate is that of the first root"
+    assert {s.class_name for s in index.samples} == {"Ring/line", "Plate/spot"}
+    assert index.missing_images() == []
+    assert all(read_image(index.image_path(s)).shape[:2] == s.size for s in index.samples)
+
+
+def test_an_object_in_no_root(surfaces, tmp_path):
+    cfg = config(surfaces, tmp_path, DATASET__train_objects=["Plat"], TRAIN__extra_dataset_paths=[str(tmp_path)])
+    with pytest.raises(DataError, match=r"Plat\b.*TRAIN\.dataset_path.*Plate"):
+        build_train_index(cfg)
+    with pytest.raises(DataError, match=r"gone: no such folder.*TRAIN\.dataset_path"):
+        build_train_index(config(tmp_path / "gone", tmp_path))
+
+
+def test_a_data_set_without_training_objects(surfaces, tmp_path):
+    cfg = config(surfaces, tmp_path, DATASET__name="DS_Spectrum_DS_ND", DATASET__train_objects=[])
+    with pytest.raises(ConfigError, match=r"DS_Spectrum_DS_ND.*DATASET\.train_objects"):
+        build_train_index(cfg)
+
+
+def test_open_domain_data_do_not_train(surfaces, tmp_path):
+    with pytest.raises(ConfigError, match=r"DATASET\.name.*opendomain_test_dataset_ND"):
+        build_train_index(config(surfaces, tmp_path, DATASET__name="opendomain_test_dataset_ND"))
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("VISION_V1_ND", 0.25), ("VISION_V1", None)])
+def test_only_native_data_sets_are_cropped(surfaces, tmp_path, name, ratio):
+    cfg = config(surfaces, tmp_path, DATASET__name=name, DATASET__area_resize_ratio=0.25)
+    settings = view_settings(cfg)
+    assert settings.resize_ratio == ratio
+    assert (settings.image_size, settings.crop_size, settings.views, settings.crops_may_miss) == (64, 64, 2, False)
+
+
+def test_episodes_take_the_settings_of_the_config(surfaces, tmp_path):
+    cfg = config(surfaces, tmp_path, DATASET__shot=2, DATASET__normal_sample_sampling_prob=0.7, RNG_SEED=9)
+    episodes = build_training_episodes(cfg, build_train_index(cfg))
+    assert (episodes.normal_probability, episodes.episodes.seed, episodes.crop_ratio) == (0.7, 9, (1.0, 1.0))
+    assert episodes[0]["supports"].shape == (4, 3, 64, 64)
+
+
+def test_index_cache_follows_its_switches(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_product(tmp_path, "Plate", {"spot": 3})
+    file = tmp_path / "cache" / "VISION_V1" / "Plate.json"
+
+    def build(save, load):
+        caplog.clear()
+        switches = {"DATASET__vision_data_save": save, "DATASET__vision_data_load": load}
+        cfg = config(tmp_path, tmp_path, DATASET__vision_data_save_path=str(tmp_path / "cache"), **switches)
+        return build_train_index(cfg)
+
+    built = build(save=False, load=False)
+    assert not file.exists()
+    assert build(save=True, load=True).samples == built.samples
+    assert file.is_file() and "no saved index" in caplog.text
+    file.write_text(file.read_text().replace('"spot"', '"dot"'))
+    assert {s.category_name for s in build(save=False, load=True).samples} == {"dot"}, "read from the file"
+    assert build(save=False, load=False).samples == built.samples
+    annotations = tmp_path / "Plate" / "train" / "_annotations.coco.json"
+    annotations.write_text(annotations.read_text() + " ")
+    assert build(save=True, load=True).samples == built.samples
+    assert "has changed" in caplog.text and '"dot"' not in file.read_text()

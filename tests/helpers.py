@@ -1,0 +1,152 @@
+"""Builders of tiny data sets and settings, and jobs that other processes can import."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets import vision_v1
+from datasets.build import build_test_index, build_train_index, view_settings
+from datasets.samples import load_or_build
+from method_config import load_config
+from models.build import build_model
+from tools.evaluator import Protocol, evaluate
+from tools.methods import build_predictor, with_baseline
+from tools.trainer import Trainer
+from utils.distributed import is_main
+from utils.run import create_run_folder, write_json
+
+SIZE = (96, 128)
+DEFECTS = {"spot": (8, 8, 250), "line": (2, 36, 10), "stain": (60, 60, 200)}  # height, width, grey value
+TWO_CLASSES = {"spot": 4, "line": 4}
+TINY = {
+    "RUN_NAME": "run",
+    "DATASET.train_objects": ["Plate"],
+    "DATASET.test_objects": ["Disk"],
+    "DATASET.image_size": 64,
+    "DATASET.mask_size": 64,
+    "DATASET.crop_size": 64,
+    "DATASET.crop_ratio": [1.0, 1.0],
+    "DATASET.s_in_shot": 2,
+    "DATASET.normal_sample_sampling_prob": 0.2,
+    "TRAIN.backbone": "efficientnet_lite0",
+    "TRAIN.SOFS.vit_patch_size": 8,
+    "TRAIN.SOFS.prior_layer_pointer": [1, 2, 3],
+    "TRAIN.SOFS.reduce_dim": 16,
+    "TRAIN.SOFS.transformer_embed_dim": 16,
+    "TRAIN.SOFS.smooth_r": 1.0,
+    "TRAIN_SETUPS.batch_size": 4,
+    "TRAIN_SETUPS.num_workers": 0,
+    "TRAIN_SETUPS.learning_rate": 1e-3,
+    "TRAIN_SETUPS.epochs": 2,
+    "TRAIN_SETUPS.TEST_SETUPS.epoch_test": 50,
+    "TEST_SETUPS.batch_size": 1,
+    "TEST.VISUALIZE.save_figure": False,
+}
+
+
+def surface(shape, rng):
+    """A textured grey image, (h, w, 3) uint8."""
+    grain = rng.normal(0, 12, shape)
+    return np.repeat(np.clip(120 + grain, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def draw_defect(image, kind, rng):
+    """Draw a defect into an image; return its box (top, bottom, left, right)."""
+    height, width, value = DEFECTS[kind]
+    top, left = (int(rng.integers(0, n - d)) for n, d in zip(image.shape, (height, width), strict=False))
+    image[top : top + height, left : left + width] = value
+    return top, top + height, left, left + width
+
+
+def write_product(root, name, counts=None, size=SIZE):
+    """Write a product in the layout of VISION V1: per category `counts` images, each with one defect, the last in val/.
+
+    Returns the paths of the images.
+    """
+    rng, paths = np.random.default_rng(zlib.crc32(name.encode())), []
+    counts = counts or TWO_CLASSES
+    names = [(kind, i) for kind, count in counts.items() for i in range(count)]
+    parts = {
+        "train": [n for n in names if n[1] < counts[n[0]] - 1],
+        "val": [n for n in names if n[1] == counts[n[0]] - 1],
+    }
+    for part, members in parts.items():
+        folder = Path(root) / name / part
+        folder.mkdir(parents=True)
+        content = {"images": [], "annotations": [], "categories": []}
+        content["categories"] = [{"id": i, "name": kind} for i, kind in enumerate(counts)]
+        for number, (kind, i) in enumerate(members):
+            image = surface(size, rng)
+            top, bottom, left, right = draw_defect(image, kind, rng)
+            paths.append(folder / f"{kind}_{i}.png")
+            Image.fromarray(image).save(paths[-1])
+            corners = [left, top, right - 1, top, right - 1, bottom - 1, left, bottom - 1]
+            content["images"].append({"id": number, "file_name": paths[-1].name, "height": size[0], "width": size[1]})
+            content["annotations"].append(
+                {"id": number, "image_id": number, "category_id": list(counts).index(kind), "segmentation": [corners]}
+            )
+        (folder / vision_v1.ANNOTATIONS).write_text(json.dumps(content))
+    return paths
+
+
+def read_index(root, *objects):
+    """Index of products below a root in the layout of VISION V1."""
+    return load_or_build(vision_v1, "VISION_V1", root, objects, "unused", save=False, load=False)
+
+
+def tiny_config(root, output, **changes):
+    """A small config over a root with the products Plate and Disk; keys of changes with `__` for the dots."""
+    values = TINY | {"TRAIN.dataset_path": str(root), "TEST.dataset_path": str(root), "OUTPUT_DIR": str(output)}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config([], [part for pair in values.items() for part in pair])
+
+
+@contextmanager
+def own_logging():
+    """Keep the log handlers of the tests from those that a job sets up."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in [h for h in root.handlers if h not in handlers]:
+            root.removeHandler(handler)
+            handler.close()
+        for handler in [h for h in handlers if h not in root.handlers]:
+            root.addHandler(handler)
+        root.setLevel(level)
+
+
+def untrained_predictor(cfg):
+    """A predictor of a randomly initialised head, always the same, and of the prior."""
+    torch.manual_seed(0)
+    return build_predictor(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
+
+
+def train_without_dropout(cfg, folder):
+    """Job: train and test; keep the gradients of the last step in grads.pth."""
+    trainer = Trainer(cfg, build_train_index(cfg), folder)
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0
+    if is_main():
+        create_run_folder(folder, cfg)
+    trainer.run({"original": build_test_index(cfg)})
+    if is_main():
+        torch.save({n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth")
+
+
+def evaluate_into(cfg, protocol, file):
+    """Job: evaluate an untrained head; write the report."""
+    predictor = untrained_predictor(cfg)
+    result = evaluate(predictor, build_test_index(cfg), view_settings(cfg), Protocol(**protocol))
+    if is_main():
+        write_json(file, result.report())

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from models import joint_prior
+from models.backbone import Backbone
+from models.head import Head
+from models.prior_method import PriorMethod
+from models.priors import downsample_mask
+from models.sofs import SOFS, upsample
+
+GRID = (4, 4)
+
+
+@pytest.fixture
+def backbone(make_vit):
+    return Backbone(make_vit(), [1, 2], 14)
+
+
+@torch.no_grad()
+def test_score_is_the_difference_mapped_to_one_half_at_equality(backbone, episode):
+    query, support, masks = episode
+    method = PriorMethod(backbone)
+    score = method.segment(query, method.encode_support(support, masks))
+    memory = joint_prior.remember(backbone(support[0]), downsample_mask(masks, 14))
+    gap = upsample(joint_prior.difference(backbone(query), memory), (56, 56))
+    assert score.shape == (3, 56, 56) and score.dtype == torch.float32
+    assert_close(score, 0.5 + gap / 4)
+    assert score.min() >= 0 and score.max() <= 1 and score.std() > 0.01
+
+
+@torch.no_grad()
+def test_a_support_finds_its_own_defect(backbone, episode):
+    _, support, _ = episode
+    masks = torch.zeros(1, 1, 56, 56, dtype=torch.uint8)
+    masks[0, 0, 14:42, 28:] = 1
+    method = PriorMethod(backbone)
+    memory = method.encode_support(support[:, :1], masks)
+    score = method.answer(backbone(support[0, :1]), memory, GRID)
+    assert torch.equal(score[0] > 0.5, downsample_mask(masks, 14)[0, 0] > 0)
+
+
+@torch.no_grad()
+def test_windows_one_by_one_and_supports_in_any_order(backbone, episode):
+    query, support, masks = episode
+    method = PriorMethod(backbone)
+    together = method.segment(query, method.encode_support(support, masks))
+    order = [3, 1, 0, 2]
+    memory = method.encode_support(support[:, order], masks[:, order])
+    for i in range(3):
+        assert_close(method.segment(query[i : i + 1], memory)[0], together[i], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_no_marked_pixel_gives_zeros(backbone, episode):
+    query, support, masks = episode
+    method = PriorMethod(backbone)
+    score = method.segment(query, method.encode_support(support, torch.zeros_like(masks)))
+    assert score.shape == (3, 56, 56) and not score.any()
+
+
+@torch.no_grad()
+def test_half_precision_features_are_compared_in_float32(backbone, episode):
+    query, support, masks = episode
+    method = PriorMethod(backbone)
+    known, asked = ([f.bfloat16() for f in backbone(images)] for images in (support[0], query))
+    exact = method.answer([a.float() for a in asked], method.remember([k.float() for k in known], masks), (56, 56))
+    with torch.autocast("cpu", torch.bfloat16):
+        score = method.answer(asked, method.remember(known, masks), (56, 56))
+    assert score.dtype == torch.float32
+    assert torch.equal(score, exact)
+
+
+@torch.no_grad()
+def test_head_with_prior_residual_starts_from_the_prior(backbone, episode):
+    """Without its own say the head's logits are the difference, scaled; with it they are not."""
+    query, support, masks = episode
+    model = SOFS(backbone, Head(48, 4, reduce_dim=16, embed_dim=16, prior_residual=True)).eval()
+    features, memory = backbone(query), model.encode_support(support, masks)
+    gap = joint_prior.difference(features, joint_prior.remember(backbone(support[0]), downsample_mask(masks, 14)))
+    mixed, _ = model.token_logits(features, memory)
+    model.head.own_scale.zero_()
+    logits, _ = model.token_logits(features, memory)
+    assert_close(logits, model.head.residual_scale * gap)
+    assert not torch.allclose(mixed, logits, atol=1e-3)
+
+
+def test_gradient_reaches_both_scales_of_the_residual(backbone, episode):
+    query, support, masks = episode
+    model = SOFS(backbone, Head(48, 4, reduce_dim=16, embed_dim=16, prior_residual=True)).train()
+    model.token_logits(backbone(query), model.encode_support(support, masks))[0].square().sum().backward()
+    assert model.head.residual_scale.grad and model.head.own_scale.grad

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from method_config import add_config_arguments, get_defaults, load_config
+from method_config.merge import coerce, get, leaves
+
+REPO = Path(__file__).parents[1]
+CONFIGURATION = REPO / "docs" / "configuration.md"
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+SOURCES = [p for folder in ("datasets", "models", "tools", "utils") for p in (REPO / folder).rglob("*.py")]
+KEY = re.compile(r"\b(?:DATASET|TRAIN|TRAIN_SETUPS|TEST|TEST_SETUPS)\.[A-Za-z_](?:[\w.]*\w)?")
+ONLY_CHECKED = {"DATASET.mask_size"}  # must equal image_size, which is what the code reads
+
+
+def tables(text):
+    """(key, default as written) of every row of the tables of keys."""
+    return re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", text, re.MULTILINE)
+
+
+def test_every_key_is_documented_once_with_its_default():
+    rows, schema = tables(CONFIGURATION.read_text()), dict(leaves(get_defaults()))
+    assert sorted(key for key, _ in rows) == sorted(schema)
+    for key, default in rows:
+        assert coerce(key, yaml.safe_load(default), schema[key], "docs") == schema[key], key
+
+
+def test_keys_documented_with_an_effect_are_read_by_the_code():
+    code = "\n".join(path.read_text() for path in SOURCES)
+    effective = CONFIGURATION.read_text().partition("## Accepted without effect")[0]
+    unread = [key for key, _ in tables(effective) if not re.search(rf"\.{key.rpartition('.')[2]}\b", code)]
+    assert set(unread) == ONLY_CHECKED
+
+
+@pytest.mark.parametrize("name", ["README.md", "Makefile", "train.sh", "test.sh", "docs"])
+def test_every_key_named_exists(name):
+    files = sorted((REPO / name).glob("*.md")) if name == "docs" else [REPO / name]
+    cfg = get_defaults()
+    for file in files:
+        for key in set(KEY.findall(file.read_text())):
+            get(cfg, key)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_named_exist(page):
+    text = page.read_text()
+    named = re.findall(r"method_config/[\w/]+\.(?:yaml|py)|requirements[\w-]*\.txt", text)
+    for path in named:
+        assert (REPO / path).is_file(), path
+    for link in re.findall(r"\]\(([\w/.]+\.md|LICENSE)\)", text):
+        assert (page.parent / link).is_file(), link
+
+
+def commands(text):
+    """Command lines of the shell blocks, split into words."""
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_yaml_and_commands_load(page, tmp_path):
+    text = page.read_text()
+    examples = {}
+    for block in re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)```", text, re.DOTALL):
+        examples[block[0]] = tmp_path / block[0]
+        examples[block[0]].write_text(block[1])
+    assert len(examples) == text.count("```yaml")
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    defaults = {"test.sh": "method_config/Open_Domain/SOFS.yaml", "train.sh": "method_config/VISION_V1/SOFS.yaml"}
+    for words in commands(text):
+        script = next((w for w in words if w in ("train.py", "test.py", *defaults)), None)
+        if script is None:
+            continue
+        arguments = words[words.index(script) + 1 :]
+        if script in defaults:
+            given = [w.partition("=")[2] for w in words if w.startswith("CFG=")] or [defaults[script]]
+            arguments = ["--cfg", *given[0].split(), "--opts", *arguments]
+        args = parser.parse_args(arguments)
+        load_config([examples.get(file, REPO / file) for file in args.cfg], args.opts)
+
+
+def test_the_demo_config_segments_what_the_demo_writes():
+    cfg = load_config([REPO / "method_config" / "Demo" / name for name in ("SOFS.yaml", "Open_Domain.yaml")])
+    trained = load_config(REPO / "method_config" / "Demo" / "SOFS.yaml")
+    changed = {key for key, value in leaves(cfg.TRAIN) if value != get(trained.TRAIN, key)}
+    assert changed == {"dataset_path"}
+    assert cfg.TEST.load_model_path == "./log/demo/checkpoints/head.safetensors"
+    assert Path(cfg.TEST.dataset_path).parent == Path(trained.TRAIN.dataset_path).parent

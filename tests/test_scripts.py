@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from method_config import load_config
+from tools.summary import summarise
+
+REPO = Path(__file__).parents[1]
+SHELL = shutil.which("dash") or "sh"
+TINY = (
+    *("DATASET.image_size", "64", "DATASET.mask_size", "64", "DATASET.crop_size", "64", "DATASET.s_in_shot", "1"),
+    *("TRAIN.backbone", "efficientnet_lite0", "TRAIN.SOFS.prior_layer_pointer", "[1, 2]"),
+    *("TRAIN.SOFS.vit_patch_size", "8", "TRAIN.SOFS.reduce_dim", "8", "TRAIN.SOFS.transformer_embed_dim", "8"),
+    *("TRAIN_SETUPS.num_workers", "0"),
+)
+
+
+def run(*command, cwd, **environment):
+    """Run a script of the repository in another folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | environment
+    environment = {k: v for k, v in environment.items() if v is not None}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def part(seed, size=(96, 128)):
+    """A noisy grey surface with a bright defect, and its mask {0, 255}."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 110, (*size, 3), dtype=np.uint8)
+    mask = np.zeros(size, np.uint8)
+    row, column = rng.integers(10, 70, 2)
+    mask[row : row + 8, column : column + 8] = 255
+    image[mask > 0] = 240
+    return image, mask
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+@pytest.fixture
+def my_part(tmp_path):
+    folder = tmp_path / "my data" / "my_part"
+    for place, labels, seed in (("support", "mask", 0), ("query", "true_label", 1)):
+        image, mask = part(seed)
+        save(folder / place / "image" / "a.png", image)
+        save(folder / place / labels / "a.png", mask)
+    return folder
+
+
+@pytest.fixture
+def products(tmp_path):
+    """Two products of one defect category, three images each, in the VISION V1 layout."""
+    root = tmp_path / "VISION"
+    for number, product in enumerate(("Plate", "Rod")):
+        document = {"categories": [{"id": 0, "name": "spot"}], "images": [], "annotations": []}
+        for k in range(3):
+            image, mask = part(10 * number + k)
+            save(root / product / "train" / f"{k}.png", image)
+            document["images"].append({"id": k, "file_name": f"{k}.png", "height": 96, "width": 128})
+            contour = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0]
+            polygon = contour.reshape(-1).tolist()
+            document["annotations"].append({"id": k, "image_id": k, "category_id": 0, "segmentation": [polygon]})
+        (root / product / "train" / "_annotations.coco.json").write_text(json.dumps(document))
+    return root
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """A stand-in for the Python program: keeps its arguments, exits with the code in EXIT."""
+    file = tmp_path / "bin" / "python"
+    file.parent.mkdir()
+    file.write_text(
+        f'#!/bin/sh\nprintf "%s\\t" "$@" >> "{tmp_path}/calls"\necho >> "{tmp_path}/calls"\nexit ${{EXIT:-0}}\n'
+    )
+    file.chmod(0o755)
+    return file
+
+
+def calls(tmp_path):
+    """(script, config) of every call that the recorder has seen."""
+    found = []
+    for line in (tmp_path / "calls").read_text().splitlines():
+        script, flag, *rest = line.rstrip("\t").split("\t")
+        assert flag == "--cfg"
+        position = rest.index("--opts")
+        found.append((Path(script).name, load_config(rest[:position], rest[position + 1 :])))
+    return found
+
+
+def test_the_shell_scripts_parse():
+    assert not subprocess.run([SHELL, "-n", REPO / "test.sh"], capture_output=True, check=True).stderr
+    assert not subprocess.run(["bash", "-n", REPO / "train.sh"], capture_output=True, check=True).stderr
+
+
+@pytest.mark.parametrize("lead", [(), ("--opts",)])
+def test_test_sh_segments_own_images(tmp_path, my_part, lead):
+    opts = (*TINY, "TEST.method", "prior", "TEST.dataset_path", str(my_part.parent), "RUN_NAME", "here")
+    done = run(SHELL, REPO / "test.sh", *lead, *opts, "DATASET.open_domain_test_object", "my_part", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask = cv2.imread(str(tmp_path / "log" / "here" / "my_part" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (96, 128)
+    assert set(np.unique(mask)) <= {0, 255}
+    report = json.loads((tmp_path / "log" / "here" / "metrics.json").read_text())["objects"]["my_part"]
+    assert report["queries"] == 1
+    text = summarise(tmp_path / "log" / "here")
+    assert f"{100 * report['iou']['prior']:.2f}" in text
+    assert f"pictures: {tmp_path}/log/here/my_part/overlays" in text
+
+
+def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder):
+    (tmp_path / "a.yaml").write_text("RNG_SEED: 1\nRUN_NAME: a\n")
+    (tmp_path / "b.yaml").write_text("RUN_NAME: b\n")
+    cfg = f"{tmp_path}/a.yaml {tmp_path}/b.yaml"
+    run(SHELL, REPO / "test.sh", "DATASET.split", "2", cwd=tmp_path, CFG=cfg, PYTHON=str(recorder))
+    ((script, found),) = calls(tmp_path)
+    assert script == "test.py"
+    assert (found.RNG_SEED, found.RUN_NAME, found.DATASET.split) == (1, "b", 2)
+
+
+def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder, my_part):
+    run(SHELL, REPO / "test.sh", cwd=tmp_path, PYTHON=str(recorder))
+    ((_, found),) = calls(tmp_path)
+    assert (found.TEST.load_checkpoint, found.TEST.load_model_path) == (True, "./SOFS_model.pth")
+    opts = (*TINY, "TEST.dataset_path", str(my_part.parent), "DATASET.open_domain_test_object", "my_part")
+    done = run(SHELL, REPO / "test.sh", *opts, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "SOFS_model.pth" in done.stderr
+    assert "TEST.load_model_path" in done.stderr
+    assert not list((tmp_path / "log").glob("*"))
+
+
+def test_train_sh_runs_the_published_settings(tmp_path, recorder):
+    opts = ("OUTPUT_DIR", "./runs", "TRAIN_SETUPS.epochs", "2")
+    done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, PYTHON=str(recorder), SPLITS=None)
+    assert done.returncode == 0, done.stderr
+    found = calls(tmp_path)
+    assert [script for script, _ in found] == ["train.py", "test.py"] * 3
+    for split, (ratio, smooth) in enumerate([(0.01, 1), (0.005, 1), (0.01, 1e5)]):
+        (_, train), (_, test) = found[2 * split : 2 * split + 2]
+        for cfg in (train, test):
+            assert (cfg.DATASET.split, cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (split, ratio, smooth)
+            assert (cfg.TRAIN_SETUPS.epochs, cfg.DATASET.s_in_shot, cfg.DATASET.shot) == (2, 4, 1)
+        run_name = f"VISION_V1_split{split}"
+        assert [cfg.RUN_NAME for cfg in (train, test)] == [run_name, f"{run_name}_test"]
+        assert test.TEST.load_checkpoint
+        assert test.TEST.load_model_path == f"./runs/{run_name}/checkpoints/head.safetensors"
+        assert test.DATASET.few_shot_repeated_multiple == 5
+
+
+@pytest.mark.parametrize(
+    ("environment", "smi", "gpus"),
+    [
+        ({"NUM_GPUS": "4"}, "echo GPU 0:", 4),
+        ({"CUDA_VISIBLE_DEVICES": "2,5"}, "exit 0", 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "echo GPU 0:; echo GPU 1:", 1),
+        ({}, "echo GPU 0: H; echo '  MIG 1g: MIG-GPU-1'; echo GPU 1: H", 2),
+        ({}, "echo No devices found; exit 6", 1),
+    ],
+)
+def test_train_sh_counts_gpus(tmp_path, recorder, environment, smi, gpus):
+    program = recorder.with_name("nvidia-smi")
+    program.write_text(f"#!/bin/sh\n{smi}\n")
+    program.chmod(0o755)
+    environment = {"NUM_GPUS": None, "CUDA_VISIBLE_DEVICES": None} | environment
+    path = f"{recorder.parent}:{os.environ['PATH']}"
+    done = run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), SPLITS="0", PATH=path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert {cfg.NUM_GPUS for _, cfg in calls(tmp_path)} == {gpus}
+
+
+def test_train_sh_stops_at_the_first_failure(tmp_path, recorder):
+    done = run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3")
+    assert done.returncode == 3
+    assert len(calls(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("key", ["RUN_NAME", "DATASET.split"])
+def test_train_sh_keeps_its_runs_apart(tmp_path, recorder, key):
+    done = run("bash", REPO / "train.sh", "RNG_SEED", "1", key, "1", cwd=tmp_path, PYTHON=str(recorder))
+    assert done.returncode == 2
+    assert key in done.stderr
+    assert not (tmp_path / "calls").exists()
+
+
+def test_train_sh_trains_and_tests_for_real(tmp_path, products):
+    opts = (*TINY, "TRAIN.dataset_path", str(products), "TEST.dataset_path", str(products))
+    opts += ("DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]", "TRAIN_SETUPS.epochs", "1")
+    done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log" / "VISION_V1_split1" / "checkpoints" / "head.safetensors").is_file()
+    assert not (tmp_path / "log" / "VISION_V1_split1" / "metrics.json").exists()
+    folder = tmp_path / "log" / "VISION_V1_split1_test"
+    methods = json.loads((folder / "metrics.json").read_text())["methods"]
+    assert set(methods) == {"SOFS", "prior"}
+    assert len(methods["SOFS"]["miou"]["repeats"]) == 5
+    assert methods["SOFS"]["classes"]["Rod/spot"]["queries"] == 15
+    assert load_config(folder / "config.yaml").DATASET.area_resize_ratio == 0.005

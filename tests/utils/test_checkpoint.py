@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from timm.models.vision_transformer import VisionTransformer
+
+from models.backbone import Backbone
+from models.head import Head
+from models.sofs import SOFS
+from utils.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
+from utils.errors import WeightsError
+
+
+def model(seed=0, **options):
+    torch.manual_seed(seed)
+    vit = VisionTransformer(img_size=28, patch_size=14, embed_dim=8, depth=1, num_heads=1, num_classes=0)
+    vit.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    options = {"reduce_dim": 8, "embed_dim": 8} | options
+    return SOFS(Backbone(vit, [0], 14), Head(8, 2, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"meta_cls": False}, {"prior_residual": True}])
+def test_a_head_comes_back_as_it_was(tmp_path, options):
+    path = tmp_path / "new" / "head.safetensors"
+    written, read = model(0, **options), model(1, **options)
+    backbone = {n: p.clone() for n, p in read.backbone.state_dict().items()}
+    save_head(path, written, "RNG_SEED: 54\n")
+    load_head(path, read, "TEST.load_model_path")
+    theirs = written.head.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in read.head.state_dict().items())
+    assert all(torch.equal(value, backbone[name]) for name, value in read.backbone.state_dict().items())
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["config"] == "RNG_SEED: 54\n"
+    assert [p.name for p in path.parent.iterdir()] == ["head.safetensors"]
+
+
+def test_a_head_that_does_not_fit(tmp_path):
+    save_head(tmp_path / "head.safetensors", model(reduce_dim=4), "")
+    with pytest.raises(WeightsError, match=r"TEST\.load_model_path: .*head\.safetensors does not fit.*query_reduce"):
+        load_head(tmp_path / "head.safetensors", model(), "TEST.load_model_path")
+
+
+def test_a_file_without_a_head(tmp_path):
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"KEY: .*other\.pth holds no parameters of a SOFS head"):
+        load_head(tmp_path / "other.pth", model(), "KEY")
+
+
+def test_a_state_comes_back_and_a_failed_write_leaves_the_old_one(tmp_path):
+    path = tmp_path / "checkpoints" / "state.pth"
+    state = dict.fromkeys(STATE_KEYS) | {"head": {"w": torch.arange(3.0)}, "epoch": 7}
+    save_state(path, state)
+    assert load_state(path)["epoch"] == 7 and torch.equal(load_state(path)["head"]["w"], state["head"]["w"])
+    with pytest.raises(Exception, match="pickle"):
+        save_state(path, state | {"epoch": lambda: None})
+    assert load_state(path)["epoch"] == 7
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1}, [1], {"head.w": torch.zeros(1)}])
+def test_something_else_is_no_state(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"TRAIN\.resume: .*x\.pth is no training state"):
+        load_state(tmp_path / "x.pth")
+
+
+class Strange:
+    """A class that a weights file must not bring along."""
+
+
+def test_missing_damaged_and_dangerous_states(tmp_path):
+    with pytest.raises(WeightsError, match=r"TRAIN\.resume: no training state .*gone\.pth"):
+        load_state(tmp_path / "gone.pth")
+    save_state(tmp_path / "cut.pth", dict.fromkeys(STATE_KEYS, torch.zeros(100)))
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-200])
+    torch.save(dict.fromkeys(STATE_KEYS) | {"epoch": Strange()}, tmp_path / "strange.pth")
+    for name in ("cut", "strange"):
+        with pytest.raises(WeightsError, match=rf"TRAIN\.resume: .*{name}\.pth is not a readable training state"):
+            load_state(tmp_path / f"{name}.pth")

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from method_config import load_config
+from utils import run
+from utils.errors import ConfigError, DataError
+from utils.run import (
+    create_run_folder,
+    discard_on_error,
+    git_revision,
+    provenance,
+    run_folder,
+    write_json,
+)
+
+GIT = shutil.which("git")
+
+
+def test_the_folder_is_named_by_the_config_or_after_it(tmp_path):
+    named = load_config([], ["OUTPUT_DIR", str(tmp_path), "RUN_NAME", "mine"])
+    assert run_folder(named, "x/SOFS.yaml") == tmp_path / "mine"
+    free = load_config([], ["OUTPUT_DIR", str(tmp_path), "DATASET.split", 2])
+    folder = run_folder(free, "method_config/VISION_V1/SOFS.yaml")
+    assert folder.parent == tmp_path and re.fullmatch(r"VISION_V1_split2_\d{8}-\d{6}", folder.name)
+    assert not folder.exists()
+
+
+def test_the_config_is_kept_so_that_it_loads_again(tmp_path):
+    cfg = load_config([], ["TRAIN.SOFS.smooth_r", 3.5, "DATASET.train_objects", ["007", "Ring"]])
+    create_run_folder(tmp_path / "a" / "b", cfg)
+    assert load_config(tmp_path / "a" / "b" / "config.yaml") == cfg
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "log").write_text("a file")
+    with pytest.raises(ConfigError, match=rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/log/run cannot be written"):
+        create_run_folder(tmp_path / "log" / "run", load_config([]))
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"miou": 0.5, "empty": None})
+    assert json.loads(path.read_text()) == {"miou": 0.5, "empty": None}
+    with pytest.raises(TypeError):
+        write_json(path, {"miou": object()})
+    assert json.loads(path.read_text())["miou"] == 0.5
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_new_folder_is_discarded_on_a_user_error(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(DataError, match="mine"), discard_on_error(folder):
+        (folder / "figures").mkdir(parents=True)
+        raise DataError("mine")
+    assert not folder.exists()
+    with discard_on_error(folder):
+        folder.mkdir()
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("error", [DataError, ValueError])
+def test_a_folder_with_anything_of_worth_stays(tmp_path, error):
+    """An older folder, one with a checkpoint, and any after an error of the program."""
+    old, kept, failed = (tmp_path / n for n in ("old", "kept", "failed"))
+    old.mkdir()
+    for folder, inside, kind in (
+        (old, "figures", error),
+        (kept, "checkpoints", error),
+        (failed, "figures", ValueError),
+    ):
+        with pytest.raises(kind), discard_on_error(folder):
+            (folder / inside).mkdir(parents=True)
+            raise kind
+        assert (folder / inside).is_dir()
+
+
+def test_provenance_names_versions():
+    found = provenance()
+    assert torch.__version__.startswith(found["torch"]) and found["python"] == sys.version.split()[0]
+    assert found.keys() >= {"git_revision", "timm", "torchvision", "numpy"}
+    json.dumps(found)
+
+
+def test_a_package_of_another_name_is_no_error(monkeypatch):
+    monkeypatch.setattr(run, "PACKAGES", ("numpy", "no-such-package"))
+    assert provenance()["no-such-package"] is None and provenance()["numpy"]
+
+
+@pytest.mark.skipif(GIT is None, reason="needs git")
+def test_revision_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
+    def git(*args):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run([GIT, "-C", tmp_path, *identity, *args], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "run.py").write_text("")
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "utils" / "run.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_revision() is None
+    git("init", "-q")
+    git("add", "."), git("commit", "-q", "-m", "one"), git("tag", "v1")
+    head = git("rev-parse", "HEAD")
+    assert git_revision() == head
+    (tmp_path / "utils" / "run.py").write_text("changed")
+    assert git_revision() == f"{head}+"
+    monkeypatch.setenv("PATH", str(Path("/nowhere")))
+    assert git_revision() is None

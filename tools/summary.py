@@ -1,0 +1,53 @@
+"""Print what runs have found: `python -m tools.summary FOLDER ...`, folders of train.py or test.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import DataError, UserError
+from utils.tables import method_table, object_table
+
+
+def summarise(folder: Path) -> str:
+    """Tables of every metrics file in a run's folder, and where its pictures are.
+
+    Raises:
+        DataError: no metrics file there, or one that is none.
+    """
+    files = sorted(folder.glob("metrics*.json"))
+    if not files:
+        raise DataError(f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py")
+    lines = [line for file in files for line in _read(file)]
+    pictures = sorted({p.parent for part in ("figures*", "*/overlays") for p in folder.glob(f"{part}/*.png")})
+    return "\n".join([*lines, *(f"pictures: {p}" for p in pictures)])
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return [
+            str(file),
+            object_table(content["objects"]) if "objects" in content else method_table(content["methods"]),
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: no metrics of a run ({type(error).__name__}: {error}); run the test again") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for faults the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m tools.summary", description="Print what runs have found.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, log/<run>")
+    try:
+        print("\n\n".join(summarise(folder) for folder in parser.parse_args(argv).folders))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Results as text: IoU in percent, a column per method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+FIRST, NEXT = 32, 16
+
+
+def method_table(methods: dict[str, Any]) -> str:
+    """Class IoU with the number of queries, mIoU and FB-IoU of the `methods` of a metrics file."""
+    first, *_ = methods.values()
+    lines = [_line("class", ["queries", *methods])]
+    for name, known in first["classes"].items():
+        cells = [_percent(m["classes"][name], "iou") for m in methods.values()]
+        lines.append(_line(name, [str(known["queries"]), *cells]))
+    for label, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou")):
+        lines.append(_line(label, ["", *(_percent(m[key], "mean") for m in methods.values())]))
+    return "\n".join(lines)
+
+
+def object_table(objects: dict[str, Any]) -> str:
+    """IoU pooled over the labelled queries of each of the `objects` of an open domain run."""
+    lines = []
+    for name, report in objects.items():
+        lines.append(_line(name, ["queries", *report["iou"]]))
+        lines.append(
+            _line("IoU", [str(report["queries"]), *(_percent({"iou": v}, "iou") for v in report["iou"].values())])
+        )
+    return "\n".join(lines)
+
+
+def _percent(summary: dict[str, Any], key: str) -> str:
+    if summary[key] is None:
+        return "-"
+    spread = f" +-{100 * summary['std']:5.2f}" if len(summary.get("repeats", ())) > 1 else ""
+    return f"{100 * summary[key]:.2f}{spread}"
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<{FIRST}}" + "".join(f"{cell:>{NEXT}}" for cell in cells)

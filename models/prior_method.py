@@ -54,6 +54,5 @@ class PriorMethod(nn.Module):
         """
         if not memory.marked:
             return features[0].new_zeros(len(features[0]), *size, dtype=torch.float32)
-        with torch.autocast(features[0].device.type, enabled=False):
-            gap = joint_prior.difference(features, memory.tokens)
+        gap = joint_prior.difference(features, memory.tokens)
         return 0.5 + upsample(gap, size) / 4

@@ -74,11 +74,15 @@ def best_similarity(queries: Tensor, keys: Tensor) -> Tensor:
         keys: (B or 1, N, C).
 
     Returns:
-        (B, M).
+        (B, M) float32. Under autocast the products are taken in its type: the inputs have unit length, so half
+        precision moves a similarity by a few thousandths.
     """
+    device = queries.device.type
+    if torch.is_autocast_enabled(device):
+        queries, keys = (t.to(torch.get_autocast_dtype(device)) for t in (queries, keys))
     rows = max(1, CHUNK // (queries.shape[0] * keys.shape[-2]))
     transposed = keys.transpose(-2, -1)
-    return torch.cat([(part @ transposed).amax(-1) for part in queries.split(rows, dim=-2)], dim=-1)
+    return torch.cat([(part @ transposed).amax(-1) for part in queries.split(rows, dim=-2)], dim=-1).float()
 
 
 def semantic_prior(query: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:

@@ -95,9 +95,8 @@ class SOFS(nn.Module):
         flat = share.flatten(0, 1)
         valid = (share.flatten(2).sum(-1) > 0).float()
         weight = valid if self.skip_empty_supports else torch.ones_like(valid)
-        with _full_precision(share):
-            foreground, background = zip(*(_split(unit_tokens(f.float()), flat, b) for f in features), strict=True)
-            joint = joint_prior.remember(features, share) if self.head.residual_scale is not None else None
+        foreground, background = zip(*(_split(unit_tokens(f.float()), flat, b) for f in features), strict=True)
+        joint = joint_prior.remember(features, share) if self.head.residual_scale is not None else None
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
         transformed, reduced = self.head.embed_support(torch.cat(features, dim=1), prototypes)
         tokens, shares = gather_foreground(
@@ -125,10 +124,9 @@ class SOFS(nn.Module):
     def priors(self, features: list[Tensor], memory: SupportMemory) -> tuple[Tensor, Tensor]:
         """Semantic and abnormal prior maps of queries, each (B, L, h, w) float32."""
         grid = features[0].shape[-2:]
-        with _full_precision(features[0]):
-            tokens = [unit_tokens(f.float()) for f in features]
-            semantic = [semantic_prior(t, f, memory.weight) for t, f in zip(tokens, memory.foreground, strict=True)]
-            abnormal = [abnormal_prior(t, g) for t, g in zip(tokens, memory.background, strict=True)]
+        tokens = [unit_tokens(f.float()) for f in features]
+        semantic = [semantic_prior(t, f, memory.weight) for t, f in zip(tokens, memory.foreground, strict=True)]
+        abnormal = [abnormal_prior(t, g) for t, g in zip(tokens, memory.background, strict=True)]
         return torch.stack(semantic, 1).unflatten(-1, grid), torch.stack(abnormal, 1).unflatten(-1, grid)
 
     def token_logits(self, features: list[Tensor], memory: SupportMemory) -> tuple[Tensor, Tensor]:
@@ -137,8 +135,7 @@ class SOFS(nn.Module):
         priors = torch.cat([semantic, abnormal], dim=1) if self.abnormal_to_head else semantic
         if memory.joint is None:
             return self._head_logits(features, memory, priors), abnormal
-        with _full_precision(features[0]):
-            gap = joint_prior.difference(features, memory.joint)
+        gap = joint_prior.difference(features, memory.joint)
         logits = self._head_logits(features, memory, torch.cat([priors, gap.unsqueeze(1)], dim=1))
         return self.head.own_scale * logits.float() + self.head.residual_scale * gap, abnormal
 
@@ -184,8 +181,3 @@ def _split(tokens: Tensor, share: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     return (foreground * (weight > 0).unsqueeze(-1)).unflatten(0, (batch, -1)), background.unflatten(
         0, (batch, -1)
     ).flatten(1, 2)
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Cosines differ in their third digit: never in half precision."""
-    return torch.autocast(tensor.device.type, enabled=False)

@@ -2,8 +2,8 @@
 
 import sys
 
+from tools.cli import run_main
 from tools.trainer import run_training
-from utils.main import run_main
 
 if __name__ == "__main__":
     sys.exit(run_main(__doc__, run_training))

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.helpers import tiny_config
+from tools.cli import run_main
 from tools.tester import run_test
 from tools.trainer import run_training
-from utils.main import run_main
 
 ROOT = Path(__file__).parents[1]
 BAR = re.compile(r"((epoch \d+/\d+|test):.*)?$")  # a progress bar, or the empty line after it

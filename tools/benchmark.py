@@ -19,9 +19,9 @@ from yacs.config import CfgNode
 from datasets.tiling import tile
 from method_config import add_config_arguments, load_config
 from models.build import build_model
+from tools.cli import exit_code
 from tools.methods import build_predictor
 from tools.predictor import Predictor
-from utils.main import exit_code
 from utils.precision import pick_device
 
 

@@ -23,11 +23,11 @@ from models.losses import MixedNormalDiceLoss
 from models.priors import downsample_mask
 from models.sofs import SOFS, upsample
 from models.weights import load_checked
+from tools.checkpoint import load_head, load_state, save_head, save_state
 from tools.loading import Loader
 from tools.methods import build_predictor, with_baseline
 from tools.schedule import build_optimizer, build_schedule
 from tools.tester import record, test_index
-from utils.checkpoint import load_head, load_state, save_head, save_state
 from utils.distributed import is_main, launch, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.logging import setup_logging

@@ -14,9 +14,9 @@ from datasets.build import build_test_index, build_train_index
 from method_config import load_config
 from models.build import build_model
 from tests.helpers import own_logging, tiny_config, train_without_dropout
+from tools.checkpoint import load_head
 from tools.tester import run_test
 from tools.trainer import Trainer, run_training
-from utils.checkpoint import load_head
 from utils.distributed import launch
 from utils.errors import DataError, WeightsError
 

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from models.backbone import Backbone
 from models.head import Head
 from models.sofs import SOFS
-from utils.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
+from tools.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
 from utils.errors import WeightsError
 
 

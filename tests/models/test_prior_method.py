@@ -62,7 +62,7 @@ def test_no_marked_pixel_gives_zeros(backbone, episode):
 
 
 @torch.no_grad()
-def test_half_precision_features_are_compared_in_float32(backbone, episode):
+def test_half_precision_moves_a_score_by_no_more_than_its_rounding(backbone, episode):
     query, support, masks = episode
     method = PriorMethod(backbone)
     known, asked = ([f.bfloat16() for f in backbone(images)] for images in (support[0], query))
@@ -70,7 +70,7 @@ def test_half_precision_features_are_compared_in_float32(backbone, episode):
     with torch.autocast("cpu", torch.bfloat16):
         score = method.answer(asked, method.remember(known, masks), (56, 56))
     assert score.dtype == torch.float32
-    assert torch.equal(score, exact)
+    assert (score - exact).abs().max() <= 2**-9  # two cosines, each rounded by at most 2**-8, over 4
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ def test_memory_keeps_the_marked_tokens_only(make_model, episode):
     assert memory.background[0].shape == (1, 4 * 16, 24)
 
 
-def test_bfloat16_leaves_the_priors_in_float32(make_model, episode):
+def test_bfloat16_moves_the_priors_by_no_more_than_its_rounding(make_model, episode):
     model, (query, support, masks) = make_model(), episode
     support_features, query_features = model.backbone(support.flatten(0, 1)), model.backbone(query)
     exact_memory = model.remember(support_features, masks)
@@ -133,7 +133,7 @@ def test_bfloat16_leaves_the_priors_in_float32(make_model, episode):
         probability = model.segment(query, memory)
     for mine, reference in zip(ours, exact, strict=True):
         assert mine.dtype == torch.float32
-        assert torch.equal(mine, reference)
+        assert 0 < (mine - reference).abs().max() <= 2**-7  # factors and product each rounded by at most 2**-9
     assert probability.dtype == torch.float32
     assert (probability - model.segment(query, exact_memory)).abs().max() < 0.05
 

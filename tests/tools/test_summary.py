@@ -30,8 +30,8 @@ def folder(tmp_path):
 
 def test_the_table_shows_mean_and_spread_in_percent(folder):
     lines = {line.split()[0]: line.split()[1:] for line in summarise(folder).splitlines() if line.split()[1:]}
-    assert lines["Rod/dent"] == ["62.50", "+-12.50", "25.00", "+-", "0.00"]
-    assert lines["Rod/pit"] == ["-", "-"]
+    assert lines["Rod/dent"] == ["2", "62.50", "+-12.50", "25.00", "+-", "0.00"]
+    assert lines["Rod/pit"] == ["0", "-", "-"]
     assert lines["mIoU"][0] == "62.50"
     assert lines["pictures:"] == [str(folder / "figures")]
 

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := method_config/Demo/SOFS.yaml
+# Threads that wait in a loop take the cores from the loader's workers.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test lint clean
 

@@ -15,19 +15,30 @@ Rle = dict[str, Any]  # {"size": [h, w], "counts": str}: pycocotools' compressed
 _FARTHEST = 2**24  # pixels; cv2.fillPoly computes in 16.16 fixed point, so far larger coordinates wrap around
 
 
-def rasterise_polygons(polygons: Iterable[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Union of COCO polygons [x0, y0, x1, y1, ...] (pixels) as a mask, uint8 (h, w) in {0, 1} of size (h, w).
+def polygon_corners(polygon: Sequence[float]) -> np.ndarray:
+    """Corners (x, y) of a COCO polygon [x0, y0, x1, y1, ...], int32 (n, 2) in pixels, truncated towards 0.
 
-    Coordinates are truncated towards 0 and polygons filled including their border, as the publishers' figures have it;
-    two points make a line, one point a pixel, and parts outside the image are cut off.
     Raises DataError for a polygon that is not pairs of finite numbers.
     """
-    mask = np.zeros(size, np.uint8)
-    for polygon in polygons:
-        points = _points(polygon)
-        if len(points):
-            cv2.fillPoly(mask, [points], 1)
-    return mask
+    is_numbers = isinstance(polygon, list | tuple) and {type(value) for value in polygon} <= {int, float}
+    if not is_numbers or len(polygon) % 2:
+        raise DataError("a polygon must be a list of pairs of numbers [x0, y0, x1, y1, ...]")
+    if not all(abs(value) < _FARTHEST for value in polygon):
+        raise DataError(f"a polygon has a coordinate that is no number below {_FARTHEST}")
+    return np.array(polygon, np.float64).astype(np.int32).reshape(-1, 2)
+
+
+def rle_of_polygons(polygons: Iterable[np.ndarray], size: tuple[int, int]) -> Rle:
+    """Run lengths of the union of polygons, given by their corners (n, 2), in an image of size (h, w).
+
+    Polygons are filled including their border, as the publishers' figures have it; two corners make a line, one a
+    pixel, and parts outside the image are cut off. Only the largest polygon's bounding box is ever held as pixels.
+    """
+    spans = _union([_spans(corners, size) for corners in polygons])
+    area = size[0] * size[1]
+    counts = np.diff(spans.ravel(), prepend=0, append=area)
+    ends_marked = len(spans) and spans[-1, 1] == area
+    return _as_json(coco.frPyObjects({"size": list(size), "counts": counts[:-1] if ends_marked else counts}, *size))
 
 
 def rle_encode(mask: np.ndarray) -> Rle:
@@ -53,12 +64,6 @@ def rle_area(rle: Rle) -> int:
 def rle_merge(rles: Sequence[Rle]) -> Rle:
     """Union of one or more masks of the same size."""
     return _as_json(coco.merge(list(rles)))
-
-
-def check_polygons(polygons: Iterable[Sequence[float]]) -> None:
-    """Raises DataError for a polygon that rasterise_polygons cannot draw."""
-    for polygon in polygons:
-        _points(polygon)
 
 
 def rle_of_annotation(segmentation: Rle, size: tuple[int, int]) -> Rle:
@@ -103,14 +108,31 @@ def _runs_of_string(counts: str) -> list[int]:
     return runs
 
 
-def _points(polygon: Sequence[float]) -> np.ndarray:
-    """Corners of one polygon, int32 (n, 1, 2)."""
-    is_numbers = isinstance(polygon, list | tuple) and all(type(value) in (int, float) for value in polygon)
-    if not is_numbers or len(polygon) % 2:
-        raise DataError("a polygon must be a list of pairs of numbers [x0, y0, x1, y1, ...]")
-    if any(not abs(value) < _FARTHEST for value in polygon):
-        raise DataError(f"a polygon has a coordinate that is no number below {_FARTHEST}")
-    return np.array([int(value) for value in polygon], np.int32).reshape(-1, 1, 2)
+def _spans(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[start, end) of what a filled polygon marks in each column, int64 (m, 2), ascending.
+
+    Like run lengths, they count the pixels of an image of size (h, w) column after column.
+    """
+    height, width = size
+    left, top = np.maximum(corners.min(axis=0, initial=_FARTHEST), 0)
+    right, bottom = np.minimum(corners.max(axis=0, initial=-_FARTHEST) + 1, (width, height))
+    if right <= left or bottom <= top:
+        return np.empty((0, 2), np.int64)
+    box = np.zeros((bottom - top + 2, right - left), np.uint8)  # an unmarked row on either side bounds every span
+    cv2.fillPoly(box[1:-1], [corners - np.array([left, top], np.int32)], 1)
+    rows, columns = np.divmod(np.flatnonzero(box[1:] != box[:-1]), right - left)
+    return np.sort((columns + left) * height + rows + top).reshape(-1, 2)
+
+
+def _union(spans: Sequence[np.ndarray]) -> np.ndarray:
+    """The same pixels as ascending spans (m, 2) that neither overlap nor touch."""
+    joined = np.concatenate([np.empty((0, 2), np.int64), *spans])
+    if not len(joined):
+        return joined
+    starts, ends = joined[np.argsort(joined[:, 0])].T
+    ends = np.maximum.accumulate(ends)
+    gaps = np.flatnonzero(starts[1:] > ends[:-1])
+    return np.stack([starts[np.append(0, gaps + 1)], ends[np.append(gaps, -1)]], axis=1)
 
 
 def _as_json(rle: Rle) -> Rle:

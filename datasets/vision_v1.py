@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets.files import ANY_PATH_KEY, missing_object
 from datasets.images import contradicts, image_size
-from datasets.masks import Rle, check_polygons, rasterise_polygons, rle_area, rle_encode, rle_merge, rle_of_annotation
+from datasets.masks import Rle, polygon_corners, rle_area, rle_merge, rle_of_annotation, rle_of_polygons
 from datasets.samples import Sample
 from utils.errors import DataError
 
@@ -28,13 +30,13 @@ _NEEDED: dict[str, tuple[str, dict]] = {
 
 @dataclass
 class _Shapes:
-    """What one image holds of one category."""
+    """What one image holds of one category: the corners (n, 2) of polygons, and run lengths."""
 
-    polygons: list[list[float]] = field(default_factory=list)
+    polygons: list[np.ndarray] = field(default_factory=list)
     rles: list[Rle] = field(default_factory=list)
 
     def mask(self, size: tuple[int, int]) -> Rle:
-        drawn = rle_encode(rasterise_polygons(self.polygons, size))
+        drawn = rle_of_polygons(self.polygons, size)
         return rle_merge([drawn, *self.rles]) if self.rles else drawn
 
 
@@ -148,8 +150,7 @@ def _add(shapes: _Shapes, segmentation: list | dict, size: tuple[int, int]) -> N
     if isinstance(segmentation, dict):
         shapes.rles.append(rle_of_annotation(segmentation, size))
     elif segmentation:
-        check_polygons(segmentation)
-        shapes.polygons += segmentation
+        shapes.polygons += [polygon_corners(polygon) for polygon in segmentation]
     else:
         raise DataError("no segmentation; expected a list of polygons or run lengths, a box alone marks no pixels")
 
@@ -158,16 +159,23 @@ def _samples(
     path: Path, root: Path, name: str, images: dict[int, dict], shapes: dict[tuple[int, int], _Shapes], names: dict
 ) -> list[Sample]:
     samples = []
-    files: dict[str, int] = {}
+    files = _image_files(path, [images[number] for number in dict.fromkeys(image_id for image_id, _ in shapes)])
     for (image_id, category), shape in shapes.items():
-        image = images[image_id]
-        if files.setdefault(image["file_name"], image_id) != image_id:
-            raise DataError(f"{path}: images {files[image['file_name']]} and {image_id} are both {image['file_name']}")
-        file = _image_file(path, image)
-        mask = shape.mask(_size(image))
+        mask = shape.mask(_size(images[image_id]))
         if rle_area(mask):
-            samples.append(Sample(file.relative_to(root).as_posix(), name, category, names[category], mask))
+            image = files[image_id].relative_to(root).as_posix()
+            samples.append(Sample(image, name, category, names[category], mask))
     return sorted(samples, key=lambda sample: (sample.image, sample.category))
+
+
+def _image_files(path: Path, images: list[dict]) -> dict[int, Path]:
+    """Where each image lies, by its id."""
+    owners: dict[str, int] = {}
+    for image in images:
+        if owners.setdefault(image["file_name"], image["id"]) != image["id"]:
+            first = owners[image["file_name"]]
+            raise DataError(f"{path}: images {first} and {image['id']} are both {image['file_name']}")
+    return {image["id"]: _image_file(path, image) for image in images}
 
 
 def _image_file(path: Path, image: dict) -> Path:

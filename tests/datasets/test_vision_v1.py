@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.masks import rasterise_polygons, rle_encode
+from datasets.images import image_size, read_image
+from datasets.masks import rle_encode
 from datasets.vision_v1 import read_object, source_files
 from utils.errors import DataError
 
 SIZE = (20, 30)
 BOX, OTHER, OUTSIDE = [2, 3, 12, 3, 12, 7, 2, 7], [10, 5, 20, 5, 20, 15, 10, 15], [50, 50, 60, 50, 60, 60]
+
+
+def boxes(*polygons):
+    mask = np.zeros(SIZE, np.uint8)
+    for left, top, _, _, right, bottom, *_ in polygons:
+        mask[top : bottom + 1, left : right + 1] = 1
+    return mask
 
 
 def annotation(number, image, category, *polygons):
@@ -47,8 +57,8 @@ def test_a_sample_is_an_image_and_a_category_with_its_union(tmp_path):
         ("Ring/train/a.png", "Ring", 0, "scratch"),
         ("Ring/train/b.png", "Ring", 4, "pit"),
     ]
-    np.testing.assert_array_equal(samples[0].decode_mask(), rasterise_polygons([BOX], SIZE))
-    np.testing.assert_array_equal(samples[1].decode_mask(), rasterise_polygons([BOX, OTHER], SIZE))
+    np.testing.assert_array_equal(samples[0].decode_mask(), boxes(BOX))
+    np.testing.assert_array_equal(samples[1].decode_mask(), boxes(BOX, OTHER))
     assert notes == []
 
 
@@ -93,7 +103,7 @@ def test_run_lengths_of_both_forms_join_the_polygons(tmp_path):
         data["annotations"].append(annotation(9, 5, 0) | {"iscrowd": 1, "segmentation": segmentation})
         write(tmp_path, data)
         samples, _ = read_object(tmp_path, "Ring")
-        np.testing.assert_array_equal(samples[0].decode_mask(), rasterise_polygons([BOX], SIZE) | mask)
+        np.testing.assert_array_equal(samples[0].decode_mask(), boxes(BOX) | mask)
 
 
 def test_images_without_annotation_are_counted_in_a_note(tmp_path):
@@ -112,7 +122,7 @@ def test_masks_outside_their_image_are_left_out_with_a_note(tmp_path):
     write(tmp_path, data)
     samples, notes = read_object(tmp_path, "Ring")
     assert [s.image for s in samples] == ["Ring/train/b.png"]
-    np.testing.assert_array_equal(samples[0].decode_mask(), rasterise_polygons([BOX], SIZE))
+    np.testing.assert_array_equal(samples[0].decode_mask(), boxes(BOX))
     assert len(notes) == 1 and notes[0].split(": ")[1].startswith("1 masks lie entirely outside")
 
 
@@ -135,6 +145,33 @@ def test_an_image_of_another_size_than_listed(tmp_path):
     folder = write(tmp_path, content())
     Image.new("RGB", SIZE).save(folder / "a.png")
     with pytest.raises(DataError, match=r"_annotations.coco.json: image 5 .*\(20, 30\).*a\.png.*\(30, 20\)"):
+        read_object(tmp_path, "Ring")
+
+
+def cut_off(path, size):
+    """An image file that ends soon after its header."""
+    noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, {".png": "PNG", ".jpg": "JPEG"}[path.suffix])
+    whole = file.getvalue()
+    path.write_bytes(whole[: 20 + max(whole.find(start) for start in (b"IDAT", b"\xff\xda"))])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_headers_are_read_and_pixels_are_not(tmp_path, suffix):
+    data = content()
+    for image in data["images"]:
+        image["file_name"] = Path(image["file_name"]).with_suffix(suffix).name
+    folder = write(tmp_path, data, images=False)
+    names = [image["file_name"] for image in data["images"]]
+    for name in names:
+        cut_off(folder / name, SIZE)
+        assert image_size(folder / name) == SIZE
+    assert sorted(Path(sample.image).name for sample in read_object(tmp_path, "Ring")[0]) == sorted(names)
+    cut_off(folder / names[1], SIZE[::-1])
+    with pytest.raises(DataError, match=rf"image 5 .*\(20, 30\).*a\{suffix}.*\(30, 20\)"):
         read_object(tmp_path, "Ring")
 
 

@@ -106,7 +106,8 @@ def _root_of(cfg: CfgNode, roots: list[str], name: str) -> Path:
 def _joined(indices: list[SampleIndex]) -> SampleIndex:
     """One index, its images relative to the first root; links are resolved, for `..` leads elsewhere through them."""
     first = indices[0].root.resolve()
-    samples = [s.moved(os.path.relpath(i.root.resolve(), first)) for i in indices for s in i.samples]
+    folders = [os.path.relpath(index.root.resolve(), first) for index in indices]
+    samples = [s.moved(folder) for index, folder in zip(indices, folders, strict=True) for s in index.samples]
     if not samples:
         raise DataError(f"{first}: no training sample")
     return SampleIndex(first, samples, [note for i in indices for note in i.notes])

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -118,7 +118,7 @@ class SampleIndex:
     def save(self, path: str | Path) -> None:
         """Writes the index as JSON, whole or not at all. Raises DataError where the folder cannot be written."""
         content = {"format": _FORMAT, "fingerprint": self.fingerprint, "root": str(self.root), "notes": self.notes}
-        content["samples"] = [asdict(sample) for sample in self.samples]
+        content["samples"] = [vars(sample) for sample in self.samples]
         path = Path(path)
         scratch = path.with_name(f".{path.name}.{os.getpid()}")  # processes of one run may save at the same time
         try:

@@ -32,7 +32,7 @@ CHOICES = {
     "DIST_BACKEND": ("nccl", "gloo", "mpi"),
     "TRAIN.method": ("SOFS",),
     "TRAIN.backbone": (*DINOV2_BLOCKS, *CNN_STAGES),
-    "TRAIN.precision": ("fp32", "bf16", "fp16"),
+    "TRAIN.precision": ("fp32", "bf16", "fp16", "auto"),
     "TRAIN.attention": ("sdpa", "xformers"),
     "TEST.method": ("SOFS", "prior"),
     "TEST.merge": ("probability", "reference"),
@@ -54,6 +54,7 @@ POSITIVE = Bound(lambda x: x > 0, "more than 0")
 NOT_NEGATIVE = Bound(lambda x: x >= 0, "0 or more")
 COUNT = Bound(lambda x: x >= 1, "1 or more")
 SHARE = Bound(lambda x: 0 <= x <= 1, "from 0 to 1")
+OVERLAP = Bound(lambda x: 0 <= x <= 0.9, "from 0 to 0.9")
 SEED = Bound(lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
 
 # Key -> bound; of a list, each element obeys it.
@@ -93,6 +94,8 @@ BOUNDS = {
     "TRAIN_SETUPS.TEST_SETUPS.epoch_test": COUNT,
     "TRAIN_SETUPS.TEST_SETUPS.train_miou": COUNT,
     "TEST.threshold": SHARE,
+    "TEST.window_overlap": OVERLAP,
+    "TEST.memory_tokens": NOT_NEGATIVE,
     "TEST.VISUALIZE.sample_prob": SHARE,
     "TEST_SETUPS.batch_size": COUNT,
     "TEST_SETUPS.ND_batch_size": COUNT,

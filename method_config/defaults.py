@@ -62,7 +62,9 @@ _C.TRAIN.load_checkpoint = False  # start the head from the weights in load_mode
 _C.TRAIN.load_model_path = ""  # file of those weights
 _C.TRAIN.resume = ""  # ours: file of a training state to go on from; empty: a new training
 _C.TRAIN.save_model = True  # keep the trained weights
-_C.TRAIN.precision = "fp32"  # ours: arithmetic of the networks, fp32, bf16 or fp16
+# ours: arithmetic of the networks, fp32, bf16, fp16, or auto: the fastest that the device computes natively
+_C.TRAIN.precision = "fp32"
+_C.TRAIN.compile = False  # ours: compile the backbone with torch.compile, which takes minutes at the start
 _C.TRAIN.attention = "sdpa"  # ours: attention kernels of the backbone, sdpa or xformers
 
 _C.TRAIN.SOFS = CfgNode()
@@ -112,6 +114,8 @@ _C.TEST.load_model_path = ""  # file of the weights to test
 _C.TEST.semantic_threshold = 0.6  # no effect on SOFS (threshold of another method)
 _C.TEST.threshold = 0.5  # ours: probability from which a pixel counts as defect
 _C.TEST.merge = "probability"  # ours: how windows join: probability (blended), or reference (published stitching)
+_C.TEST.window_overlap = 0.0  # ours: share of its side that a window has in common with the next, 0 to 0.9
+_C.TEST.memory_tokens = 8192  # ours: background tokens kept of the supports, a coreset where there are more; 0: all
 _C.TEST.baseline = True  # ours: report the training-free prior beside the head
 # ours: whose area share chooses between resized image and windows: support (mean of the supports' masks), or query (the
 # query's own true mask, as in the published protocol)

@@ -41,7 +41,7 @@ def build_prior_method(cfg: CfgNode, backbone: Backbone | None = None) -> PriorM
 
 
 def _backbone(cfg: CfgNode) -> Backbone:
-    return build_backbone(
+    backbone = build_backbone(
         cfg.TRAIN.backbone,
         layers=cfg.TRAIN.SOFS.prior_layer_pointer,
         image_size=cfg.DATASET.image_size,
@@ -51,3 +51,6 @@ def _backbone(cfg: CfgNode) -> Backbone:
         pretrained=cfg.TRAIN.backbone_load_state_dict,
         attention=cfg.TRAIN.attention,
     )
+    if cfg.TRAIN.compile:
+        backbone.compile(dynamic=True)
+    return backbone

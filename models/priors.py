@@ -31,6 +31,11 @@ def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
     return small.reshape(*mask.shape[:-2], *grid)
 
 
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring (B, h, w) maps of the token grid to pixels, bilinear: (B, *size)."""
+    return F.interpolate(maps.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+
+
 def layer_prototype(features: Tensor, share: Tensor) -> Tensor:
     """Weighted mean of the foreground: sum(feature * share) / (sum(share) + 0.0005).
 
@@ -66,6 +71,11 @@ def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(-2, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])), weight
 
 
+def pieces(queries: Tensor, keys: int) -> int:
+    """Rows of (B, M, C) queries per piece, so that the products with so many keys stay of bounded memory."""
+    return max(1, CHUNK // (queries.shape[0] * keys))
+
+
 def best_similarity(queries: Tensor, keys: Tensor) -> Tensor:
     """Largest dot product of each query token with any key, computed in pieces of bounded memory.
 
@@ -74,40 +84,48 @@ def best_similarity(queries: Tensor, keys: Tensor) -> Tensor:
         keys: (B or 1, N, C).
 
     Returns:
-        (B, M) float32. Under autocast the products are taken in its type: the inputs have unit length, so half
-        precision moves a similarity by a few thousandths.
+        (B, M) float32.
     """
-    device = queries.device.type
-    if torch.is_autocast_enabled(device):
-        queries, keys = (t.to(torch.get_autocast_dtype(device)) for t in (queries, keys))
-    rows = max(1, CHUNK // (queries.shape[0] * keys.shape[-2]))
+    flat = _folded(queries, keys)
     transposed = keys.transpose(-2, -1)
-    return torch.cat([(part @ transposed).amax(-1) for part in queries.split(rows, dim=-2)], dim=-1).float()
+    best = [(part @ transposed).amax(-1) for part in flat.split(pieces(flat, keys.shape[-2]), dim=-2)]
+    return torch.cat(best, dim=-1).float().view(queries.shape[:2])
 
 
-def semantic_prior(query: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
-    """How much a query token looks like the marked tokens.
+def prior_maps(
+    queries: Tensor, keys: Tensor, share: Tensor, sizes: list[int], covered: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Semantic and abnormal prior of one layer, from one product of the query with all support tokens.
 
-    Args:
-        query: (B, M, C) unit tokens.
-        foreground: (B or 1, K, N, C) unit tokens, zero where `gather_foreground` padded.
-        valid: (B or 1, K) weights of the supports; a support of weight 0 is left out of the mean.
-
-    Returns:
-        (B, M): mean over supports of the largest cosine; the padding, like the background, counts as 0.
-    """
-    best = torch.stack([best_similarity(query, foreground[:, k]) for k in range(foreground.shape[1])], dim=1)
-    return (best * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-
-
-def abnormal_prior(query: Tensor, background: Tensor) -> Tensor:
-    """How little a query token looks like any normal token.
+    Semantic: how much a token looks like the marked ones, the mean over views of the largest cosine; a view's unmarked
+    tokens count as 0. Abnormal: how little it looks like any normal token, 1 - the largest cosine scaled by 1 - share.
 
     Args:
-        query: (B, M, C) unit tokens.
-        background: (B or 1, K * h * w, C) unit tokens of all supports scaled by 1 - share.
+        queries: (B, M, C) unit tokens, in the type of the keys.
+        keys: (B or 1, F + N, C) unit tokens, F marked ones in a block per view, then N of share 0.
+        share: (B or 1, F) shares of the marked ones.
+        sizes: length of each view's block.
+        covered: (B or 1, K) bool, views without an unmarked token.
+        weight: (B or 1, K) of each view in the mean; 0 leaves it out.
 
     Returns:
-        (B, M): 1 - the largest scaled cosine.
+        two (B, M) float32.
     """
-    return 1 - best_similarity(query, background)
+    flat = _folded(queries, keys)
+    transposed, f = keys.transpose(-2, -1), share.shape[-1]
+    marked, normal = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
+    floor = torch.zeros_like(weight).masked_fill(covered, -torch.inf).unsqueeze(1)
+    mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
+    semantic, abnormal = [], []
+    for part in flat.split(pieces(flat, keys.shape[-2]), dim=-2):
+        product = part @ transposed
+        own = product[..., :f].float()
+        best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1)
+        semantic.append((torch.maximum(best, floor) * mean).sum(-1))
+        abnormal.append(1 - torch.maximum((own * normal).amax(-1), product[..., f:].amax(-1).float()))
+    return torch.cat(semantic, -1).view(queries.shape[:2]), torch.cat(abnormal, -1).view(queries.shape[:2])
+
+
+def _folded(queries: Tensor, keys: Tensor) -> Tensor:
+    """All queries in one row of tokens where they share the keys: one large product runs faster than several."""
+    return queries.flatten(0, 1).unsqueeze(0) if len(keys) == 1 else queries

@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models import joint_prior
 from models.backbone import Backbone
+from models.comparison import Comparison
 from models.head import Head
-from models.joint_prior import JointMemory
-from models.priors import (
-    abnormal_prior,
-    downsample_mask,
-    gather_foreground,
-    layer_prototype,
-    semantic_prior,
-    unit_tokens,
-)
+from models.priors import downsample_mask, gather_foreground, layer_prototype, upsample
+from models.support_tokens import SupportTokens, label, ready
 
 
 @dataclass(frozen=True)
-class SupportMemory:
-    """What is kept of the supports. B is 1 where one set of supports serves every window.
+class SupportSummary:
+    """What the head keeps of the supports. B is 1 where one set of supports serves every window.
 
     Attributes:
-        marked: (B,) bool, whether any support has a marked pixel.
-        weight: (B, K) weight of each support in the means over supports.
-        foreground: per layer (B, K, N, C_l), unit tokens of positive share, padded with zeros.
-        background: per layer (B, K * h * w, C_l), unit tokens scaled by 1 - share.
-        prototype: (B, reduce_dim), reduced prototype, mean over supports.
+        weight: (B, K) weight of each view in the means over views.
+        prototype: (B, reduce_dim), reduced prototype, mean over views.
         tokens: (B, M, embed_dim), transformed support tokens of the foreground.
         shares: (B, M), their shares.
         support_prototype: (B, embed_dim), the classifier.
-        joint: labelled tokens over all layers, where the head takes the joint prior.
     """
 
-    marked: Tensor
     weight: Tensor
-    foreground: list[Tensor]
-    background: list[Tensor]
     prototype: Tensor
     tokens: Tensor
     shares: Tensor
     support_prototype: Tensor
-    joint: JointMemory | None
+
+
+@dataclass(frozen=True)
+class SupportMemory:
+    """What is kept of the supports.
+
+    Attributes:
+        known: tokens to compare with.
+        summary: of the head; None where the method has none.
+        windowed: the defect is small: queries are seen in windows at native resolution, not resized whole.
+    """
+
+    known: SupportTokens
+    summary: SupportSummary | None
+    windowed: bool = True
 
 
 class SOFS(nn.Module):
@@ -76,6 +75,15 @@ class SOFS(nn.Module):
         self.area_downsampling = area_downsampling
         self.skip_empty_supports = skip_empty_supports
 
+    @property
+    def needs_joint(self) -> bool:
+        """Whether the head takes the joint prior."""
+        return self.head.residual_scale is not None
+
+    def shares(self, masks: Tensor) -> Tensor:
+        """Share of marked pixels per token: masks (..., H, W) {0, 1} to (..., h, w)."""
+        return downsample_mask(masks, self.backbone.stride, self.area_downsampling)
+
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportMemory:
         """Encode supports once.
 
@@ -90,28 +98,33 @@ class SOFS(nn.Module):
 
     def remember(self, features: list[Tensor], masks: Tensor) -> SupportMemory:
         """The memory of supports whose features are known: per layer (B * K, C_l, h, w), batch-major."""
-        b, k = masks.shape[:2]
-        share = downsample_mask(masks, self.backbone.stride, self.area_downsampling)
+        share = self.shares(masks)
+        return SupportMemory(ready(label(features, share), joint=self.needs_joint), self.summarise(features, share))
+
+    def summarise(self, features: list[Tensor], share: Tensor, counts: Tensor | None = None) -> SupportSummary:
+        """The head's summary of support views.
+
+        Args:
+            features: per layer (B * K, C_l, h, w), batch-major.
+            share: (B, K, h, w) share of marked pixels per token.
+            counts: (B, K) how often each view was given, where the same one came more than once; None: once.
+        """
+        b, k = share.shape[:2]
         flat = share.flatten(0, 1)
-        valid = (share.flatten(2).sum(-1) > 0).float()
-        weight = valid if self.skip_empty_supports else torch.ones_like(valid)
-        foreground, background = zip(*(_split(unit_tokens(f.float()), flat, b) for f in features), strict=True)
-        joint = joint_prior.remember(features, share) if self.head.residual_scale is not None else None
+        weight = torch.ones_like(share[:, :, 0, 0]) if counts is None else counts
+        if self.skip_empty_supports:
+            weight = weight * share.flatten(2).any(-1)
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
         transformed, reduced = self.head.embed_support(torch.cat(features, dim=1), prototypes)
         tokens, shares = gather_foreground(
             transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k)).flatten(1, 2), share.flatten(1)
         )
-        return SupportMemory(
-            marked=valid.any(1),
+        return SupportSummary(
             weight=weight,
-            foreground=list(foreground),
-            background=list(background),
             prototype=weighted_mean(reduced.unflatten(0, (b, k)), weight),
             tokens=tokens,
             shares=shares,
             support_prototype=self._classifier(transformed, flat, weight),
-            joint=joint,
         )
 
     def _classifier(self, transformed: Tensor, share: Tensor, weight: Tensor) -> Tensor:
@@ -121,27 +134,18 @@ class SOFS(nn.Module):
         own = layer_prototype(self.head.support_prototype(transformed), share)
         return weighted_mean(own.unflatten(0, weight.shape), weight)
 
-    def priors(self, features: list[Tensor], memory: SupportMemory) -> tuple[Tensor, Tensor]:
-        """Semantic and abnormal prior maps of queries, each (B, L, h, w) float32."""
-        grid = features[0].shape[-2:]
-        tokens = [unit_tokens(f.float()) for f in features]
-        semantic = [semantic_prior(t, f, memory.weight) for t, f in zip(tokens, memory.foreground, strict=True)]
-        abnormal = [abnormal_prior(t, g) for t, g in zip(tokens, memory.background, strict=True)]
-        return torch.stack(semantic, 1).unflatten(-1, grid), torch.stack(abnormal, 1).unflatten(-1, grid)
-
-    def token_logits(self, features: list[Tensor], memory: SupportMemory) -> tuple[Tensor, Tensor]:
+    def token_logits(self, compared: Comparison, summary: SupportSummary) -> tuple[Tensor, Tensor]:
         """Log-odds of defect and abnormal prior maps on the token grid: (B, h, w) and (B, L, h, w)."""
-        semantic, abnormal = self.priors(features, memory)
+        semantic, abnormal = compared.priors(summary.weight)
         priors = torch.cat([semantic, abnormal], dim=1) if self.abnormal_to_head else semantic
-        if memory.joint is None:
-            return self._head_logits(features, memory, priors), abnormal
-        gap = joint_prior.difference(features, memory.joint)
-        logits = self._head_logits(features, memory, torch.cat([priors, gap.unsqueeze(1)], dim=1))
-        return self.head.own_scale * logits.float() + self.head.residual_scale * gap, abnormal
+        if not self.needs_joint:
+            return self._head_logits(compared.features, summary, priors), abnormal
+        logits = self._head_logits(compared.features, summary, torch.cat([priors, compared.gap.unsqueeze(1)], dim=1))
+        return self.head.own_scale * logits.float() + self.head.residual_scale * compared.gap, abnormal
 
-    def _head_logits(self, features: list[Tensor], memory: SupportMemory, priors: Tensor) -> Tensor:
-        query = self.head.embed_query(torch.cat(features, dim=1), memory.prototype, priors)
-        return self.head.logits(query, memory.tokens, memory.shares, memory.support_prototype)
+    def _head_logits(self, features: list[Tensor], summary: SupportSummary, priors: Tensor) -> Tensor:
+        query = self.head.embed_query(torch.cat(features, dim=1), summary.prototype, priors)
+        return self.head.logits(query, summary.tokens, summary.shares, summary.support_prototype)
 
     def segment(self, windows: Tensor, memory: SupportMemory) -> Tensor:
         """Segment windows.
@@ -153,31 +157,25 @@ class SOFS(nn.Module):
         Returns:
             (B, H, W) float32: probability of defect; where no support pixel is marked, the largest abnormal prior.
         """
-        return self.answer(self.backbone(windows), memory, windows.shape[-2:])
+        return self.answer(Comparison(self.backbone(windows), memory.known), memory.summary, windows.shape[-2:])
 
-    def answer(self, features: list[Tensor], memory: SupportMemory, size: tuple[int, int]) -> Tensor:
-        """As `segment`, for windows of `size` whose features are known."""
-        logits, abnormal = self.token_logits(features, memory)
+    def answer(self, compared: Comparison, summary: SupportSummary, size: tuple[int, int]) -> Tensor:
+        """As `segment`, for windows of `size` that are compared with the supports."""
+        logits, abnormal = self.token_logits(compared, summary)
         probability = upsample(logits.float(), size).sigmoid()
         anomaly = upsample(abnormal.amax(1), size)
-        return probability.where(memory.marked[:, None, None], anomaly)
+        return probability.where(compared.known.share.any(1)[:, None, None], anomaly)
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear upsampling of (B, h, w) maps."""
-    return F.interpolate(maps.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+def join_summaries(parts: list[SupportSummary]) -> SupportSummary:
+    """One summary of all views out of several: means by their weights, tokens side by side."""
+    joined = {f.name: torch.cat([getattr(p, f.name) for p in parts], dim=1) for f in fields(SupportSummary)}
+    totals = torch.stack([p.weight.sum(1) for p in parts], dim=1)
+    for name in ("prototype", "support_prototype"):
+        joined[name] = weighted_mean(torch.stack([getattr(p, name) for p in parts], dim=1), totals)
+    return SupportSummary(**joined)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of (B, K, C) over K with weights (B, K); zero where no weight is left."""
     return (values * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
-
-
-def _split(tokens: Tensor, share: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Unit tokens (B * K, h * w, C) to those of positive share, and to all scaled by the share of background."""
-    flat = share.flatten(1)
-    foreground, weight = gather_foreground(tokens, flat)
-    background = tokens * (1 - flat).unsqueeze(-1)
-    return (foreground * (weight > 0).unsqueeze(-1)).unflatten(0, (batch, -1)), background.unflatten(
-        0, (batch, -1)
-    ).flatten(1, 2)

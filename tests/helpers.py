@@ -18,7 +18,8 @@ from datasets.samples import load_or_build
 from method_config import load_config
 from models.build import build_model
 from tools.evaluator import Protocol, evaluate
-from tools.methods import build_predictor, with_baseline
+from tools.methods import with_baseline
+from tools.predictor import Predictor
 from tools.trainer import Trainer
 from utils.distributed import is_main
 from utils.run import create_run_folder, write_json
@@ -128,7 +129,7 @@ def own_logging():
 def untrained_predictor(cfg):
     """A predictor of a randomly initialised head, always the same, and of the prior."""
     torch.manual_seed(0)
-    return build_predictor(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
+    return Predictor.from_config(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
 
 
 def train_without_dropout(cfg, folder):

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 
 from models.backbone import Backbone
 from models.checkpoint import head_state, our_name
+from models.comparison import Comparison
 from models.head import Head, fuse
 from models.losses import MixedNormalDiceLoss
-from models.priors import downsample_mask, layer_prototype
-from models.sofs import upsample
+from models.priors import downsample_mask, layer_prototype, upsample
 
 GOLDEN = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden"))
 if not GOLDEN.is_dir():
@@ -56,15 +56,15 @@ def run(model, case, masks=None):
     masks = case["support_mask"] if masks is None else masks
     with torch.no_grad():
         memory = model.encode_support(case["support"], masks[:, :, 0])
-        features = model.backbone(case["query"])
-        semantic, abnormal = model.priors(features, memory)
-        logits, _ = model.token_logits(features, memory)
+        compared = Comparison(model.backbone(case["query"]), memory.known)
+        semantic, abnormal = compared.priors(memory.summary.weight)
+        logits, _ = model.token_logits(compared, memory.summary)
         return {
             "memory": memory,
             "semantic_similarity": semantic,
             "normal_similarity": abnormal,
             "patch_logits": logits,
-            "prototype": memory.support_prototype,
+            "prototype": memory.summary.support_prototype,
             "prob": model.segment(case["query"], memory),
         }
 
@@ -139,7 +139,7 @@ def remember(model, case):
 def test_four_shots_fusion(reference, b):
     """The fusion over the marked tokens only is the original's over all of them."""
     with torch.no_grad():
-        memory = remember(reference, b)
+        memory = remember(reference, b).summary
     query = b["sa_query"].transpose(1, 2).unflatten(2, (5, 5))
     agree(fuse(query, memory.tokens, memory.shares, 0.1), b["transformer_q"])
 
@@ -171,10 +171,11 @@ def test_skipped_empty_support_is_as_if_it_had_not_been_given(golden_model, tens
     fewer = run(model, given | {"support": given["support"][:, kept]}, masks[:, kept])
     agree(full["semantic_similarity"], fewer["semantic_similarity"])
     agree(full["prototype"], fewer["prototype"])
-    agree(full["memory"].prototype, fewer["memory"].prototype)
+    agree(full["memory"].summary.prototype, fewer["memory"].summary.prototype)
     agree(full["normal_similarity"], tensors("case_d_mixed")["normal_similarity"][:1])
     with torch.no_grad():
-        same_normality = dataclasses.replace(fewer["memory"], background=full["memory"].background)
+        summary = dataclasses.replace(fewer["memory"].summary, weight=full["memory"].summary.weight)
+        same_normality = dataclasses.replace(full["memory"], summary=summary)
         agree(full["prob"], model.segment(given["query"], same_normality), 1e-5)
     assert (full["patch_logits"] - tensors("case_d_mixed")["patch_logits"][:1]).abs().max() > 1e-2
 
@@ -193,7 +194,7 @@ def train_mode(model):
 def training_step(model, inputs, target, smooth_r):
     """Loss and label map; gradients are left on the model."""
     memory = remember(model, inputs)
-    logits, _ = model.token_logits(model.backbone(inputs["query"]), memory)
+    logits, _ = model.token_logits(Comparison(model.backbone(inputs["query"]), memory.known), memory.summary)
     loss = MixedNormalDiceLoss(smooth_r, 1.0, 0.01)(logits.sigmoid(), target)
     loss.backward()
     return loss.detach(), (upsample(logits.detach(), (70, 70)) > 0).to(torch.uint8)
@@ -237,7 +238,7 @@ def test_convolutional_classifier(golden_model, tensors, b):
     agree(ours["patch_logits"], case["patch_logits"][:, 1] - case["patch_logits"][:, 0])
     agree(ours["prob"], case["prob"], 1e-5)
     with torch.no_grad():
-        memory = remember(model, b)
+        memory = remember(model, b).summary
         query = model.head.transformer(b["query_merge"])
     agree(fuse(query, memory.tokens, memory.shares, 0.1), case["transformer_q"])
 

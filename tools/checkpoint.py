@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,20 @@ from utils.errors import WeightsError
 STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "config"}
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` once all is written: a file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    yield scratch
+    os.replace(scratch, path)
+
+
 def save_head(path: Path, model: SOFS, config: str) -> None:
     """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or not at all."""
     tensors = {f"head.{name}": value.contiguous().cpu() for name, value in model.head.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    save_file(tensors, scratch, metadata={"format": "pt", "config": config})
-    os.replace(scratch, path)
+    with written_whole(path) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt", "config": config})
 
 
 def load_head(path: str | Path, model: SOFS, key: str) -> None:
@@ -45,10 +54,8 @@ def load_head(path: str | Path, model: SOFS, key: str) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    torch.save(state, scratch)
-    os.replace(scratch, path)
+    with written_whole(path) as scratch:
+        torch.save(state, scratch)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

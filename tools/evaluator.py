@@ -16,7 +16,8 @@ from tqdm import tqdm
 from datasets.episodes import EpisodeList, ViewSettings, derive_seed
 from datasets.queries import EvaluationQueries, FailedQuery, Query
 from datasets.samples import SampleIndex
-from tools.predictor import Predictor, Segmentation
+from tools.answers import Prediction
+from tools.predictor import Predictor
 from utils.distributed import gather_objects, is_main, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.metrics import SegmentationMeter, mean_std
@@ -113,7 +114,7 @@ def _one_repeat(
     settings: ViewSettings,
     protocol: Protocol,
     names: dict[tuple[str, int], str],
-    draw: Callable[[int, Query, dict[str, Segmentation]], None] | None,
+    draw: Callable[[int, Query, dict[str, Prediction]], None] | None,
 ) -> tuple[dict[str, SegmentationMeter], list[str], int]:
     queries = EvaluationQueries(episodes, settings, scale_by=protocol.scale_by, rank=rank(), world=world_size())
     meters = {method: SegmentationMeter(names) for method in predictor.methods}
@@ -125,9 +126,8 @@ def _one_repeat(
         if isinstance(query, FailedQuery):
             failed += 1
             continue
-        answers = predictor.segment(
-            query.image, predictor.remember(query.supports, query.support_masks), windowed=query.windowed
-        )
+        memory = predictor.remember(query.supports, query.support_masks, windowed=query.windowed)
+        answers = next(predictor.segment([query.image], memory)).answers
         for method, answer in answers.items():
             meters[method].update(query.sample.class_key, answer.label, query.target)
         if draw is not None:
@@ -150,11 +150,11 @@ def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | Fa
                 bar.update()
 
 
-def _figure_writer(protocol: Protocol) -> Callable[[int, Query, dict[str, Segmentation]], None] | None:
+def _figure_writer(protocol: Protocol) -> Callable[[int, Query, dict[str, Prediction]], None] | None:
     if protocol.figures is None:
         return None
 
-    def draw(number: int, query: Query, answers: dict[str, Segmentation]) -> None:
+    def draw(number: int, query: Query, answers: dict[str, Prediction]) -> None:
         if random.Random(derive_seed(protocol.seed, number)).random() < protocol.figure_probability:
             name = f"{number:05d}_{query.sample.class_name.replace('/', '_')}_{Path(query.sample.image).stem}.png"
             write_image(protocol.figures / name, query_figure(query, answers))
@@ -162,7 +162,7 @@ def _figure_writer(protocol: Protocol) -> Callable[[int, Query, dict[str, Segmen
     return draw
 
 
-def query_figure(query: Query, answers: dict[str, Segmentation]) -> Any:
+def query_figure(query: Query, answers: dict[str, Prediction]) -> Any:
     """The query with its true outline, and each method's mask and score, side by side: (H, W, 3) uint8 RGB."""
     pictures = [(f"{query.sample.class_name}: truth", outline(query.image, query.target, TRUTH))]
     for method, answer in answers.items():

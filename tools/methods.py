@@ -1,10 +1,9 @@
-"""Which methods a test compares, with their weights, and the predictor that asks them."""
+"""Which methods a test compares, with their weights."""
 
 from __future__ import annotations
 
 import logging
 
-import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -12,7 +11,6 @@ from models.build import build_model, build_prior_method
 from models.sofs import SOFS
 from models.weights import require_file
 from tools.checkpoint import load_head
-from tools.predictor import Predictor
 
 LOG = logging.getLogger(__name__)
 PRIOR = "prior"
@@ -39,19 +37,3 @@ def with_baseline(cfg: CfgNode, model: SOFS) -> dict[str, nn.Module]:
     """The model and, with TEST.baseline, the prior on the same backbone."""
     baseline = {PRIOR: build_prior_method(cfg, model.backbone)} if cfg.TEST.baseline else {}
     return {"SOFS": model} | baseline
-
-
-def build_predictor(cfg: CfgNode, methods: dict[str, nn.Module], device: torch.device) -> Predictor:
-    """A predictor with the windows, merging and arithmetic that the config asks for."""
-    for method in methods.values():
-        method.to(device).eval()
-    return Predictor(
-        methods,
-        image_size=cfg.DATASET.image_size,
-        crop_size=cfg.DATASET.crop_size,
-        device=device,
-        window_batch=cfg.TEST_SETUPS.ND_batch_size,
-        merge=cfg.TEST.merge,
-        threshold=cfg.TEST.threshold,
-        precision=cfg.TRAIN.precision,
-    )

@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import logging
-import random
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from yacs.config import CfgNode
 
-from datasets.build import view_settings
-from datasets.episodes import derive_seed, prepare_views, support_views
 from datasets.images import read_image, read_mask
+from datasets.merging import allocate
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
-from datasets.queries import is_windowed
-from tools.methods import build_predictor, test_methods
-from tools.predictor import Predictor, Segmentation
+from datasets.strips import ImageStrips
+from tools.answers import Prediction
+from tools.predictor import Predictor
 from utils.errors import DataError
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
-from utils.precision import pick_device
 from utils.run import create_run_folder, provenance, write_json
 from utils.visualize import overlay, write_image
 
 LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"
 SCORE_LEVELS = 65535
+ROWS = 1024
+OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is too large to be held
 
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
     """Segment every query of every object of the config.
 
     Writes per object and query, at the query's size: `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is
-    probability 1), `overlays/NAME.png`; and metrics.json with IoU where there are true labels.
+    probability 1), `overlays/NAME.png`; per object `support.safetensors`, for `Predictor.load_support`;
+    and metrics.json with IoU where there are true labels.
     """
     setup_logging()
     names = cfg.DATASET.open_domain_test_object
     objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
     supports = [read_supports(cfg, item, number) for number, item in enumerate(objects)]
-    predictor = build_predictor(cfg, test_methods(cfg), pick_device(cfg.DEVICE))
+    predictor = Predictor.from_config(cfg)
     create_run_folder(folder, cfg)
     setup_logging(folder / "test.log")
     report = {
@@ -65,24 +66,22 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> list[tup
 def _segment_object(
     cfg: CfgNode, predictor: Predictor, item: OpenDomainObject, pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path
 ) -> dict[str, Any]:
-    settings = view_settings(cfg)
-    rng = random.Random(derive_seed(cfg.RNG_SEED))
-    views = [view for pair in pairs for view in support_views(*pair, settings, rng)]
-    memory = predictor.remember(*prepare_views(views, settings.image_size))
-    windowed = is_windowed([mask for _, mask in pairs], settings.resize_ratio)
+    memory = predictor.set_support(*zip(*pairs, strict=True))
+    predictor.save_support(folder / "support.safetensors")
     meters = {method: SegmentationMeter([item.name]) for method in predictor.methods}
     faults = []
-    for path, name in zip(item.queries, output_names(item.queries), strict=True):
+    names = output_names(item.queries)
+    for path, name, outcome in zip(item.queries, names, predictor.segment(item.queries, memory), strict=True):
         try:
-            image = read_image(path)
+            if outcome.error is not None:
+                raise outcome.error
             target = read_mask(item.true_labels[path.name]) if path.name in item.true_labels else None
         except DataError as error:
             LOG.warning("left out: %s", error)
             faults.append(str(error))
             continue
-        answers = predictor.segment(image, memory, windowed=windowed)
-        write_answer(folder, name, image, next(iter(answers.values())))
-        for method, answer in answers.items():
+        write_answer(folder, name, outcome.image, outcome.answers[predictor.main])
+        for method, answer in outcome.answers.items():
             if target is not None:
                 meters[method].update(item.name, answer.label, target)
     if len(faults) == len(item.queries):
@@ -96,11 +95,20 @@ def output_names(queries: list[Path]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [path.name for path in queries]
 
 
-def write_answer(folder: Path, name: str, image: np.ndarray, answer: Segmentation) -> None:
-    """Write mask, 16-bit score and overlay of one query."""
-    write_image(folder / "masks" / f"{name}.png", answer.mask.astype(np.uint8) * 255)
-    write_image(folder / "scores" / f"{name}.png", np.rint(answer.score * SCORE_LEVELS).astype(np.uint16))
-    write_image(folder / "overlays" / f"{name}.png", overlay(image, answer.mask))
+def write_answer(folder: Path, name: str, image: ImageStrips, answer: Prediction) -> None:
+    """Write mask, 16-bit score and overlay of one query; the overlay of an image read in strips is shrunk."""
+    levels = allocate(answer.score.shape, np.uint16)
+    marks = allocate(answer.score.shape, np.uint8)
+    for top in range(0, len(levels), ROWS):
+        rows = np.s_[top : top + ROWS]
+        levels[rows] = np.rint(answer.score[rows] * SCORE_LEVELS)
+        marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
+    write_image(folder / "masks" / f"{name}.png", marks)
+    write_image(folder / "scores" / f"{name}.png", levels)
+    shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
+    size = shown.shape[1::-1]
+    seen = marks if marks.shape == shown.shape[:2] else cv2.resize(marks, size, interpolation=cv2.INTER_AREA)
+    write_image(folder / "overlays" / f"{name}.png", overlay(shown, seen > 0))
 
 
 def _report(item: OpenDomainObject, meters: dict[str, SegmentationMeter], faults: list[str]) -> dict[str, Any]:

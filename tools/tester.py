@@ -12,12 +12,10 @@ from yacs.config import CfgNode
 from datasets.build import build_test_index, view_settings
 from datasets.samples import SampleIndex
 from tools.evaluator import Evaluation, Protocol, evaluate
-from tools.methods import build_predictor, test_methods
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
-from utils.distributed import is_main, launch, rank, world_size
+from utils.distributed import is_main, launch
 from utils.logging import setup_logging
-from utils.precision import pick_device
 from utils.run import create_run_folder, discard_on_error, provenance, run_folder, write_json
 
 LOG = logging.getLogger(__name__)
@@ -38,8 +36,7 @@ def test_split(cfg: CfgNode, folder: Path) -> None:
     """Evaluate every test set of the config and write log, metrics and figures into `folder`."""
     setup_logging()
     indices = {name: build_test_index(cfg, name) for name in cfg.DATASET.sub_datasets}
-    device = pick_device(cfg.DEVICE if world_size() == 1 else rank())
-    predictor = build_predictor(cfg, test_methods(cfg), device)
+    predictor = Predictor.from_config(cfg)
     if is_main():
         create_run_folder(folder, cfg)
         setup_logging(folder / "test.log")

@@ -19,20 +19,22 @@ from datasets.episodes import EpisodeSampler, derive_seed
 from datasets.samples import SampleIndex
 from datasets.transforms import denormalise
 from models.build import build_model
+from models.comparison import Comparison
 from models.losses import MixedNormalDiceLoss
-from models.priors import downsample_mask
-from models.sofs import SOFS, upsample
+from models.priors import downsample_mask, upsample
+from models.sofs import SOFS
 from models.weights import load_checked
 from tools.checkpoint import load_head, load_state, save_head, save_state
 from tools.loading import Loader
-from tools.methods import build_predictor, with_baseline
+from tools.methods import with_baseline
+from tools.predictor import Predictor
 from tools.schedule import build_optimizer, build_schedule
 from tools.tester import record, test_index
 from utils.distributed import is_main, launch, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
-from utils.precision import autocast, pick_device
+from utils.precision import arithmetic, autocast, pick_device
 from utils.run import create_run_folder, discard_on_error, run_folder
 from utils.visualize import TRUTH, outline, overlay, panels
 
@@ -89,7 +91,8 @@ class EpisodeLoss(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and token probabilities (B, h, w) float32 of a batch of `TrainingEpisodes`."""
         memory = self.model.encode_support(batch["supports"], batch["support_masks"])
-        logits, _ = self.model.token_logits(self.model.backbone(batch["query"]), memory)
+        compared = Comparison(self.model.backbone(batch["query"]), memory.known)
+        logits, _ = self.model.token_logits(compared, memory.summary)
         with torch.autocast(logits.device.type, enabled=False):
             logits, mask = logits.float(), batch["query_mask"]
             if self.per_pixel:
@@ -130,7 +133,9 @@ class Trainer:
         self.step = DistributedDataParallel(step) if world_size() > 1 else step
         self.optimizer = build_optimizer(self.model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
         self.schedule = build_schedule(self.optimizer, max(1, setups.epochs * len(self.loader)), setups.poly_training)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.TRAIN.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=arithmetic(self.device, cfg.TRAIN.precision) == "fp16"
+        )
         self.writer: SummaryWriter | None = None
         self.epoch = 0
         if cfg.TRAIN.resume:
@@ -215,7 +220,7 @@ class Trainer:
 
     def _test(self, tests: dict[str, SampleIndex]) -> None:
         """Test the head beside the prior, and on the training objects where `val_state` asks for it."""
-        predictor = build_predictor(self.cfg, with_baseline(self.cfg, self.model), self.device)
+        predictor = Predictor.from_config(self.cfg, with_baseline(self.cfg, self.model), self.device)
         wanted = dict(tests)
         if tests and self.cfg.TRAIN_SETUPS.TEST_SETUPS.val_state:
             wanted["validation"] = self.index

@@ -8,11 +8,24 @@ from utils.distributed import rank, world_size
 from utils.errors import ConfigError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision by name: `fp32` (none), `bf16` or `fp16`."""
-    return torch.autocast(device.type, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES)
+    """Mixed precision by name, see `arithmetic`; none for `fp32`."""
+    name = arithmetic(device, precision)
+    return torch.autocast(device.type, dtype=DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES)
+
+
+def arithmetic(device: torch.device, precision: str) -> str:
+    """`fp32`, `bf16` or `fp16` as asked for; with `auto` the fastest that the device computes natively: bf16 where it
+    does, else fp16 on CUDA and fp32 on the CPU."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if any(capabilities.get(name) for name in NATIVE_BF16) else "fp32"
 
 
 def pick_device(index: int) -> torch.device:

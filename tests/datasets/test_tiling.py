@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.tiling import fitted_shape, merge, merge_probability, merge_reference, starts, tile, to_native
+from datasets.merging import merge_probability, merge_reference
+from datasets.tiling import fitted_shape, starts, tile, to_native
 from datasets.transforms import prepare_image
 
 RNG = random.Random(7)
@@ -65,7 +66,7 @@ def test_windows_at_native_size_merge_back_exactly(height, width):
     score, side = smooth(height, width), 40
     boxes = tile(height, width, side)
     maps = [padded(score[t:b, le:r], side) for t, b, le, r in boxes]
-    merged = merge_probability(maps, boxes, height, width)
+    _, merged = merge_probability(maps, boxes, height, width)
     assert merged.dtype == np.float32
     np.testing.assert_allclose(merged, score.numpy(), rtol=0, atol=1e-6)
 
@@ -82,7 +83,7 @@ def test_resized_windows_merge_back_nearly(window, net):
             score[None, None, t:b, le:r], shape, mode="bilinear", align_corners=False, antialias=True
         )
         maps.append(padded(small[0, 0], net))
-    merged = merge_probability(maps, boxes, height, width)
+    _, merged = merge_probability(maps, boxes, height, width)
     np.testing.assert_allclose(merged, score.numpy(), rtol=0, atol=0.02)
     assert abs((merged - score.numpy()).mean()) < 1e-3
 
@@ -101,12 +102,12 @@ def test_image_and_answer_share_one_frame(net):
     assert (y.min(), y.max(), x.min(), x.max()) == (20, 39, 50, 79)
 
 
-@pytest.mark.parametrize("mode", ["probability", "reference"])
+@pytest.mark.parametrize("merge", [merge_probability, merge_reference])
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_constant_maps_merge_to_the_constant(mode, value):
+def test_constant_maps_merge_to_the_constant(merge, value):
     boxes = tile(130, 201, 64)
     maps = [torch.full((50, 50), value) for _ in boxes]
-    label, score = merge(maps, boxes, (130, 201), mode=mode, threshold=0.5)
+    label, score = merge(maps, boxes, 130, 201, threshold=0.5)
     np.testing.assert_allclose(score, value, atol=1e-6)
     np.testing.assert_array_equal(label, float(value > 0.5))
 
@@ -119,10 +120,12 @@ def test_padding_never_enters_the_answer():
         assert torch.allclose(to_native(garbage, box, reference=reference), torch.tensor(0.25))
 
 
-def test_overlapping_windows_are_averaged():
+def test_overlapping_windows_fade_into_each_other():
+    """Weights 1.5 to 0.5 of four pixels' distance for the one, 0.5 to 1.5 for the other."""
     boxes = [(0, 4, 0, 4), (0, 4, 2, 6)]
-    merged = merge_probability([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)], boxes, 4, 6)
-    np.testing.assert_allclose(merged[0], [0.2, 0.2, 0.5, 0.5, 0.8, 0.8], atol=1e-6)
+    _, merged = merge_probability([torch.full((4, 4), 0.2), torch.full((4, 4), 0.8)], boxes, 4, 6)
+    for row in merged:
+        np.testing.assert_allclose(row, [0.2, 0.2, 0.35, 0.65, 0.8, 0.8], atol=1e-6)
 
 
 def test_published_stitching_votes_where_windows_overlap():
@@ -136,7 +139,7 @@ def test_threshold_cuts_the_blended_probability():
     boxes = tile(40, 60, 40)
     score = smooth(40, 60)
     maps = [score[t:b, le:r] for t, b, le, r in boxes]
-    label, blended = merge(maps, boxes, (40, 60), mode="probability", threshold=0.6)
+    label, blended = merge_probability(maps, boxes, 40, 60, threshold=0.6)
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, blended > 0.6)
     assert 0 < label.mean() < 1

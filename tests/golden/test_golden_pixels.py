@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from datasets.crops import cut, support_boxes
-from datasets.tiling import fitted_shape, merge_reference, tile, to_native
+from datasets.merging import merge_reference
+from datasets.tiling import fitted_shape, tile, to_native
 from datasets.transforms import prepare_image, prepare_mask
-from models.sofs import upsample
+from models.priors import upsample
 
 GOLDEN = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden"))
 if not GOLDEN.is_dir():

@@ -5,9 +5,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.joint_prior import difference, remember
+from models.comparison import Comparison
+from models.support_tokens import label, ready
 
 GRID = (3, 4)
+
+
+def remember(support, share):
+    return ready(label(support, share), joint=True)
+
+
+def difference(query, known):
+    return Comparison(query, known).gap
 
 
 def features(count, seed, channels=(5, 7)):
@@ -108,5 +117,6 @@ def test_layers_have_the_same_say_whatever_their_scale():
 
 def test_every_token_marked_still_gives_finite_answers():
     support, query = features(1, 1), features(1, 2)
-    gap = difference(query, remember(support, torch.full((1, 1, *GRID), 0.9)))
-    assert gap.isfinite().all() and (gap >= -1e-6).all()
+    known = remember(support, torch.full((1, 1, *GRID), 0.9))
+    assert difference(query, known).isfinite().all()
+    assert_close(difference(support, known), torch.ones(1, *GRID), msg="there is no background to be like")

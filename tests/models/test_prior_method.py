@@ -4,14 +4,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models import joint_prior
 from models.backbone import Backbone
+from models.comparison import Comparison
 from models.head import Head
 from models.prior_method import PriorMethod
-from models.priors import downsample_mask
-from models.sofs import SOFS, upsample
+from models.priors import downsample_mask, upsample
+from models.sofs import SOFS
+from models.support_tokens import label, ready
 
 GRID = (4, 4)
+
+
+def gap_of(query, support, masks):
+    """Difference of the joint prior (B, h, w)."""
+    return Comparison(query, ready(label(support, downsample_mask(masks, 14)), joint=True)).gap
 
 
 @pytest.fixture
@@ -24,8 +30,7 @@ def test_score_is_the_difference_mapped_to_one_half_at_equality(backbone, episod
     query, support, masks = episode
     method = PriorMethod(backbone)
     score = method.segment(query, method.encode_support(support, masks))
-    memory = joint_prior.remember(backbone(support[0]), downsample_mask(masks, 14))
-    gap = upsample(joint_prior.difference(backbone(query), memory), (56, 56))
+    gap = upsample(gap_of(backbone(query), backbone(support[0]), masks), (56, 56))
     assert score.shape == (3, 56, 56) and score.dtype == torch.float32
     assert_close(score, 0.5 + gap / 4)
     assert score.min() >= 0 and score.max() <= 1 and score.std() > 0.01
@@ -38,7 +43,7 @@ def test_a_support_finds_its_own_defect(backbone, episode):
     masks[0, 0, 14:42, 28:] = 1
     method = PriorMethod(backbone)
     memory = method.encode_support(support[:, :1], masks)
-    score = method.answer(backbone(support[0, :1]), memory, GRID)
+    score = method.answer(Comparison(backbone(support[0, :1]), memory), None, GRID)
     assert torch.equal(score[0] > 0.5, downsample_mask(masks, 14)[0, 0] > 0)
 
 
@@ -66,9 +71,10 @@ def test_half_precision_moves_a_score_by_no_more_than_its_rounding(backbone, epi
     query, support, masks = episode
     method = PriorMethod(backbone)
     known, asked = ([f.bfloat16() for f in backbone(images)] for images in (support[0], query))
-    exact = method.answer([a.float() for a in asked], method.remember([k.float() for k in known], masks), (56, 56))
+    exact = 0.5 + upsample(gap_of([a.float() for a in asked], [k.float() for k in known], masks), (56, 56)) / 4
     with torch.autocast("cpu", torch.bfloat16):
-        score = method.answer(asked, method.remember(known, masks), (56, 56))
+        memory = ready(label(known, method.shares(masks)), joint=True)
+        score = method.answer(Comparison(asked, memory), None, (56, 56))
     assert score.dtype == torch.float32
     assert (score - exact).abs().max() <= 2**-9  # two cosines, each rounded by at most 2**-8, over 4
 
@@ -79,10 +85,10 @@ def test_head_with_prior_residual_starts_from_the_prior(backbone, episode):
     query, support, masks = episode
     model = SOFS(backbone, Head(48, 4, reduce_dim=16, embed_dim=16, prior_residual=True)).eval()
     features, memory = backbone(query), model.encode_support(support, masks)
-    gap = joint_prior.difference(features, joint_prior.remember(backbone(support[0]), downsample_mask(masks, 14)))
-    mixed, _ = model.token_logits(features, memory)
+    gap = gap_of(features, backbone(support[0]), masks)
+    mixed, _ = model.token_logits(Comparison(features, memory.known), memory.summary)
     model.head.own_scale.zero_()
-    logits, _ = model.token_logits(features, memory)
+    logits, _ = model.token_logits(Comparison(features, memory.known), memory.summary)
     assert_close(logits, model.head.residual_scale * gap)
     assert not torch.allclose(mixed, logits, atol=1e-3)
 
@@ -90,5 +96,6 @@ def test_head_with_prior_residual_starts_from_the_prior(backbone, episode):
 def test_gradient_reaches_both_scales_of_the_residual(backbone, episode):
     query, support, masks = episode
     model = SOFS(backbone, Head(48, 4, reduce_dim=16, embed_dim=16, prior_residual=True)).train()
-    model.token_logits(backbone(query), model.encode_support(support, masks))[0].square().sum().backward()
+    memory = model.encode_support(support, masks)
+    model.token_logits(Comparison(backbone(query), memory.known), memory.summary)[0].square().sum().backward()
     assert model.head.residual_scale.grad and model.head.own_scale.grad

@@ -5,15 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from models import priors
-from models.priors import (
-    abnormal_prior,
-    best_similarity,
-    downsample_mask,
-    gather_foreground,
-    layer_prototype,
-    semantic_prior,
-    unit_tokens,
-)
+from models.comparison import Comparison
+from models.priors import best_similarity, downsample_mask, gather_foreground, layer_prototype, unit_tokens
+from models.support_tokens import label, ready
 
 
 @pytest.fixture
@@ -36,11 +30,16 @@ def dense_abnormal(query, support, share):
     return 1 - cosine.flatten(2).amax(-1)
 
 
-def semantic(query, support, share):
-    """Marked tokens padded with zeros, and the prior they give."""
-    foreground, weight = gather_foreground(support.flatten(0, 1), share.flatten(0, 1))
-    marked = (foreground * (weight > 0)[..., None]).unflatten(0, share.shape[:2])
-    return marked, semantic_prior(query, marked, torch.ones(share.shape[:2]))
+def maps(tokens):
+    """Tokens (..., 9, 8) as a map of 3 x 3: (..., 8, 3, 3)."""
+    return tokens.transpose(-1, -2).unflatten(-1, (3, 3))
+
+
+def prior_maps(query, support, share, weight=None):
+    """Semantic and abnormal prior, each (B, 9)."""
+    known = ready(label([maps(support.flatten(0, 1))], share.unflatten(-1, (3, 3))), joint=False)
+    weight = torch.ones(share.shape[:2]) if weight is None else weight
+    return tuple(p[:, 0].flatten(1) for p in Comparison([maps(query)], known).priors(weight))
 
 
 @pytest.mark.parametrize("row", [0, 13, 55])
@@ -102,51 +101,61 @@ def test_gathering_a_fully_marked_map_keeps_all(tokens):
     assert weight.min() == 0.5
 
 
-def test_priors_are_those_of_a_dense_computation(tokens):
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+def test_priors_are_those_of_a_dense_computation(tokens, monkeypatch, chunk):
+    monkeypatch.setattr(priors, "CHUNK", chunk)
+    semantic, abnormal = prior_maps(*tokens)
+    assert_close(semantic, dense_semantic(*tokens))
+    assert_close(abnormal, dense_abnormal(*tokens))
+
+
+def test_priors_of_views_without_marks_and_without_background(tokens):
     query, support, share = tokens
-    assert_close(semantic(*tokens)[1], dense_semantic(*tokens))
-    background = (support * (1 - share)[..., None]).flatten(1, 2)
-    assert_close(abnormal_prior(query, background), dense_abnormal(*tokens))
+    share = share.clone()
+    share[0, 0], share[1, 2], share[0, 1] = 0, 0, 0.5
+    semantic, abnormal = prior_maps(query, support, share)
+    assert_close(semantic, dense_semantic(query, support, share))
+    assert_close(abnormal, dense_abnormal(query, support, share))
 
 
 def test_priors_do_not_depend_on_the_order_of_supports(tokens):
     query, support, share = tokens
     order = torch.tensor([2, 0, 1])
-    assert_close(semantic(query, support[:, order], share[:, order])[1], semantic(*tokens)[1])
-    background = support * (1 - share)[..., None]
-    shuffled = abnormal_prior(query, background[:, order].flatten(1, 2))
-    assert torch.equal(shuffled, abnormal_prior(query, background.flatten(1, 2)))
+    for ours, shuffled in zip(prior_maps(*tokens), prior_maps(query, support[:, order], share[:, order]), strict=True):
+        assert_close(ours, shuffled)
 
 
 def test_a_support_given_twice_changes_nothing(tokens):
     query, support, share = tokens
-    assert_close(semantic(query, support.repeat(1, 2, 1, 1), share.repeat(1, 2, 1))[1], semantic(*tokens)[1])
+    twice = prior_maps(query, support.repeat(1, 2, 1, 1), share.repeat(1, 2, 1))
+    for ours, theirs in zip(prior_maps(*tokens), twice, strict=True):
+        assert_close(ours, theirs)
 
 
-def test_supports_of_weight_zero_are_left_out(tokens):
-    query = tokens[0]
-    marked, _ = semantic(*tokens)
+def test_supports_of_weight_zero_are_left_out_of_the_semantic_prior(tokens):
+    query, support, share = tokens
     weights = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    ours = semantic_prior(query, marked, weights)
-    assert_close(ours[0], semantic_prior(query[:1], marked[:1, [0, 2]], torch.ones(1, 2))[0])
+    ours, abnormal = prior_maps(*tokens, weights)
+    assert_close(ours[0], prior_maps(query[:1], support[:1, [0, 2]], share[:1, [0, 2]])[0][0])
     assert ours[1].count_nonzero() == 0
+    assert_close(abnormal, prior_maps(*tokens)[1])
 
 
 def test_one_memory_serves_a_batch_of_queries(tokens):
     query, support, share = tokens
-    marked, _ = semantic(query[:1], support[:1], share[:1])
-    shared = semantic_prior(query, marked, torch.ones(1, 3))
-    assert_close(shared, semantic_prior(query, marked.expand(2, -1, -1, -1), torch.ones(2, 3)))
+    shared = prior_maps(query, support[:1], share[:1])
+    for one, two in zip(
+        shared, prior_maps(query, support[:1].repeat(2, 1, 1, 1), share[:1].repeat(2, 1, 1)), strict=True
+    ):
+        assert_close(one, two)
 
 
 def test_a_query_token_seen_unmarked_is_normal_and_one_seen_marked_is_alike(tokens):
     _, support, _ = tokens
-    share = torch.zeros(2, 9)
-    share[:, 4] = 1
-    one = support[:, :1]
-    alike = semantic(support[:, 0], one, share[:, None])[1]
+    share = torch.zeros(2, 1, 9)
+    share[:, :, 4] = 1
+    alike, abnormal = prior_maps(support[:, 0], support[:, :1], share)
     assert_close(alike[:, 4], torch.ones(2))
-    abnormal = abnormal_prior(support[:, 0], (one[:, 0] * (1 - share)[..., None]))
     normal = [i for i in range(9) if i != 4]
     assert_close(abnormal[:, normal], torch.zeros(2, 8), rtol=0, atol=1e-6)
     assert (abnormal[:, 4] > 0.05).all()

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.sofs import upsample, weighted_mean
+from models.comparison import Comparison
+from models.priors import upsample
+from models.sofs import weighted_mean
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +16,10 @@ def _no_graph(request):
     """Only the tests of gradients build one."""
     with torch.set_grad_enabled("gradient" in request.node.name):
         yield
+
+
+def priors(features, memory):
+    return Comparison(features, memory.known).priors(memory.summary.weight)
 
 
 @pytest.mark.parametrize("meta_cls", [True, False])
@@ -63,13 +69,14 @@ def test_empty_support_views_are_skipped_but_count_as_normal(make_model, episode
     masks[0, 2] = 0
     full, kept = model.encode_support(support, masks), [0, 1, 3]
     fewer = model.encode_support(support[:, kept], masks[:, kept])
-    assert full.weight.tolist() == [[1, 1, 0, 1]]
-    assert_close(full.prototype, fewer.prototype)
-    assert_close(full.support_prototype, fewer.support_prototype)
-    same_normality = dataclasses.replace(fewer, background=full.background)
+    assert full.summary.weight.tolist() == [[1, 1, 0, 1]]
+    assert_close(full.summary.prototype, fewer.summary.prototype)
+    assert_close(full.summary.support_prototype, fewer.summary.support_prototype)
+    summary = dataclasses.replace(fewer.summary, weight=full.summary.weight)
+    same_normality = dataclasses.replace(full, summary=summary)
     assert_close(model.segment(query, full), model.segment(query, same_normality), rtol=0, atol=1e-6)
     features = model.backbone(query)
-    assert (model.priors(features, full)[1] <= model.priors(features, fewer)[1] + 1e-6).all()
+    assert (priors(features, full)[1] <= priors(features, fewer)[1] + 1e-6).all()
 
 
 def test_published_averaging_dilutes_by_empty_views(make_model, episode):
@@ -78,14 +85,13 @@ def test_published_averaging_dilutes_by_empty_views(make_model, episode):
     masks[0, 2] = 0
     skipped = make_model().encode_support(support, masks)
     averaged = make_model(skip_empty_supports=False).encode_support(support, masks)
-    assert_close(averaged.support_prototype, skipped.support_prototype * 3 / 4)
+    assert_close(averaged.summary.support_prototype, skipped.summary.support_prototype * 3 / 4)
 
 
 def test_no_marked_pixel_gives_the_abnormal_prior(make_model, episode):
     model, (query, support, masks) = make_model(), episode
     memory = model.encode_support(support, torch.zeros_like(masks))
-    assert memory.marked.tolist() == [False]
-    _, abnormal = model.priors(model.backbone(query), memory)
+    _, abnormal = priors(model.backbone(query), memory)
     assert_close(model.segment(query, memory), upsample(abnormal.amax(1), (56, 56)))
     seen_before = model.segment(support[:, 0], memory)
     assert_close(seen_before, torch.zeros_like(seen_before), rtol=0, atol=1e-5)
@@ -96,8 +102,8 @@ def test_one_marked_pixel_is_enough(make_model, episode):
     masks = torch.zeros_like(masks)
     masks[0, 1, 30, 30] = 1
     memory = model.encode_support(support, masks)
-    assert memory.marked.tolist() == [True]
-    assert memory.shares.max() == pytest.approx(1 / 196)
+    assert memory.known.share.any()
+    assert memory.summary.shares.max() == pytest.approx(1 / 196)
 
 
 def test_semantic_prior_asks_whether_a_token_is_marked_not_how_much(make_model, episode):
@@ -106,8 +112,8 @@ def test_semantic_prior_asks_whether_a_token_is_marked_not_how_much(make_model, 
     thinned = masks.clone()
     thinned[..., ::2] = 0
     features = model.backbone(query)
-    shares = [model.encode_support(support, m).shares.sum() for m in (masks, thinned)]
-    full, thin = (model.priors(features, model.encode_support(support, m)) for m in (masks, thinned))
+    shares = [model.encode_support(support, m).summary.shares.sum() for m in (masks, thinned)]
+    full, thin = (priors(features, model.encode_support(support, m)) for m in (masks, thinned))
     assert shares[1] < 0.6 * shares[0]
     assert torch.equal(full[0], thin[0])
     assert (full[1] - thin[1]).abs().max() > 1e-3
@@ -117,19 +123,19 @@ def test_memory_keeps_the_marked_tokens_only(make_model, episode):
     model, (_, support, masks) = make_model(), episode
     memory = model.encode_support(support, masks)
     marked = int((masks.float().unfold(2, 14, 14).unfold(3, 14, 14).amax((-1, -2)) > 0).sum())
-    assert int((memory.shares > 0).sum()) == marked
-    assert memory.tokens.shape[1] == marked + 1
-    assert memory.background[0].shape == (1, 4 * 16, 24)
+    assert int((memory.summary.shares > 0).sum()) == int((memory.known.share > 0).sum()) == marked
+    assert memory.summary.tokens.shape[1] == marked + 1
+    assert memory.known.keys[0].shape == (1, 4 * 16, 24), "every token once"
 
 
 def test_bfloat16_moves_the_priors_by_no_more_than_its_rounding(make_model, episode):
     model, (query, support, masks) = make_model(), episode
     support_features, query_features = model.backbone(support.flatten(0, 1)), model.backbone(query)
     exact_memory = model.remember(support_features, masks)
-    exact = model.priors(query_features, exact_memory)
+    exact = priors(query_features, exact_memory)
     with torch.autocast("cpu", torch.bfloat16):
         memory = model.remember(support_features, masks)
-        ours = model.priors(query_features, memory)
+        ours = priors(query_features, memory)
         probability = model.segment(query, memory)
     for mine, reference in zip(ours, exact, strict=True):
         assert mine.dtype == torch.float32
@@ -145,7 +151,9 @@ def test_abnormal_prior_can_be_kept_from_the_head(episode, make_model):
     model.head.query_mix[0] = torch.nn.Conv2d(2 * 16 + 2, 16, 1, bias=False)
     memory = model.encode_support(support, masks)
     before = model.segment(query, memory)
-    other_normality = dataclasses.replace(memory, background=[b.roll(5, -1) for b in memory.background])
+    marked = memory.known.share.shape[1]
+    keys = [torch.cat([k[:, :marked], k[:, marked:].roll(5, -1)], dim=1) for k in memory.known.keys]
+    other_normality = dataclasses.replace(memory, known=dataclasses.replace(memory.known, keys=keys))
     assert torch.equal(model.segment(query, other_normality), before)
 
 
@@ -153,8 +161,8 @@ def test_bilinear_mask_option_reaches_the_shares(make_model, episode):
     _, support, _ = episode
     masks = torch.zeros(1, 4, 56, 56, dtype=torch.uint8)
     masks[:, :, 20, 20] = 1
-    assert make_model().encode_support(support, masks).marked.all()
-    assert not make_model(area_downsampling=False).encode_support(support, masks).marked.any()
+    assert (make_model().encode_support(support, masks).known.share > 0).all()
+    assert not make_model(area_downsampling=False).encode_support(support, masks).known.share.any()
 
 
 def test_gradient_reaches_the_head_and_never_the_backbone(make_model, episode):

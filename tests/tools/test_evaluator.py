@@ -44,8 +44,8 @@ def test_metrics_agree_with_the_masks_of_the_predictor(predictor, surfaces, tmp_
     for number in range(len(queries)):
         query = queries[number]
         windowed.add(query.windowed)
-        memory = predictor.remember(query.supports, query.support_masks)
-        for method, answer in predictor.segment(query.image, memory, windowed=query.windowed).items():
+        memory = predictor.remember(query.supports, query.support_masks, windowed=query.windowed)
+        for method, answer in next(predictor.segment([query.image], memory)).answers.items():
             found, truth = answer.score > 0.5, query.target > 0
             pixels[method, query.sample.class_name] += [
                 (found & truth).sum(), (found | truth).sum(), (~found & ~truth).sum(), (~found | ~truth).sum()

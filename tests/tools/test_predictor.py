@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+import threading
+
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tools.predictor import Predictor
+from utils.errors import ConfigError, DataError, WeightsError
 
 
 @pytest.fixture
@@ -29,8 +35,12 @@ def picture(height, width, seed=0):
 
 
 def variant(predictor, **changes):
-    options = {"image_size": 64, "crop_size": 64, "device": torch.device("cpu")} | changes
-    return Predictor(predictor.methods, **options)
+    return Predictor(predictor.methods, predictor.settings, torch.device("cpu"), **changes)
+
+
+def answers_of(predictor, image, supports, windowed=True):
+    memory = predictor.remember(*supports, windowed=windowed)
+    return next(predictor.segment([image], memory)).answers
 
 
 def test_methods_share_each_pass_and_supports_are_seen_once(predictor, passes, supports):
@@ -39,29 +49,68 @@ def test_methods_share_each_pass_and_supports_are_seen_once(predictor, passes, s
     assert passes == [4, 1]
     for _ in range(2):
         passes.clear()
-        answers = predictor.segment(picture(150, 192), memory, windowed=True)
+        answers = next(predictor.segment([picture(150, 192)], memory)).answers
         assert passes == [4, 4, 1], "nine windows"
-    passes.clear()
-    predictor.segment(picture(150, 192), memory, windowed=False)
-    assert passes == [1]
-    assert list(answers) == ["SOFS", "prior"]
     assert not np.array_equal(answers["SOFS"].score, answers["prior"].score)
+    assert list(answers) == ["SOFS", "prior"] and {a.windows for a in answers.values()} == {9}
+    passes.clear()
+    list(predictor.segment([picture(150, 192)], dataclasses.replace(memory, windowed=False)))
+    assert passes == [1]
+
+
+def test_equal_support_views_are_encoded_once(predictor, passes, supports):
+    images, masks = supports
+    order = [0, 1, 0, 2, 0, 1]
+    repeated = predictor.remember(images[order], masks[order])
+    assert passes == [3]
+    each = [predictor.remember(images[i : i + 1], masks[i : i + 1]).summary.prototype for i in order]
+    torch.testing.assert_close(repeated.summary.prototype, torch.stack(each).mean(0))
+
+
+def test_windows_of_several_images_share_a_pass_and_come_in_order(predictor, passes, supports):
+    memory = predictor.remember(*supports)
+    images = [picture(*size, seed=i) for i, size in enumerate([(64, 64), (150, 192), (30, 70), (64, 130)])]
+    alone = [next(predictor.segment([image], memory)).answers["SOFS"] for image in images]
+    passes.clear()
+    together = [outcome.answers["SOFS"] for outcome in predictor.segment(images, memory)]
+    assert passes == [4, 4, 4, 3], "1 + 9 + 2 + 3 windows"
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.score, other.score, atol=1e-5)
+
+
+def test_an_unreadable_image_is_reported_in_its_place(predictor, passes, supports, tmp_path):
+    before, good, bad = threading.active_count(), tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(picture(64, 150)).save(good)
+    bad.write_bytes(good.read_bytes()[:100])
+    outcomes = list(predictor.segment([good, bad, good], predictor.remember(*supports)))
+    assert [o.error is None for o in outcomes] == [True, False, True]
+    assert "bad.png" in str(outcomes[1].error) and not outcomes[1].answers
+    assert np.array_equal(outcomes[0].answers["SOFS"].score, outcomes[2].answers["SOFS"].score)
+    predictor.memory = predictor.remember(*supports)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        list(predictor.predict_many([good, bad]))
+    assert threading.active_count() == before, "the threads are gone"
+
+
+def test_leaving_off_early_stops_the_threads(predictor, supports):
+    before = threading.active_count()
+    answers = predictor.segment((picture(200, 200, seed=i) for i in range(1000)), predictor.remember(*supports))
+    next(answers)
+    answers.close()
+    assert threading.active_count() == before
 
 
 def test_a_method_answers_alike_alone_and_beside_another(predictor, supports):
-    image, both = picture(70, 130), predictor.segment(picture(70, 130), predictor.remember(*supports), windowed=True)
+    image, both = picture(70, 130), answers_of(predictor, picture(70, 130), supports)
     for name, method in predictor.methods.items():
-        alone = Predictor({name: method}, image_size=64, crop_size=64, device=torch.device("cpu"))
-        answer = alone.segment(image, alone.remember(*supports), windowed=True)[name]
-        np.testing.assert_allclose(answer.score, both[name].score, atol=1e-6)
+        alone = Predictor({name: method}, predictor.settings, torch.device("cpu"))
+        np.testing.assert_allclose(answers_of(alone, image, supports)[name].score, both[name].score, atol=1e-6)
 
 
 def test_windows_per_pass_do_not_change_the_answer(predictor, supports):
-    image = picture(150, 192)
     scores = []
     for count in (1, 3, 100):
-        asked = variant(predictor, window_batch=count)
-        answers = asked.segment(image, asked.remember(*supports), windowed=True)
+        answers = answers_of(variant(predictor, window_batch=count), picture(150, 192), supports)
         scores.append([answers[name].score for name in answers])
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=1e-5)
@@ -70,8 +119,7 @@ def test_windows_per_pass_do_not_change_the_answer(predictor, supports):
 @pytest.mark.parametrize("merge", ["probability", "reference"])
 def test_a_window_over_a_small_image_is_the_whole_image(predictor, supports, merge):
     asked = variant(predictor, merge=merge)
-    memory, image = asked.remember(*supports), picture(40, 51)
-    windowed, resized = (asked.segment(image, memory, windowed=w) for w in (True, False))
+    windowed, resized = (answers_of(asked, picture(40, 51), supports, windowed=w) for w in (True, False))
     for name in asked.methods:
         assert np.array_equal(windowed[name].score, resized[name].score)
         assert np.array_equal(windowed[name].label, resized[name].label)
@@ -80,8 +128,7 @@ def test_a_window_over_a_small_image_is_the_whole_image(predictor, supports, mer
 @pytest.mark.parametrize("size", [(33, 201), (65, 64), (129, 131), (1, 7)])
 @pytest.mark.parametrize("windowed", [True, False])
 def test_answers_have_the_size_of_the_image(predictor, supports, size, windowed):
-    answers = predictor.segment(picture(*size), predictor.remember(*supports), windowed=windowed)
-    for answer in answers.values():
+    for answer in answers_of(predictor, picture(*size), supports, windowed=windowed).values():
         assert answer.score.shape == answer.mask.shape == size
         assert answer.score.dtype == np.float32 and answer.label.dtype == np.uint8 and answer.mask.dtype == bool
         assert answer.score.min() >= 0 and answer.score.max() <= 1
@@ -89,25 +136,92 @@ def test_answers_have_the_size_of_the_image(predictor, supports, size, windowed)
 
 def test_windows_see_their_own_part_of_the_image(predictor, supports):
     """A change in the lower right window leaves the scores of the upper left one as they are."""
-    image, memory = picture(128, 128), predictor.remember(*supports)
+    image = picture(128, 128)
     changed = image.copy()
     changed[64:, 64:] = 0
-    before, after = (predictor.segment(i, memory, windowed=True)["prior"].score for i in (image, changed))
+    before, after = (answers_of(predictor, i, supports)["prior"].score for i in (image, changed))
     assert np.array_equal(before[:64, :64], after[:64, :64])
     assert np.abs(before[64:, 64:] - after[64:, 64:]).max() > 0.01
 
 
+def test_overlapping_windows_leave_no_seam(predictor, supports):
+    """Across the borders of windows that overlap the score changes no more than elsewhere."""
+    image = cv2.GaussianBlur(picture(192, 192), (0, 0), 6)
+    steps = {}
+    for overlap in (0.0, 0.5):
+        score = answers_of(variant(predictor, overlap=overlap), image, supports)["prior"].score
+        change = np.abs(np.diff(score, axis=1)).mean(0)
+        steps[overlap] = change[[63, 127]].mean() / change.mean()
+    assert steps[0.0] > 3 > 1.5 > steps[0.5]
+
+
 def test_threshold_cuts_the_score(predictor, supports):
-    image, asked = picture(64, 64), variant(predictor, threshold=0.45)
-    answer = asked.segment(image, asked.remember(*supports), windowed=False)["prior"]
+    answer = answers_of(variant(predictor, threshold=0.45), picture(64, 64), supports)["prior"]
     assert np.array_equal(answer.mask, answer.score > 0.45)
     assert 0 < answer.mask.mean() < 1
 
 
 def test_half_precision_stays_near(predictor, supports):
     image, half = picture(64, 64), variant(predictor, precision="bf16")
-    exact = predictor.segment(image, predictor.remember(*supports), windowed=False)
-    answers = half.segment(image, half.remember(*supports), windowed=False)
-    for name, answer in answers.items():
+    exact = answers_of(predictor, image, supports)
+    for name, answer in answers_of(half, image, supports).items():
         assert answer.score.dtype == np.float32
         assert 0 < np.abs(answer.score - exact[name].score).max() < 0.1
+
+
+def test_memory_is_bounded_and_still_knows_the_supports(predictor, passes):
+    """Twenty views leave as many background tokens as asked for, and what they marked is all there."""
+    draw = torch.Generator().manual_seed(0)
+    images, masks = torch.randn(20, 3, 64, 64, generator=draw), torch.zeros(20, 64, 64, dtype=torch.uint8)
+    masks[:, 8:16, 8:24] = 1
+    whole, bounded = (variant(predictor, memory_tokens=n).remember(images, masks) for n in (0, 100))
+    marked = int((whole.known.share > 0).sum())
+    assert [m.known.keys[0].shape[1] for m in (whole, bounded)] == [20 * 64, marked + 100]
+    assert torch.equal(whole.known.share, bounded.known.share)
+    torch.testing.assert_close(whole.known.mean, bounded.known.mean)
+    torch.testing.assert_close(whole.summary, bounded.summary)
+
+
+def test_a_taught_defect_returns_from_its_file(predictor, tmp_path):
+    image, file = picture(120, 200), tmp_path / "defects" / "scratch.safetensors"
+    mask = np.zeros((120, 200), np.uint8)
+    mask[50:56, 60:90] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    taught = variant(predictor)
+    taught.set_support([tmp_path / "image.png"], [tmp_path / "mask.png"])
+    taught.save_support(file)
+    other = variant(predictor)
+    other.load_support(file)
+    for source in (tmp_path / "image.png", image, Image.fromarray(image)):
+        one, two = taught.predict(source), other.predict(source)
+        assert np.array_equal(one.score, two.score) and one.windows == two.windows == 8
+    by_arrays = variant(predictor)
+    by_arrays.set_support([image], [Image.fromarray(mask)])
+    assert np.array_equal(by_arrays.predict(image).score, one.score)
+
+
+def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_path):
+    file = tmp_path / "a.safetensors"
+    with pytest.raises(ConfigError, match="set_support or load_support"):
+        variant(predictor).save_support(file)
+    taught = variant(predictor)
+    taught.memory = taught.remember(*supports)
+    taught.save_support(file)
+    settings = dataclasses.replace(predictor.settings, crop_size=32)
+    with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
+        Predictor(predictor.methods, settings, torch.device("cpu")).load_support(file)
+    alone = Predictor({"prior": predictor.methods["prior"]}, predictor.settings, torch.device("cpu"))
+    with pytest.raises(WeightsError, match="its weights are not those"):
+        alone.load_support(file)
+    for content in (b"", file.read_bytes()[:200], b"x" * 1000):
+        (tmp_path / "b.safetensors").write_bytes(content)
+        with pytest.raises(WeightsError, match=r"b\.safetensors: not a readable support file"):
+            taught.load_support(tmp_path / "b.safetensors")
+    with pytest.raises(WeightsError, match="no such support file"):
+        taught.load_support(tmp_path / "c.safetensors")
+
+
+def test_a_mask_of_another_size_than_its_support_is_refused(predictor):
+    with pytest.raises(DataError, match=r"support 1 has 64 x 64 pixels, its mask 64 x 65"):
+        predictor.set_support([picture(64, 64)] * 2, [np.ones((64, 64)), np.ones((64, 65))])

@@ -1,0 +1,122 @@
+"""What was said of windows, merged into one answer for the image."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from datasets.tiling import Box, to_native
+
+REFERENCE_THRESHOLD = 0.9
+IN_MEMORY = 1 << 24  # pixels; larger maps lie in a temporary file
+
+
+class Blender:
+    """Blends windows that come row by row; only the rows that later windows can still change are held open.
+
+    Where windows overlap, a pixel is the mean of their probabilities, weighted by the distance to each window's border:
+    a window fades out where another takes over, so that no seam shows.
+
+    Args:
+        height, width: of the image, pixels.
+        threshold: probability above which a pixel is defect.
+
+    Attributes:
+        score: (height, width) float32 in [0, 1], complete after `finish`.
+        label: (height, width) uint8 {0, 1}.
+    """
+
+    def __init__(self, height: int, width: int, threshold: float) -> None:
+        self.threshold = threshold
+        self.score = allocate((height, width), np.float32)
+        self.label = allocate((height, width), np.uint8)
+        self.top = 0
+        self.total = np.zeros((0, width), np.float32)
+        self.weight = np.zeros((0, width), np.float32)
+
+    def add(self, window_map: Tensor, box: Box) -> None:
+        """Add the (S, S) float answer for a window; no window may begin above one that was added before."""
+        top, bottom, left, right = box
+        self._close(top)
+        missing = bottom - self.top - len(self.total)
+        if missing > 0:
+            rows = np.zeros((missing, self.total.shape[1]), np.float32)
+            self.total, self.weight = (np.concatenate([a, rows]) for a in (self.total, self.weight))
+        weight = fading(bottom - top, right - left)
+        region = np.s_[: bottom - top, left:right]
+        self.total[region] += to_native(window_map, box).cpu().numpy() * weight
+        self.weight[region] += weight
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """Close all rows: label and score."""
+        self._close(self.top + len(self.total))
+        return self.label, self.score
+
+    def _close(self, row: int) -> None:
+        """Rows above `row` are final."""
+        count = row - self.top
+        if count <= 0:
+            return
+        blended = self.total[:count] / self.weight[:count]
+        self.score[self.top : row] = blended
+        self.label[self.top : row] = blended > self.threshold
+        self.total, self.weight = self.total[count:].copy(), self.weight[count:].copy()
+        self.top = row
+
+
+@lru_cache(maxsize=8)
+def fading(height: int, width: int) -> np.ndarray:
+    """Weights (height, width) float32 of a window's pixels, in proportion to the distance to the nearest borders."""
+    rows, columns = (np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width))
+    return np.outer(rows, columns).astype(np.float32)
+
+
+def allocate(shape: tuple[int, int], dtype: type) -> np.ndarray:
+    """An empty array; in a temporary file, which goes with it, where it would fill the memory."""
+    if shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def merge_probability(
+    maps: Sequence[Tensor], boxes: Sequence[Box], height: int, width: int, threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend windows that are all there, see `Blender`.
+
+    Args:
+        maps: per window an (S, S) float map.
+        boxes: the windows, row by row; together they cover the image.
+        height, width: of the image, pixels.
+        threshold: probability above which a pixel is defect.
+
+    Returns:
+        label (height, width) uint8 {0, 1} and score (height, width) float32.
+    """
+    blender = Blender(height, width, threshold)
+    for window_map, box in zip(maps, boxes, strict=True):
+        blender.add(window_map, box)
+    return blender.finish()
+
+
+def merge_reference(
+    maps: Sequence[Tensor], boxes: Sequence[Box], height: int, width: int, threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """The published stitching: binary per window, resized with aligned corners, cut at 0.9, averaged.
+
+    Returns:
+        label (height, width) float32, a vote: fractional where overlapping windows disagree; and heat map likewise.
+    """
+    label = np.zeros((height, width), np.float32)
+    heat, count = np.zeros_like(label), np.zeros_like(label)
+    for window_map, box in zip(maps, boxes, strict=True):
+        region = np.s_[box[0] : box[1], box[2] : box[3]]
+        binary = (window_map > threshold).float()
+        label[region] += (to_native(binary, box, reference=True) > REFERENCE_THRESHOLD).cpu().numpy()
+        heat[region] += to_native(window_map, box, reference=True).cpu().numpy()
+        count[region] += 1
+    return label / count, heat / count

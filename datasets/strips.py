@@ -1,0 +1,82 @@
+"""Images read from top to bottom: small ones at once, large ones in strips, so that they do not fill the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyvips
+
+from datasets.images import image_size, read_image
+from utils.errors import DataError
+
+AT_ONCE = 1 << 24  # pixels; larger files are read in strips
+
+
+class ImageStrips:
+    """An image whose rows are asked for from top to bottom.
+
+    Args:
+        image: a file, or its pixels (h, w, 3) uint8 RGB.
+
+    Attributes:
+        size: (h, w) in pixels.
+        pixels: the whole image where it is in memory, else None.
+
+    Raises:
+        DataError: see `datasets.images.read_image`.
+    """
+
+    def __init__(self, image: str | Path | np.ndarray) -> None:
+        self.path = None if isinstance(image, np.ndarray) else Path(image)
+        self.pixels: np.ndarray | None = image if self.path is None else None
+        self._file: pyvips.Image | None = None
+        if self.path is not None:
+            self.size = image_size(self.path)
+            self._file = _in_strips(self.path) if self.size[0] * self.size[1] > AT_ONCE else None
+            if self._file is None:
+                self.pixels = read_image(self.path)
+        if self.pixels is not None:
+            self.size = self.pixels.shape[:2]
+        self._top = 0
+        self._rows = np.empty((0, self.size[1], 3), np.uint8)
+
+    def strip(self, top: int, bottom: int) -> np.ndarray:
+        """Rows top to bottom, (bottom - top, w, 3) uint8 RGB; neither may be less than in the call before."""
+        if self.pixels is not None:
+            return self.pixels[top:bottom]
+        done = self._top + len(self._rows)
+        known = self._rows[top - self._top :] if top < done else self._rows[:0]
+        new = self._read(max(done, top), bottom)
+        self._top, self._rows = top, np.concatenate([known, new])
+        return self._rows
+
+    def thumbnail(self, side: int) -> np.ndarray:
+        """The image shrunk to `side` pixels on its longer side, (h', w', 3) uint8 RGB."""
+        height, width = (max(1, round(n * side / max(self.size))) for n in self.size)
+        small = pyvips.Image.thumbnail(str(self.path), width, height=height, size="force", no_rotate=True).numpy()
+        return _three_channels(small.reshape(height, width, -1))
+
+    def _read(self, top: int, bottom: int) -> np.ndarray:
+        try:
+            rows = self._file.crop(0, top, self.size[1], bottom - top).numpy()
+        except pyvips.Error as error:
+            raise DataError(
+                f"{self.path}: cannot be read as an image ({error.message}); the file is broken, copy it again"
+            ) from error
+        return _three_channels(rows.reshape(bottom - top, self.size[1], -1))
+
+
+def _in_strips(path: Path) -> pyvips.Image | None:
+    """The file, opened for reading in strips; None where only a reading at once gives the pixels of `read_image`."""
+    try:
+        image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="truncated")
+    except pyvips.Error:
+        return None
+    plain = image.format == "uchar" and image.interpretation in ("srgb", "b-w") and (image.height, image.width)
+    return image if plain == image_size(path) else None
+
+
+def _three_channels(pixels: np.ndarray) -> np.ndarray:
+    """Grey repeated, alpha dropped: (h, w, C) to (h, w, 3)."""
+    return np.ascontiguousarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2))

@@ -1,0 +1,153 @@
+"""Tokens of the supports with their shares of marked pixels: sorted view by view, joined, thinned, made ready.
+
+Shapes: B support sets (1 in use, one per query in training), K views per set, F marked tokens of all views together, M
+tokens without a marked pixel, C_l channels of layer l.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models import joint_prior
+from models.coreset import coreset
+from models.joint_prior import JointTokens
+from models.priors import unit_tokens
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Unit tokens of support views, sorted into foreground and background.
+
+    Attributes:
+        foreground: per layer (B, F, C_l), a block per view, the most marked token first, and repeated where the sets
+            of a batch differ; a view without marks leaves a block of one token of share 0.
+        share: (B, F) shares of marked pixels.
+        sizes: length of each view's block; they add up to F.
+        covered: (B, K) bool, views that hold nothing but marked tokens.
+        background: per layer (B, M, C_l), tokens of share 0; zero where the sets of a batch differ, or there are none.
+        mean: per layer (B, 1, C_l), mean token of all views, before any thinning.
+        views: (B, 1, 1) number of views behind the mean.
+    """
+
+    foreground: list[Tensor]
+    share: Tensor
+    sizes: list[int]
+    covered: Tensor
+    background: list[Tensor]
+    mean: list[Tensor]
+    views: Tensor
+
+
+@dataclass(frozen=True)
+class SupportTokens:
+    """What queries are compared with; `share`, `sizes`, `covered` and `mean` as in `LabelledTokens`.
+
+    Attributes:
+        keys: per layer (B, F + M, C_l), foreground, then background, in the type of the comparison.
+        joint: for the joint prior; None where no method asks for it.
+    """
+
+    keys: list[Tensor]
+    share: Tensor
+    sizes: list[int]
+    covered: Tensor
+    mean: list[Tensor]
+    joint: JointTokens | None
+
+
+def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -> LabelledTokens:
+    """Sort the tokens of support views by their shares.
+
+    Args:
+        features: per layer (B * K, C_l, h, w), batch-major.
+        share: (B, K, h, w) share of marked pixels per token.
+        counts: (B, K) how often each view was given, where the same one came more than once; None: once.
+    """
+    b, k = share.shape[:2]
+    flat, grid = share.flatten(2), share[0, 0].numel()
+    sizes = (flat > 0).sum(-1).amax(0).clamp(min=1).tolist()
+    order = flat.argsort(dim=-1, descending=True, stable=True)
+    chosen = torch.cat([_block(flat[:, i], order[:, i], n) + i * grid for i, n in enumerate(sizes)], dim=1)
+    everything = flat.flatten(1)
+    normal, missing = _normal(everything)
+    counts = torch.ones_like(flat[..., 0]) if counts is None else counts
+    weight = counts.unsqueeze(-1) / counts.sum(1).view(b, 1, 1)
+    foreground, background, mean = [], [], []
+    for layer in features:
+        tokens = unit_tokens(layer.float()).unflatten(0, (b, k))
+        mean.append((tokens.mean(2) * weight).sum(1, keepdim=True))
+        foreground.append(_taken(tokens.flatten(1, 2), chosen))
+        background.append(_taken(tokens.flatten(1, 2), normal).masked_fill(missing.unsqueeze(-1), 0))
+    return LabelledTokens(
+        foreground,
+        everything.gather(1, chosen),
+        sizes,
+        (flat > 0).all(-1),
+        background,
+        mean,
+        counts.sum(1).view(b, 1, 1),
+    )
+
+
+def join(parts: list[LabelledTokens]) -> LabelledTokens:
+    """One set of views out of several."""
+    if len(parts) == 1:
+        return parts[0]
+    views = torch.stack([p.views for p in parts]).sum(0)
+    means = zip(*(p.mean for p in parts), strict=True)
+    return LabelledTokens(
+        foreground=[torch.cat(layer, dim=1) for layer in zip(*(p.foreground for p in parts), strict=True)],
+        share=torch.cat([p.share for p in parts], dim=1),
+        sizes=[n for p in parts for n in p.sizes],
+        covered=torch.cat([p.covered for p in parts], dim=1),
+        background=[torch.cat(layer, dim=1) for layer in zip(*(p.background for p in parts), strict=True)],
+        mean=[sum(m * p.views for m, p in zip(layer, parts, strict=True)) / views for layer in means],
+        views=views,
+    )
+
+
+def thin(tokens: LabelledTokens, budget: int) -> LabelledTokens:
+    """Keep at most `budget` background tokens of one set of views, a coreset of them; the foreground stays whole."""
+    if tokens.background[0].shape[1] <= budget:
+        return tokens
+    kept = coreset([layer[0] for layer in tokens.background], budget)
+    return replace(tokens, background=[layer[:, kept] for layer in tokens.background])
+
+
+def ready(tokens: LabelledTokens, *, joint: bool) -> SupportTokens:
+    """Tokens in the form that comparisons take; `joint` where a method asks for the joint prior."""
+    keys = [torch.cat(pair, dim=1) for pair in zip(tokens.foreground, tokens.background, strict=True)]
+    dtype = comparison_dtype(keys[0].device)
+    known = SupportTokens([k.to(dtype) for k in keys], tokens.share, tokens.sizes, tokens.covered, tokens.mean, None)
+    return with_joint(known) if joint else known
+
+
+def with_joint(known: SupportTokens) -> SupportTokens:
+    """The same tokens, made ready for the joint prior."""
+    return replace(known, joint=joint_prior.prepare(known.keys, known.share, known.sizes, known.mean))
+
+
+def comparison_dtype(device: torch.device) -> torch.dtype:
+    """Type in which similarities are taken: that of autocast where it is on. Tokens have unit length, so half precision
+    moves a similarity by a few thousandths."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+def _block(share: Tensor, order: Tensor, n: int) -> Tensor:
+    """Indices (B, n) of the marked tokens of one view, the first repeated where there are fewer."""
+    first = order[:, :n]
+    return first.where(share.gather(1, first) > 0, first[:, :1])
+
+
+def _normal(share: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (B, M) of the tokens of share 0, at least one, and where there is none to take."""
+    count = max(1, int((share == 0).sum(1).max()))
+    value, index = share.sort(dim=1, stable=True)
+    return index[:, :count], value[:, :count] > 0
+
+
+def _taken(tokens: Tensor, index: Tensor) -> Tensor:
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

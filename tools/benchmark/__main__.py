@@ -1,0 +1,107 @@
+"""Measure what inference, training and indexing cost, and hold it against bounds: `python -m tools.benchmark`.
+
+Ratios are taken in turn within one run, on whatever device is there; `--quick` takes a small backbone and small images,
+with generous bounds on time. Prints a line per figure, writes JSON, and exits with 1 if a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from method_config import load_config
+from tools.benchmark.figures import Figure
+from tools.benchmark.growth import measure_growth, measure_supports
+from tools.benchmark.index import measure_index
+from tools.benchmark.inference import measure_inference, measure_published
+from tools.benchmark.training import measure_training
+from tools.cli import exit_code
+from utils.run import provenance
+
+RANDOM = ["TRAIN.backbone_load_state_dict", False, "TRAIN.precision", "auto", "TEST.load_checkpoint", False]
+SMALL = [
+    "TRAIN.backbone",
+    "dinov2_vits14",
+    "DATASET.image_size",
+    224,
+    "DATASET.mask_size",
+    224,
+    "DATASET.crop_size",
+    224,
+]
+CONFIG = Path(__file__).parents[2] / "method_config" / "Open_Domain" / "SOFS.yaml"
+WINDOW = 518  # native pixels of the larger images' windows, so that their number stays small
+
+
+def full(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
+    """The sections at the sizes that users have."""
+    cfg = load_config(CONFIG, RANDOM + opts)
+    wide = load_config(CONFIG, [*RANDOM, "DATASET.crop_size", WINDOW, *opts])
+    return {
+        "inference": lambda: [
+            *measure_inference(cfg, [(256, 1600)], repeats=3, most=(1.25, 1.10)),
+            *measure_inference(wide, [(1080, 1920), (2748, 3840)], repeats=1, most=(1.25, 1.10)),
+        ],
+        "published": lambda: measure_published(cfg, (256, 1600), repeats=1, least=9),
+        "growth": lambda: measure_growth(wide, (4, 7, 200)),
+        "supports": lambda: measure_supports(cfg, 20, 8, repeats=3),
+        "training": lambda: measure_training(_training(cfg, 518), iterations=6, repeats=3),
+        "index": measure_index,
+    }
+
+
+def quick(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
+    """The same sections in under a minute."""
+    cfg = load_config(CONFIG, [*RANDOM, *SMALL, *opts])
+    return {
+        "inference": lambda: measure_inference(cfg, [(256, 1600)], repeats=3, most=(3, 3)),
+        "published": lambda: measure_published(cfg, (224, 800), repeats=1, least=2),
+        "growth": lambda: measure_growth(cfg, (4, 7, 60), slack=2),
+        "supports": lambda: measure_supports(cfg, 5, 8, repeats=3, slack=2),
+        "index": lambda: measure_index(images=100),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small backbone and sizes, generous bounds on time")
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="some of the sections")
+    parser.add_argument("--json", type=Path, default=Path("log/benchmark.json"), help="where the figures go")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings that win")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    sections = (quick if args.quick else full)(args.opts)
+    figures: list[Figure] = []
+    start = time.perf_counter()
+    for name in args.only or sections:
+        for figure in sections[name]():
+            print(figure.line(), flush=True)
+            figures.append(figure)
+    missed = [figure for figure in figures if not figure.kept]
+    print(f"{len(figures)} figures in {time.perf_counter() - start:.0f} s, {len(missed)} bounds missed")
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    content = {"figures": [f.json() for f in figures], "device": _device(), **provenance()}
+    args.json.write_text(json.dumps(content, indent=2) + "\n")
+    if missed:
+        raise SystemExit(1)
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _training(cfg: CfgNode, size: int) -> CfgNode:
+    return cfg
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,228 @@
+"""How much more than the bare backbone an image costs, from file to mask file, and how many passes it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from datasets.images import read_image
+from datasets.tiling import tile
+from datasets.transforms import prepare_image
+from models.backbone import Backbone
+from models.build import build_model
+from models.comparison import Comparison
+from models.sofs import SOFS
+from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
+from tools.predictor import Predictor
+from utils.precision import arithmetic, autocast
+from utils.visualize import write_image
+
+SECTION = "inference"
+BOUNDED = 1024  # background tokens of the bounded memory
+PUBLISHED_SHOTS = 4  # support views that the published code encodes beside every window
+Size = tuple[int, int]
+
+
+def random_predictor(cfg: CfgNode, memory_tokens: int = 0) -> Predictor:
+    """A predictor with a random head, which takes as long as a trained one; the baseline is left out."""
+    torch.manual_seed(cfg.RNG_SEED)
+    predictor = Predictor.from_config(cfg, {"SOFS": build_model(cfg)})
+    predictor.memory_tokens = memory_tokens
+    return predictor
+
+
+def random_image(size: Size, seed: int = 0) -> np.ndarray:
+    """Smooth random pixels (h, w, 3) uint8, which compress about as photographs do."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(1, size[0] // 8), max(1, size[1] // 8), 3), np.uint8)
+    return cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def teach(predictor: Predictor, supports: int = 1) -> None:
+    """Show the predictor a small square in each of `supports` images of four windows' size."""
+    side = 2 * predictor.settings.crop_size
+    mask = np.zeros((side, side), np.uint8)
+    mask[side // 3 : side // 3 + side // 20, side // 2 : side // 2 + side // 20] = 1
+    predictor.set_support([random_image((side, side), seed=1 + i) for i in range(supports)], [mask] * supports)
+
+
+def measure_inference(cfg: CfgNode, sizes: list[Size], *, repeats: int, most: tuple[float, float]) -> list[Figure]:
+    """Figures of whole images beside the bare backbone on the same windows, in turn within one run.
+
+    Args:
+        cfg: the config; weights may be random.
+        sizes: (h, w) of the images.
+        repeats: of each measurement; medians are reported.
+        most: bounds of the time in backbones, with all support tokens and with `BOUNDED` of them.
+    """
+    predictor = random_predictor(cfg)
+    figures = []
+    with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
+        for size in sizes:
+            file = Path(folder) / f"{size[0]}x{size[1]}.jpg"
+            cv2.imwrite(str(file), random_image(size))
+            figures += _one_size(predictor, file, size, repeats, most)
+    return figures
+
+
+def _one_size(predictor: Predictor, file: Path, size: Size, repeats: int, most: tuple[float, float]) -> list[Figure]:
+    windows = _windows(predictor, read_image(file))
+    memories = {}
+    for name, budget in (("exact", 0), (f"{BOUNDED} tokens", BOUNDED)):
+        predictor.memory_tokens = budget
+        teach(predictor)
+        memories[name] = predictor.memory
+    times: dict[str, list[float]] = {name: [] for name in ("backbone", *memories)}
+    passes = []
+    for _ in range(repeats):
+        times["backbone"].append(_seconds(lambda: _bare(predictor, windows), predictor.device))
+        for name, memory in memories.items():
+            predictor.memory = memory
+            with counted_passes(predictor.backbone) as count:
+                times[name].append(_seconds(lambda: _file_to_file(predictor, file), predictor.device))
+            passes.append(sum(count))
+    label, bare = f"{size[0]} x {size[1]}", median(times["backbone"])
+    precision = arithmetic(predictor.device, predictor.precision)
+    return [
+        Figure(SECTION, f"{label}: windows", len(windows)),
+        Figure(
+            SECTION,
+            f"{label}: backbone passes",
+            max(passes, key=lambda p: abs(p - len(windows))),
+            bound=len(windows),
+            kind=EXACTLY,
+        ),
+        Figure(SECTION, f"{label}: bare backbone, {precision}", len(windows) / bare, "windows/s"),
+        *(
+            Figure(
+                SECTION,
+                f"{label}: file to mask file, {name}, in backbones",
+                _ratio(times, name),
+                bound=bound,
+                kind=AT_MOST,
+            )
+            for name, bound in zip(memories, most, strict=True)
+        ),
+    ]
+
+
+def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -> list[Figure]:
+    """Our time for an image beside that of the published schedule, in turn within one run.
+
+    The published schedule encodes the supports again for every window of each batch of four, runs all blocks of the
+    backbone, and computes in fp32.
+
+    Args:
+        cfg: the config; weights may be random.
+        size: (h, w) of the image.
+        repeats: of each measurement; medians are reported.
+        least: bound of published over ours.
+    """
+    predictor = random_predictor(cfg)
+    model = predictor.methods["SOFS"]
+    image = random_image(size)
+    windows = torch.stack(_windows(predictor, image))
+    teach(predictor)
+    side = predictor.settings.image_size
+    supports = torch.randn(1, PUBLISHED_SHOTS, 3, side, side, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(1, PUBLISHED_SHOTS, side, side)
+    masks[..., side // 3 : side // 3 + side // 10, side // 3 : side // 3 + side // 10] = 1
+    ways = {
+        "ours": lambda: predictor.predict(image),
+        "published": lambda: _published(
+            model, windows.to(predictor.device), *(t.to(predictor.device) for t in (supports, masks))
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            times[name].append(_seconds(way, predictor.device))
+    label = f"{size[0]} x {size[1]}, {len(windows)} windows"
+    return [
+        Figure(SECTION, f"{label}: ours", median(times["ours"]), "s"),
+        Figure(SECTION, f"{label}: published schedule", median(times["published"]), "s"),
+        Figure(
+            SECTION,
+            f"{label}: published schedule / ours",
+            median(p / o for p, o in zip(times["published"], times["ours"], strict=True)),
+            bound=least,
+            kind=AT_LEAST,
+        ),
+    ]
+
+
+class _AllBlocks(nn.Module):
+    """A backbone that runs to its end, as the published code does."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone, self.stride = backbone, backbone.stride
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        own = self.backbone
+        return own.model.forward_intermediates(
+            images, indices=own.layers, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+@torch.inference_mode()
+def _published(model: SOFS, windows: Tensor, supports: Tensor, masks: Tensor) -> None:
+    whole = _AllBlocks(model.backbone)
+    for part in windows.split(4):
+        count = len(part)
+        features = [whole(s) for s in supports.expand(count, -1, -1, -1, -1).flatten(0, 1).split(4)]
+        joined = [torch.cat(layer) for layer in zip(*features, strict=True)]
+        memory = model.remember(joined, masks.expand(count, -1, -1, -1))
+        model.answer(Comparison(whole(part), memory.known), memory.summary, part.shape[-2:])
+
+
+def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
+    """Network inputs (3, S, S) of the windows of an image."""
+    boxes = tile(*image.shape[:2], predictor.settings.crop_size, predictor.overlap)
+    return [prepare_image(image[t:b, le:r], predictor.settings.image_size) for t, b, le, r in boxes]
+
+
+@torch.inference_mode()
+def _bare(predictor: Predictor, windows: list[Tensor]) -> None:
+    with autocast(predictor.device, predictor.precision):
+        for start in range(0, len(windows), predictor.window_batch):
+            predictor.backbone(torch.stack(windows[start : start + predictor.window_batch]).to(predictor.device))
+
+
+def _file_to_file(predictor: Predictor, file: Path) -> None:
+    (prediction,) = predictor.predict_many([file])
+    write_image(file.with_suffix(".mask.png"), prediction.mask.astype(np.uint8) * 255)
+
+
+@contextmanager
+def counted_passes(backbone: nn.Module) -> Iterator[list[int]]:
+    """Images of each pass through a backbone, in order."""
+    sizes: list[int] = []
+    hook = backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    try:
+        yield sizes
+    finally:
+        hook.remove()
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, all that it started on the device included."""
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _ratio(times: dict[str, list[float]], name: str) -> float:
+    return median(t / b for t, b in zip(times[name], times["backbone"], strict=True))

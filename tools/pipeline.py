@@ -1,0 +1,143 @@
+"""Windows of many images, decoded and prepared by threads ahead of the model, in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from datasets.strips import ImageStrips
+from datasets.tiling import Box, tile
+from datasets.transforms import prepare_image
+from utils.errors import DataError
+
+THREADS = 4
+AHEAD = 2  # images that are decoded before their turn
+_END = object()
+
+Source = str | Path | np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageStart:
+    """An image of which windows follow, or the reason why none do.
+
+    Attributes:
+        image: the opened image; None where it cannot be read.
+        boxes: of its windows, row by row.
+        error: why it cannot be read.
+    """
+
+    image: ImageStrips | None
+    boxes: list[Box]
+    error: DataError | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The next window of the image that came last: its box and network input (3, S, S) float32."""
+
+    box: Box
+    pixels: Tensor
+
+
+class WindowFeed:
+    """How images become windows.
+
+    Args:
+        image_size: side of the network input, pixels.
+        crop_size: side of a window, native pixels; None: the whole image, resized.
+        overlap: share of a window's side in common with the next.
+    """
+
+    def __init__(self, image_size: int, crop_size: int | None, overlap: float = 0.0) -> None:
+        self.image_size, self.crop_size, self.overlap = image_size, crop_size, overlap
+
+    def stream(self, images: Iterable[Source], window_batch: int) -> Iterator[ImageStart | Window]:
+        """For each image its start and then its windows, in order; at most a few batches are prepared ahead."""
+        with ThreadPoolExecutor(THREADS) as pool, _in_thread(self._parts(images, pool), 2 * window_batch) as parts:
+            for part in parts:
+                yield part if isinstance(part, ImageStart) else Window(part[0], part[1].result())
+
+    def _parts(self, images: Iterable[Source], pool: ThreadPoolExecutor) -> Iterator[ImageStart | tuple[Box, Future]]:
+        for start in _ahead(pool, self._start, images):
+            yield start
+            try:
+                yield from self._windows(start, pool)
+            except DataError as error:  # a large file turns out to be broken half-way
+                yield ImageStart(None, [], error)
+
+    def _windows(self, start: ImageStart, pool: ThreadPoolExecutor) -> Iterator[tuple[Box, Future]]:
+        for (top, bottom), row in groupby(start.boxes, lambda box: box[:2]):
+            strip = start.image.strip(top, bottom)
+            for box in row:
+                yield box, pool.submit(prepare_image, strip[:, box[2] : box[3]], self.image_size)
+
+    def _start(self, image: Source) -> ImageStart:
+        try:
+            opened = ImageStrips(image)
+        except DataError as error:
+            return ImageStart(None, [], error)
+        if self.crop_size is None:
+            return ImageStart(opened, [(0, opened.size[0], 0, opened.size[1])])
+        return ImageStart(opened, tile(*opened.size, self.crop_size, self.overlap))
+
+
+def _ahead(pool: ThreadPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Results of a call in order, at most AHEAD of them computed before their turn."""
+    waiting: list[Future] = []
+    for item in items:
+        waiting.append(pool.submit(call, item))
+        if len(waiting) > AHEAD:
+            yield waiting.pop(0).result()
+    while waiting:
+        yield waiting.pop(0).result()
+
+
+@contextmanager
+def _in_thread(items: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
+    """The same items, made by a thread at most `size` ahead; its exceptions are raised where the items are taken."""
+    ready: queue.Queue = queue.Queue(size)
+    stopped = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:  # handed on, to be raised by the consumer
+            put(error)
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        yield _taken(ready)
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _taken(ready: queue.Queue) -> Iterator[Any]:
+    while (item := ready.get()) is not _END:
+        if isinstance(item, BaseException):
+            raise item
+        yield item

@@ -1,4 +1,5 @@
-"""A loader whose workers hand user errors on whole: PyTorch would wrap their message in a traceback."""
+"""A loader whose workers stay from epoch to epoch, and hand user errors on whole: PyTorch would wrap their message in a
+traceback."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ class Loader:
         data: what is loaded.
         sampler: the numbers to load.
         batch_size: items per batch; the last one may be smaller.
-        num_workers: processes that load; 0: none.
-        pin_memory: copy batches to page-locked memory.
+        num_workers: processes that load ahead and stay until the loader goes; 0: none.
+        pin_memory: copy batches to page-locked memory, from where a GPU fetches them beside its work.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Loader:
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
         )
 
     def __len__(self) -> int:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch.utils.data import Dataset, SequentialSampler
@@ -35,3 +37,19 @@ def test_batches_come_until_the_error_as_it_was_raised(workers):
     with pytest.raises(DataError) as error:
         next(batches)
     assert str(error.value) == "a.png: broken"
+
+
+class Workers(Numbers):
+    """Who loads it."""
+
+    def __getitem__(self, number):
+        return os.getpid()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_stay_from_epoch_to_epoch(workers):
+    data = Workers(None)
+    loader = Loader(data, SequentialSampler(data), batch_size=1, num_workers=workers)
+    first, second = ({int(pid) for pid in loader} for _ in range(2))
+    assert first == second and len(first) == max(1, workers)
+    assert (os.getpid() in first) == (workers == 0)

@@ -63,6 +63,9 @@ _C.TRAIN.load_model_path = ""  # file of those weights
 _C.TRAIN.resume = ""  # ours: file of a training state to go on from; empty: a new training
 _C.TRAIN.save_model = True  # keep the trained weights
 _C.TRAIN.precision = "fp32"  # ours: arithmetic of the networks, fp32, bf16 or fp16
+# ours: augmented crops per sample and role (query, support view) that are encoded once, before the first epoch; the
+# epochs then train the head on the kept features alone; 0: new crops, encoded each time
+_C.TRAIN.feature_bank = 0
 _C.TRAIN.attention = "sdpa"  # ours: attention kernels of the backbone, sdpa or xformers
 
 _C.TRAIN.SOFS = CfgNode()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler, Subset
+from torch.utils.data import BatchSampler, SequentialSampler, Subset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -63,13 +63,8 @@ def _fill(cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: torc
     own = Subset(crops, range(rank(), len(crops), world_size()))
     views = cfg.DATASET.shot * (cfg.DATASET.s_in_shot + cfg.DATASET.normal_views)
     images_per_pass = setups.batch_size * (1 + views)  # what a step without the bank takes
-    loader = Loader(
-        own,
-        SequentialSampler(own),
-        batch_size=max(1, images_per_pass // crops.per_sample),
-        num_workers=setups.num_workers,
-        pin_memory=device.type == "cuda",
-    )
+    samples = BatchSampler(SequentialSampler(own), max(1, images_per_pass // crops.per_sample), drop_last=False)
+    loader = Loader(own, samples, num_workers=setups.num_workers, pin_memory=device.type == "cuda")
     for batch in tqdm(loader, desc="feature bank", disable=not is_main()):
         images = batch["images"].flatten(0, 1).split(images_per_pass)
         with autocast(device, cfg.TRAIN.precision):

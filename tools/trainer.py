@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from models.sofs import upsample
 from models.weights import load_checked
 from tools.checkpoint import load_head, load_state, save_head, save_state
 from tools.feature_bank import bank_episodes, filled
-from tools.loading import Loader
+from tools.loading import EpochBatches, Loader
 from tools.methods import build_predictor, with_baseline
 from tools.schedule import build_optimizer, build_schedule
 from tools.steps import Batch, EpisodeLoss, add_to_meter, to_device
@@ -95,30 +96,27 @@ class Trainer:
         drawn = build_training_episodes(cfg, index)
         banked = cfg.TRAIN.feature_bank > 0
         self.episodes = bank_episodes(cfg, drawn, self.model.backbone, folder) if banked else drawn
-        self.sampler = EpisodeSampler(len(self.episodes), cfg.RNG_SEED, rank(), world_size())
-        self.loader = Loader(
-            self.episodes,
-            self.sampler,
-            batch_size=setups.batch_size,
-            num_workers=setups.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
         step = EpisodeLoss(self.model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight),
                            per_pixel=own.resolution == "pixel")  # fmt: skip
         self.step = DistributedDataParallel(step) if world_size() > 1 else step
         self.optimizer = build_optimizer(self.model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
-        self.schedule = build_schedule(self.optimizer, max(1, setups.epochs * len(self.loader)), setups.poly_training)
+        sampler = EpisodeSampler(len(self.episodes), cfg.RNG_SEED, rank(), world_size())
+        self.numbers = EpochBatches(sampler, setups.batch_size, range(setups.epochs))
+        self.schedule = build_schedule(self.optimizer, max(1, len(self.numbers)), setups.poly_training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.TRAIN.precision == "fp16")
         self.writer: SummaryWriter | None = None
         self.epoch = 0
         if cfg.TRAIN.resume:
             self._resume(load_state(cfg.TRAIN.resume))
+        pin = self.device.type == "cuda"
+        self.loader = Loader(self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin)
+        self.batches = iter(self.loader)
 
     def run(self, tests: dict[str, SampleIndex]) -> None:
         """All epochs that are left, with their tests; then the head's checkpoint."""
         setups = self.cfg.TRAIN_SETUPS
         every = setups.TEST_SETUPS.epoch_test
-        with self.features_ready() if self.epoch < setups.epochs else nullcontext():
+        with self.features_ready() if self.epoch < setups.epochs else nullcontext(), closing(self.batches):
             while self.epoch < setups.epochs:
                 self.train_epoch()
                 self.epoch += 1
@@ -136,16 +134,16 @@ class Trainer:
         return nullcontext()
 
     def train_epoch(self) -> None:
-        """1. draw  2. update  3. tell."""
+        """The next epoch of the loader: 1. draw  2. update  3. tell."""
         cfg, every = self.cfg, self.cfg.TRAIN_SETUPS.TEST_SETUPS.train_miou
-        self.sampler.epoch = self.epoch
         torch.manual_seed(derive_seed(cfg.RNG_SEED, self.epoch, rank()))
         self.model.train()
         meter = SegmentationMeter(dict.fromkeys(s.class_name for s in self.index.samples))
         measures = (self.epoch + 1) % every == 0
         losses, start = [], time.perf_counter()
         shown = torch.zeros((), pin_memory=self.device.type == "cuda")
-        bar = tqdm(self.loader, desc=f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", disable=not is_main())
+        name, steps = f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", self.numbers.per_epoch
+        bar = tqdm(islice(self.batches, steps), desc=name, total=steps, disable=not is_main())
         for number, batch in enumerate(bar):
             batch = to_device(batch, self.device)
             loss, probability = self.update(batch)
@@ -246,4 +244,5 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
+        self.numbers.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         LOG.info("going on after epoch %d", self.epoch)

@@ -146,3 +146,10 @@ def test_images_of_an_episode_are_the_crops_that_the_bank_was_made_of(index, tmp
             assert torch.equal(image, sample["images"][row % crops.per_sample])
             assert torch.equal(mask, sample["masks"][row % crops.per_sample])
         assert images["class"] == item["class"] and len(images["supports"]) == 6
+
+
+def test_roles_are_augmented_apart_where_both_see_the_whole_image(index):
+    crops = bank_crops(index, 1, settings=replace(SETTINGS, resize_ratio=None))
+    queries, views, normal = torch.stack([crops[place]["images"] for place in range(len(crops))]).unbind(1)
+    for one, other in ((queries, views), (views, normal)):
+        assert (one != other).flatten(1).any(1).float().mean() > 0.6

@@ -8,7 +8,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from datasets import ds_spectrum, vision_v1
-from datasets.episodes import EpisodeList, TrainingEpisodes, ViewSettings
+from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes, ViewSettings
 from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
 from utils.errors import ConfigError, DataError
@@ -70,13 +70,13 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
 def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisodes:
     """Training episodes over the samples of `index`."""
     data = cfg.DATASET
-    return TrainingEpisodes(
-        EpisodeList(index, data.shot, cfg.RNG_SEED),
+    crops = TrainingCrops(
         view_settings(cfg),
         crop_ratio=tuple(data.crop_ratio),
         normal_probability=data.normal_sample_sampling_prob,
         degrees=(data.rotate_min, data.rotate_max),
     )
+    return TrainingEpisodes(EpisodeList(index, data.shot, cfg.RNG_SEED), crops)
 
 
 def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleIndex:

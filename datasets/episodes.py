@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 
@@ -136,6 +137,52 @@ def prepare_views(views: list[tuple[np.ndarray, np.ndarray]], size: int) -> tupl
     return torch.stack(images), torch.stack(masks)
 
 
+@contextmanager
+def drawn_from(seed: int) -> Iterator[random.Random]:
+    """A block in which crops (by the generator given) and augmentation (by torch's) come from one seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield random.Random(seed)
+
+
+class TrainingCrops:
+    """Augmented crops of training images.
+
+    Args:
+        settings: how samples become inputs.
+        crop_ratio: range of the random factor on the crop size of a query.
+        normal_probability: that a query crop is centred on a normal pixel.
+        degrees: range of the training rotation.
+    """
+
+    def __init__(
+        self,
+        settings: ViewSettings,
+        *,
+        crop_ratio: tuple[float, float],
+        normal_probability: float,
+        degrees: tuple[float, float],
+    ) -> None:
+        self.settings = settings
+        self.crop_ratio, self.normal_probability = crop_ratio, normal_probability
+        self.transform = TrainTransform(degrees)
+
+    def query(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """One query view of an image and its mask, native pixels, not augmented yet."""
+        box = training_query_box(
+            mask,
+            side=max(1, round(self.settings.crop_size * rng.uniform(*self.crop_ratio))),
+            resize_ratio=self.settings.resize_ratio,
+            normal_probability=self.normal_probability,
+            rng=rng,
+        )
+        return cut(image, box), cut(mask, box)
+
+    def augmented(self, views: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+        """Views to augmented network inputs: (K, 3, S, S) float32 and (K, S, S) uint8."""
+        return prepare_views([self.transform(*view) for view in views], self.settings.image_size)
+
+
 class TrainingEpisodes(Dataset):
     """Training episodes as tensors.
 
@@ -144,25 +191,12 @@ class TrainingEpisodes(Dataset):
     K = shot x (views + normal_views), and the class name.
 
     Args:
-        episodes: what to draw.
-        settings: how samples become inputs.
-        crop_ratio: range of the random factor on the crop size.
-        normal_probability: that a query crop is centred on a normal pixel.
-        degrees: range of the training rotation.
+        episodes: which queries and supports.
+        crops: how they become inputs.
     """
 
-    def __init__(
-        self,
-        episodes: EpisodeList,
-        settings: ViewSettings,
-        *,
-        crop_ratio: tuple[float, float],
-        normal_probability: float,
-        degrees: tuple[float, float],
-    ) -> None:
-        self.episodes, self.settings = episodes, settings
-        self.crop_ratio, self.normal_probability = crop_ratio, normal_probability
-        self.transform = TrainTransform(degrees)
+    def __init__(self, episodes: EpisodeList, crops: TrainingCrops) -> None:
+        self.episodes, self.crops = episodes, crops
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -170,12 +204,11 @@ class TrainingEpisodes(Dataset):
     def __getitem__(self, number: int) -> dict[str, Tensor | str]:
         epoch, index = divmod(number, len(self))
         episode = self.episodes.episode(index, epoch)
-        rng = random.Random(episode.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(episode.seed)
-            query, query_mask = prepare_views([self.transform(*self._query_view(episode.query, rng))], self._size)
+        with drawn_from(episode.seed) as rng:
+            view = self.crops.query(*read_sample(self.episodes.index, episode.query), rng)
+            query, query_mask = self.crops.augmented([view])
             views = [v for s in episode.candidates[: self.episodes.shot] for v in self._support_views(s, rng)]
-            supports, support_masks = prepare_views([self.transform(*view) for view in views], self._size)
+            supports, support_masks = self.crops.augmented(views)
         return {
             "query": query[0],
             "query_mask": query_mask[0],
@@ -184,26 +217,8 @@ class TrainingEpisodes(Dataset):
             "class": episode.query.class_name,
         }
 
-    @property
-    def _size(self) -> int:
-        return self.settings.image_size
-
-    def _side(self, rng: random.Random) -> int:
-        return max(1, round(self.settings.crop_size * rng.uniform(*self.crop_ratio)))
-
-    def _query_view(self, sample: Sample, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = read_sample(self.episodes.index, sample)
-        box = training_query_box(
-            mask,
-            side=self._side(rng),
-            resize_ratio=self.settings.resize_ratio,
-            normal_probability=self.normal_probability,
-            rng=rng,
-        )
-        return cut(image, box), cut(mask, box)
-
     def _support_views(self, sample: Sample, rng: random.Random) -> list[tuple[np.ndarray, np.ndarray]]:
-        return support_views(*read_sample(self.episodes.index, sample), self.settings, rng)
+        return support_views(*read_sample(self.episodes.index, sample), self.crops.settings, rng)
 
 
 def read_sample(index: SampleIndex, sample: Sample) -> tuple[np.ndarray, np.ndarray]:

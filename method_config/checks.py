@@ -75,6 +75,7 @@ BOUNDS = {
     "DATASET.few_shot_repeated_multiple": COUNT,
     "DATASET.open_domain_object_category_num": COUNT,
     "DATASET.open_domain_specific_defect_category": NOT_NEGATIVE,
+    "TRAIN.feature_bank": NOT_NEGATIVE,
     "TRAIN.SOFS.prior_layer_pointer": NOT_NEGATIVE,
     "TRAIN.SOFS.vit_patch_size": COUNT,
     "TRAIN.SOFS.reduce_dim": COUNT,

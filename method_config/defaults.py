@@ -65,6 +65,9 @@ _C.TRAIN.save_model = True  # keep the trained weights
 # ours: arithmetic of the networks, fp32, bf16, fp16, or auto: the fastest that the device computes natively
 _C.TRAIN.precision = "fp32"
 _C.TRAIN.compile = False  # ours: compile the backbone with torch.compile, which takes minutes at the start
+# ours: augmented crops per sample and role (query, support view) that are encoded once, before the first epoch; the
+# epochs then train the head on the kept features alone; 0: new crops, encoded each time
+_C.TRAIN.feature_bank = 0
 _C.TRAIN.attention = "sdpa"  # ours: attention kernels of the backbone, sdpa or xformers
 
 _C.TRAIN.SOFS = CfgNode()

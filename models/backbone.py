@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         """Keep the frozen model in eval mode; the argument only serves `nn.Module.train`."""
         return super().train(False)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:
         """Extract features.
 
@@ -63,7 +63,8 @@ class Backbone(nn.Module):
 
         Returns:
             One (B, C_l, H / stride, W / stride) map per layer: outputs of the blocks before the final norm, class and
-            register tokens dropped. Layers after the last chosen one do not run.
+            register tokens dropped. Layers after the last chosen one do not run. They are inference tensors: what
+            trains on one takes a copy first, such as the head's concatenation of the layers.
         """
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(

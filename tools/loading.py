@@ -1,36 +1,38 @@
-"""A loader whose workers hand user errors on whole: PyTorch would wrap their message in a traceback."""
+"""A loader whose workers go on across epochs, and hand user errors on whole: PyTorch would wrap their message in a
+traceback."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
+from datasets.episodes import EpisodeSampler
 from utils.errors import UserError
 
 
 class Loader:
-    """Batches of a data set, each time in the order of its sampler.
+    """Batches of a data set.
 
     Args:
         data: what is loaded.
-        sampler: the numbers to load.
-        batch_size: items per batch; the last one may be smaller.
-        num_workers: processes that load; 0: none.
-        pin_memory: copy batches to page-locked memory.
+        batches: the numbers of each batch.
+        num_workers: processes that load ahead, until the iterator is used up or closed; 0: none.
+        pin_memory: copy batches to page-locked memory, from where a GPU fetches them beside its work.
     """
 
     def __init__(
-        self, data: Dataset, sampler: Sampler, *, batch_size: int, num_workers: int = 0, pin_memory: bool = False
+        self, data: Dataset, batches: Sampler[list[int]], *, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         self.loader = DataLoader(
             _Caught(data),
-            batch_size=batch_size,
-            sampler=sampler,
+            batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # the global one would be drawn from whenever the workers start
         )
 
     def __len__(self) -> int:
@@ -41,6 +43,32 @@ class Loader:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of several epochs in a row: the workers load the next epoch while this one ends or a test runs.
+
+    Args:
+        sampler: of one epoch.
+        batch_size: numbers per batch; the last one of an epoch may be smaller.
+        epochs: their numbers.
+    """
+
+    def __init__(self, sampler: EpisodeSampler, batch_size: int, epochs: range) -> None:
+        self.sampler, self.batch_size, self.epochs = sampler, batch_size, epochs
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.epochs) * self.per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for epoch in self.epochs:
+            self.sampler.epoch = epoch
+            yield from BatchSampler(self.sampler, self.batch_size, drop_last=False)
 
 
 class _Caught(Dataset):

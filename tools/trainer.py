@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from datasets.build import build_test_index, build_train_index, build_training_episodes
 from datasets.episodes import EpisodeSampler, derive_seed
+from datasets.feature_bank import BankEpisodes
 from datasets.samples import SampleIndex
 from datasets.transforms import denormalise
 from models.build import build_model
-from models.comparison import Comparison
 from models.losses import MixedNormalDiceLoss
-from models.priors import downsample_mask, upsample
-from models.sofs import SOFS
+from models.priors import upsample
 from models.weights import load_checked
 from tools.checkpoint import load_head, load_state, save_head, save_state
-from tools.loading import Loader
+from tools.feature_bank import bank_episodes, filled
+from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
 from tools.predictor import Predictor
 from tools.schedule import build_optimizer, build_schedule
+from tools.steps import Batch, EpisodeLoss, add_to_meter, to_device
 from tools.tester import record, test_index
 from utils.distributed import is_main, launch, rank, sum_over_processes, world_size
 from utils.errors import DataError
@@ -39,7 +42,6 @@ from utils.run import create_run_folder, discard_on_error, run_folder
 from utils.visualize import TRUTH, outline, overlay, panels
 
 LOG = logging.getLogger(__name__)
-TARGET_SHARE = 0.1
 
 
 def run_training(cfg: CfgNode, config_file: str) -> Path:
@@ -74,33 +76,6 @@ def _tests(cfg: CfgNode) -> bool:
     return cfg.TRAIN_SETUPS.TEST_SETUPS.test_state
 
 
-class EpisodeLoss(nn.Module):
-    """One training step's forward pass, in one module so that DistributedDataParallel sees it whole.
-
-    Args:
-        model: what is trained.
-        loss: of probabilities against targets in {0, 1}.
-        per_pixel: compare the upsampled answer with the mask itself (ours), which trains thin and tiny defects to their
-            true extent; False: on the token grid, as published, where a token is defect from a tenth of its area on.
-    """
-
-    def __init__(self, model: SOFS, loss: MixedNormalDiceLoss, per_pixel: bool = False) -> None:
-        super().__init__()
-        self.model, self.loss, self.per_pixel = model, loss, per_pixel
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss (scalar) and token probabilities (B, h, w) float32 of a batch of `TrainingEpisodes`."""
-        memory = self.model.encode_support(batch["supports"], batch["support_masks"])
-        compared = Comparison(self.model.backbone(batch["query"]), memory.known)
-        logits, _ = self.model.token_logits(compared, memory.summary)
-        with torch.autocast(logits.device.type, enabled=False):
-            logits, mask = logits.float(), batch["query_mask"]
-            if self.per_pixel:
-                return self.loss(upsample(logits, mask.shape[-2:]).sigmoid(), mask), logits.sigmoid()
-            share = downsample_mask(mask, self.model.backbone.stride)
-            return self.loss(logits.sigmoid(), share > TARGET_SHARE), logits.sigmoid()
-
-
 class Trainer:
     """State of a training: model, optimizer, schedule, epoch.
 
@@ -119,20 +94,16 @@ class Trainer:
             load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path")
         own, setups = cfg.TRAIN.LOSS, cfg.TRAIN_SETUPS
         self.index = index
-        self.episodes = build_training_episodes(cfg, index)
-        self.sampler = EpisodeSampler(len(self.episodes), cfg.RNG_SEED, rank(), world_size())
-        self.loader = Loader(
-            self.episodes,
-            self.sampler,
-            batch_size=setups.batch_size,
-            num_workers=setups.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
+        drawn = build_training_episodes(cfg, index)
+        banked = cfg.TRAIN.feature_bank > 0
+        self.episodes = bank_episodes(cfg, drawn, self.model.backbone, folder) if banked else drawn
         step = EpisodeLoss(self.model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight),
                            per_pixel=own.resolution == "pixel")  # fmt: skip
         self.step = DistributedDataParallel(step) if world_size() > 1 else step
         self.optimizer = build_optimizer(self.model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
-        self.schedule = build_schedule(self.optimizer, max(1, setups.epochs * len(self.loader)), setups.poly_training)
+        sampler = EpisodeSampler(len(self.episodes), cfg.RNG_SEED, rank(), world_size())
+        self.numbers = EpochBatches(sampler, setups.batch_size, range(setups.epochs))
+        self.schedule = build_schedule(self.optimizer, max(1, len(self.numbers)), setups.poly_training)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=arithmetic(self.device, cfg.TRAIN.precision) == "fp16"
         )
@@ -140,48 +111,69 @@ class Trainer:
         self.epoch = 0
         if cfg.TRAIN.resume:
             self._resume(load_state(cfg.TRAIN.resume))
+        pin = self.device.type == "cuda"
+        self.loader = Loader(self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin)
+        self.batches = iter(self.loader)
 
     def run(self, tests: dict[str, SampleIndex]) -> None:
         """All epochs that are left, with their tests; then the head's checkpoint."""
         setups = self.cfg.TRAIN_SETUPS
         every = setups.TEST_SETUPS.epoch_test
-        while self.epoch < setups.epochs:
-            self._one_epoch()
-            self.epoch += 1
-            self._save()
-            if self.epoch % every == 0 and self.epoch < setups.epochs:
-                self._test(tests)
+        with self.features_ready() if self.epoch < setups.epochs else nullcontext(), closing(self.batches):
+            while self.epoch < setups.epochs:
+                self.train_epoch()
+                self.epoch += 1
+                self._save()
+                if self.epoch % every == 0 and self.epoch < setups.epochs:
+                    self._test(tests)
         self._test(tests)
         if self.writer is not None:
             self.writer.close()
 
-    def _one_epoch(self) -> None:
-        """1. draw  2. forward  3. backward  4. step  5. tell."""
+    def features_ready(self) -> AbstractContextManager[None]:
+        """A block in which epochs can be trained: with `TRAIN.feature_bank` the bank is on disk meanwhile."""
+        if isinstance(self.episodes, BankEpisodes):
+            return filled(self.cfg, self.episodes, self.model.backbone, self.device)
+        return nullcontext()
+
+    def train_epoch(self) -> None:
+        """The next epoch of the loader: 1. draw  2. update  3. tell."""
         cfg, every = self.cfg, self.cfg.TRAIN_SETUPS.TEST_SETUPS.train_miou
-        self.sampler.epoch = self.epoch
         torch.manual_seed(derive_seed(cfg.RNG_SEED, self.epoch, rank()))
         self.model.train()
         meter = SegmentationMeter(dict.fromkeys(s.class_name for s in self.index.samples))
         measures = (self.epoch + 1) % every == 0
         losses, start = [], time.perf_counter()
-        bar = tqdm(self.loader, desc=f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", disable=not is_main())
+        shown = torch.zeros((), pin_memory=self.device.type == "cuda")
+        name, steps = f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", self.numbers.per_epoch
+        bar = tqdm(islice(self.batches, steps), desc=name, total=steps, disable=not is_main())
         for number, batch in enumerate(bar):
-            batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            with autocast(self.device, cfg.TRAIN.precision):
-                loss, probability = self.step(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.schedule.step()
-            losses.append(loss.detach())
-            rate = len(losses) * cfg.TRAIN_SETUPS.batch_size * world_size() / (time.perf_counter() - start)
-            bar.set_postfix(loss=f"{float(losses[-1]):.3f}", episodes_per_s=f"{rate:.2f}")
+            batch = to_device(batch, self.device)
+            loss, probability = self.update(batch)
+            losses.append(loss)
+            shown.copy_(loss, non_blocking=True)  # what has arrived is shown: to ask the GPU itself is to wait for it
+            bar.set_postfix(loss=f"{shown.item():.3f}", episodes_per_s=f"{self._rate(len(losses), start):.2f}")
             if measures:
-                _add_to_meter(meter, batch, probability.detach())
+                add_to_meter(meter, batch, probability)
             if number == 0:
-                self._picture(batch, probability.detach())
-        self._tell(float(torch.stack(losses).mean()), rate, meter if measures else None)
+                self._picture(batch, probability)
+        mean = float(torch.stack(losses).mean())
+        self._tell(mean, self._rate(len(losses), start), meter if measures else None)
+
+    def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One step on a batch that is on the device: loss (scalar) and token probabilities (B, h, w), without graph."""
+        with autocast(self.device, self.cfg.TRAIN.precision):
+            loss, probability = self.step(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return loss.detach(), probability.detach()
+
+    def _rate(self, steps: int, start: float) -> float:
+        """Episodes per second of all processes."""
+        return steps * self.cfg.TRAIN_SETUPS.batch_size * world_size() / (time.perf_counter() - start)
 
     def _tell(self, loss: float, rate: float, meter: SegmentationMeter | None) -> None:
         scalars = {
@@ -202,9 +194,11 @@ class Trainer:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, self.epoch)
 
-    def _picture(self, batch: dict[str, Tensor], probability: Tensor) -> None:
+    def _picture(self, batch: Batch, probability: Tensor) -> None:
         if self.writer is None:
             return
+        if isinstance(self.episodes, BankEpisodes):
+            batch = default_collate([self.episodes.images(int(batch["number"][0]))])
         size = batch["query"].shape[-2:]
         mask = upsample(probability[:1], size)[0].cpu().numpy() > self.cfg.TEST.threshold
         support, query = denormalise(batch["supports"][0, 0].cpu()), denormalise(batch["query"][0].cpu())
@@ -253,10 +247,5 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
+        self.numbers.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         LOG.info("going on after epoch %d", self.epoch)
-
-
-def _add_to_meter(meter: SegmentationMeter, batch: dict[str, Tensor], probability: Tensor) -> None:
-    predictions = upsample(probability, batch["query"].shape[-2:]).cpu().numpy() > 0.5
-    for name, prediction, target in zip(batch["class"], predictions, batch["query_mask"].cpu().numpy(), strict=True):
-        meter.update(name, prediction.astype(np.uint8), target)

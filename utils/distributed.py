@@ -30,6 +30,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def sum_over_processes(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Sum of a CPU tensor over all processes, on the CPU."""
     if world_size() == 1:

@@ -93,7 +93,8 @@ def test_only_native_data_sets_are_cropped(surfaces, tmp_path, name, ratio):
 def test_episodes_take_the_settings_of_the_config(surfaces, tmp_path):
     cfg = config(surfaces, tmp_path, DATASET__shot=2, DATASET__normal_sample_sampling_prob=0.7, RNG_SEED=9)
     episodes = build_training_episodes(cfg, build_train_index(cfg))
-    assert (episodes.normal_probability, episodes.episodes.seed, episodes.crop_ratio) == (0.7, 9, (1.0, 1.0))
+    assert (episodes.crops.normal_probability, episodes.crops.crop_ratio) == (0.7, (1.0, 1.0))
+    assert episodes.episodes.seed == 9
     assert episodes[0]["supports"].shape == (4, 3, 64, 64)
 
 

@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datasets.episodes import EpisodeList, EpisodeSampler, TrainingEpisodes, ViewSettings, derive_seed, read_sample
+from datasets.episodes import (
+    EpisodeList,
+    EpisodeSampler,
+    TrainingCrops,
+    TrainingEpisodes,
+    ViewSettings,
+    derive_seed,
+    read_sample,
+)
 from datasets.transforms import prepare_mask
 from tests.helpers import read_index, write_product
 from utils.errors import DataError
@@ -23,8 +31,8 @@ def index(surfaces):
 
 
 def training(index, settings=SETTINGS, shot=1, alpha=0.3, seed=54, ratio=(0.7, 1.2), degrees=(-10, 10)):
-    episodes = EpisodeList(index, shot, seed)
-    return TrainingEpisodes(episodes, settings, crop_ratio=ratio, normal_probability=alpha, degrees=degrees)
+    crops = TrainingCrops(settings, crop_ratio=ratio, normal_probability=alpha, degrees=degrees)
+    return TrainingEpisodes(EpisodeList(index, shot, seed), crops)
 
 
 def assert_same(first, second):

@@ -19,7 +19,7 @@ OURS = {
     "RUN_NAME", "DATASET.train_objects", "DATASET.test_objects", "TRAIN.extra_dataset_paths", "TRAIN.precision",
     "TRAIN.attention", "TRAIN.resume", "TRAIN.SOFS.prior_residual", "TEST.merge", "TEST.threshold", "TEST.baseline",
     "TEST.query_scale", "DATASET.normal_views", "TRAIN.LOSS.resolution", "TRAIN.SOFS.empty_supports",
-    "TRAIN.backbone_sha256", "TRAIN.compile", "TEST.window_overlap", "TEST.memory_tokens",
+    "TRAIN.backbone_sha256", "TRAIN.compile", "TEST.window_overlap", "TEST.memory_tokens", "TRAIN.feature_bank",
 }  # fmt: skip
 
 

@@ -75,6 +75,18 @@ def test_every_epoch_draws_anew_and_trains_with_dropout_also_after_a_test(surfac
     assert len(set(first.tolist()) | set(second.tolist())) == 16
 
 
+@pytest.mark.parametrize("layers", [[2], [1, 2, 3]])
+def test_a_step_encodes_its_queries_and_supports_in_one_pass_under_inference_mode(surfaces, tmp_path, layers):
+    changes = {"TRAIN__SOFS__prior_layer_pointer": layers, "TRAIN__SOFS__prior_residual": True, "DATASET__shot": 2}
+    trainer = trainer_of(surfaces, tmp_path, **changes)
+    seen = []
+    trainer.model.backbone.register_forward_hook(lambda _, args, maps: seen.append((len(args[0]), maps)))
+    trainer.update(batch_of(trainer, 4))
+    ((images, maps),) = seen
+    assert images == 4 * (1 + 2 * 2) and all(m.is_inference() for m in maps)
+    assert all(p.grad is not None for p in trainer.model.head.parameters())
+
+
 def test_learning_rates_of_the_groups(surfaces, tmp_path):
     trainer = trainer_of(surfaces, tmp_path, TRAIN_SETUPS__lr_multiple=3.0, TRAIN_SETUPS__weight_decay=0.02)
     transformer, others = trainer.optimizer.param_groups
@@ -168,14 +180,15 @@ class Interrupted(Trainer):
         raise KeyboardInterrupt
 
 
-def test_resumed_training_ends_where_an_uninterrupted_one_does(surfaces, tmp_path):
-    straight = trainer_of(surfaces, tmp_path / "straight")
+@pytest.mark.parametrize("crops", [0, 2])
+def test_resumed_training_ends_where_an_uninterrupted_one_does(surfaces, tmp_path, crops):
+    straight = trainer_of(surfaces, tmp_path / "straight", TRAIN__feature_bank=crops)
     straight.run({})
-    cfg = tiny_config(surfaces, tmp_path)
+    cfg = tiny_config(surfaces, tmp_path, TRAIN__feature_bank=crops)
     with pytest.raises(KeyboardInterrupt):
         Interrupted(cfg, build_train_index(cfg), tmp_path / "cut").run({})
     state = tmp_path / "cut" / "checkpoints" / "state.pth"
-    resumed = trainer_of(surfaces, tmp_path / "resumed", TRAIN__resume=str(state))
+    resumed = trainer_of(surfaces, tmp_path / "resumed", TRAIN__resume=str(state), TRAIN__feature_bank=crops)
     assert resumed.epoch == 1
     assert any(
         not torch.equal(a, b) for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True)
@@ -199,9 +212,11 @@ def test_training_can_start_from_a_head(finished, surfaces, tmp_path):
     assert trainer.epoch == 0
 
 
-def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_path):
+@pytest.mark.parametrize("crops", [0, 2])
+def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_path, crops):
     """At a learning rate that moves nothing the gradients of the last step and the test are those of one process."""
     changes = {"TRAIN_SETUPS__learning_rate": 1e-12, "TRAIN_SETUPS__weight_decay": 0.0, "TRAIN_SETUPS__epochs": 1}
+    changes["TRAIN__feature_bank"] = crops
     grads, metrics = [], []
     for processes in (1, 2):
         cfg = tiny_config(surfaces, tmp_path, TRAIN_SETUPS__batch_size=4 // processes, **changes)

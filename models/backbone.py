@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +42,7 @@ class Backbone(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.layers = list(layers)
         self.stride = stride
+        self.by_token = isinstance(model, VisionTransformer) and model.patch_embed.patch_size == (stride, stride)
         scale, offset = _renormalisation(model)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -72,9 +74,11 @@ class Backbone(nn.Module):
             indices=self.layers,
             norm=False,
             stop_early=True,
-            output_fmt="NCHW",
+            output_fmt="NLC" if self.by_token else "NCHW",
             intermediates_only=True,
         )
+        if self.by_token:  # views: the tokens stay side by side in memory, as comparisons and 1 x 1 convolutions want
+            return [m.transpose(1, 2).unflatten(2, grid) for m in maps]
         return [to_grid(m, grid) for m in maps]
 
 

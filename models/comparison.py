@@ -24,10 +24,6 @@ class Comparison:
         self.features, self.known = features, known
         self.grid = features[0].shape[-2:]
 
-    @cached_property
-    def _tokens(self) -> list[Tensor]:
-        return [unit_tokens(layer.float()) for layer in self.features]
-
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic and abnormal prior maps, each (B, L, h, w) float32.
 
@@ -36,8 +32,8 @@ class Comparison:
         """
         known = self.known
         maps = [
-            prior_maps(tokens.to(keys.dtype), keys, known.share, known.sizes, known.covered, weight)
-            for tokens, keys in zip(self._tokens, known.keys, strict=True)
+            prior_maps(layer.flatten(2).transpose(1, 2), keys, known.share, known.sizes, known.covered, weight)
+            for layer, keys in zip(self.features, known.keys, strict=True)
         ]
         semantic, abnormal = (torch.stack(layers, 1).unflatten(-1, self.grid) for layers in zip(*maps, strict=True))
         return semantic, abnormal
@@ -45,4 +41,5 @@ class Comparison:
     @cached_property
     def gap(self) -> Tensor:
         """(B, h, w) float32, see `models.joint_prior.difference`; the supports must have been made ready for it."""
-        return joint_prior.difference(self._tokens, self.known.joint).unflatten(-1, self.grid)
+        tokens = [unit_tokens(layer.float()) for layer in self.features]
+        return joint_prior.difference(tokens, self.known.joint).unflatten(-1, self.grid)

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PROTOTYPE_EPS = 0.0005
-CHUNK = 1 << 22
+LENGTH_EPS = 1e-12
+CHUNK = 3 << 20
+ROWS = 256
 
 
 def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
@@ -72,8 +74,10 @@ def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pieces(queries: Tensor, keys: int) -> int:
-    """Rows of (B, M, C) queries per piece, so that the products with so many keys stay of bounded memory."""
-    return max(1, CHUNK // (queries.shape[0] * keys))
+    """Rows of (B, M, C) queries per piece, so that the products with so many keys stay in the cache: a multiple of
+    ROWS, which matrix products take at full speed."""
+    rows = max(1, CHUNK // (queries.shape[0] * keys))
+    return rows // ROWS * ROWS or rows
 
 
 def best_similarity(queries: Tensor, keys: Tensor) -> Tensor:
@@ -86,8 +90,7 @@ def best_similarity(queries: Tensor, keys: Tensor) -> Tensor:
     Returns:
         (B, M) float32.
     """
-    flat = _folded(queries, keys)
-    transposed = keys.transpose(-2, -1)
+    flat, transposed = _folded(queries, keys)
     best = [(part @ transposed).amax(-1) for part in flat.split(pieces(flat, keys.shape[-2]), dim=-2)]
     return torch.cat(best, dim=-1).float().view(queries.shape[:2])
 
@@ -97,11 +100,13 @@ def prior_maps(
 ) -> tuple[Tensor, Tensor]:
     """Semantic and abnormal prior of one layer, from one product of the query with all support tokens.
 
+    The queries' lengths are divided out of the maxima, which is the same and costs less than out of the queries.
+
     Semantic: how much a token looks like the marked ones, the mean over views of the largest cosine; a view's unmarked
     tokens count as 0. Abnormal: how little it looks like any normal token, 1 - the largest cosine scaled by 1 - share.
 
     Args:
-        queries: (B, M, C) unit tokens, in the type of the keys.
+        queries: (B, M, C) tokens of any length.
         keys: (B or 1, F + N, C) unit tokens, F marked ones in a block per view, then N of share 0.
         share: (B or 1, F) shares of the marked ones.
         sizes: length of each view's block.
@@ -111,21 +116,27 @@ def prior_maps(
     Returns:
         two (B, M) float32.
     """
-    flat = _folded(queries, keys)
-    transposed, f = keys.transpose(-2, -1), share.shape[-1]
+    flat, transposed = _folded(queries, keys)
+    length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=LENGTH_EPS)
+    flat = flat.to(keys.dtype)
+    f = share.shape[-1]
     marked, normal = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
     floor = torch.zeros_like(weight).masked_fill(covered, -torch.inf).unsqueeze(1)
     mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
     semantic, abnormal = [], []
-    for part in flat.split(pieces(flat, keys.shape[-2]), dim=-2):
+    rows = pieces(flat, keys.shape[-2])
+    for part, of in zip(flat.split(rows, dim=-2), length.split(rows, dim=-2), strict=True):
         product = part @ transposed
         own = product[..., :f].float()
-        best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1)
+        best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1) / of
         semantic.append((torch.maximum(best, floor) * mean).sum(-1))
-        abnormal.append(1 - torch.maximum((own * normal).amax(-1), product[..., f:].amax(-1).float()))
+        abnormal.append(1 - torch.maximum((own * normal).amax(-1), product[..., f:].amax(-1).float()) / of[..., 0])
     return torch.cat(semantic, -1).view(queries.shape[:2]), torch.cat(abnormal, -1).view(queries.shape[:2])
 
 
-def _folded(queries: Tensor, keys: Tensor) -> Tensor:
-    """All queries in one row of tokens where they share the keys: one large product runs faster than several."""
-    return queries.flatten(0, 1).unsqueeze(0) if len(keys) == 1 else queries
+def _folded(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries (B, M, C) and keys (B, C, N) for a product; where they share the keys (1, B * M, C) and (C, N): one
+    large product runs faster than several."""
+    if len(keys) > 1:
+        return queries, keys.transpose(-2, -1)
+    return queries.flatten(0, 1).unsqueeze(0), keys[0].T

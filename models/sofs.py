@@ -11,7 +11,7 @@ from models.backbone import Backbone
 from models.comparison import Comparison
 from models.head import Head
 from models.priors import downsample_mask, gather_foreground, layer_prototype, upsample
-from models.support_tokens import SupportTokens, label, ready
+from models.support_tokens import SupportTokens, comparison_dtype, label, ready
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class SOFS(nn.Module):
         if self.skip_empty_supports:
             weight = weight * share.flatten(2).any(-1)
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
-        transformed, reduced = self.head.embed_support(torch.cat(features, dim=1), prototypes)
+        transformed, reduced = self.head.embed_support(stacked(features), prototypes)
         tokens, shares = gather_foreground(
             transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k)).flatten(1, 2), share.flatten(1)
         )
@@ -144,7 +144,7 @@ class SOFS(nn.Module):
         return self.head.own_scale * logits.float() + self.head.residual_scale * compared.gap, abnormal
 
     def _head_logits(self, features: list[Tensor], summary: SupportSummary, priors: Tensor) -> Tensor:
-        query = self.head.embed_query(torch.cat(features, dim=1), summary.prototype, priors)
+        query = self.head.embed_query(stacked(features), summary.prototype, priors)
         return self.head.logits(query, summary.tokens, summary.shares, summary.support_prototype)
 
     def segment(self, windows: Tensor, memory: SupportMemory) -> Tensor:
@@ -165,6 +165,12 @@ class SOFS(nn.Module):
         probability = upsample(logits.float(), size).sigmoid()
         anomaly = upsample(abnormal.amax(1), size)
         return probability.where(compared.known.share.any(1)[:, None, None], anomaly)
+
+
+def stacked(features: list[Tensor]) -> Tensor:
+    """All layers as one map (B, sum C_l, h, w), in the type that autocast would give it, which costs less before."""
+    dtype = comparison_dtype(features[0].device)
+    return torch.cat([layer.to(dtype) for layer in features], dim=1)
 
 
 def join_summaries(parts: list[SupportSummary]) -> SupportSummary:

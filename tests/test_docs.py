@@ -14,7 +14,8 @@ from method_config.merge import coerce, get, leaves
 REPO = Path(__file__).parents[1]
 CONFIGURATION = REPO / "docs" / "configuration.md"
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-SOURCES = [p for folder in ("datasets", "models", "tools", "utils") for p in (REPO / folder).rglob("*.py")]
+FOLDERS = ("datasets", "models", "tools", "utils")
+SOURCES = [p for f in FOLDERS for p in (REPO / f).rglob("*.py") if p.parent.name != "benchmark"]  # which sets keys
 KEY = re.compile(r"\b(?:DATASET|TRAIN|TRAIN_SETUPS|TEST|TEST_SETUPS)\.[A-Za-z_](?:[\w.]*\w)?")
 ONLY_CHECKED = {"DATASET.mask_size"}  # must equal image_size, which is what the code reads
 

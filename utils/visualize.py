@@ -25,10 +25,10 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = 
     Returns:
         (h, w, 3) uint8 RGB, a copy.
     """
-    out = image.copy()
     chosen = np.asarray(mask).astype(bool)
-    out[chosen] = (0.6 * out[chosen] + 0.4 * np.array(colour)).astype(np.uint8)
-    return outline(out, chosen, colour)
+    # a table, for large images: pixels as floating point numbers take eight times the memory
+    table = (0.6 * np.arange(256)[:, None] + 0.4 * np.array(colour)).astype(np.uint8).reshape(256, 1, 3)
+    return outline(np.where(chosen[:, :, None], cv2.LUT(image, table), image), chosen, colour)
 
 
 def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

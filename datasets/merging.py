@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -64,6 +65,7 @@ class Blender:
         blended = self.total[:count] / self.weight[:count]
         self.score[self.top : row] = blended
         self.label[self.top : row] = blended > self.threshold
+        let_go(self.score, self.label)
         self.total, self.weight = self.total[count:].copy(), self.weight[count:].copy()
         self.top = row
 
@@ -81,6 +83,13 @@ def allocate(shape: tuple[int, int], dtype: type) -> np.ndarray:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:
         return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def let_go(*arrays: np.ndarray) -> None:
+    """Take the pages of arrays in temporary files out of memory; they return when they are asked for."""
+    for array in arrays:
+        if isinstance(array, np.memmap):
+            array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def merge_probability(

@@ -30,7 +30,7 @@ class ImageStrips:
     def __init__(self, image: str | Path | np.ndarray) -> None:
         self.path = None if isinstance(image, np.ndarray) else Path(image)
         self.pixels: np.ndarray | None = image if self.path is None else None
-        self._file: pyvips.Image | None = None
+        self._file: pyvips.Region | None = None
         if self.path is not None:
             self.size = image_size(self.path)
             self._file = _in_strips(self.path) if self.size[0] * self.size[1] > AT_ONCE else None
@@ -59,22 +59,22 @@ class ImageStrips:
 
     def _read(self, top: int, bottom: int) -> np.ndarray:
         try:
-            rows = self._file.crop(0, top, self.size[1], bottom - top).numpy()
+            rows = self._file.fetch(0, top, self.size[1], bottom - top)
         except pyvips.Error as error:
             raise DataError(
                 f"{self.path}: cannot be read as an image ({error.message}); the file is broken, copy it again"
             ) from error
-        return _three_channels(rows.reshape(bottom - top, self.size[1], -1))
+        return _three_channels(np.frombuffer(rows, np.uint8).reshape(bottom - top, self.size[1], -1))
 
 
-def _in_strips(path: Path) -> pyvips.Image | None:
+def _in_strips(path: Path) -> pyvips.Region | None:
     """The file, opened for reading in strips; None where only a reading at once gives the pixels of `read_image`."""
     try:
         image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="truncated")
     except pyvips.Error:
         return None
     plain = image.format == "uchar" and image.interpretation in ("srgb", "b-w") and (image.height, image.width)
-    return image if plain == image_size(path) else None
+    return pyvips.Region.new(image) if plain == image_size(path) else None
 
 
 def _three_channels(pixels: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ from torch import Tensor
 from models import joint_prior
 from models.coreset import coreset
 from models.joint_prior import JointTokens
-from models.priors import unit_tokens
+from models.priors import best_similarity, unit_tokens
+
+NEAR = 0.75  # share of the kept background that lies nearest to the marked tokens
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,18 @@ def join(parts: list[LabelledTokens]) -> LabelledTokens:
 
 
 def thin(tokens: LabelledTokens, budget: int) -> LabelledTokens:
-    """Keep at most `budget` background tokens of one set of views, a coreset of them; the foreground stays whole."""
-    if tokens.background[0].shape[1] <= budget:
+    """Keep at most `budget` background tokens of one set of views; the foreground stays whole.
+
+    Most of those kept are the ones that look most like marked tokens: they draw the border between the two. The rest is
+    a coreset of the others, which says what else is normal.
+    """
+    count = tokens.background[0].shape[1]
+    if count <= budget:
         return tokens
-    kept = coreset([layer[0] for layer in tokens.background], budget)
+    near = _nearest_to_marked(tokens, round(NEAR * budget))
+    far = torch.ones(count, dtype=torch.bool, device=near.device).scatter_(0, near, False).nonzero().squeeze(1)
+    spread = far[coreset([layer[0, far] for layer in tokens.background], budget - len(near))]
+    kept = torch.cat([near, spread]).sort().values
     return replace(tokens, background=[layer[:, kept] for layer in tokens.background])
 
 
@@ -134,6 +144,14 @@ def comparison_dtype(device: torch.device) -> torch.dtype:
     """Type in which similarities are taken: that of autocast where it is on. Tokens have unit length, so half precision
     moves a similarity by a few thousandths."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+def _nearest_to_marked(tokens: LabelledTokens, count: int) -> Tensor:
+    """Indices (count,) of the background tokens most like any marked one, over all layers; none without marks."""
+    if not tokens.share.any():
+        return torch.zeros(0, dtype=torch.int64, device=tokens.share.device)
+    marked, normal = (joint_prior.centred(t, tokens.mean) for t in (tokens.foreground, tokens.background))
+    return best_similarity(normal, marked[:, tokens.share[0] > 0])[0].topk(count).indices
 
 
 def _block(share: Tensor, order: Tensor, n: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from datasets.images import read_image, read_mask
-from datasets.merging import allocate
+from datasets.merging import allocate, let_go
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
 from datasets.strips import ImageStrips
 from tools.answers import Prediction
@@ -103,8 +103,11 @@ def write_answer(folder: Path, name: str, image: ImageStrips, answer: Prediction
         rows = np.s_[top : top + ROWS]
         levels[rows] = np.rint(answer.score[rows] * SCORE_LEVELS)
         marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
+        let_go(levels, marks, answer.score, answer.label)
     write_image(folder / "masks" / f"{name}.png", marks)
+    let_go(marks)
     write_image(folder / "scores" / f"{name}.png", levels)
+    let_go(levels)
     shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
     size = shown.shape[1::-1]
     seen = marks if marks.shape == shown.shape[:2] else cv2.resize(marks, size, interpolation=cv2.INTER_AREA)

@@ -7,6 +7,7 @@ for prediction in predictor.predict_many(paths): ...
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from tools.support_file import fingerprint, load_memory, save_memory
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, pick_device
 
+LOG = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -72,6 +74,7 @@ class Predictor:
         self.merge, self.threshold, self.precision = merge, threshold, precision
         self.summarise = next((m.summarise for m in self.methods.values() if isinstance(m, SOFS)), None)
         self.memory: SupportMemory | None = None
+        self.told = False
 
     @classmethod
     def from_config(
@@ -206,6 +209,9 @@ class Predictor:
         """The tokens as they are up to `limit` background tokens, else joined and thinned to `memory_tokens`."""
         if not self.memory_tokens or sum(t.background[0].shape[1] for t in tokens) <= limit:
             return tokens
+        if not self.told:
+            LOG.info("of the supports' background %d tokens are kept (TEST.memory_tokens)", self.memory_tokens)
+            self.told = True
         return [thin(join(tokens), self.memory_tokens)]
 
     @property

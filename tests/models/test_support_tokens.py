@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from models.comparison import Comparison
 from models.coreset import coreset
+from models.joint_prior import centred
 from models.support_tokens import join, label, ready, thin
 
 GRID = (4, 5)
@@ -61,6 +62,21 @@ def test_thinning_keeps_the_foreground_the_mean_and_a_part_of_the_background():
     pairs = zip(few.background, whole.background, strict=True)
     positions = [(kept[0].unsqueeze(1) == known[0]).all(-1).int().argmax(1) for kept, known in pairs]
     assert torch.equal(*positions), "a token keeps all its layers"
+
+
+def test_thinning_keeps_what_looks_most_like_the_marked_tokens():
+    whole = label(*views(5))
+    kept = thin(whole, 40).background
+    marked, normal = (centred(t, whole.mean)[0] for t in (whole.foreground, whole.background))
+    near = (normal @ marked[whole.share[0] > 0].T).amax(1).topk(30).indices
+    for few, all_of_them in zip(kept, whole.background, strict=True):
+        assert (few[0].unsqueeze(1) == all_of_them[0, near]).all(-1).any(0).all()
+
+
+def test_thinning_views_without_marks_keeps_a_coreset():
+    features, _ = views(5)
+    few = thin(label(features, torch.zeros(1, 5, *GRID)), 30)
+    assert few.background[0].shape[1] == 30
 
 
 def test_a_coreset_covers_what_a_random_choice_misses():

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from yacs.config import CfgNode
 
 from method_config import load_config
 from tools.benchmark.figures import Figure
@@ -37,6 +36,7 @@ SMALL = [
     "DATASET.crop_size",
     224,
 ]
+ALONE = ["TRAIN_SETUPS.num_workers", 2, "NUM_GPUS", 1, "TRAIN.feature_bank", 2]
 CONFIG = Path(__file__).parents[2] / "method_config" / "Open_Domain" / "SOFS.yaml"
 WINDOW = 518  # native pixels of the larger images' windows, so that their number stays small
 
@@ -53,7 +53,9 @@ def full(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
         "published": lambda: measure_published(cfg, (256, 1600), repeats=1, least=9),
         "growth": lambda: measure_growth(wide, (4, 7, 200)),
         "supports": lambda: measure_supports(cfg, 20, 8, repeats=3),
-        "training": lambda: measure_training(_training(cfg, 518), iterations=6, repeats=3),
+        "training": lambda: measure_training(
+            load_config(CONFIG, [*RANDOM, *ALONE, "TRAIN_SETUPS.batch_size", 1, *opts]), iterations=8, repeats=1
+        ),
         "index": measure_index,
     }
 
@@ -66,6 +68,12 @@ def quick(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
         "published": lambda: measure_published(cfg, (224, 800), repeats=1, least=2),
         "growth": lambda: measure_growth(cfg, (4, 7, 60), slack=2),
         "supports": lambda: measure_supports(cfg, 5, 8, repeats=3, slack=2),
+        "training": lambda: measure_training(
+            load_config(CONFIG, [*RANDOM, *SMALL, *ALONE, "TRAIN_SETUPS.batch_size", 2, *opts]),
+            iterations=4,
+            repeats=1,
+            slack=2,
+        ),
         "index": lambda: measure_index(images=100),
     }
 
@@ -97,10 +105,6 @@ def main() -> None:
 
 def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-
-
-def _training(cfg: CfgNode, size: int) -> CfgNode:
-    return cfg
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from datasets.transforms import prepare_image
 from models.backbone import Backbone
 from models.build import build_model
 from models.comparison import Comparison
-from models.sofs import SOFS
+from models.priors import unit_tokens
+from models.sofs import SOFS, SupportMemory
 from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
 from tools.predictor import Predictor
 from utils.precision import arithmetic, autocast
@@ -30,6 +31,7 @@ from utils.visualize import write_image
 SECTION = "inference"
 BOUNDED = 1024  # background tokens of the bounded memory
 PUBLISHED_SHOTS = 4  # support views that the published code encodes beside every window
+PUBLISHED_BATCH = 4  # windows of its batch
 Size = tuple[int, int]
 
 
@@ -120,7 +122,7 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
     """Our time for an image beside that of the published schedule, in turn within one run.
 
     The published schedule encodes the supports again for every window of each batch of four, runs all blocks of the
-    backbone, and computes in fp32.
+    backbone, takes two products with all support tokens per layer, and computes in fp32.
 
     Args:
         cfg: the config; weights may be random.
@@ -175,15 +177,33 @@ class _AllBlocks(nn.Module):
         )
 
 
+class _TwoProducts(Comparison):
+    """Priors as the published code computes them: a product with all support tokens for either of the two."""
+
+    def __init__(self, features: list[Tensor], memory: SupportMemory, supports: list[Tensor], share: Tensor) -> None:
+        super().__init__(features, memory.known)
+        self.supports, self.share = supports, share
+
+    def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        share, semantic, abnormal = self.share.flatten(1), [], []
+        for query, support in zip(self.features, self.supports, strict=True):
+            q, s = unit_tokens(query), unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2)
+            alike = (q @ (s * (share > 0).unsqueeze(-1)).transpose(1, 2)).unflatten(-1, (weight.shape[1], -1))
+            semantic.append(alike.amax(-1).mean(-1))
+            abnormal.append(1 - (q @ (s * (1 - share).unsqueeze(-1)).transpose(1, 2)).amax(-1))
+        return torch.stack(semantic, 1).unflatten(-1, self.grid), torch.stack(abnormal, 1).unflatten(-1, self.grid)
+
+
 @torch.inference_mode()
 def _published(model: SOFS, windows: Tensor, supports: Tensor, masks: Tensor) -> None:
-    whole = _AllBlocks(model.backbone)
-    for part in windows.split(4):
+    whole, share = _AllBlocks(model.backbone), model.shares(masks)
+    for part in windows.split(PUBLISHED_BATCH):
         count = len(part)
-        features = [whole(s) for s in supports.expand(count, -1, -1, -1, -1).flatten(0, 1).split(4)]
-        joined = [torch.cat(layer) for layer in zip(*features, strict=True)]
-        memory = model.remember(joined, masks.expand(count, -1, -1, -1))
-        model.answer(Comparison(whole(part), memory.known), memory.summary, part.shape[-2:])
+        views = supports.expand(count, -1, -1, -1, -1).flatten(0, 1)
+        features = [torch.cat(layer) for layer in zip(*map(whole, views.split(PUBLISHED_BATCH)), strict=True)]
+        memory = model.remember(features, masks.expand(count, -1, -1, -1))
+        compared = _TwoProducts(whole(part), memory, features, share.expand(count, -1, -1, -1))
+        model.answer(compared, memory.summary, part.shape[-2:])
 
 
 def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:

@@ -28,7 +28,7 @@ MOST_OVERHEAD = 1.15
 EPOCHS = 3  # of a loader: the first starts it, the second is measured, the third keeps its workers at work
 
 
-def measure_training(cfg: CfgNode, *, iterations: int, repeats: int) -> list[Figure]:
+def measure_training(cfg: CfgNode, *, iterations: int, repeats: int, slack: float = 1.0) -> list[Figure]:
     """Measure a training on procedural data in a temporary folder, on the device that there is.
 
     Each repeat trains an epoch as train.py does, loader and all; then runs the backbone alone on the same batches, and
@@ -39,6 +39,7 @@ def measure_training(cfg: CfgNode, *, iterations: int, repeats: int) -> list[Fig
             `TRAIN.feature_bank` crops, at least one.
         iterations: of an epoch, 2 or more; the fewer, the more the unsteady flow of a loader shows.
         repeats: of the measurement.
+        slack: factor on the bounds of time.
     """
     with TemporaryDirectory(prefix="sofs_benchmark_") as scratch:
         online, banked = _trainers(cfg, Path(scratch), iterations)
@@ -50,7 +51,7 @@ def measure_training(cfg: CfgNode, *, iterations: int, repeats: int) -> list[Fig
                 epoch = _train(online, keep=iterations)
                 parts = _run_parts(online, epoch.batches)
                 runs.append(_Run(epoch, *parts, _train(banked, keep=0)))
-    return [*_loop_figures(runs), *_bank_figures(runs, building)]
+    return [*_loop_figures(runs, MOST_OVERHEAD * slack), *_bank_figures(runs, building, 1 / slack)]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _run_parts(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
     return backbone / len(batches), head / len(batches)
 
 
-def _loop_figures(runs: list[_Run]) -> list[Figure]:
+def _loop_figures(runs: list[_Run], most: float) -> list[Figure]:
     batches, passes = runs[-1].online.batches, runs[-1].online.passes
     wanted = sum(len(b["query"]) + b["supports"].shape[0] * b["supports"].shape[1] for b in batches)
     overhead = median(r.online.seconds / (r.backbone + r.head) for r in runs)
@@ -151,18 +152,18 @@ def _loop_figures(runs: list[_Run]) -> list[Figure]:
         Figure(SECTION, "iteration, loader and all", median(r.online.seconds for r in runs), "s"),
         Figure(SECTION, "bare passes through the backbone", median(r.backbone for r in runs), "s"),
         Figure(SECTION, "head alone: forward, backward, step", median(r.head for r in runs), "s"),
-        Figure(SECTION, "iteration / (backbone + head)", overhead, "", MOST_OVERHEAD, AT_MOST),
+        Figure(SECTION, "iteration / (backbone + head)", overhead, "", most, AT_MOST),
         Figure(SECTION, "passes through the backbone per iteration", len(passes) / len(batches), "", 1, EXACTLY),
         Figure(SECTION, "images encoded / images of the episodes", sum(passes) / wanted, "", 1, EXACTLY),
     ]
 
 
-def _bank_figures(runs: list[_Run], building: float) -> list[Figure]:
+def _bank_figures(runs: list[_Run], building: float, least: float) -> list[Figure]:
     faster = median(r.online.seconds / r.banked.seconds for r in runs)
     passes = sum(len(r.banked.passes) for r in runs)
     return [
         Figure(SECTION, "feature bank: encoding it once", building, "s"),
         Figure(SECTION, "feature bank: iteration", median(r.banked.seconds for r in runs), "s"),
-        Figure(SECTION, "feature bank: epoch without it / epoch with it", faster, "", 1, AT_LEAST),
+        Figure(SECTION, "feature bank: epoch without it / epoch with it", faster, "", least, AT_LEAST),
         Figure(SECTION, "feature bank: passes through the backbone in an epoch", passes, "", 0, EXACTLY),
     ]

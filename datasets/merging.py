@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -11,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from datasets.tiling import Box, to_native
+from utils.memory import allocate, let_go, pages
 
 REFERENCE_THRESHOLD = 0.9
-IN_MEMORY = 1 << 24  # pixels; larger maps lie in a temporary file
+ROWS = 64  # written at once
 
 
 class Blender:
@@ -43,10 +42,7 @@ class Blender:
         """Add the (S, S) float answer for a window; no window may begin above one that was added before."""
         top, bottom, left, right = box
         self._close(top)
-        missing = bottom - self.top - len(self.total)
-        if missing > 0:
-            rows = np.zeros((missing, self.total.shape[1]), np.float32)
-            self.total, self.weight = (np.concatenate([a, rows]) for a in (self.total, self.weight))
+        self._reopen(bottom)
         weight = fading(bottom - top, right - left)
         region = np.s_[: bottom - top, left:right]
         self.total[region] += to_native(window_map, box).cpu().numpy() * weight
@@ -57,17 +53,32 @@ class Blender:
         self._close(self.top + len(self.total))
         return self.label, self.score
 
+    def _reopen(self, bottom: int) -> None:
+        """Rows up to `bottom` are open."""
+        count = bottom - self.top
+        if count <= len(self.total):
+            return
+        for name in ("total", "weight"):
+            known, rows = getattr(self, name), pages((count, self.score.shape[1]), np.float32)
+            rows[: len(known)] = known
+            setattr(self, name, rows)
+
     def _close(self, row: int) -> None:
         """Rows above `row` are final."""
         count = row - self.top
         if count <= 0:
             return
-        blended = self.total[:count] / self.weight[:count]
-        self.score[self.top : row] = blended
-        self.label[self.top : row] = blended > self.threshold
-        let_go(self.score, self.label)
-        self.total, self.weight = self.total[count:].copy(), self.weight[count:].copy()
-        self.top = row
+        blended = np.divide(self.total[:count], self.weight[:count], out=self.total[:count])
+        for start in range(0, count, ROWS):
+            rows = blended[start : start + ROWS]
+            final = np.s_[self.top + start : self.top + start + len(rows)]
+            self.score[final], self.label[final] = rows, rows > self.threshold
+            let_go(self.score, self.label)
+        self.top, self.total, self.weight = row, *(self._rest(rows, count) for rows in (self.total, self.weight))
+
+    @staticmethod
+    def _rest(rows: np.ndarray, count: int) -> np.ndarray:
+        return rows[count:] if count < len(rows) else rows[:0].copy()
 
 
 @lru_cache(maxsize=8)
@@ -75,21 +86,6 @@ def fading(height: int, width: int) -> np.ndarray:
     """Weights (height, width) float32 of a window's pixels, in proportion to the distance to the nearest borders."""
     rows, columns = (np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width))
     return np.outer(rows, columns).astype(np.float32)
-
-
-def allocate(shape: tuple[int, int], dtype: type) -> np.ndarray:
-    """An empty array; in a temporary file, which goes with it, where it would fill the memory."""
-    if shape[0] * shape[1] <= IN_MEMORY:
-        return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
-
-
-def let_go(*arrays: np.ndarray) -> None:
-    """Take the pages of arrays in temporary files out of memory; they return when they are asked for."""
-    for array in arrays:
-        if isinstance(array, np.memmap):
-            array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def merge_probability(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyvips
 
 from datasets.images import image_size, read_image
 from utils.errors import DataError
+from utils.memory import pages
 
 AT_ONCE = 1 << 24  # pixels; larger files are read in strips
+PIECE = 16  # rows per call of the decoder, which holds several copies of what it is asked for
+BLOCK = 16  # rows of a thumbnail that are made at once
 
 
 class ImageStrips:
@@ -45,17 +49,27 @@ class ImageStrips:
         """Rows top to bottom, (bottom - top, w, 3) uint8 RGB; neither may be less than in the call before."""
         if self.pixels is not None:
             return self.pixels[top:bottom]
-        done = self._top + len(self._rows)
-        known = self._rows[top - self._top :] if top < done else self._rows[:0]
-        new = self._read(max(done, top), bottom)
-        self._top, self._rows = top, np.concatenate([known, new])
-        return self._rows
+        rows = pages((bottom - top, self.size[1], 3), np.uint8)
+        known = self._rows[top - self._top :] if top < self._top + len(self._rows) else self._rows[:0]
+        rows[: len(known)] = known
+        done, self._top, self._rows = top + len(known), top, rows
+        for start in range(done, bottom, PIECE):
+            end = min(start + PIECE, bottom)
+            rows[start - top : end - top] = self._read(start, end)
+        if bottom == self.size[0]:
+            self._file, self._rows = None, rows[:0].copy()  # all is read: what is held for the next strip can go
+        return rows
 
     def thumbnail(self, side: int) -> np.ndarray:
-        """The image shrunk to `side` pixels on its longer side, (h', w', 3) uint8 RGB."""
-        height, width = (max(1, round(n * side / max(self.size))) for n in self.size)
-        small = pyvips.Image.thumbnail(str(self.path), width, height=height, size="force", no_rotate=True).numpy()
-        return _three_channels(small.reshape(height, width, -1))
+        """The image shrunk by a whole number to at most `side` pixels, (h', w', 3) uint8 RGB, read once more."""
+        step = -(-max(self.size) // side)
+        anew = ImageStrips(self.path if self.pixels is None else self.pixels)
+        width = -(-self.size[1] // step)
+        parts = []
+        for top in range(0, self.size[0], BLOCK * step):
+            rows = anew.strip(top, min(top + BLOCK * step, self.size[0]))
+            parts.append(cv2.resize(rows, (width, -(-len(rows) // step)), interpolation=cv2.INTER_AREA))
+        return np.concatenate(parts)
 
     def _read(self, top: int, bottom: int) -> np.ndarray:
         try:
@@ -64,7 +78,8 @@ class ImageStrips:
             raise DataError(
                 f"{self.path}: cannot be read as an image ({error.message}); the file is broken, copy it again"
             ) from error
-        return _three_channels(np.frombuffer(rows, np.uint8).reshape(bottom - top, self.size[1], -1))
+        pixels = np.frombuffer(rows, np.uint8).reshape(bottom - top, self.size[1], -1)
+        return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]  # alpha is dropped, grey is spread
 
 
 def _in_strips(path: Path) -> pyvips.Region | None:
@@ -75,8 +90,3 @@ def _in_strips(path: Path) -> pyvips.Region | None:
         return None
     plain = image.format == "uchar" and image.interpretation in ("srgb", "b-w") and (image.height, image.width)
     return pyvips.Region.new(image) if plain == image_size(path) else None
-
-
-def _three_channels(pixels: np.ndarray) -> np.ndarray:
-    """Grey repeated, alpha dropped: (h, w, C) to (h, w, 3)."""
-    return np.ascontiguousarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2))

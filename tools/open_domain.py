@@ -11,13 +11,13 @@ import numpy as np
 from yacs.config import CfgNode
 
 from datasets.images import read_image, read_mask
-from datasets.merging import allocate, let_go
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
 from datasets.strips import ImageStrips
 from tools.answers import Prediction
 from tools.predictor import Predictor
 from utils.errors import DataError
 from utils.logging import setup_logging
+from utils.memory import allocate, let_go
 from utils.metrics import SegmentationMeter
 from utils.run import create_run_folder, provenance, write_json
 from utils.visualize import overlay, write_image
@@ -25,7 +25,7 @@ from utils.visualize import overlay, write_image
 LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"
 SCORE_LEVELS = 65535
-ROWS = 1024
+ROWS = 128
 OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is too large to be held
 
 
@@ -109,8 +109,8 @@ def write_answer(folder: Path, name: str, image: ImageStrips, answer: Prediction
     write_image(folder / "scores" / f"{name}.png", levels)
     let_go(levels)
     shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
-    size = shown.shape[1::-1]
-    seen = marks if marks.shape == shown.shape[:2] else cv2.resize(marks, size, interpolation=cv2.INTER_AREA)
+    seen = cv2.resize(marks, shown.shape[1::-1], interpolation=cv2.INTER_AREA)
+    let_go(marks)
     write_image(folder / "overlays" / f"{name}.png", overlay(shown, seen > 0))
 
 

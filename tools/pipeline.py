@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from datasets.tiling import Box, tile
 from datasets.transforms import prepare_image
 from utils.errors import DataError
 
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2  # images that are decoded before their turn
 _END = object()
 

@@ -30,7 +30,7 @@ from tools.methods import test_methods
 from tools.pipeline import Window, WindowFeed
 from tools.support_file import fingerprint, load_memory, save_memory
 from utils.errors import ConfigError, DataError
-from utils.precision import autocast, pick_device
+from utils.precision import autocast, half_type, pick_device
 
 LOG = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | np.ndarray
@@ -87,10 +87,13 @@ class Predictor:
             methods: those to ask; None: TEST.method with its weights, or the prior where no checkpoint is given.
             device: None: the one of the config.
         """
+        methods, device = methods or test_methods(cfg), device or pick_device(cfg.DEVICE)
+        if half := half_type(device, cfg.TRAIN.precision):
+            next(iter(methods.values())).backbone.hold_weights(half)
         return cls(
-            methods or test_methods(cfg),
+            methods,
             view_settings(cfg),
-            device or pick_device(cfg.DEVICE),
+            device,
             window_batch=cfg.TEST_SETUPS.ND_batch_size,
             overlap=cfg.TEST.window_overlap,
             memory_tokens=cfg.TEST.memory_tokens,

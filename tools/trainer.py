@@ -37,7 +37,7 @@ from utils.distributed import is_main, launch, rank, sum_over_processes, world_s
 from utils.errors import DataError
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
-from utils.precision import arithmetic, autocast, pick_device
+from utils.precision import autocast, half_type, pick_device
 from utils.run import create_run_folder, discard_on_error, run_folder
 from utils.visualize import TRUTH, outline, overlay, panels
 
@@ -90,6 +90,8 @@ class Trainer:
         self.device = pick_device(cfg.DEVICE)
         torch.manual_seed(cfg.RNG_SEED)
         self.model = build_model(cfg).to(self.device)
+        if half := half_type(self.device, cfg.TRAIN.precision):
+            self.model.backbone.hold_weights(half)
         if cfg.TRAIN.load_checkpoint:
             load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path")
         own, setups = cfg.TRAIN.LOSS, cfg.TRAIN_SETUPS
@@ -105,7 +107,7 @@ class Trainer:
         self.numbers = EpochBatches(sampler, setups.batch_size, range(setups.epochs))
         self.schedule = build_schedule(self.optimizer, max(1, len(self.numbers)), setups.poly_training)
         self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=arithmetic(self.device, cfg.TRAIN.precision) == "fp16"
+            self.device.type, enabled=half_type(self.device, cfg.TRAIN.precision) == torch.float16
         )
         self.writer: SummaryWriter | None = None
         self.epoch = 0

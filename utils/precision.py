@@ -17,6 +17,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES)
 
 
+def half_type(device: torch.device, precision: str) -> torch.dtype | None:
+    """Type of the half precision in use, see `arithmetic`; None for `fp32`."""
+    return DTYPES.get(arithmetic(device, precision))
+
+
 def arithmetic(device: torch.device, precision: str) -> str:
     """`fp32`, `bf16` or `fp16` as asked for; with `auto` the fastest that the device computes natively: bf16 where it
     does, else fp16 on CUDA and fp32 on the CPU."""

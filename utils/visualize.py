@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from utils.errors import ConfigError
+from utils.memory import let_go
 
 PREDICTION = (255, 64, 64)
 TRUTH = (64, 255, 64)
 PANEL = 640
+ROWS = 64  # written at once
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION) -> np.ndarray:
@@ -60,12 +64,35 @@ def _captioned(caption: str, picture: np.ndarray, height: int) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write PNG: (h, w) uint8 or uint16, or (h, w, 3) uint8 RGB.
+    """Write PNG: (h, w) uint8 or uint16, or (h, w, 3) uint8 RGB; (h, w) in a temporary file is written in pieces.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(image, np.memmap):
+        return _write_in_pieces(path, image)
     coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(path), coded):
         raise ConfigError(f"OUTPUT_DIR: {path} cannot be written; is the disk full or the folder write-protected?")
+
+
+def _write_in_pieces(path: Path, image: np.memmap) -> None:
+    """Write grey values as PNG without ever holding them as a whole, which no imaging library here does."""
+    size, coder = struct.pack(">II", image.shape[1], image.shape[0]), zlib.compressobj(1)
+    try:
+        with path.open("wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0])))
+            for top in range(0, len(image), ROWS):
+                values = image[top : top + ROWS].astype(image.dtype.newbyteorder(">")).view(np.uint8)
+                rows = np.pad(values, ((0, 0), (1, 0)))  # a 0 before each row: stored as it is
+                file.write(_chunk(b"IDAT", coder.compress(rows.tobytes())))
+                let_go(image)
+            file.write(_chunk(b"IDAT", coder.flush()) + _chunk(b"IEND", b""))
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR: {path} cannot be written: {error.strerror}") from error
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    """A part of a PNG file: length, kind, content, checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import merging
 from datasets.merging import Blender, fading, merge_probability
 from datasets.tiling import tile
+from utils import memory
 
 
 def answers(boxes, side, seed=0):
@@ -61,7 +61,7 @@ def test_large_maps_lie_in_a_file_and_are_the_same(monkeypatch):
     boxes = tile(100, 71, 32)
     maps = answers(boxes, 32)
     small = merge_probability(maps, boxes, 100, 71)
-    monkeypatch.setattr(merging, "IN_MEMORY", 7000)
+    monkeypatch.setattr(memory, "IN_MEMORY", 7000)
     large = merge_probability(maps, boxes, 100, 71)
     for one, other in zip(small, large, strict=True):
         assert isinstance(other, np.memmap) and not isinstance(one, np.memmap)

@@ -216,3 +216,16 @@ def test_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ConfigError, match=r"TRAIN\.backbone: .*dinov2_vitb14.*timm:NAME") as error:
         build_backbone(name, layers=[1], image_size=56, stride=14, pretrained=False)
     assert repr(name) in str(error.value)
+
+
+@torch.no_grad()
+def test_weights_held_in_half_precision_give_what_autocast_gives(make_vit):
+    image = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    backbone = Backbone(make_vit(), [1, 2], 14)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = backbone(image)
+        backbone.hold_weights(torch.bfloat16)
+        for one, other in zip(before, backbone(image), strict=True):
+            assert torch.equal(one, other)
+    assert backbone.model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+    assert backbone.model.blocks[0].norm1.weight.dtype == torch.float32, "what autocast leaves exact stays so"

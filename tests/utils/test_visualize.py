@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils import memory
 from utils.errors import ConfigError
 from utils.visualize import PANEL, PREDICTION, TRUTH, heat, outline, overlay, panels, write_image
 
@@ -91,3 +92,18 @@ def test_a_file_that_cannot_be_written(tmp_path, image):
     (tmp_path / "x.png").mkdir()
     with pytest.raises(ConfigError, match=rf"OUTPUT_DIR: {tmp_path}/x\.png cannot be written"):
         write_image(tmp_path / "x.png", image)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_lies_in_a_temporary_file_is_written_the_same(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(memory, "IN_MEMORY", 100)
+    image = memory.allocate((600, 70), dtype)
+    assert isinstance(image, np.memmap)
+    image[:] = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, image.shape)
+    write_image(tmp_path / "rows.png", image)
+    write_image(tmp_path / "whole.png", np.array(image))
+    rows, whole = (cv2.imread(str(tmp_path / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in ("rows", "whole"))
+    assert rows.dtype == dtype and np.array_equal(rows, whole) and np.array_equal(rows, image)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_image(tmp_path / "folder.png", image)

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
 from method_config import load_config
 from tools.benchmark.figures import Figure
@@ -25,57 +27,50 @@ from tools.benchmark.training import measure_training
 from tools.cli import exit_code
 from utils.run import provenance
 
-RANDOM = ["TRAIN.backbone_load_state_dict", False, "TRAIN.precision", "auto", "TEST.load_checkpoint", False]
-SMALL = [
-    "TRAIN.backbone",
-    "dinov2_vits14",
-    "DATASET.image_size",
-    224,
-    "DATASET.mask_size",
-    224,
-    "DATASET.crop_size",
-    224,
-]
-ALONE = ["TRAIN_SETUPS.num_workers", 2, "NUM_GPUS", 1, "TRAIN.feature_bank", 2]
+RANDOM = {"TRAIN.backbone_load_state_dict": False, "TRAIN.precision": "auto", "TEST.load_checkpoint": False}
+SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_size")} | {
+    "TRAIN.backbone": "dinov2_vits14"
+}
+ALONE = {"NUM_GPUS": 1, "TRAIN_SETUPS.num_workers": 2, "TRAIN.feature_bank": 2}
 CONFIG = Path(__file__).parents[2] / "method_config" / "Open_Domain" / "SOFS.yaml"
 WINDOW = 518  # native pixels of the larger images' windows, so that their number stays small
 
 
 def full(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
     """The sections at the sizes that users have."""
-    cfg = load_config(CONFIG, RANDOM + opts)
-    wide = load_config(CONFIG, [*RANDOM, "DATASET.crop_size", WINDOW, *opts])
+    cfg, wide = _config(opts), _config(opts, {"DATASET.crop_size": WINDOW})
+    training = _config(opts, ALONE, {"TRAIN_SETUPS.batch_size": 1})
     return {
         "inference": lambda: [
             *measure_inference(cfg, [(256, 1600)], repeats=3, most=(1.25, 1.10)),
             *measure_inference(wide, [(1080, 1920), (2748, 3840)], repeats=1, most=(1.25, 1.10)),
         ],
-        "published": lambda: measure_published(cfg, (256, 1600), repeats=1, least=9),
+        "published": lambda: measure_published(cfg, (256, 1600), repeats=2, least=9),
         "growth": lambda: measure_growth(wide, (4, 7, 200)),
         "supports": lambda: measure_supports(cfg, 20, 8, repeats=3),
-        "training": lambda: measure_training(
-            load_config(CONFIG, [*RANDOM, *ALONE, "TRAIN_SETUPS.batch_size", 1, *opts]), iterations=8, repeats=1
-        ),
+        "training": lambda: measure_training(training, iterations=8, repeats=1),
         "index": measure_index,
     }
 
 
 def quick(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
     """The same sections in under a minute."""
-    cfg = load_config(CONFIG, [*RANDOM, *SMALL, *opts])
+    cfg, training = _config(opts, SMALL), _config(opts, SMALL, ALONE, {"TRAIN_SETUPS.batch_size": 2})
     return {
         "inference": lambda: measure_inference(cfg, [(256, 1600)], repeats=3, most=(3, 3)),
         "published": lambda: measure_published(cfg, (224, 800), repeats=1, least=2),
         "growth": lambda: measure_growth(cfg, (4, 7, 60), slack=2),
         "supports": lambda: measure_supports(cfg, 5, 8, repeats=3, slack=2),
-        "training": lambda: measure_training(
-            load_config(CONFIG, [*RANDOM, *SMALL, *ALONE, "TRAIN_SETUPS.batch_size", 2, *opts]),
-            iterations=4,
-            repeats=1,
-            slack=2,
-        ),
+        "training": lambda: measure_training(training, iterations=4, repeats=1, slack=2),
         "index": lambda: measure_index(images=100),
     }
+
+
+def _config(opts: list[str], *changes: dict[str, Any]) -> CfgNode:
+    """The open domain's config with random weights, these changes, and what the command line says."""
+    return load_config(
+        CONFIG, [part for change in (RANDOM, *changes) for pair in change.items() for part in pair] + opts
+    )
 
 
 def main() -> None:

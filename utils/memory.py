@@ -1,0 +1,35 @@
+"""Arrays as large as an image: in memory that is given back at once, or in a temporary file."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from typing import Any
+
+import numpy as np
+
+IN_MEMORY = 1 << 24  # pixels; larger maps lie in a temporary file
+
+
+def pages(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of zeros in pages of its own, which return to the system with it: what comes and goes strip by strip
+    would leave the process's heap in pieces."""
+    count = int(np.prod(shape))
+    if not count:
+        return np.empty(shape, dtype)
+    return np.frombuffer(mmap.mmap(-1, count * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+
+def allocate(shape: tuple[int, int], dtype: Any) -> np.ndarray:
+    """An empty array; in a temporary file, which goes with it, where it would fill the memory."""
+    if shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def let_go(*arrays: np.ndarray) -> None:
+    """Take the pages of arrays in temporary files out of memory; they return when they are asked for."""
+    for array in arrays:
+        if isinstance(array, np.memmap):
+            array._mmap.madvise(mmap.MADV_DONTNEED)

@@ -19,6 +19,7 @@ from tools.tester import run_test
 from tools.trainer import Trainer, run_training
 from utils.distributed import launch
 from utils.errors import DataError, WeightsError
+from utils.precision import autocast
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +237,9 @@ def test_half_precision_trains_with_the_loss_in_float32(surfaces, tmp_path, prec
     changes = {"TRAIN__precision": precision, "TRAIN_SETUPS__epochs": 1, "TRAIN__SOFS__prior_residual": True}
     trainer = trainer_of(surfaces, tmp_path, **changes)
     before = {n: p.clone() for n, p in trainer.model.head.state_dict().items()}
-    exact = trainer.step(batch_of(trainer))[0]
-    with torch.autocast("cpu", torch.bfloat16):
+    exactly = trainer_of(surfaces, tmp_path, **changes | {"TRAIN__precision": "fp32"})
+    exact = exactly.step(batch_of(exactly))[0]
+    with autocast(trainer.device, precision):
         loss, probability = trainer.step(batch_of(trainer))
     assert loss.dtype == probability.dtype == torch.float32
     assert 0 < abs(loss.item() - exact.item()) < 0.2

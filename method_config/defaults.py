@@ -118,7 +118,7 @@ _C.TEST.semantic_threshold = 0.6  # no effect on SOFS (threshold of another meth
 _C.TEST.threshold = 0.5  # ours: probability from which a pixel counts as defect
 _C.TEST.merge = "probability"  # ours: how windows join: probability (blended), or reference (published stitching)
 _C.TEST.window_overlap = 0.0  # ours: share of its side that a window has in common with the next, 0 to 0.9
-_C.TEST.memory_tokens = 8192  # ours: background tokens kept of the supports, a coreset where there are more; 0: all
+_C.TEST.memory_tokens = 8192  # ours: background tokens kept of the supports; 0: all
 _C.TEST.baseline = True  # ours: report the training-free prior beside the head
 # ours: whose area share chooses between resized image and windows: support (mean of the supports' masks), or query (the
 # query's own true mask, as in the published protocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from yacs.config import CfgNode
 
 from models.backbone import Backbone, build_backbone
@@ -52,5 +53,5 @@ def _backbone(cfg: CfgNode) -> Backbone:
         attention=cfg.TRAIN.attention,
     )
     if cfg.TRAIN.compile:
-        backbone.compile(dynamic=True)
+        backbone.model.forward_intermediates = torch.compile(backbone.model.forward_intermediates, dynamic=True)
     return backbone

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets.tiling import Box, to_native
-from utils.memory import allocate, let_go, pages
+from utils.memory import allocate, let_go, pages, trim_heap
 
 REFERENCE_THRESHOLD = 0.9
 ROWS = 64  # written at once
@@ -74,6 +74,8 @@ class Blender:
             final = np.s_[self.top + start : self.top + start + len(rows)]
             self.score[final], self.label[final] = rows, rows > self.threshold
             let_go(self.score, self.label)
+        if isinstance(self.score, np.memmap):
+            trim_heap()
         self.top, self.total, self.weight = row, *(self._rest(rows, count) for rows in (self.total, self.weight))
 
     @staticmethod

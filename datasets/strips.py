@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import pyvips
 
 from datasets.images import image_size, read_image
 from utils.errors import DataError
-from utils.memory import pages
+from utils.memory import pages, trim_heap
 
 AT_ONCE = 1 << 24  # pixels; larger files are read in strips
 PIECE = 16  # rows per call of the decoder, which holds several copies of what it is asked for
@@ -34,7 +35,7 @@ class ImageStrips:
     def __init__(self, image: str | Path | np.ndarray) -> None:
         self.path = None if isinstance(image, np.ndarray) else Path(image)
         self.pixels: np.ndarray | None = image if self.path is None else None
-        self._file: pyvips.Region | None = None
+        self._file: _Decoder | None = None
         if self.path is not None:
             self.size = image_size(self.path)
             self._file = _in_strips(self.path) if self.size[0] * self.size[1] > AT_ONCE else None
@@ -58,6 +59,7 @@ class ImageStrips:
             rows[start - top : end - top] = self._read(start, end)
         if bottom == self.size[0]:
             self._file, self._rows = None, rows[:0].copy()  # all is read: what is held for the next strip can go
+        trim_heap()  # of what the decoder left
         return rows
 
     def thumbnail(self, side: int) -> np.ndarray:
@@ -73,20 +75,42 @@ class ImageStrips:
 
     def _read(self, top: int, bottom: int) -> np.ndarray:
         try:
-            rows = self._file.fetch(0, top, self.size[1], bottom - top)
+            pixels = self._file.rows(top, bottom)
         except pyvips.Error as error:
             raise DataError(
                 f"{self.path}: cannot be read as an image ({error.message}); the file is broken, copy it again"
             ) from error
-        pixels = np.frombuffer(rows, np.uint8).reshape(bottom - top, self.size[1], -1)
         return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]  # alpha is dropped, grey is spread
 
 
-def _in_strips(path: Path) -> pyvips.Region | None:
+class _Decoder:
+    """A file that gives its rows in order, read as the decoder asks for bytes: left to itself it maps the file, and
+    what was read of it stays in memory.
+
+    Raises:
+        pyvips.Error: the file is no image that it can decode.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file, self.source = path.open("rb"), pyvips.SourceCustom()  # kept: the region calls it, but does not hold it
+        weakref.finalize(self, file.close)
+        self.source.on_read(file.read)
+        self.source.on_seek(file.seek)
+        self.image = pyvips.Image.new_from_source(self.source, "", access="sequential", fail_on="truncated")
+        self.region = pyvips.Region.new(self.image)
+
+    def rows(self, top: int, bottom: int) -> np.ndarray:
+        """(bottom - top, w, channels) uint8."""
+        pixels = self.region.fetch(0, top, self.image.width, bottom - top)
+        return np.frombuffer(pixels, np.uint8).reshape(bottom - top, self.image.width, -1)
+
+
+def _in_strips(path: Path) -> _Decoder | None:
     """The file, opened for reading in strips; None where only a reading at once gives the pixels of `read_image`."""
     try:
-        image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="truncated")
+        decoder = _Decoder(path)
     except pyvips.Error:
         return None
+    image = decoder.image
     plain = image.format == "uchar" and image.interpretation in ("srgb", "b-w") and (image.height, image.width)
-    return pyvips.Region.new(image) if plain == image_size(path) else None
+    return decoder if plain == image_size(path) else None

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import use_xformers
+from models.attention import attend, use_kernel, use_xformers
 from models.weights import load_backbone_weights, load_timm
 from utils.errors import ConfigError
 
@@ -148,4 +148,6 @@ def build_backbone(
         load_backbone_weights(model, name, checkpoint, sha256)
     if attention == "xformers":
         use_xformers(model)
+    else:
+        use_kernel(model, attend)
     return Backbone(model, layers, stride)

@@ -33,7 +33,7 @@ class Comparison:
         known = self.known
         maps = [
             prior_maps(layer.flatten(2).transpose(1, 2), keys, known.share, known.sizes, known.covered, weight)
-            for layer, keys in zip(self.features, known.keys, strict=True)
+            for layer, keys in zip(self.features, known.ready_keys, strict=True)
         ]
         semantic, abnormal = (torch.stack(layers, 1).unflatten(-1, self.grid) for layers in zip(*maps, strict=True))
         return semantic, abnormal

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention import attend
+
 PRIOR_WEIGHT = 10.0
 RESIDUAL_SCALE = 10.0
 OWN_SCALE = 0.1
@@ -34,7 +36,7 @@ class SelfAttention(nn.Module):
         q, k, v = (
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class TransformerLayer(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.priors import best_similarity
+from models.products import Keys, as_keys, best_similarity
 
 MOSTLY = 0.5
 
@@ -28,8 +28,8 @@ class JointTokens:
     """
 
     centre: list[Tensor]
-    foreground: Tensor
-    background: Tensor
+    foreground: Keys
+    background: Keys
 
 
 def prepare(keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Tensor]) -> JointTokens:
@@ -46,7 +46,8 @@ def prepare(keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Te
     index = every.where(_typical(share, sizes), share.argmax(1, keepdim=True))
     foreground = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
     background = tokens[:, f:] * keys[0][:, f:].any(-1, keepdim=True)
-    return JointTokens(centre, foreground.to(keys[0].dtype), background.to(keys[0].dtype))
+    dtype = keys[0].dtype
+    return JointTokens(centre, as_keys(foreground.to(dtype)), as_keys(background.to(dtype)))
 
 
 def difference(tokens: list[Tensor], known: JointTokens) -> Tensor:
@@ -59,7 +60,7 @@ def difference(tokens: list[Tensor], known: JointTokens) -> Tensor:
     Returns:
         (B, M) float32 in [-2, 2]; over 0 where a token looks more like the marked ones.
     """
-    query = centred(tokens, known.centre).to(known.foreground.dtype)
+    query = centred(tokens, known.centre)
     return best_similarity(query, known.foreground) - best_similarity(query, known.background)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.products import Keys
+
 PROTOTYPE_EPS = 0.0005
 LENGTH_EPS = 1e-12
-CHUNK = 3 << 20
-ROWS = 256
 
 
 def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
@@ -73,30 +73,8 @@ def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(-2, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])), weight
 
 
-def pieces(queries: Tensor, keys: int) -> int:
-    """Rows of (B, M, C) queries per piece, so that the products with so many keys stay in the cache: a multiple of
-    ROWS, which matrix products take at full speed."""
-    rows = max(1, CHUNK // (queries.shape[0] * keys))
-    return rows // ROWS * ROWS or rows
-
-
-def best_similarity(queries: Tensor, keys: Tensor) -> Tensor:
-    """Largest dot product of each query token with any key, computed in pieces of bounded memory.
-
-    Args:
-        queries: (B, M, C).
-        keys: (B or 1, N, C).
-
-    Returns:
-        (B, M) float32.
-    """
-    flat, transposed = _folded(queries, keys)
-    best = [(part @ transposed).amax(-1) for part in flat.split(pieces(flat, keys.shape[-2]), dim=-2)]
-    return torch.cat(best, dim=-1).float().view(queries.shape[:2])
-
-
 def prior_maps(
-    queries: Tensor, keys: Tensor, share: Tensor, sizes: list[int], covered: Tensor, weight: Tensor
+    queries: Tensor, keys: Keys, share: Tensor, sizes: list[int], covered: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Semantic and abnormal prior of one layer, from one product of the query with all support tokens.
 
@@ -116,27 +94,11 @@ def prior_maps(
     Returns:
         two (B, M) float32.
     """
-    flat, transposed = _folded(queries, keys)
-    length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=LENGTH_EPS)
-    flat = flat.to(keys.dtype)
-    f = share.shape[-1]
+    own, best_normal = keys.compare(queries, share.shape[-1])
+    length = torch.linalg.vector_norm(queries, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=LENGTH_EPS)
     marked, normal = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
     floor = torch.zeros_like(weight).masked_fill(covered, -torch.inf).unsqueeze(1)
     mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-    semantic, abnormal = [], []
-    rows = pieces(flat, keys.shape[-2])
-    for part, of in zip(flat.split(rows, dim=-2), length.split(rows, dim=-2), strict=True):
-        product = part @ transposed
-        own = product[..., :f].float()
-        best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1) / of
-        semantic.append((torch.maximum(best, floor) * mean).sum(-1))
-        abnormal.append(1 - torch.maximum((own * normal).amax(-1), product[..., f:].amax(-1).float()) / of[..., 0])
-    return torch.cat(semantic, -1).view(queries.shape[:2]), torch.cat(abnormal, -1).view(queries.shape[:2])
-
-
-def _folded(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries (B, M, C) and keys (B, C, N) for a product; where they share the keys (1, B * M, C) and (C, N): one
-    large product runs faster than several."""
-    if len(keys) > 1:
-        return queries, keys.transpose(-2, -1)
-    return queries.flatten(0, 1).unsqueeze(0), keys[0].T
+    best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1) / length
+    semantic = (torch.maximum(best, floor) * mean).sum(-1)
+    return semantic, 1 - torch.maximum((own * normal).amax(-1), best_normal) / length[..., 0]

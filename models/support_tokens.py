@@ -7,6 +7,7 @@ tokens without a marked pixel, C_l channels of layer l.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from models import joint_prior
 from models.coreset import coreset
 from models.joint_prior import JointTokens
-from models.priors import best_similarity, unit_tokens
+from models.priors import unit_tokens
+from models.products import Keys, as_keys, best_similarity
 
 NEAR = 0.75  # share of the kept background that lies nearest to the marked tokens
 
@@ -58,6 +60,11 @@ class SupportTokens:
     covered: Tensor
     mean: list[Tensor]
     joint: JointTokens | None
+
+    @cached_property
+    def ready_keys(self) -> list[Keys]:
+        """`keys`, made ready for products."""
+        return [as_keys(layer) for layer in self.keys]
 
 
 def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -> LabelledTokens:
@@ -151,7 +158,7 @@ def _nearest_to_marked(tokens: LabelledTokens, count: int) -> Tensor:
     if not tokens.share.any():
         return torch.zeros(0, dtype=torch.int64, device=tokens.share.device)
     marked, normal = (joint_prior.centred(t, tokens.mean) for t in (tokens.foreground, tokens.background))
-    return best_similarity(normal, marked[:, tokens.share[0] > 0])[0].topk(count).indices
+    return best_similarity(normal, as_keys(marked[:, tokens.share[0] > 0]))[0].topk(count).indices
 
 
 def _block(share: Tensor, order: Tensor, n: int) -> Tensor:

@@ -64,8 +64,8 @@ class WindowFeed:
         self.image_size, self.crop_size, self.overlap = image_size, crop_size, overlap
 
     def stream(self, images: Iterable[Source], window_batch: int) -> Iterator[ImageStart | Window]:
-        """For each image its start and then its windows, in order; at most a few batches are prepared ahead."""
-        with ThreadPoolExecutor(THREADS) as pool, _in_thread(self._parts(images, pool), 2 * window_batch) as parts:
+        """For each image its start and then its windows, in order; about one batch is prepared ahead."""
+        with ThreadPoolExecutor(THREADS) as pool, _in_thread(self._parts(images, pool), window_batch) as parts:
             for part in parts:
                 yield part if isinstance(part, ImageStart) else Window(part[0], part[1].result())
 

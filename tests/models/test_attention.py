@@ -3,11 +3,13 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models.attention import XformersAttention, use_xformers
+from models.attention import ViTAttention, attend, attend_by_head, by_token, use_kernel, use_xformers
+from models.backbone import build_backbone
 from utils.errors import ConfigError
 
 
@@ -22,18 +24,54 @@ def test_missing_xformers_names_the_key_and_the_remedy(make_vit):
         use_xformers(make_vit())
 
 
-def test_attention_is_timms(make_vit):
-    attention = make_vit().blocks[0].attn.eval()
-    x = torch.randn(2, 17, 24, generator=torch.Generator().manual_seed(0))
-    ours = XformersAttention(attention, operator)
+@pytest.mark.parametrize("kernel", [by_token(operator), attend_by_head])
+@pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "scale_norm": True, "norm_layer": torch.nn.LayerNorm}])
+def test_attention_is_timms(kernel, settings):
+    torch.manual_seed(0)
+    attention = timm.layers.attention.Attention(24, num_heads=3, qkv_bias=True, **settings).eval()
+    x = torch.randn(2, 17, 24)
+    ours = ViTAttention(attention, kernel)
     assert_close(ours(x), attention(x))
-    assert ours.state_dict().keys() == attention.state_dict().keys()
+    assert {n for n, _ in ours.named_parameters()} == {n for n, _ in attention.named_parameters()}
 
 
 def test_a_vit_with_every_attention_replaced_answers_the_same(make_vit):
     vit = make_vit().eval()
     image = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     before = vit.forward_features(image)
-    for block in vit.blocks:
-        block.attn = XformersAttention(block.attn, operator)
+    assert use_kernel(vit, by_token(operator)) == len(vit.blocks)
+    assert all(isinstance(block.attn, ViTAttention) for block in vit.blocks)
     assert_close(vit.forward_features(image), before, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_is_not_plain_is_left_alone():
+    gated = timm.layers.attention.Attention(24, num_heads=3, gated=True)
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList([torch.nn.Module()])
+    model.blocks[0].attn = gated
+    assert use_kernel(model, attend) == 0 and model.blocks[0].attn is gated
+
+
+def test_heads_one_by_one_are_the_attention_and_lose_little_in_half_precision():
+    """Keys with much in common make large scores, which half precision would round away."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 50, 16) for _ in range(3))
+    k = k + 20
+    exact = F.scaled_dot_product_attention(q, k, v)
+    assert_close(attend_by_head(q, k, v), exact, rtol=0, atol=1e-5)
+    half = [t.bfloat16() for t in (q, k, v)]
+    rounded = F.scaled_dot_product_attention(*(t.float() for t in half))
+    error = (attend_by_head(*half).float() - rounded).square().mean().sqrt() / rounded.square().mean().sqrt()
+    assert error < 2**-7
+
+
+def test_gradients_pass_through_attention_in_half_precision():
+    torch.manual_seed(0)
+    half = [torch.randn(1, 2, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
+    attend(*half).float().square().sum().backward()
+    assert all(t.grad.any() for t in half)
+
+
+def test_backbones_attend_by_the_fastest_kernel():
+    vit = build_backbone("dinov2_vits14", layers=[2], image_size=28, stride=14, pretrained=False).model
+    assert all(block.attn.kernel is attend for block in vit.blocks)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models import priors
+from models import products
 from models.comparison import Comparison
-from models.priors import best_similarity, downsample_mask, gather_foreground, layer_prototype, unit_tokens
+from models.priors import downsample_mask, gather_foreground, layer_prototype, unit_tokens
 from models.support_tokens import label, ready
 
 
@@ -103,7 +103,7 @@ def test_gathering_a_fully_marked_map_keeps_all(tokens):
 
 @pytest.mark.parametrize("chunk", [1, 40, 10**6])
 def test_priors_are_those_of_a_dense_computation(tokens, monkeypatch, chunk):
-    monkeypatch.setattr(priors, "CHUNK", chunk)
+    monkeypatch.setattr(products, "CHUNK", chunk)
     semantic, abnormal = prior_maps(*tokens)
     assert_close(semantic, dense_semantic(*tokens))
     assert_close(abnormal, dense_abnormal(*tokens))
@@ -159,12 +159,3 @@ def test_a_query_token_seen_unmarked_is_normal_and_one_seen_marked_is_alike(toke
     normal = [i for i in range(9) if i != 4]
     assert_close(abnormal[:, normal], torch.zeros(2, 8), rtol=0, atol=1e-6)
     assert (abnormal[:, 4] > 0.05).all()
-
-
-@pytest.mark.parametrize("chunk", [1, 40, 10**6])
-@pytest.mark.parametrize("shared", [True, False])
-def test_similarity_in_pieces_is_the_dense_one(tokens, monkeypatch, chunk, shared):
-    monkeypatch.setattr(priors, "CHUNK", chunk)
-    query, keys = tokens[0], tokens[1].flatten(1, 2)[: 1 if shared else 2]
-    dense = (query @ keys.transpose(1, 2)).amax(-1)
-    assert_close(best_similarity(query, keys), dense, rtol=0, atol=1e-6)

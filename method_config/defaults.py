@@ -85,7 +85,7 @@ _C.TRAIN.SOFS.smooth_r = 1e5  # eta of the Dice term of queries without defect
 # ours: support views without a defect pixel: skip (crops always hold their defect, empty views are left out of the
 # means), or reference (as published: a crop may miss it, and counts as zero)
 _C.TRAIN.SOFS.empty_supports = "skip"
-_C.TRAIN.SOFS.prior_residual = False  # ours: add the training-free prior's difference to the logits, by a learned scale
+_C.TRAIN.SOFS.prior_residual = False  # ours: start from the training-free prior, which the head corrects
 
 _C.TRAIN.LOSS = CfgNode()
 _C.TRAIN.LOSS.dice_weight = 1.0  # weight of the mixed normal Dice loss
@@ -119,6 +119,7 @@ _C.TEST.threshold = 0.5  # ours: probability from which a pixel counts as defect
 _C.TEST.merge = "probability"  # ours: how windows join: probability (blended), or reference (published stitching)
 _C.TEST.window_overlap = 0.0  # ours: share of its side that a window has in common with the next, 0 to 0.9
 _C.TEST.memory_tokens = 8192  # ours: background tokens kept of the supports; 0: all
+_C.TEST.mirrored_supports = False  # ours: compare with the supports' mirror images, too; four passes per support view
 _C.TEST.baseline = True  # ours: report the training-free prior beside the head
 # ours: whose area share chooses between resized image and windows: support (mean of the supports' masks), or query (the
 # query's own true mask, as in the published protocol)

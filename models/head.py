@@ -11,6 +11,8 @@ from models.attention import attend
 PRIOR_WEIGHT = 10.0
 RESIDUAL_SCALE = 10.0
 OWN_SCALE = 0.1
+TRUST = 0.35
+MOST_CORRECTION = 2.0
 
 
 def reduction(channels: int, width: int) -> nn.Sequential:
@@ -94,8 +96,8 @@ class Head(nn.Module):
         embed_dim: width of the transformer.
         num_heads, num_stages: attention heads and layers.
         temperature: of the fusion.
-        prior_residual: expect one more prior map, the joint prior (`models.joint_prior.difference`), and add it to the
-            logits (ours), both by learned factors: the head starts near the method without training and corrects it.
+        prior_residual: expect one more prior map, the joint prior (`models.joint_prior.difference`), and correct it
+            (ours), see `corrected`.
         meta_cls: True: the support prototype is the classifier; False: a convolutional classifier of two channels.
     """
 
@@ -172,6 +174,25 @@ class Head(nn.Module):
             scores = self.classifier(fused)
             return scores[:, 1] - scores[:, 0]
         return (fused * prototype[..., None, None]).sum(1)
+
+    def corrected(self, gap: Tensor, logits: Tensor) -> Tensor:
+        """Log-odds of the joint prior, corrected by the head's own logits, both by learned factors.
+
+        In training the two are added. In use the correction is damped and bounded: on classes and surfaces that it was
+        not trained on a head is surer of itself than it should be, and more so the less they are like the trained ones.
+        Bounded in training, too, it learns less.
+
+        Args:
+            gap: (B, h, w) difference of the joint prior.
+            logits: (B, h, w) from `logits`.
+
+        Returns:
+            (B, h, w) float32.
+        """
+        own = self.own_scale * logits.float()
+        if not self.training:
+            own = MOST_CORRECTION * torch.tanh(TRUST * own / MOST_CORRECTION)
+        return self.residual_scale * gap + own
 
 
 def two_channel_classifier(width: int) -> nn.Sequential:

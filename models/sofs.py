@@ -141,7 +141,7 @@ class SOFS(nn.Module):
         if not self.needs_joint:
             return self._head_logits(compared.features, summary, priors), abnormal
         logits = self._head_logits(compared.features, summary, torch.cat([priors, compared.gap.unsqueeze(1)], dim=1))
-        return self.head.own_scale * logits.float() + self.head.residual_scale * compared.gap, abnormal
+        return self.head.corrected(compared.gap, logits), abnormal
 
     def _head_logits(self, features: list[Tensor], summary: SupportSummary, priors: Tensor) -> Tensor:
         query = self.head.embed_query(stacked(features), summary.prototype, priors)

@@ -34,6 +34,7 @@ from utils.precision import autocast, half_type, pick_device
 
 LOG = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | np.ndarray
+MIRRORS = ((), (-1,), (-2,), (-2, -1))  # axes turned round
 
 
 class Predictor:
@@ -46,6 +47,7 @@ class Predictor:
         window_batch: windows per pass.
         overlap: share of a window's side in common with the next.
         memory_tokens: background tokens kept of the supports; 0: all.
+        mirrored: compare windows with the supports' mirror images, too.
         merge: `probability`, or `reference` for the published stitching.
         threshold: probability above which a pixel is defect.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
@@ -61,6 +63,7 @@ class Predictor:
         window_batch: int = 4,
         overlap: float = 0.0,
         memory_tokens: int = 0,
+        mirrored: bool = False,
         merge: str = "probability",
         threshold: float = 0.5,
         precision: str = "fp32",
@@ -71,6 +74,7 @@ class Predictor:
         self.backbone = self.methods[self.main].backbone
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.memory_tokens = window_batch, overlap, memory_tokens
+        self.mirrors = MIRRORS if mirrored else MIRRORS[:1]
         self.merge, self.threshold, self.precision = merge, threshold, precision
         self.summarise = next((m.summarise for m in self.methods.values() if isinstance(m, SOFS)), None)
         self.memory: SupportMemory | None = None
@@ -97,6 +101,7 @@ class Predictor:
             window_batch=cfg.TEST_SETUPS.ND_batch_size,
             overlap=cfg.TEST.window_overlap,
             memory_tokens=cfg.TEST.memory_tokens,
+            mirrored=cfg.TEST.mirrored_supports,
             merge=cfg.TEST.merge,
             threshold=cfg.TEST.threshold,
             precision=cfg.TRAIN.precision,
@@ -162,12 +167,12 @@ class Predictor:
         tokens: list[LabelledTokens] = []
         with autocast(self.device, self.precision):
             for views, number in zip(kept.split(self.window_batch), counts.split(self.window_batch), strict=True):
-                features = self.backbone(supports[views].to(self.device))
-                share = self.methods[self.main].shares(masks[views].unsqueeze(0).to(self.device))
+                images, marks = supports[views].to(self.device), masks[views].unsqueeze(0).to(self.device)
+                seen = [(self.backbone(images.flip(m)), self._shares(marks.flip(m))) for m in self.mirrors]
                 number = number.unsqueeze(0).to(self.device)
-                tokens.append(label(features, share, number))
+                tokens.append(label(*_one_below_the_other(seen), number))
                 if self.summarise is not None:
-                    summaries.append(self.summarise(features, share, number))
+                    summaries.append(self.summarise(*seen[0], number))
                 tokens = self._thinned(tokens, 2 * self.memory_tokens)
             known = ready(join(self._thinned(tokens, self.memory_tokens)), joint=self._joint)
         return SupportMemory(known, join_summaries(summaries) if summaries else None, windowed)
@@ -208,6 +213,9 @@ class Predictor:
         for number, (image, window) in enumerate(batch):
             image.add(window.box, {name: answers[number] for name, answers in maps.items()})
 
+    def _shares(self, masks: Tensor) -> Tensor:
+        return self.methods[self.main].shares(masks)
+
     def _thinned(self, tokens: list[LabelledTokens], limit: int) -> list[LabelledTokens]:
         """The tokens as they are up to `limit` background tokens, else joined and thinned to `memory_tokens`."""
         if not self.memory_tokens or sum(t.background[0].shape[1] for t in tokens) <= limit:
@@ -241,6 +249,12 @@ def _marks(mask: Picture) -> np.ndarray:
         return read_mask(mask)
     values = np.asarray(mask) != 0
     return (values.any(2) if values.ndim == 3 else values).astype(np.uint8)
+
+
+def _one_below_the_other(seen: list[tuple[list[Tensor], Tensor]]) -> tuple[list[Tensor], Tensor]:
+    """Features and shares of the same views, joined to taller maps."""
+    features, shares = zip(*seen, strict=True)
+    return [torch.cat(layer, dim=-2) for layer in zip(*features, strict=True)], torch.cat(shares, dim=-2)
 
 
 def _distinct(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from models.backbone import Backbone
 from models.comparison import Comparison
-from models.head import Head
+from models.head import MOST_CORRECTION, TRUST, Head
 from models.prior_method import PriorMethod
 from models.priors import downsample_mask, upsample
 from models.sofs import SOFS
@@ -99,3 +99,16 @@ def test_gradient_reaches_both_scales_of_the_residual(backbone, episode):
     memory = model.encode_support(support, masks)
     model.token_logits(Comparison(backbone(query), memory.known), memory.summary)[0].square().sum().backward()
     assert model.head.residual_scale.grad and model.head.own_scale.grad
+
+
+def test_head_corrects_the_prior_within_a_bound_in_use():
+    """However sure the head is, the correction stays within its bound; where it is unsure it is damped."""
+    head = Head(48, 4, reduce_dim=16, embed_dim=16, prior_residual=True)
+    gap, logits = torch.linspace(-1, 1, 12).view(1, 3, 4), torch.full((1, 3, 4), 1e4)
+    prior = head.residual_scale * gap
+    assert_close(head.corrected(gap, logits) - prior, head.own_scale * logits)
+    head.eval()
+    for sign in (-1, 1):
+        assert_close(head.corrected(gap, sign * logits), prior + sign * MOST_CORRECTION)
+    damped = head.corrected(gap, 1e-4 * logits) - prior
+    assert_close(damped, TRUST * head.own_scale.expand(1, 3, 4), rtol=1e-2, atol=0)

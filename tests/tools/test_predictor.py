@@ -182,6 +182,25 @@ def test_memory_is_bounded_and_still_knows_the_supports(predictor, passes):
     torch.testing.assert_close(whole.summary, bounded.summary)
 
 
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+def test_mirrored_supports_are_known_in_the_mirror(predictor, passes, axes):
+    image, mask = picture(64, 64), np.zeros((64, 64), np.uint8)
+    mask[8:24, 40:56] = 1
+    plain, mirrored = variant(predictor), variant(predictor, mirrored=True)
+    for one, encoded in ((plain, 1), (mirrored, 4)):
+        passes.clear()
+        one.set_support([image], [mask])
+        assert sum(passes) == encoded
+    torch.testing.assert_close(plain.memory.summary, mirrored.memory.summary)
+    assert len(mirrored.memory.known.sizes) == len(plain.memory.known.sizes)
+    found, not_found = (
+        next(p.segment([np.flip(image, axes).copy()], p.memory)).answers["prior"].mask[4::8, 4::8]
+        for p in (mirrored, plain)
+    )
+    expected = np.flip(mask, axes)[4::8, 4::8] > 0
+    assert np.array_equal(found, expected) and not np.array_equal(not_found, expected)
+
+
 def test_a_taught_defect_returns_from_its_file(predictor, tmp_path):
     image, file = picture(120, 200), tmp_path / "defects" / "scratch.safetensors"
     mask = np.zeros((120, 200), np.uint8)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import cv2
@@ -66,7 +65,7 @@ def measure_inference(cfg: CfgNode, sizes: list[Size], *, repeats: int, most: tu
     Args:
         cfg: the config; weights may be random.
         sizes: (h, w) of the images.
-        repeats: of each measurement; medians are reported.
+        repeats: of each measurement; the least times are compared, as other programs on the machine only add to them.
         most: bounds of the time in backbones, with all support tokens and with `BOUNDED` of them.
     """
     predictor = random_predictor(cfg)
@@ -95,7 +94,7 @@ def _one_size(predictor: Predictor, file: Path, size: Size, repeats: int, most: 
             with counted_passes(predictor.backbone) as count:
                 times[name].append(_seconds(lambda: _file_to_file(predictor, file), predictor.device))
             passes.append(sum(count))
-    label, bare = f"{size[0]} x {size[1]}", median(times["backbone"])
+    label, bare = f"{size[0]} x {size[1]}", min(times["backbone"])
     precision = arithmetic(predictor.device, predictor.precision)
     return [
         Figure(SECTION, f"{label}: windows", len(windows)),
@@ -111,7 +110,7 @@ def _one_size(predictor: Predictor, file: Path, size: Size, repeats: int, most: 
             Figure(
                 SECTION,
                 f"{label}: file to mask file, {name}, in backbones",
-                _ratio(times, name),
+                min(times[name]) / bare,
                 bound=bound,
                 kind=AT_MOST,
             )
@@ -130,7 +129,7 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
     Args:
         cfg: the config; weights may be random.
         size: (h, w) of the image.
-        repeats: of each measurement; medians are reported.
+        repeats: of each measurement; the least times are compared.
         least: bound of published over ours.
     """
     predictor = random_predictor(cfg)
@@ -155,12 +154,12 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
             times[name].append(_seconds(way, predictor.device))
     label = f"{size[0]} x {size[1]}, {len(windows)} windows"
     return [
-        Figure(SECTION, f"{label}: ours", median(times["ours"]), "s"),
-        Figure(SECTION, f"{label}: published schedule", median(times["published"]), "s"),
+        Figure(SECTION, f"{label}: ours", min(times["ours"]), "s"),
+        Figure(SECTION, f"{label}: published schedule", min(times["published"]), "s"),
         Figure(
             SECTION,
             f"{label}: published schedule / ours",
-            median(p / o for p, o in zip(times["published"], times["ours"], strict=True)),
+            min(times["published"]) / min(times["ours"]),
             bound=least,
             kind=AT_LEAST,
         ),
@@ -254,7 +253,3 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def _ratio(times: dict[str, list[float]], name: str) -> float:
-    return median(t / b for t, b in zip(times[name], times["backbone"], strict=True))

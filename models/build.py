@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import torch
 from yacs.config import CfgNode
 
@@ -9,6 +12,7 @@ from models.backbone import Backbone, build_backbone
 from models.head import Head
 from models.prior_method import PriorMethod
 from models.sofs import SOFS
+from utils.errors import ConfigError
 
 
 def build_model(cfg: CfgNode) -> SOFS:
@@ -53,5 +57,9 @@ def _backbone(cfg: CfgNode) -> Backbone:
         attention=cfg.TRAIN.attention,
     )
     if cfg.TRAIN.compile:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise ConfigError(f"TRAIN.compile: torch.compile needs a C++ compiler, and {compiler} is not installed; "
+                              "install it (on Debian: apt install g++), or set TRAIN.compile to False")  # fmt: skip
         backbone.model.forward_intermediates = torch.compile(backbone.model.forward_intermediates, dynamic=True)
     return backbone

@@ -43,7 +43,8 @@ def full(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
     return {
         "inference": lambda: [
             *measure_inference(cfg, [(256, 1600)], repeats=5, most=(1.25, 1.10)),
-            *measure_inference(wide, [(1080, 1920), (2748, 3840)], repeats=3, most=(1.25, 1.10)),
+            *measure_inference(wide, [(1080, 1920)], repeats=3, most=(1.25, 1.10)),
+            *measure_inference(wide, [(2748, 3840)], repeats=2, most=(1.25, 1.10)),
         ],
         "published": lambda: measure_published(cfg, (256, 1600), repeats=2, least=9),
         "growth": lambda: measure_growth(wide, (4, 7, 200)),

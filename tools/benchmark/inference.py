@@ -29,7 +29,7 @@ from utils.precision import arithmetic, autocast
 from utils.visualize import write_image
 
 SECTION = "inference"
-BOUNDED = 1024  # background tokens of the bounded memory
+BOUNDED = 512  # background tokens of the bounded memory
 PUBLISHED_SHOTS = 4  # support views that the published code encodes beside every window
 PUBLISHED_BATCH = 4  # windows of its batch
 TINY = 1e-12

@@ -46,6 +46,12 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
     return [path for pair in _pairs(_object_folder(Path(root), object, key)) for path in pair]
 
 
+def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
+    """Images in image/good/ of one object, sorted; none without that folder. Raises DataError for a missing object."""
+    folder = _object_folder(Path(root), object, key) / "image" / _NORMAL
+    return list_images(folder) if folder.is_dir() else []
+
+
 def has_object(root: Path, object: str) -> bool:
     """Whether the root holds a folder for the object."""
     return any(folder.is_dir() for folder in _candidates(root, object))

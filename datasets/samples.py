@@ -78,6 +78,9 @@ class Reader(Protocol):
     def source_files(self, root: Path, object: str, key: str) -> list[Path]:
         """The files whose change makes a saved index of the object stale."""
 
+    def normal_images(self, root: Path, object: str, key: str) -> list[Path]:
+        """Images of one object that have no defect, sorted; the list may be empty."""
+
 
 @dataclass
 class SampleIndex:

@@ -52,17 +52,28 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
     notes: list[str] = []
     known: dict[int, str] = {}
     for path in source_files(root, object, key):
-        content = _load_json(path)
-        names = {number: entry["name"] for number, entry in _by_id(path, content, "categories").items()}
+        images, names, shapes = _read(path)
         for category, name in names.items():
             if known.setdefault(category, name) != name:
                 notes.append(f"{path}: category {category} is {name!r} here, but {known[category]!r} in {PARTS[0]}/")
-        images = _by_id(path, content, "images")
-        shapes = _shapes_per_class(path, content, images, names)
         part_samples = _samples(path, Path(root), object, images, shapes, known)
         samples += part_samples
         notes += _notes(path, len(images), shapes, len(part_samples))
     return samples, notes
+
+
+def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
+    """Images of one product that its annotation files list without any annotation and that are on disk, sorted.
+
+    Raises DataError as read_object does.
+    """
+    normal: list[Path] = []
+    for path in source_files(root, object, key):
+        images, _, shapes = _read(path)
+        marked = {images[image_id]["file_name"] for image_id, _ in shapes}
+        files = _image_files(path, [image for image in images.values() if image["file_name"] not in marked])
+        normal += [file for file in files.values() if file.is_file()]
+    return sorted(normal)
 
 
 def has_object(root: Path, object: str) -> bool:
@@ -82,6 +93,14 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
         if not (part / ANNOTATIONS).is_file():
             raise DataError(f"{part / ANNOTATIONS}: no such file; put the annotations there or remove the folder")
     return [part / ANNOTATIONS for part in parts]
+
+
+def _read(path: Path) -> tuple[dict[int, dict], dict[int, str], dict[tuple[int, int], _Shapes]]:
+    """Images by id, names of categories by id, and shapes by (image id, category id) of an annotation file."""
+    content = _load_json(path)
+    names = {number: entry["name"] for number, entry in _by_id(path, content, "categories").items()}
+    images = _by_id(path, content, "images")
+    return images, names, _shapes_per_class(path, content, images, names)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

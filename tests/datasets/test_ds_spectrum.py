@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.ds_spectrum import read_object, source_files
+from datasets.ds_spectrum import normal_images, read_object, source_files
 from datasets.samples import load_or_build
 from utils.errors import DataError
 
@@ -53,6 +53,19 @@ def test_good_folders_are_skipped(tmp_path):
     samples, notes = read_object(tmp_path, "bottle")
     assert len(samples) == 3 and notes == []
     assert not any("good" in path.parts for path in source_files(tmp_path, "bottle"))
+
+
+@pytest.mark.parametrize("folder", ["bottle", "DS-MVTec/bottle"])
+def test_normal_images_are_those_in_good(tmp_path, folder):
+    nested(tmp_path / folder)
+    assert normal_images(tmp_path, "bottle") == []
+    good = tmp_path / folder / "image" / "good"
+    good.mkdir()
+    for name in ("001.PNG", "000.png", "readme.txt"):
+        Image.new("RGB", (5, 5)).save(good / name, "PNG")
+    assert normal_images(tmp_path, "bottle") == [good / "000.png", good / "001.PNG"]
+    with pytest.raises(DataError, match=r"pill.*TEST\.dataset_path.*bottle"):
+        normal_images(tmp_path, "pill", "TEST.dataset_path")
 
 
 def test_flat_layout_with_both_names_of_masks(tmp_path):

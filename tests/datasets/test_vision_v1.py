@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets.images import image_size, read_image
 from datasets.masks import rle_encode
-from datasets.vision_v1 import read_object, source_files
+from datasets.vision_v1 import normal_images, read_object, source_files
 from utils.errors import DataError
 
 SIZE = (20, 30)
@@ -113,6 +113,44 @@ def test_images_without_annotation_are_counted_in_a_note(tmp_path):
     samples, notes = read_object(tmp_path, "Ring")
     assert [s.image for s in samples] == ["Ring/train/a.png"]
     assert len(notes) == 1 and "1 of 2 images" in notes[0]
+
+
+def with_images(*names):
+    """The data set with further images that have no annotation."""
+    data = content()
+    data["images"] += [{"id": 20 + i, "file_name": n, "height": 20, "width": 30} for i, n in enumerate(names)]
+    return data
+
+
+def test_normal_images_have_no_annotation_and_are_there(tmp_path):
+    write(tmp_path, content())
+    assert normal_images(tmp_path, "Ring") == []
+    for part in ("val", "train"):
+        folder = write(tmp_path, with_images("d.png", "c.png", "gone.png"), part)
+        for name in ("d.png", "c.png", "unlisted.png"):
+            Image.new("RGB", SIZE[::-1]).save(folder / name)
+    found = [path.relative_to(tmp_path / "Ring").as_posix() for path in normal_images(tmp_path, "Ring")]
+    assert found == ["train/c.png", "train/d.png", "val/c.png", "val/d.png"]
+    samples, _ = read_object(tmp_path, "Ring")
+    assert not {sample.image for sample in samples} & {f"Ring/{name}" for name in found}
+
+
+def test_a_file_that_has_an_annotation_is_normal_nowhere(tmp_path):
+    write(tmp_path, with_images("a.png"))
+    assert normal_images(tmp_path, "Ring") == []
+    data = content()
+    data["annotations"][1]["segmentation"] = [OUTSIDE]
+    write(tmp_path, data)
+    assert normal_images(tmp_path, "Ring") == []
+
+
+def test_normal_images_of_what_does_not_fit(tmp_path):
+    folder = write(tmp_path, with_images("c.png"))
+    Image.new("RGB", SIZE).save(folder / "c.png")
+    with pytest.raises(DataError, match=r"image 20 .*\(20, 30\).*c\.png.*\(30, 20\)"):
+        normal_images(tmp_path, "Ring")
+    with pytest.raises(DataError, match=r"Rnig.*TEST\.dataset_path.*Ring"):
+        normal_images(tmp_path, "Rnig", "TEST.dataset_path")
 
 
 def test_masks_outside_their_image_are_left_out_with_a_note(tmp_path):

@@ -17,6 +17,14 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
+def some_images(folder: Path) -> list[Path]:
+    """Images of a folder as list_images gives them. Raises DataError where the folder or an image is missing."""
+    images = list_images(folder) if folder.is_dir() else []
+    if not images:
+        raise DataError(f"{folder}: no images; put at least one there ({', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
 def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
     """The mask in folder of each image that has one: NAME_mask or NAME, with any image suffix.
 
@@ -31,7 +39,7 @@ def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
         if len(found) > 1:
             raise DataError(f"{image} has two masks, {found[0]} and {found[1]}; keep one of them")
         if found:
-            _check_same_size(image, found[0])
+            check_same_size(image, found[0])
             matches[image] = found[0]
     return matches
 
@@ -55,7 +63,8 @@ def missing_object(root: Path, tried: Sequence[Path], key: str, parents: Sequenc
     return DataError(f"no folder {wanted}; check the object's name and {key} ({root} holds: {there})")
 
 
-def _check_same_size(image: Path, mask: Path) -> None:
+def check_same_size(image: Path, mask: Path) -> None:
+    """Raises DataError where the headers of an image and its mask say different sizes."""
     mask_hw = image_size(mask)
     if contradicts(image, mask_hw):
         image_hw = image_size(image)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, IMAGE_SUFFIXES, list_images, match_masks, missing_object, pair_masks
+from datasets.files import ANY_PATH_KEY, match_masks, missing_object, pair_masks, some_images
 from datasets.images import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 
@@ -35,8 +35,8 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     folder = Path(root) / object
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], f"DATASET.open_domain_test_object and {key}")
-    supports = pair_masks(_images(folder / "support" / "image"), folder / "support" / "mask")
-    queries = _images(folder / "query" / "image")
+    supports = pair_masks(some_images(folder / "support" / "image"), folder / "support" / "mask")
+    queries = some_images(folder / "query" / "image")
     labels = match_masks(queries, folder / "query" / "true_label")
     return OpenDomainObject(object, supports, queries, {query.name: label for query, label in labels.items()})
 
@@ -61,10 +61,3 @@ def support_mask(path: str | Path, category: int, category_num: int) -> np.ndarr
             f"expected 0 for background and 1..{category_num} for categories 0..{category_num - 1}"
         )
     return (values == category + 1).astype(np.uint8)
-
-
-def _images(folder: Path) -> list[Path]:
-    images = list_images(folder) if folder.is_dir() else []
-    if not images:
-        raise DataError(f"{folder}: no images; put at least one there ({', '.join(IMAGE_SUFFIXES)})")
-    return images

@@ -1,0 +1,73 @@
+"""Anomaly detection data: normal training images of an object, and test images with masks of what is abnormal."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets.episodes import derive_seed
+from datasets.images import read_mask
+from utils.errors import DataError
+
+NORMAL = "good"  # what the data sets call an image without defect
+
+
+@dataclass(frozen=True)
+class AnomalyImage:
+    """A test image.
+
+    defect: its kind, "good" for a normal image.  mask: where the defect is; None for a normal image.
+    """
+
+    image: Path
+    defect: str
+    mask: Path | None
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the image has a defect."""
+        return self.defect != NORMAL
+
+
+@dataclass(frozen=True)
+class AnomalyObject:
+    """The files of one object, not empty.  normal: training images without defect, sorted.  test: sorted by image."""
+
+    name: str
+    normal: list[Path]
+    test: list[AnomalyImage]
+
+
+def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
+    """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}: zeros for a normal image.
+
+    Raises DataError for a mask that cannot be read or has another size.
+    """
+    if item.mask is None:
+        return np.zeros(size, np.uint8)
+    mask = read_mask(item.mask)
+    if mask.shape != tuple(size):
+        raise DataError(
+            f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} is "
+            f"{size[0]} x {size[1]}; a mask needs the size of its image"
+        )
+    return mask
+
+
+def draw_normal(item: AnomalyObject, shot: int, seed: int) -> list[Path]:
+    """`shot` different normal training images, drawn from the seed and the object's name alone.
+
+    A larger shot starts with the images of a smaller one. Raises DataError where there are fewer images.
+    """
+    if len(item.normal) < shot:
+        raise DataError(
+            f"{item.name} has {len(item.normal)} normal training images, but DATASET.shot is {shot}; "
+            f"set it to at most {len(item.normal)}"
+        )
+    order = sorted(item.normal)
+    random.Random(derive_seed(seed, zlib.crc32(item.name.encode()))).shuffle(order)
+    return order[:shot]

@@ -1,0 +1,50 @@
+"""MVTec AD: <root>/<object>/{train/good, test/good, test/<defect>} and the masks in ground_truth/<defect>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
+from datasets.files import ANY_PATH_KEY, list_images, missing_object, pair_masks, some_images
+from utils.errors import DataError
+
+MVTEC_OBJECTS = (
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
+    "toothbrush", "transistor", "wood", "zipper",
+)  # fmt: skip
+
+
+def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> AnomalyObject:
+    """Finds and matches the files of one object; pixels are read later.
+
+    The mask of test/DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask or NAME with any image suffix.
+    key: the setting that holds root, named in errors.
+    Raises DataError where the object or its images are missing, an abnormal image has no mask, or a mask is not of its
+    image's size.
+    """
+    folder = Path(root) / name
+    if not folder.is_dir():
+        raise missing_object(Path(root), [folder], key)
+    normal = some_images(training_folder(folder))
+    test = [item for kind in _kinds(folder / "test") for item in _test_images(folder, kind)]
+    if not test:
+        raise DataError(f"{folder / 'test'}: no images; expected test/{NORMAL}/ and one folder per kind of defect")
+    return AnomalyObject(name, normal, test)
+
+
+def training_folder(folder: Path) -> Path:
+    """Where the normal training images of an object's folder lie."""
+    return folder / "train" / NORMAL
+
+
+def _kinds(folder: Path) -> list[str]:
+    """Names of the folders in test/, sorted; hidden folders and files beside them are left out."""
+    inside = folder.iterdir() if folder.is_dir() else []
+    return sorted(p.name for p in inside if p.is_dir() and not p.name.startswith("."))
+
+
+def _test_images(folder: Path, kind: str) -> list[AnomalyImage]:
+    images = list_images(folder / "test" / kind)
+    if kind == NORMAL:
+        return [AnomalyImage(image, kind, None) for image in images]
+    return [AnomalyImage(image, kind, mask) for image, mask in pair_masks(images, folder / "ground_truth" / kind)]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from utils import bootstrap
+from utils.bootstrap import paired_bootstrap
+
+EXPERIMENTS = 200
+
+
+def experiment(rng, sizes, effect):
+    """Two runs on queries of which some are harder for both; the second finds `effect` more of each union."""
+    strata = {}
+    for number, queries in enumerate(sizes):
+        union = np.repeat(rng.lognormal(6, 0.7, (queries, 1)), 2, axis=1)
+        found = rng.beta(4, 4, (queries, 1)) * 0.6 + rng.uniform(0.05, 0.25, (queries, 2)) + [0, effect]
+        strata[str(number)] = np.stack([found * union, union], axis=-1)
+    return strata
+
+
+def differences(sizes, effect, samples=400):
+    """mIoU differences of many experiments."""
+    rng = np.random.default_rng(5)
+    made = [paired_bootstrap(experiment(rng, sizes, effect), samples, seed) for seed in range(EXPERIMENTS)]
+    return [miou.differences[0] for miou, _ in made]
+
+
+def within_five_percent(count):
+    return binom.ppf(0.001, EXPERIMENTS, 0.05) <= count <= binom.ppf(0.999, EXPERIMENTS, 0.05)
+
+
+@pytest.fixture
+def strata():
+    return experiment(np.random.default_rng(1), (12, 7, 20), 0.02)
+
+
+def plain(strata, samples):
+    """Interval and p of the difference, drawn query by query, with n - 1 queries of n."""
+    rng, found = np.random.default_rng(99), []
+    for _ in range(samples):
+        per_class = []
+        for counts in strata.values():
+            drawn = [counts[rng.integers(len(counts))] for _ in range(len(counts) - 1)]
+            per_class.append([sum(q[r][0] for q in drawn) / sum(q[r][1] for q in drawn) for r in (0, 1)])
+        found.append(np.mean([second - first for first, second in per_class]))
+    share = np.mean(np.array(found) <= 0)
+    return (*np.quantile(found, (0.025, 0.975)), 2 * min(share, 1 - share), np.std(found))
+
+
+def test_figures_are_ratios_of_sums(strata):
+    miou, classes = paired_bootstrap(strata, 10, 0)
+    by_hand = {name: counts[..., 0].sum(0) / counts[..., 1].sum(0) for name, counts in strata.items()}
+    for name, iou in by_hand.items():
+        assert [e.value for e in classes[name].runs] == pytest.approx(iou)
+    mean = np.mean(list(by_hand.values()), axis=0)
+    assert [e.value for e in miou.runs] == pytest.approx(mean)
+    assert miou.differences[0].value == pytest.approx(mean[1] - mean[0])
+
+
+def test_agrees_with_a_plain_loop(strata):
+    difference = paired_bootstrap(strata, 20000, 0)[0].differences[0]
+    low, high, p, deviation = plain(strata, 4000)
+    assert difference.low == pytest.approx(low, abs=0.2 * deviation)
+    assert difference.high == pytest.approx(high, abs=0.2 * deviation)
+    assert difference.p == pytest.approx(p, abs=4 * np.sqrt(p / 4000) + 0.01)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.03])
+def test_the_interval_covers_the_true_difference(effect):
+    missed = sum(not d.low <= effect <= d.high for d in differences((20, 30, 40), effect))
+    assert within_five_percent(missed)
+
+
+def test_no_difference_is_found_significant_one_time_in_twenty():
+    assert within_five_percent(sum(d.p <= 0.05 for d in differences((20, 30, 40), 0.0)))
+
+
+def test_many_classes_of_few_queries_show_no_more_than_there_is():
+    """n draws of n would find a difference in every sixth of these."""
+    assert within_five_percent(sum(d.p <= 0.05 for d in differences((2,) * 12, 0.0)))
+
+
+def test_a_big_difference_is_found():
+    assert sum(d.p <= 0.05 for d in differences((20, 30, 40), 0.05)) > 0.95 * EXPERIMENTS
+
+
+def test_equal_runs_do_not_differ(strata):
+    """Means over repeats are no whole numbers, and sums of them are rounded."""
+    equal = {name: np.repeat(counts[:, :1] / 3, 3, axis=1) for name, counts in strata.items()}
+    for found in (paired_bootstrap(equal, 500, 0)[0], *paired_bootstrap(equal, 500, 0)[1].values()):
+        assert [(d.value, d.low, d.high, d.p) for d in found.differences] == [(0, 0, 0, 1)] * 2
+
+
+def test_swapped_runs_differ_by_the_opposite(strata):
+    first = paired_bootstrap(strata, 500, 3)[0]
+    second = paired_bootstrap({name: counts[:, ::-1] for name, counts in strata.items()}, 500, 3)[0]
+    assert second.runs == first.runs[::-1]
+    a, b = first.differences[0], second.differences[0]
+    assert (b.value, b.low, b.high, b.p) == pytest.approx((-a.value, -a.high, -a.low, a.p))
+
+
+def test_every_later_run_is_held_against_the_first(strata):
+    three = {name: np.concatenate([counts, counts[:, :1]], axis=1) for name, counts in strata.items()}
+    pair, triple = paired_bootstrap(strata, 300, 0)[0], paired_bootstrap(three, 300, 0)[0]
+    assert triple.differences[0] == pair.differences[0]
+    assert triple.differences[1].value == 0
+
+
+def test_the_seed_decides(strata):
+    assert paired_bootstrap(strata, 100, 1) == paired_bootstrap(strata, 100, 1)
+    assert paired_bootstrap(strata, 100, 1)[0].runs[0].low != paired_bootstrap(strata, 100, 2)[0].runs[0].low
+
+
+def test_draws_in_parts_spread_the_same(strata, monkeypatch):
+    whole = paired_bootstrap(strata, 4000, 0)[0].runs[0]
+    monkeypatch.setattr(bootstrap, "CHUNK", 70)
+    parts = paired_bootstrap(strata, 4000, 0)[0].runs[0]
+    assert parts.value == whole.value
+    assert parts.high - parts.low == pytest.approx(whole.high - whole.low, rel=0.1)
+
+
+def test_a_class_without_a_union_in_a_run_is_left_out_of_the_mean(strata):
+    lacking = np.array([[[2.0, 5.0], [0.0, 0.0]]] * 6)
+    miou, classes = paired_bootstrap(strata | {"lacking": lacking}, 100, 0)
+    expected = paired_bootstrap(strata, 100, 0)[0]
+    assert miou == expected
+    assert [e.value for e in classes["lacking"].runs] == [0.4, None]
+    assert classes["lacking"].differences[0].value is None
+    few = paired_bootstrap({"lacking": lacking, "few": strata["0"][:3]}, 100, 0)[0].differences[0]
+    assert few.value is not None and few.low is None, "its queries do not count for the mean's interval"
+
+
+def test_a_class_of_which_samples_may_lack_a_union():
+    """Where only normal images are drawn there is no figure, and such samples do not count."""
+    normal, defect = [[0.0, 0.0]] * 2, [[5.0, 10.0], [6.0, 10.0]]
+    miou, classes = paired_bootstrap({"rare": np.array([normal] * 9 + [defect])}, 1000, 0)
+    for found in (miou, classes["rare"]):
+        assert [(e.value, e.low, e.high) for e in found.runs] == [(0.5, 0.5, 0.5), (0.6, 0.6, 0.6)]
+        assert found.differences[0].p == pytest.approx(0, abs=0.01)
+
+
+def test_too_few_queries_have_no_interval():
+    single = np.array([[[1.0, 4.0], [2.0, 4.0]]])
+    miou, classes = paired_bootstrap({"single": single, "other": np.repeat(single, 4, axis=0)}, 100, 0)
+    for found in (miou, *classes.values()):
+        difference = found.differences[0]
+        assert difference.value == 0.25
+        assert (difference.low, difference.high, difference.p) == (None, None, None)
+    assert paired_bootstrap({"other": np.repeat(single, 5, axis=0)}, 100, 0)[0].differences[0].p is not None
+
+
+def test_nothing_anywhere_has_no_figures():
+    miou, _ = paired_bootstrap({"empty": np.zeros((8, 2, 2))}, 50, 0)
+    assert [e.value for e in miou.runs] == [None, None]
+    assert miou.differences[0].p is None

@@ -149,7 +149,7 @@ class Sweep:
         return list(dict.fromkeys(self.splits)) or known
 
     def _training(self, split: int | None, seed: int) -> Run:
-        name, settings = self._name("train", split, f"seed{seed}"), self.protocol.train or {}
+        name, settings = _name("train", split, f"seed{seed}"), self.protocol.train or {}
         own = {"RUN_NAME": name, "RNG_SEED": seed}
         if not self._config(split, settings, own).TRAIN_SETUPS.TEST_SETUPS.val_state:
             settings = settings | {TEST_STATE: False}
@@ -160,7 +160,7 @@ class Sweep:
         return run
 
     def _test(self, split: int | None, seed: int, shot: int, training: Run | None) -> Run:
-        name = self._name("test", split, f"seed{seed}", f"{shot}shot")
+        name = _name("test", split, f"seed{seed}", f"{shot}shot")
         own: Settings = {"RUN_NAME": name, "RNG_SEED": seed, "DATASET.shot": shot}
         if training:
             own |= {"TEST.load_checkpoint": True, "TEST.load_model_path": str(training.head)}
@@ -168,9 +168,6 @@ class Sweep:
             head = self.heads.replace("{split}", str(split)).replace("{seed}", str(seed))
             own |= {"TEST.load_checkpoint": True, "TEST.load_model_path": str(require_file(head, "--heads"))}
         return self._run(split, self.protocol.test, own, training=training)
-
-    def _name(self, kind: str, split: int | None, *words: str) -> str:
-        return "_".join([kind, *([] if split is None else [f"split{split}"]), *words])
 
     def _run(self, split: int | None, settings: Settings, own: Settings, **more: Any) -> Run:
         everything = self._merged(split, settings, own)
@@ -184,6 +181,10 @@ class Sweep:
         given = dict(zip(self.opts[::2], self.opts[1::2], strict=True))
         place = {"OUTPUT_DIR": str(self.folder())} | ({} if split is None else {"DATASET.split": split})
         return self.protocol.splits[split] | settings | given | place | own
+
+
+def _name(kind: str, split: int | None, *words: str) -> str:
+    return "_".join([kind, *([] if split is None else [f"split{split}"]), *words])
 
 
 def _flat(settings: Settings) -> list[Any]:

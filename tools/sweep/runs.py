@@ -51,22 +51,21 @@ def _may_differ(run: Run, key: str, found: Any) -> bool:
 def carry_out(runs: Sequence[Run]) -> None:
     """Do, in their order, all runs that are not finished.
 
-    A training is left out, too, where all its tests are there; and the tests of one that starts anew are done again,
-    for its head is another. A training that was cut off goes on after its last whole epoch.
+    A training is left out, too, where all its tests are there. One that was cut off goes on after its last whole epoch.
+    Tests that are older than their training are of another head, and are done again.
     """
-    anew: list[Run] = []
     for number, run in enumerate(runs, 1):
         setup_logging()  # on the console alone: the last run's log file is closed
         tests = [test for test in runs if test.training is run]
-        if run.training not in anew and is_finished(run):
+        if is_finished(run):
             LOG.info("%d of %d, %s: kept, it is finished", number, len(runs), run.folder)
         elif run.trains and all(is_finished(test) for test in tests):
             LOG.info("%d of %d, %s: not needed, its tests are finished", number, len(runs), run.folder)
         elif run.trains:
-            state = _epochs_done(run)
             LOG.info("%d of %d, %s: training", number, len(runs), run.folder)
-            run_training(_with(run.cfg, RESUME_KEY, str(_state(run)) if state else ""), str(run.file))
-            anew += [] if state else [run]
+            run_training(_with(run.cfg, RESUME_KEY, str(_state(run)) if _epochs_done(run) else ""), str(run.file))
+            for test in tests:
+                (test.folder / METRICS).unlink(missing_ok=True)
         else:
             LOG.info("%d of %d, %s: test", number, len(runs), run.folder)
             run_test(_with(run.cfg, HEAD_KEY, str(run.training.head)) if run.training else run.cfg, str(run.file))

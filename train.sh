@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Trains the published VISION V1 splits, each with its published settings, and tests each five times.
+# Trains the published VISION V1 splits, each with its published settings, tests each five times, and sums it up in
+# log/vision_v1. The same command again goes on where it was interrupted.
 #
 #   bash train.sh [KEY VALUE ...]    e.g. bash train.sh TRAIN.dataset_path /data/VISION_V1 TEST.dataset_path /data/VISION_V1
+#
+# After the settings it takes the options of `python -m tools.sweep`, for instance --shots 1 5, --seeds 54 55 56 or --list.
 #
 # SPLITS    splits to run, "0 1 2" unless set
 # NUM_GPUS  processes, one per GPU, in place of the number of GPUs found
 # PYTHON    the Python to run, else .venv/bin/python, else python3
 set -euo pipefail
-here=$(dirname "$0")
-config=$here/method_config/VISION_V1/SOFS.yaml
-area_resize_ratio=(0.01 0.005 0.01)
-smooth_r=(1 1 1e5)
+here=$(cd "$(dirname "$0")" && pwd)
 
 count_gpus() {
     local count=0
@@ -27,25 +27,8 @@ if [[ -z "${PYTHON:-}" ]]; then
     [[ ! -x "$here/.venv/bin/python" ]] || PYTHON=$here/.venv/bin/python
 fi
 [[ "${1:-}" != --opts ]] || shift
-output=./log
-for ((i = 1; i <= $#; i += 2)); do
-    value=$((i + 1))
-    case "${!i}" in
-        OUTPUT_DIR) output=${!value:?OUTPUT_DIR needs a folder} ;;
-        RUN_NAME | DATASET.split)
-            echo "error: train.sh sets ${!i} itself; choose splits with SPLITS=\"0 2\", or run train.py" >&2
-            exit 2
-            ;;
-    esac
-done
-
-for split in ${SPLITS:-0 1 2}; do
-    run=VISION_V1_split$split
-    settings=(DATASET.split "$split" DATASET.area_resize_ratio "${area_resize_ratio[split]}"
-        TRAIN.SOFS.smooth_r "${smooth_r[split]}" NUM_GPUS "${NUM_GPUS:-$(count_gpus)}")
-    "$PYTHON" "$here/train.py" --cfg "$config" --opts "${settings[@]}" RUN_NAME "$run" \
-        TRAIN_SETUPS.TEST_SETUPS.test_state False "$@"
-    "$PYTHON" "$here/test.py" --cfg "$config" --opts "${settings[@]}" RUN_NAME "${run}_test" \
-        TEST.load_checkpoint True TEST.load_model_path "$output/$run/checkpoints/head.safetensors" \
-        DATASET.few_shot_repeated_multiple 5 "$@"
-done
+read -ra splits <<<"${SPLITS:-0 1 2}"
+# -P: the modules of this program, not those that the current folder may hold
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -P -m tools.sweep vision_v1 --splits "${splits[@]}" --shots 1 \
+    --opts NUM_GPUS "${NUM_GPUS:-$(count_gpus)}" "$@"

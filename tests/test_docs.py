@@ -10,6 +10,7 @@ import yaml
 
 from method_config import add_config_arguments, get_defaults, load_config
 from method_config.merge import coerce, get, leaves
+from tools.sweep.__main__ import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
 CONFIGURATION = REPO / "docs" / "configuration.md"
@@ -78,6 +79,8 @@ def test_yaml_and_commands_load(page, tmp_path):
     add_config_arguments(parser)
     defaults = {"test.sh": "method_config/Open_Domain/SOFS.yaml", "train.sh": "method_config/VISION_V1/SOFS.yaml"}
     for words in commands(text):
+        if "tools.sweep" in words:
+            build_sweep(build_parser().parse_args(words[words.index("tools.sweep") + 1 :])).folder()
         script = next((w for w in words if w in ("train.py", "test.py", *defaults)), None)
         if script is None:
             continue

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from method_config import load_config
 from tools.summary import summarise
+from tools.sweep.__main__ import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
 SHELL = shutil.which("dash") or "sh"
@@ -139,22 +141,51 @@ def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder, my_part):
     assert not list((tmp_path / "log").glob("*"))
 
 
+def sweeps(tmp_path):
+    """The sweep of every call of tools.sweep that the recorder has seen."""
+    found = []
+    for line in (tmp_path / "calls").read_text().splitlines():
+        flag, module, name, *words = line.rstrip("\t").split("\t")
+        assert (flag, module, name) == ("-P", "-m", "tools.sweep")
+        found.append(build_sweep(build_parser().parse_args(words)))
+    return found
+
+
 def test_train_sh_runs_the_published_settings(tmp_path, recorder):
     opts = ("OUTPUT_DIR", "./runs", "TRAIN_SETUPS.epochs", "2")
     done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, PYTHON=str(recorder), SPLITS=None)
     assert done.returncode == 0, done.stderr
-    found = calls(tmp_path)
-    assert [script for script, _ in found] == ["train.py", "test.py"] * 3
+    (found,) = sweeps(tmp_path)
+    runs = found.runs()
+    assert found.folder() == Path("runs/vision_v1")
+    assert [r.trains for r in runs] == [True, False] * 3
     for split, (ratio, smooth) in enumerate([(0.01, 1), (0.005, 1), (0.01, 1e5)]):
-        (_, train), (_, test) = found[2 * split : 2 * split + 2]
-        for cfg in (train, test):
+        train, test = runs[2 * split : 2 * split + 2]
+        for cfg in (train.cfg, test.cfg):
             assert (cfg.DATASET.split, cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (split, ratio, smooth)
             assert (cfg.TRAIN_SETUPS.epochs, cfg.DATASET.s_in_shot, cfg.DATASET.shot) == (2, 4, 1)
-        run_name = f"VISION_V1_split{split}"
-        assert [cfg.RUN_NAME for cfg in (train, test)] == [run_name, f"{run_name}_test"]
-        assert test.TEST.load_checkpoint
-        assert test.TEST.load_model_path == f"./runs/{run_name}/checkpoints/head.safetensors"
-        assert test.DATASET.few_shot_repeated_multiple == 5
+        assert test.cfg.TEST.load_checkpoint and test.training is train
+        assert test.cfg.DATASET.few_shot_repeated_multiple == 5
+
+
+@pytest.mark.parametrize("lead", [(), ("--opts",)])
+def test_train_sh_lists_its_runs_from_any_folder(tmp_path, lead):
+    """Also where the folder holds modules of the same names, and with options of the sweep after the settings."""
+    for name in ("tools", "utils"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError")
+    words = (*lead, "TRAIN_SETUPS.epochs", "2", "--shots", "5", "--seeds", "54", "55", "--list")
+    done = run("bash", REPO / "train.sh", *words, cwd=tmp_path, SPLITS="0 2", NUM_GPUS="3", PYTHONPATH=None)
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    cfgs = [load_config(words[2], words[4:]) for words in commands]
+    assert [cfg.RUN_NAME for cfg in cfgs] == [
+        f"{kind}_split{split}_seed{seed}{end}"
+        for seed in (54, 55)
+        for split in (0, 2)
+        for kind, end in (("train", ""), ("test", "_5shot"))
+    ]
+    assert {(cfg.TRAIN_SETUPS.epochs, cfg.NUM_GPUS) for cfg in cfgs} == {(2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -175,21 +206,19 @@ def test_train_sh_counts_gpus(tmp_path, recorder, environment, smi, gpus):
     path = f"{recorder.parent}:{os.environ['PATH']}"
     done = run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), SPLITS="0", PATH=path, **environment)
     assert done.returncode == 0, done.stderr
-    assert {cfg.NUM_GPUS for _, cfg in calls(tmp_path)} == {gpus}
+    assert {r.cfg.NUM_GPUS for sweep in sweeps(tmp_path) for r in sweep.runs()} == {gpus}
 
 
-def test_train_sh_stops_at_the_first_failure(tmp_path, recorder):
-    done = run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3")
-    assert done.returncode == 3
-    assert len(calls(tmp_path)) == 1
+def test_train_sh_exits_with_the_code_of_the_sweep(tmp_path, recorder):
+    assert run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3").returncode == 3
 
 
 @pytest.mark.parametrize("key", ["RUN_NAME", "DATASET.split"])
-def test_train_sh_keeps_its_runs_apart(tmp_path, recorder, key):
-    done = run("bash", REPO / "train.sh", "RNG_SEED", "1", key, "1", cwd=tmp_path, PYTHON=str(recorder))
+def test_train_sh_keeps_its_runs_apart(tmp_path, key):
+    done = run("bash", REPO / "train.sh", "TEST.threshold", "0.4", key, "1", cwd=tmp_path, NUM_GPUS="1")
     assert done.returncode == 2
     assert key in done.stderr
-    assert not (tmp_path / "calls").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_train_sh_trains_and_tests_for_real(tmp_path, products):
@@ -197,11 +226,13 @@ def test_train_sh_trains_and_tests_for_real(tmp_path, products):
     opts += ("DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]", "TRAIN_SETUPS.epochs", "1")
     done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "log" / "VISION_V1_split1" / "checkpoints" / "head.safetensors").is_file()
-    assert not (tmp_path / "log" / "VISION_V1_split1" / "metrics.json").exists()
-    folder = tmp_path / "log" / "VISION_V1_split1_test"
+    training = tmp_path / "log" / "vision_v1" / "train_split1_seed54"
+    assert (training / "checkpoints" / "head.safetensors").is_file()
+    assert not (training / "metrics.json").exists()
+    folder = tmp_path / "log" / "vision_v1" / "test_split1_seed54_1shot"
     methods = json.loads((folder / "metrics.json").read_text())["methods"]
     assert set(methods) == {"SOFS", "prior"}
     assert len(methods["SOFS"]["miou"]["repeats"]) == 5
     assert methods["SOFS"]["classes"]["Rod/spot"]["queries"] == 15
     assert load_config(folder / "config.yaml").DATASET.area_resize_ratio == 0.005
+    assert f"{100 * methods['SOFS']['miou']['mean']:.2f} +- " in (folder.parent / "summary.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,16 +59,14 @@ def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def draw_normal(item: AnomalyObject, shot: int, seed: int) -> list[Path]:
-    """`shot` different normal training images, drawn from the seed and the object's name alone.
+def draw_normal(images: Sequence[Path], name: str, shot: int, seed: int, key: str = "DATASET.shot") -> list[Path]:
+    """`shot` different ones of an object's normal images, drawn from the seed and the object's name alone.
 
-    A larger shot starts with the images of a smaller one. Raises DataError where there are fewer images.
+    A larger shot starts with the images of a smaller one. key: the setting that holds shot, named in errors.
+    Raises DataError where there are fewer images.
     """
-    if len(item.normal) < shot:
-        raise DataError(
-            f"{item.name} has {len(item.normal)} normal training images, but DATASET.shot is {shot}; "
-            f"set it to at most {len(item.normal)}"
-        )
-    order = sorted(item.normal)
-    random.Random(derive_seed(seed, zlib.crc32(item.name.encode()))).shuffle(order)
+    if len(images) < shot:
+        raise DataError(f"{name} has {len(images)} normal images, but {key} is {shot}; set it to at most {len(images)}")
+    order = sorted(images)
+    random.Random(derive_seed(seed, zlib.crc32(name.encode()))).shuffle(order)
     return order[:shot]

@@ -7,13 +7,17 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from datasets import ds_spectrum, vision_v1
-from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes, ViewSettings
+from datasets import ds_spectrum, mvtec, visa, vision_v1
+from datasets.anomaly import AnomalyObject
+from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
+from datasets.files import some_images
 from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
+from datasets.supports import ViewSettings
 from utils.errors import ConfigError, DataError
 
 READERS: dict[str, Reader] = {"VISION_V1": vision_v1, "DS_Spectrum": ds_spectrum, "DS_Spectrum_DS": ds_spectrum}
+ANOMALY_READERS = {"mvtec": (mvtec.read_object, mvtec.MVTEC_OBJECTS), "visa": (visa.read_object, visa.VISA_OBJECTS)}
 
 
 def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
@@ -54,6 +58,41 @@ def build_test_index(cfg: CfgNode, sub_dataset: str = "original") -> SampleIndex
     return _index(cfg, root, objects_of(cfg)[1], "TEST.dataset_path")
 
 
+def build_normal_images(cfg: CfgNode, objects: list[str]) -> dict[str, list[Path]]:
+    """Images without defect that DATASET.normal_shot draws from, by object; empty where it asks for none.
+
+    Raises:
+        DataError: an object has too few of them.
+    """
+    data, root = cfg.DATASET, Path(cfg.TEST.dataset_path)
+    if not data.normal_shot:
+        return {}
+    if data.normal_folder:
+        images = dict.fromkeys(objects, some_images(root / data.normal_folder))
+    else:
+        reader = _reader(cfg)
+        images = {name: reader.normal_images(root, name, "TEST.dataset_path") for name in objects}
+    for name, found in images.items():
+        if len(found) < data.normal_shot:
+            raise DataError(
+                f"{name}: {len(found)} normal images in {root / data.normal_folder}, but DATASET.normal_shot is "
+                f"{data.normal_shot}; lower it, or name a folder of normal images in DATASET.normal_folder"
+            )
+    return images
+
+
+def is_anomaly_data(cfg: CfgNode) -> bool:
+    """Whether the data set is one of normal training images, whose test is anomaly detection."""
+    return cfg.DATASET.name.removesuffix(NATIVE_SUFFIX) in ANOMALY_READERS
+
+
+def build_anomaly_objects(cfg: CfgNode) -> list[AnomalyObject]:
+    """The objects of an anomaly detection test: DATASET.test_objects, or all of the data set."""
+    read, known = ANOMALY_READERS[cfg.DATASET.name.removesuffix(NATIVE_SUFFIX)]
+    names = cfg.DATASET.test_objects or known
+    return [read(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
+
+
 def view_settings(cfg: CfgNode) -> ViewSettings:
     """How samples become network inputs; without the suffix _ND every image is resized whole."""
     data = cfg.DATASET
@@ -81,13 +120,9 @@ def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisode
 
 def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleIndex:
     data = cfg.DATASET
-    name = data.name.removesuffix(NATIVE_SUFFIX)
-    if name not in READERS:
-        raise ConfigError(f"DATASET.name is {data.name}; expected one of {', '.join(SPLIT_NAMES)}, also with _ND; "
-                          "open domain objects are segmented by test.py")  # fmt: skip
     return load_or_build(
-        READERS[name],
-        name,
+        _reader(cfg),
+        data.name.removesuffix(NATIVE_SUFFIX),
         root,
         objects,
         data.vision_data_save_path,
@@ -95,6 +130,14 @@ def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleInde
         load=data.vision_data_load,
         key=key,
     )
+
+
+def _reader(cfg: CfgNode) -> Reader:
+    name = cfg.DATASET.name.removesuffix(NATIVE_SUFFIX)
+    if name not in READERS:
+        raise ConfigError(f"DATASET.name is {cfg.DATASET.name}; expected one of {', '.join(SPLIT_NAMES)}, also with "
+                          "_ND; other data sets have no labels to train on, test.py takes them")  # fmt: skip
+    return READERS[name]
 
 
 def _root_of(cfg: CfgNode, roots: list[str], name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.crops import cut, support_boxes, training_query_box
+from datasets.crops import cut, training_query_box
 from datasets.images import read_image
 from datasets.samples import Sample, SampleIndex
-from datasets.transforms import TrainTransform, prepare_image, prepare_mask
+from datasets.supports import ViewSettings, prepare_views, support_views
+from datasets.transforms import TrainTransform
 from utils.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -41,27 +42,6 @@ class Episode:
     seed: int
 
 
-@dataclass(frozen=True)
-class ViewSettings:
-    """How samples become network inputs.
-
-    Attributes:
-        image_size: side of the square network input, pixels.
-        crop_size: side of crops and windows, native pixels.
-        resize_ratio: area share above which a defect is seen in the whole image; None: always.
-        views: crops per support image around its defect.
-        normal_views: further crops per support image around normal pixels.
-        crops_may_miss: a support crop may miss its defect, as published.
-    """
-
-    image_size: int
-    crop_size: int
-    resize_ratio: float | None
-    views: int
-    normal_views: int = 0
-    crops_may_miss: bool = False
-
-
 def derive_seed(*parts: int) -> int:
     """One well-mixed 32-bit seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
@@ -79,15 +59,31 @@ class EpisodeList:
         shot: supports per episode.
         seed: of everything drawn.
         multiple: how often each query comes, with new supports each time.
+        query_images: the images that are queries, all others being supports; empty: each is both.
     """
 
-    def __init__(self, index: SampleIndex, shot: int, seed: int, multiple: int = 1) -> None:
+    def __init__(
+        self,
+        index: SampleIndex,
+        shot: int,
+        seed: int,
+        multiple: int = 1,
+        query_images: Collection[str] = frozenset(),
+    ) -> None:
         self.index, self.shot, self.seed = index, shot, seed
         self.classes = {key: members for key, members in index.classes().items() if len(members) > 1}
         left_out = sorted(index.samples[m[0]].class_name for k, m in index.classes().items() if k not in self.classes)
         if left_out:
             LOG.warning("left out, a single image each, which leaves no support: %s", ", ".join(left_out))
-        queries = [i for i, sample in enumerate(index.samples) if sample.class_key in self.classes]
+        queries = [
+            i
+            for i, sample in enumerate(index.samples)
+            if sample.class_key in self.classes and (not query_images or sample.image in query_images)
+        ]
+        self.supports = {
+            key: [i for i in members if index.samples[i].image not in query_images]
+            for key, members in self.classes.items()
+        }
         self.queries = [i for i in queries for _ in range(multiple)]
         if not self.queries:
             raise DataError(
@@ -108,33 +104,11 @@ class EpisodeList:
         """The episode of this number in this epoch (for tests: repeat)."""
         query = self.queries[index]
         seed = derive_seed(self.seed, epoch, index)
-        others = [i for i in self.classes[self.index.samples[query].class_key] if i != query]
+        others = [i for i in self.supports[self.index.samples[query].class_key] if i != query]
         random.Random(seed).shuffle(others)
         repeats = -(-self.shot // len(others))
         candidates = tuple(self.index.samples[i] for i in others * repeats)
         return Episode(index, self.index.samples[query], candidates, seed)
-
-
-def support_views(
-    image: np.ndarray, mask: np.ndarray, settings: ViewSettings, rng: random.Random
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Views of one support image and its mask, native pixels."""
-    boxes = support_boxes(
-        mask,
-        views=settings.views,
-        normal_views=settings.normal_views,
-        side=settings.crop_size,
-        resize_ratio=settings.resize_ratio,
-        rng=rng,
-        may_miss=settings.crops_may_miss,
-    )
-    return [(cut(image, box), cut(mask, box)) for box in boxes]
-
-
-def prepare_views(views: list[tuple[np.ndarray, np.ndarray]], size: int) -> tuple[Tensor, Tensor]:
-    """Views to network inputs: (K, 3, size, size) float32 and (K, size, size) uint8."""
-    images, masks = zip(*((prepare_image(i, size), prepare_mask(m, size)) for i, m in views), strict=True)
-    return torch.stack(images), torch.stack(masks)
 
 
 @contextmanager

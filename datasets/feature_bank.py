@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.episodes import TrainingEpisodes, derive_seed, drawn_from, read_sample, support_views
+from datasets.episodes import TrainingEpisodes, derive_seed, drawn_from, read_sample
 from datasets.samples import Sample
+from datasets.supports import support_views
 from utils.errors import ConfigError
 
 QUERY, VIEW, NORMAL = range(3)  # roles of a crop: query, support view around a defect, support view of normal pixels

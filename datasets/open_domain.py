@@ -1,4 +1,5 @@
-"""Open domain: <root>/<object>/support/{image,mask}, query/image and, to measure, query/true_label."""
+"""Open domain: <root>/<object>/support/{image,mask} or, for several types of defect, support/<type>/{image,mask};
+query/image and, to measure, query/true_label; support/good holds images without defect."""
 
 from __future__ import annotations
 
@@ -11,19 +12,27 @@ from datasets.files import ANY_PATH_KEY, match_masks, missing_object, pair_masks
 from datasets.images import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 
+NORMAL = "good"  # folder of support images without defect
+
 
 @dataclass(frozen=True)
 class OpenDomainObject:
     """The files of one object to segment.
 
-    supports: (image, mask) paths, sorted by image.  queries: image paths, sorted.
-    true_labels: mask path by the file name of the query (queries[i].name), for the queries that have one.
+    supports: (image, mask) paths of each type of defect, sorted by image; the type of an object that has but one is "".
+    normal: images without defect.  queries: image paths, sorted.
+    true_labels: by type, mask path by the file name of the query (queries[i].name), for the queries that have one.
     """
 
     name: str
-    supports: list[tuple[Path, Path]]
+    supports: dict[str, list[tuple[Path, Path]]]
+    normal: list[Path]
     queries: list[Path]
-    true_labels: dict[str, Path]
+    true_labels: dict[str, dict[str, Path]]
+
+    def class_name(self, kind: str) -> str:
+        """A type of defect, for people: object/type, or the object alone."""
+        return f"{self.name}/{kind}" if kind else self.name
 
 
 def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> OpenDomainObject:
@@ -35,10 +44,33 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     folder = Path(root) / object
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], f"DATASET.open_domain_test_object and {key}")
-    supports = pair_masks(some_images(folder / "support" / "image"), folder / "support" / "mask")
+    support, labels = folder / "support", folder / "query" / "true_label"
+    kinds = _kinds(support)
+    supports = {
+        kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask") for kind in kinds or [""]
+    }
+    good = support / NORMAL
+    normal = some_images(good / "image" if (good / "image").is_dir() else good) if good.is_dir() else []
     queries = some_images(folder / "query" / "image")
-    labels = match_masks(queries, folder / "query" / "true_label")
-    return OpenDomainObject(object, supports, queries, {query.name: label for query, label in labels.items()})
+    known = {kind: match_masks(queries, labels / kind) for kind in supports}
+    return OpenDomainObject(
+        object,
+        supports,
+        normal,
+        queries,
+        {kind: {q.name: m for q, m in found.items()} for kind, found in known.items()},
+    )
+
+
+def _kinds(support: Path) -> list[str]:
+    """Types of defect, one folder each, sorted; none where the supports lie in support/image itself."""
+    folders = support.iterdir() if support.is_dir() else []
+    kinds = sorted(p.name for p in folders if (p / "image").is_dir() and p.name != NORMAL)
+    if kinds and (support / "image").is_dir():
+        raise DataError(
+            f"{support} has image/ and the types {', '.join(kinds)}; keep supports in one of the two layouts"
+        )
+    return kinds
 
 
 def support_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:

@@ -1,16 +1,17 @@
-"""Evaluation queries: an image with its true mask and prepared supports, or the reason why there is none."""
+"""Evaluation queries: an image with its true mask and the supports of each repeat, or the reason why there is none."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.episodes import Episode, EpisodeList, ViewSettings, derive_seed, prepare_views, read_sample, support_views
+from datasets.episodes import Episode, EpisodeList, derive_seed, read_sample
 from datasets.samples import Sample
+from datasets.supports import Pair, SupportSet, ViewSettings, is_windowed, support_set
 from utils.errors import DataError
 
 CROP_STREAM = 1
@@ -21,30 +22,29 @@ class Query:
     """One evaluation query.
 
     Attributes:
+        number: of the query, the same in every repeat.
         sample: what is to be found, with its true mask.
         image: (h, w, 3) uint8 RGB.
         target: (h, w) uint8 {0, 1}.
-        supports, support_masks: (K, 3, S, S) float32 and (K, S, S) uint8.
-        windowed: seen in windows at native resolution, not in the resized image.
+        supports: by repeat, where any could be read.
         faults: files that could not be used as supports, with the reason; others stood in for them.
     """
 
+    number: int
     sample: Sample
     image: np.ndarray
     target: np.ndarray
-    supports: Tensor
-    support_masks: Tensor
-    windowed: bool
+    supports: dict[int, SupportSet]
     faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class FailedQuery:
-    """A query that could not be read, or has no readable support.
+    """A query that could not be read.
 
     Attributes:
         sample: what was to be found.
-        faults: one message per unreadable file.
+        faults: why not.
     """
 
     sample: Sample
@@ -52,57 +52,64 @@ class FailedQuery:
 
 
 class EvaluationQueries(Dataset):
-    """The queries of one repeat, some of them for one process.
+    """Queries of a test with their supports in some of its repeats.
 
     Args:
-        episodes: what to draw.
+        episodes: what to draw; repeat r draws with its seed + r.
         settings: how samples become inputs.
+        repeats: numbers of the repeats.
         scale_by: `support`: the mean area share of the supports decides between windows and resized image; `query`:
             the query's own true mask does, as in the published protocol.
-        rank, world: this process takes every `world`-th query from `rank` on.
+        keep_pairs: hand the supports over as they are, too.
+        numbers: of the queries; None: all.
     """
 
     def __init__(
-        self, episodes: EpisodeList, settings: ViewSettings, *, scale_by: str = "support", rank: int = 0, world: int = 1
+        self,
+        episodes: EpisodeList,
+        settings: ViewSettings,
+        *,
+        repeats: Sequence[int] = (0,),
+        scale_by: str = "support",
+        keep_pairs: bool = False,
+        numbers: Sequence[int] | None = None,
     ) -> None:
-        self.episodes, self.settings, self.scale_by = episodes, settings, scale_by
-        self.numbers = range(rank, len(episodes), world)
+        self.episodes = {repeat: episodes.with_seed(episodes.seed + repeat) for repeat in repeats}
+        self.index, self.shot = episodes.index, episodes.shot
+        self.settings, self.scale_by, self.keep_pairs = settings, scale_by, keep_pairs
+        self.numbers = range(len(episodes)) if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, position: int) -> Query | FailedQuery:
-        episode = self.episodes.episode(self.numbers[position])
+        number = self.numbers[position]
+        drawn = {repeat: episodes.episode(number) for repeat, episodes in self.episodes.items()}
+        sample = next(iter(drawn.values())).query
         try:
-            image, target = read_sample(self.episodes.index, episode.query)
+            image, target = read_sample(self.index, sample)
         except DataError as error:
-            return FailedQuery(episode.query, (str(error),))
-        supports, faults = self._readable_supports(episode)
-        if not supports:
-            return FailedQuery(episode.query, tuple(faults))
-        rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
-        views = [view for pair in supports for view in support_views(*pair, self.settings, rng)]
-        images, masks = prepare_views(views, self.settings.image_size)
-        windowed = self._windowed([mask for _, mask in supports] if self.scale_by == "support" else [target])
-        return Query(episode.query, image, target, images, masks, windowed, tuple(faults))
+            return FailedQuery(sample, (str(error),))
+        faults: list[str] = []
+        supports = {}
+        for repeat, episode in drawn.items():
+            if pairs := self._readable_supports(episode, faults):
+                supports[repeat] = self._support_set(episode, pairs, target)
+        return Query(number, sample, image, target, supports, tuple(dict.fromkeys(faults)))
 
-    def _readable_supports(self, episode: Episode) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
-        pairs, faults = [], []
+    def _readable_supports(self, episode: Episode, faults: list[str]) -> list[Pair]:
+        pairs: list[Pair] = []
         for candidate in episode.candidates:
             try:
-                pairs.append(read_sample(self.episodes.index, candidate))
+                pairs.append(read_sample(self.index, candidate))
             except DataError as error:
                 faults.append(str(error))
-            if len(pairs) == self.episodes.shot:
+            if len(pairs) == self.shot:
                 break
-        return pairs, faults
+        return pairs
 
-    def _windowed(self, masks: list[np.ndarray]) -> bool:
-        return is_windowed(masks, self.settings.resize_ratio)
-
-
-def is_windowed(masks: list[np.ndarray], resize_ratio: float | None) -> bool:
-    """Whether queries are seen in windows: the mean area share of these masks is not over `resize_ratio`."""
-    if resize_ratio is None:
-        return False
-    return float(np.mean([(mask > 0).mean() for mask in masks])) <= resize_ratio
+    def _support_set(self, episode: Episode, pairs: list[Pair], target: np.ndarray) -> SupportSet:
+        rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
+        windowed = None if self.scale_by == "support" else is_windowed([target], self.settings.resize_ratio)
+        supports = support_set(pairs, self.settings, rng, windowed)
+        return supports if self.keep_pairs else replace(supports, pairs=())

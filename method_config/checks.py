@@ -8,7 +8,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from method_config.defaults import get_defaults
+from method_config.defaults import WORDS, get_defaults
 from method_config.merge import get, hint, leaves, merge
 from utils.errors import ConfigError
 
@@ -19,8 +19,13 @@ DATASETS = (
     "DS_Spectrum_ND",
     "DS_Spectrum_DS",
     "DS_Spectrum_DS_ND",
+    "mvtec",
+    "mvtec_ND",
+    "visa",
+    "visa_ND",
     "opendomain_test_dataset_ND",
 )
+ANOMALY_DATASETS = ("mvtec", "visa")
 DINOV2_BLOCKS = {
     f"dinov2_vit{size}14{reg}": n for size, n in {"s": 12, "b": 12, "l": 24, "g": 40}.items() for reg in ("", "_reg")
 }
@@ -54,6 +59,7 @@ POSITIVE = Bound(lambda x: x > 0, "more than 0")
 NOT_NEGATIVE = Bound(lambda x: x >= 0, "0 or more")
 COUNT = Bound(lambda x: x >= 1, "1 or more")
 SHARE = Bound(lambda x: 0 <= x <= 1, "from 0 to 1")
+OPEN_SHARE = Bound(lambda x: 0 < x < 1, "between 0 and 1")
 OVERLAP = Bound(lambda x: 0 <= x <= 0.9, "from 0 to 0.9")
 SEED = Bound(lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
 
@@ -70,6 +76,7 @@ BOUNDS = {
     "DATASET.shot": COUNT,
     "DATASET.s_in_shot": COUNT,
     "DATASET.normal_views": NOT_NEGATIVE,
+    "DATASET.normal_shot": NOT_NEGATIVE,
     "DATASET.normal_sample_sampling_prob": SHARE,
     "DATASET.test_sample_repeated_multiple": COUNT,
     "DATASET.few_shot_repeated_multiple": COUNT,
@@ -94,6 +101,7 @@ BOUNDS = {
     "TRAIN_SETUPS.weight_decay": NOT_NEGATIVE,
     "TRAIN_SETUPS.TEST_SETUPS.epoch_test": COUNT,
     "TRAIN_SETUPS.TEST_SETUPS.train_miou": COUNT,
+    "TRAIN_SETUPS.TEST_SETUPS.val_share": OPEN_SHARE,
     "TEST.threshold": SHARE,
     "TEST.window_overlap": OVERLAP,
     "TEST.memory_tokens": NOT_NEGATIVE,
@@ -108,7 +116,8 @@ Problem = tuple[str, str]  # key, what is wrong with its value and how to mend i
 def _outside_bounds(cfg: CfgNode) -> Iterator[Problem]:
     for key, bound in BOUNDS.items():
         value = get(cfg, key)
-        if not all(bound.accepts(x) for x in (value if isinstance(value, list) else [value])):
+        numbers = [x for x in (value if isinstance(value, list) else [value]) if x not in WORDS.get(key, ())]
+        if not all(bound.accepts(x) for x in numbers):
             yield key, f"it must be {bound.words}."
 
 
@@ -166,7 +175,7 @@ def _loss(cfg: CfgNode) -> Iterator[Problem]:
 
 def _split(cfg: CfgNode) -> Iterator[Problem]:
     data = cfg.DATASET
-    free = data.name.startswith("opendomain") or (data.train_objects and data.test_objects)
+    free = data.name.startswith(("opendomain", *ANOMALY_DATASETS)) or (data.train_objects and data.test_objects)
     if not free and not 0 <= data.split < NUM_SPLITS:
         yield (
             "DATASET.split",
@@ -199,7 +208,15 @@ def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
             yield f"DATASET.{name}", f"it must hold one number, or one per open_domain_test_object ({count})."
 
 
-RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _open_domain)
+def _normal(cfg: CfgNode) -> Iterator[Problem]:
+    if cfg.DATASET.normal_shot and cfg.TRAIN.SOFS.empty_supports == "reference":
+        yield (
+            "DATASET.normal_shot",
+            "TRAIN.SOFS.empty_supports reference is for published figures, which have none; use skip.",
+        )
+
+
+RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _open_domain, _normal)
 
 
 def _raise_all(cfg: CfgNode, problems: list[Problem], sources: Mapping[str, str]) -> None:

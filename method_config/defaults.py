@@ -39,6 +39,9 @@ _C.DATASET.shot = 1  # support images per episode
 _C.DATASET.s_in_shot = 1  # views (crops) per support image
 _C.DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
 _C.DATASET.normal_sample_sampling_prob = 0.3  # probability that a training query crop is centred on a normal pixel
+_C.DATASET.normal_shot = 0  # ours: further support images, without defect, drawn per object and repeat
+# ours: folder below TEST.dataset_path with normal images for every object; empty: each object's own, where it has some
+_C.DATASET.normal_folder = ""
 _C.DATASET.test_sample_repeated_multiple = 1  # times each query is tested, with new supports each time
 _C.DATASET.few_shot_repeated_multiple = 1  # times the whole test runs, with seeds RNG_SEED, RNG_SEED + 1, ...
 _C.DATASET.vision_data_save = False  # write the parsed annotations below vision_data_save_path
@@ -106,7 +109,9 @@ _C.TRAIN_SETUPS.TEST_SETUPS = CfgNode()
 _C.TRAIN_SETUPS.TEST_SETUPS.test_state = True  # test during training
 _C.TRAIN_SETUPS.TEST_SETUPS.epoch_test = 50  # epochs between those tests
 _C.TRAIN_SETUPS.TEST_SETUPS.train_miou = 50  # epochs between reports of the training mIoU per class
-_C.TRAIN_SETUPS.TEST_SETUPS.val_state = False  # also validate on the training objects
+# hold out images of the training objects, test on them whenever it tests, and keep the head that is best on them
+_C.TRAIN_SETUPS.TEST_SETUPS.val_state = False
+_C.TRAIN_SETUPS.TEST_SETUPS.val_share = 0.1  # ours: share of a class's images that are held out for it
 
 _C.TEST = CfgNode()
 _C.TEST.enable = False  # no effect (test.py tests)
@@ -115,7 +120,7 @@ _C.TEST.dataset_path = "./data/VISION_V1"  # root folder of the test data
 _C.TEST.load_checkpoint = False  # load the weights in load_model_path; False: untrained head
 _C.TEST.load_model_path = ""  # file of the weights to test
 _C.TEST.semantic_threshold = 0.6  # no effect on SOFS (threshold of another method)
-_C.TEST.threshold = 0.5  # ours: probability from which a pixel counts as defect
+_C.TEST.threshold = 0.5  # ours: probability from which a pixel counts as defect; auto: chosen on the supports
 _C.TEST.merge = "probability"  # ours: how windows join: probability (blended), or reference (published stitching)
 _C.TEST.window_overlap = 0.0  # ours: share of its side that a window has in common with the next, 0 to 0.9
 _C.TEST.memory_tokens = 8192  # ours: background tokens kept of the supports; 0: all
@@ -132,6 +137,9 @@ _C.TEST.VISUALIZE.sample_prob = 0.1  # share of the queries with a figure, 0 to 
 _C.TEST_SETUPS = CfgNode()
 _C.TEST_SETUPS.batch_size = 4  # queries per batch
 _C.TEST_SETUPS.ND_batch_size = 4  # windows per pass through the backbone
+
+
+WORDS = {"TEST.threshold": ("auto",)}  # what a number's key takes beside numbers
 
 
 def get_defaults() -> CfgNode:

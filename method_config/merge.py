@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from method_config.defaults import WORDS
 from utils.errors import ConfigError
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # numbers that a YAML 1.1 reader takes for a string
@@ -115,9 +116,13 @@ def coerce(key: str, value: Any, default: Any, source: str) -> Any:
     try:
         if isinstance(default, list):
             return _to_list(value, _element_type(default))
+        if key in WORDS:
+            return value if value in WORDS[key] else _to_number(value, float)
         return _to_scalar(value, type(default))
     except (TypeError, ValueError, OverflowError, yaml.YAMLError):
-        raise ConfigError(f"{source}: {key} is {value!r}, but it takes {expected(default)}.") from None
+        words = "".join(f", or {word}" for word in WORDS.get(key, ()))
+        wanted = expected(0.0 if words else default) + words
+        raise ConfigError(f"{source}: {key} is {value!r}, but it takes {wanted}.") from None
 
 
 def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
@@ -165,7 +170,7 @@ def decode_opts(cfg: CfgNode, opts: Sequence[Any]) -> list[tuple[str, Any]]:
 
 def _decode(cfg: CfgNode, key: str, value: Any) -> Any:
     known = dict(leaves(cfg))
-    if not isinstance(value, str) or not isinstance(known.get(key), bool | int | float):
+    if not isinstance(value, str) or not (key in WORDS or isinstance(known.get(key), bool | int | float)):
         return value  # strings and lists are read by `coerce`, an unknown key is refused by `merge`
     try:
         return yaml.safe_load(value)

@@ -6,12 +6,14 @@ nothing about its defects. Each layer is normalised on its own, so that each has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.priors import normal_vote
 from models.products import Keys, as_keys, best_similarity
 
 MOSTLY = 0.5
@@ -25,14 +27,18 @@ class JointTokens:
         centre: per layer (B, 1, C_l) mean token of the supports.
         foreground: (B, F, C) unit tokens that are mostly marked, or the most marked of their view, repeated up to F.
         background: (B, M, C) unit tokens without a marked pixel, or zero.
+        normal: of each further image without defect, (1, N, C) unit tokens.
     """
 
     centre: list[Tensor]
     foreground: Keys
     background: Keys
+    normal: list[Keys]
 
 
-def prepare(keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Tensor]) -> JointTokens:
+def prepare(
+    keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Tensor], normal: Sequence[list[Tensor]] = ()
+) -> JointTokens:
     """Labelled tokens over all layers, see `models.support_tokens.LabelledTokens`.
 
     Args:
@@ -40,6 +46,7 @@ def prepare(keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Te
         share: (B, F) their shares of marked pixels.
         sizes: length of each view's block of marked tokens.
         centre: per layer (B, 1, C_l).
+        normal: of each further image without defect, per layer (1, N, C_l).
     """
     tokens, f = centred(keys, centre), share.shape[1]
     every = torch.arange(f, device=share.device).expand_as(share)
@@ -47,11 +54,12 @@ def prepare(keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Te
     foreground = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
     background = tokens[:, f:] * keys[0][:, f:].any(-1, keepdim=True)
     dtype = keys[0].dtype
-    return JointTokens(centre, as_keys(foreground.to(dtype)), as_keys(background.to(dtype)))
+    further = [as_keys(centred(image, centre).to(dtype)) for image in normal]
+    return JointTokens(centre, as_keys(foreground.to(dtype)), as_keys(background.to(dtype)), further)
 
 
 def difference(tokens: list[Tensor], known: JointTokens) -> Tensor:
-    """Best cosine to the foreground minus best cosine to the background.
+    """Best cosine to the foreground minus best cosine to the background, see `normal_vote` for normal images.
 
     Args:
         tokens: per layer (B, M, C_l) unit tokens of the queries.
@@ -61,7 +69,9 @@ def difference(tokens: list[Tensor], known: JointTokens) -> Tensor:
         (B, M) float32 in [-2, 2]; over 0 where a token looks more like the marked ones.
     """
     query = centred(tokens, known.centre)
-    return best_similarity(query, known.foreground) - best_similarity(query, known.background)
+    background = best_similarity(query, known.background)
+    background = normal_vote(background, [best_similarity(query, image) for image in known.normal])
+    return best_similarity(query, known.foreground) - background
 
 
 def centred(tokens: list[Tensor], centre: list[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
-"""The method without training: a pixel is defect where it looks more like the marked tokens than like the others."""
+"""The method without training: a pixel is defect where it looks more like the marked tokens than like the others, or,
+where nothing is marked, as far as it looks like none of them."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
@@ -41,9 +41,8 @@ class PriorMethod(nn.Module):
 
         Returns:
             (B, *size) float32 in [0, 1], over 0.5 where the best cosine to the foreground exceeds that to the
-            background: 0.5 + difference / 4. Without any marked token 0 everywhere: nothing is known of the defect.
+            background: 0.5 + difference / 4. Without any marked token the largest abnormal prior.
         """
-        if not compared.known.share.any():
-            first = compared.features[0]
-            return torch.zeros(len(first), *size, device=first.device)
+        if not compared.known.is_marked:
+            return upsample(compared.anomaly, size)
         return 0.5 + upsample(compared.gap, size) / 4

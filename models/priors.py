@@ -5,6 +5,8 @@ Shapes: B queries, K supports per query, C channels, h x w tokens, N the largest
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,8 +75,28 @@ def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.gather(-2, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])), weight
 
 
+def normal_vote(own: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """How much tokens look like normal ones, with further normal images at hand.
+
+    The largest similarity to many tokens grows with their number, also where there is a defect. So each image has one
+    vote: the mean of the images' largest similarities, those to the defects' own surroundings among them, where it
+    exceeds these. No number of images moves the border between normal and defect further than one image could.
+
+    Args:
+        own: largest similarity to what surrounds the supports' defects, any shape.
+        images: largest similarity to each further image without defect, the same shape.
+    """
+    return torch.maximum(own, torch.stack([own, *images]).mean(0)) if images else own
+
+
 def prior_maps(
-    queries: Tensor, keys: Keys, share: Tensor, sizes: list[int], covered: Tensor, weight: Tensor
+    queries: Tensor,
+    keys: Keys,
+    share: Tensor,
+    sizes: list[int],
+    covered: Tensor,
+    weight: Tensor,
+    normal: Sequence[Keys] = (),
 ) -> tuple[Tensor, Tensor]:
     """Semantic and abnormal prior of one layer, from one product of the query with all support tokens.
 
@@ -90,15 +112,17 @@ def prior_maps(
         sizes: length of each view's block.
         covered: (B or 1, K) bool, views without an unmarked token.
         weight: (B or 1, K) of each view in the mean; 0 leaves it out.
+        normal: unit tokens of further images without defect.
 
     Returns:
         two (B, M) float32.
     """
     own, best_normal = keys.compare(queries, share.shape[-1])
     length = torch.linalg.vector_norm(queries, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=LENGTH_EPS)
-    marked, normal = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
+    marked, unmarked = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
     floor = torch.zeros_like(weight).masked_fill(covered, -torch.inf).unsqueeze(1)
     mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
     best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1) / length
     semantic = (torch.maximum(best, floor) * mean).sum(-1)
-    return semantic, 1 - torch.maximum((own * normal).amax(-1), best_normal) / length[..., 0]
+    surroundings = torch.maximum((own * unmarked).amax(-1), best_normal)
+    return semantic, 1 - normal_vote(surroundings, [image.compare(queries)[1] for image in normal]) / length[..., 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +39,15 @@ class SupportMemory:
 
     Attributes:
         known: tokens to compare with.
-        summary: of the head; None where the method has none.
+        summary: of the head; None where no method has one, or nothing is marked.
         windowed: the defect is small: queries are seen in windows at native resolution, not resized whole.
+        thresholds: by method, the probability above which a pixel is defect, where it was chosen on these supports.
     """
 
     known: SupportTokens
     summary: SupportSummary | None
     windowed: bool = True
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 class SOFS(nn.Module):
@@ -159,8 +161,11 @@ class SOFS(nn.Module):
         """
         return self.answer(Comparison(self.backbone(windows), memory.known), memory.summary, windows.shape[-2:])
 
-    def answer(self, compared: Comparison, summary: SupportSummary, size: tuple[int, int]) -> Tensor:
-        """As `segment`, for windows of `size` that are compared with the supports."""
+    def answer(self, compared: Comparison, summary: SupportSummary | None, size: tuple[int, int]) -> Tensor:
+        """As `segment`, for windows of `size` that are compared with the supports; the summary may be None where no
+        support is marked."""
+        if not compared.known.is_marked:
+            return upsample(compared.anomaly, size)
         logits, abnormal = self.token_logits(compared, summary)
         probability = upsample(logits.float(), size).sigmoid()
         anomaly = upsample(abnormal.amax(1), size)

@@ -6,7 +6,8 @@ tokens without a marked pixel, C_l channels of layer l.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -52,6 +53,8 @@ class SupportTokens:
     Attributes:
         keys: per layer (B, F + M, C_l), foreground, then background, in the type of the comparison.
         joint: for the joint prior; None where no method asks for it.
+        normal: of each further image without defect, per layer (1, N, C_l), likewise; it has one vote on what is
+            normal, see `models.priors.normal_vote`.
     """
 
     keys: list[Tensor]
@@ -60,11 +63,22 @@ class SupportTokens:
     covered: Tensor
     mean: list[Tensor]
     joint: JointTokens | None
+    normal: list[list[Tensor]] = field(default_factory=list)
+
+    @cached_property
+    def is_marked(self) -> bool:
+        """Whether any token is marked: without one there is nothing to look for but what is unlike the supports."""
+        return bool(self.share.any())
 
     @cached_property
     def ready_keys(self) -> list[Keys]:
         """`keys`, made ready for products."""
         return [as_keys(layer) for layer in self.keys]
+
+    @cached_property
+    def ready_normal(self) -> list[list[Keys]]:
+        """Per layer the keys of each normal image, made ready for products."""
+        return [[as_keys(image[i]) for image in self.normal] for i in range(len(self.keys))]
 
 
 def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -> LabelledTokens:
@@ -101,6 +115,17 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
     )
 
 
+def background_of(tokens: LabelledTokens) -> LabelledTokens:
+    """The same views without what is marked, and without a block for each: what is known to be normal."""
+    return replace(
+        tokens,
+        foreground=[layer[:, :0] for layer in tokens.foreground],
+        share=tokens.share[:, :0],
+        sizes=[],
+        covered=tokens.covered[:, :0],
+    )
+
+
 def join(parts: list[LabelledTokens]) -> LabelledTokens:
     """One set of views out of several."""
     if len(parts) == 1:
@@ -134,17 +159,26 @@ def thin(tokens: LabelledTokens, budget: int) -> LabelledTokens:
     return replace(tokens, background=[layer[:, kept] for layer in tokens.background])
 
 
-def ready(tokens: LabelledTokens, *, joint: bool) -> SupportTokens:
-    """Tokens in the form that comparisons take; `joint` where a method asks for the joint prior."""
+def ready(tokens: LabelledTokens, normal: Sequence[LabelledTokens] = (), *, joint: bool) -> SupportTokens:
+    """Tokens in the form that comparisons take.
+
+    Args:
+        tokens: of all views.
+        normal: of each further image without defect.
+        joint: a method asks for the joint prior.
+    """
+    tokens = tokens if tokens.sizes else _with_empty_block(tokens)
     keys = [torch.cat(pair, dim=1) for pair in zip(tokens.foreground, tokens.background, strict=True)]
     dtype = comparison_dtype(keys[0].device)
-    known = SupportTokens([k.to(dtype) for k in keys], tokens.share, tokens.sizes, tokens.covered, tokens.mean, None)
+    further = [[layer.to(dtype) for layer in image.background] for image in normal]
+    keys = [k.to(dtype) for k in keys]
+    known = SupportTokens(keys, tokens.share, tokens.sizes, tokens.covered, tokens.mean, None, further)
     return with_joint(known) if joint else known
 
 
 def with_joint(known: SupportTokens) -> SupportTokens:
     """The same tokens, made ready for the joint prior."""
-    return replace(known, joint=joint_prior.prepare(known.keys, known.share, known.sizes, known.mean))
+    return replace(known, joint=joint_prior.prepare(known.keys, known.share, known.sizes, known.mean, known.normal))
 
 
 def comparison_dtype(device: torch.device) -> torch.dtype:
@@ -159,6 +193,13 @@ def _nearest_to_marked(tokens: LabelledTokens, count: int) -> Tensor:
         return torch.zeros(0, dtype=torch.int64, device=tokens.share.device)
     marked, normal = (joint_prior.centred(t, tokens.mean) for t in (tokens.foreground, tokens.background))
     return best_similarity(normal, as_keys(marked[:, tokens.share[0] > 0]))[0].topk(count).indices
+
+
+def _with_empty_block(tokens: LabelledTokens) -> LabelledTokens:
+    """The same with one zero token of share 0: a comparison needs a foreground, and this one is like nothing."""
+    share = tokens.share.new_zeros(1, 1)
+    blocks = [layer.new_zeros(1, 1, layer.shape[-1]) for layer in tokens.background]
+    return replace(tokens, foreground=blocks, share=share, sizes=[1], covered=share > 0)
 
 
 def _block(share: Tensor, order: Tensor, n: int) -> Tensor:

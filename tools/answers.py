@@ -22,11 +22,13 @@ class Prediction:
         label: (h, w) uint8 {0, 1}; with `reference` merging float32 votes, defect where 1.
         score: (h, w) float32 in [0, 1]; like `label` in a temporary file for a very large image.
         windows: how many windows the image took.
+        threshold: the score above which a pixel is defect.
     """
 
     label: np.ndarray
     score: np.ndarray
     windows: int
+    threshold: float
 
     @property
     def mask(self) -> np.ndarray:
@@ -48,19 +50,21 @@ class Answering:
 
     Args:
         start: the image and its windows.
-        methods: names of those that answer.
+        thresholds: for each set of supports, by the methods that answer, the probability above which a pixel is defect.
         merge: `probability` or `reference`.
-        threshold: probability above which a pixel is defect.
 
     Attributes:
         taken: windows that were taken from the feed.
         error: why no more of them will come.
     """
 
-    def __init__(self, start: ImageStart, methods: list[str], *, merge: str, threshold: float) -> None:
+    def __init__(self, start: ImageStart, thresholds: list[dict[str, float]], *, merge: str) -> None:
         self.start, self.error, self.taken, self.added = start, start.error, 0, 0
         merger = _ReferenceMerger if merge == "reference" else Blender
-        self.mergers = {} if self.error else {name: merger(*start.image.size, threshold) for name in methods}
+        self.mergers = [
+            {} if self.error else {name: merger(*start.image.size, at) for name, at in methods.items()}
+            for methods in thresholds
+        ]
 
     @property
     def all_taken(self) -> bool:
@@ -72,19 +76,24 @@ class Answering:
         """All windows are answered, or there is an error."""
         return self.error is not None or self.added == len(self.start.boxes)
 
-    def add(self, box: Box, maps: dict[str, Tensor]) -> None:
-        """Add the (S, S) float answers of all methods for the next window."""
+    def add(self, box: Box, maps: list[dict[str, Tensor]]) -> None:
+        """Add for each set of supports the (S, S) float answers of all methods for the next window."""
         self.added += 1
-        for name, answer in maps.items():
-            self.mergers[name].add(answer, box)
+        for mergers, answers in zip(self.mergers, maps, strict=True):
+            for name, answer in answers.items():
+                mergers[name].add(answer, box)
 
-    def outcome(self) -> Outcome:
-        """The result, once it is finished."""
+    def outcomes(self) -> list[Outcome]:
+        """The result for each set of supports, once it is finished."""
         if self.error is not None:
-            return Outcome(None, {}, self.error)
+            return [Outcome(None, {}, self.error) for _ in self.mergers]
         count = len(self.start.boxes)
-        answers = {name: Prediction(*merger.finish(), count) for name, merger in self.mergers.items()}
-        return Outcome(self.start.image, answers)
+        return [
+            Outcome(
+                self.start.image, {name: Prediction(*m.finish(), count, m.threshold) for name, m in mergers.items()}
+            )
+            for mergers in self.mergers
+        ]
 
 
 class _ReferenceMerger:

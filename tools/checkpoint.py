@@ -16,7 +16,7 @@ from models.sofs import SOFS
 from models.weights import load_checked, read_weights
 from utils.errors import WeightsError
 
-STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "config"}
+STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "config", "history", "best"}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,23 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.episodes import EpisodeList, ViewSettings, derive_seed
+from datasets.anomaly import draw_normal
+from datasets.episodes import EpisodeList, derive_seed
+from datasets.images import read_image
 from datasets.queries import EvaluationQueries, FailedQuery, Query
 from datasets.samples import SampleIndex
+from datasets.supports import SupportSet, ViewSettings
+from models.sofs import SupportMemory
+from models.support_tokens import LabelledTokens
 from tools.answers import Prediction
 from tools.predictor import Predictor
-from utils.distributed import gather_objects, is_main, rank, sum_over_processes, world_size
+from tools.results import Evaluation
+from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError
-from utils.metrics import SegmentationMeter, mean_std
-from utils.tables import method_table
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)
+REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports at a time
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Protocol:
         repeats: of the whole test.
         multiple: how often each query comes within a repeat.
         scale_by: `support` or `query`, see `EvaluationQueries`.
+        query_images: see `EpisodeList`.
+        normal_shot: further support images without defect per object and repeat.
+        normal: where they are drawn from, by object.
         num_workers, batch_size: of the loader.
         figures: folder for figures; None: none.
         figure_probability: share of the queries of the first repeat with a figure.
@@ -47,98 +55,126 @@ class Protocol:
     repeats: int = 1
     multiple: int = 1
     scale_by: str = "support"
+    query_images: frozenset[str] = frozenset()
+    normal_shot: int = 0
+    normal: dict[str, list[Path]] = field(default_factory=dict)
     num_workers: int = 0
     batch_size: int = 1
     figures: Path | None = None
     figure_probability: float = 0.0
 
 
-@dataclass
-class Evaluation:
-    """What a test found: one meter per method and repeat, and the files that could not be read."""
-
-    class_names: dict[tuple[str, int], str]
-    meters: dict[str, list[SegmentationMeter]]
-    faults: list[str] = field(default_factory=list)
-    failed_queries: int = 0
-
-    def report(self) -> dict[str, Any]:
-        """Figures as plain JSON: IoU as fractions, None where undefined."""
-        methods = {name: self._method(meters) for name, meters in self.meters.items()}
-        return {"methods": methods, "unreadable": self.faults, "failed_queries": self.failed_queries}
-
-    def _method(self, meters: list[SegmentationMeter]) -> dict[str, Any]:
-        classes = {}
-        for position, (key, name) in enumerate(self.class_names.items()):
-            classes[name] = _summary([m.class_iou()[key] for m in meters], "iou")
-            classes[name]["queries"] = int(sum(m.queries()[position] for m in meters))
-        return {"miou": _summary([m.miou() for m in meters]), "fb_iou": _summary([m.fb_iou() for m in meters]),
-                "classes": classes}  # fmt: skip
-
-    def miou(self, method: str) -> float | None:
-        """Mean over repeats of the mIoU of one method."""
-        return mean_std([m.miou() for m in self.meters[method]])[0]
-
-    def table(self) -> str:
-        """Class IoU, mIoU and FB-IoU in percent, a column per method."""
-        return method_table(self.report()["methods"])
-
-
 def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, protocol: Protocol) -> Evaluation:
     """Run a test; with several processes each takes its share of the queries and all get the whole result.
 
-    An image that cannot be read is reported and counted, and the rest goes on.
+    A query is encoded once for several repeats. An image that cannot be read is reported and counted, and the rest goes
+    on.
 
     Raises:
-        DataError: no query at all could be evaluated.
+        DataError: no query at all could be evaluated, or a normal image cannot be read.
     """
-    names = {key: index.samples[members[0]].class_name for key, members in index.classes().items() if len(members) > 1}
-    result = Evaluation(names, {method: [] for method in predictor.methods})
-    episodes = EpisodeList(index, protocol.shot, protocol.seed, protocol.multiple)
-    for repeat in range(protocol.repeats):
-        drawn = episodes.with_seed(protocol.seed + repeat)
-        draw = _figure_writer(protocol) if repeat == 0 else None
-        meters, faults, failed = _one_repeat(predictor, drawn, settings, protocol, names, draw)
-        for method, meter in meters.items():
-            result.meters[method].append(meter)
-        result.faults += [f for f in faults if f not in result.faults]
-        result.failed_queries += failed
-    if not any(int(m.queries().sum()) for m in next(iter(result.meters.values()))):
+    episodes = test_episodes(index, protocol)
+    queries = (index.samples[i] for i in episodes.queries)
+    names = {sample.class_key: sample.class_name for sample in queries}
+    result = Evaluation(names, list(predictor.methods), protocol.repeats)
+    for first in range(0, protocol.repeats, REPEATS_AT_ONCE):
+        repeats = range(first, min(first + REPEATS_AT_ONCE, protocol.repeats))
+        own = _some_repeats(predictor, episodes, settings, protocol, repeats, names)
+        result.join(gather_objects(own))
+    for fault in result.faults:
+        LOG.warning("left out: %s", fault)
+    if not result.results:
         raise DataError(f"no query could be evaluated: {'; '.join(result.faults[:3])}")
     return result
 
 
-def _one_repeat(
+def _some_repeats(
     predictor: Predictor,
     episodes: EpisodeList,
     settings: ViewSettings,
     protocol: Protocol,
+    repeats: Sequence[int],
     names: dict[tuple[str, int], str],
-    draw: Callable[[int, Query, dict[str, Prediction]], None] | None,
-) -> tuple[dict[str, SegmentationMeter], list[str], int]:
-    queries = EvaluationQueries(episodes, settings, scale_by=protocol.scale_by, rank=rank(), world=world_size())
-    meters = {method: SegmentationMeter(names) for method in predictor.methods}
-    faults: list[str] = []
-    failed = 0
+) -> Evaluation:
+    """This process's part of some repeats."""
+    numbers = range(rank(), len(episodes), world_size())
+    queries = episode_queries(episodes, settings, protocol, repeats, numbers, keep_pairs=predictor.auto_threshold)
+    found = Evaluation(names, list(predictor.methods), protocol.repeats)
+    teacher = Teacher(predictor, protocol)
+    draw = _figure_writer(protocol)
     start = time.perf_counter()
-    for number, query in enumerate(_load(queries, protocol)):
-        faults += query.faults
+    for query in _load(queries, protocol):
+        found.faults += [fault for fault in query.faults if fault not in found.faults]
         if isinstance(query, FailedQuery):
-            failed += 1
+            found.failed_queries += len(repeats)
             continue
-        memory = predictor.remember(query.supports, query.support_masks, windowed=query.windowed)
-        answers = next(predictor.segment([query.image], memory)).answers
-        for method, answer in answers.items():
-            meters[method].update(query.sample.class_key, answer.label, query.target)
-        if draw is not None:
-            draw(queries.numbers[number], query, answers)
-    for meter in meters.values():
-        meter.counts = sum_over_processes(meter.counts, predictor.device)
-    faults = list(dict.fromkeys(f for part in gather_objects(faults) for f in part))
-    for fault in faults:
-        LOG.warning("left out: %s", fault)
-    LOG.info("%d queries in %.1f s", len(queries), time.perf_counter() - start)
-    return meters, faults, sum(gather_objects(failed))
+        found.failed_queries += len(repeats) - len(query.supports)
+        for repeat, answers in teacher.answers(query).items():
+            sample = query.sample
+            found.add((repeat, query.number), sample.class_key, sample.image, query.target, answers)
+            if repeat == 0:
+                draw(query, answers)
+    LOG.info("%d queries, %d repeats in %.1f s", len(queries), len(repeats), time.perf_counter() - start)
+    return found
+
+
+def test_episodes(index: SampleIndex, protocol: Protocol) -> EpisodeList:
+    """The episodes of the first repeat."""
+    return EpisodeList(index, protocol.shot, protocol.seed, protocol.multiple, protocol.query_images)
+
+
+def episode_queries(
+    episodes: EpisodeList,
+    settings: ViewSettings,
+    protocol: Protocol,
+    repeats: Sequence[int],
+    numbers: Sequence[int],
+    keep_pairs: bool = False,
+) -> EvaluationQueries:
+    """Some queries of a test by its protocol."""
+    return EvaluationQueries(
+        episodes, settings, repeats=repeats, scale_by=protocol.scale_by, keep_pairs=keep_pairs, numbers=numbers
+    )
+
+
+class Teacher:
+    """Has a predictor answer queries by the supports that they come with.
+
+    Args:
+        predictor: who answers.
+        protocol: of the test.
+    """
+
+    def __init__(self, predictor: Predictor, protocol: Protocol) -> None:
+        self.predictor, self.protocol = predictor, protocol
+        self.object = ""
+        self.normality: dict[tuple[int, bool], list[LabelledTokens]] = {}
+
+    def answers(self, query: Query) -> dict[int, dict[str, Prediction]]:
+        """By repeat, the answers of all methods."""
+        memories = {repeat: self._memory(query, repeat, supports) for repeat, supports in query.supports.items()}
+        if not memories:
+            return {}
+        (outcomes,) = self.predictor.segment_all([query.image], list(memories.values()))
+        return {repeat: outcome.answers for repeat, outcome in zip(memories, outcomes, strict=True)}
+
+    def _memory(self, query: Query, repeat: int, supports: SupportSet) -> SupportMemory:
+        wanted = self.protocol.normal_shot > 0
+        normal = self._normal(query.sample.object, repeat, supports.windowed) if wanted else []
+        return self.predictor.remember(supports, normal)
+
+    def _normal(self, name: str, repeat: int, windowed: bool) -> list[LabelledTokens]:
+        """What the object's normal images of a repeat look like; kept until the next object."""
+        if name != self.object:
+            self.object, self.normality = name, {}
+        if (repeat, windowed) not in self.normality:
+            protocol = self.protocol
+            drawn = draw_normal(
+                protocol.normal[name], name, protocol.normal_shot, protocol.seed + repeat, "DATASET.normal_shot"
+            )
+            images = (read_image(path) for path in drawn)
+            self.normality[repeat, windowed] = self.predictor.normality(images, windowed=windowed)
+        return self.normality[repeat, windowed]
 
 
 def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:
@@ -150,14 +186,13 @@ def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | Fa
                 bar.update()
 
 
-def _figure_writer(protocol: Protocol) -> Callable[[int, Query, dict[str, Prediction]], None] | None:
-    if protocol.figures is None:
-        return None
-
-    def draw(number: int, query: Query, answers: dict[str, Prediction]) -> None:
-        if random.Random(derive_seed(protocol.seed, number)).random() < protocol.figure_probability:
-            name = f"{number:05d}_{query.sample.class_name.replace('/', '_')}_{Path(query.sample.image).stem}.png"
-            write_image(protocol.figures / name, query_figure(query, answers))
+def _figure_writer(protocol: Protocol) -> Callable[[Query, dict[str, Prediction]], None]:
+    def draw(query: Query, answers: dict[str, Prediction]) -> None:
+        if protocol.figures is None:
+            return
+        if random.Random(derive_seed(protocol.seed, query.number)).random() < protocol.figure_probability:
+            stem = f"{query.number:05d}_{query.sample.class_name.replace('/', '_')}_{Path(query.sample.image).stem}"
+            write_image(protocol.figures / f"{stem}.png", query_figure(query, answers))
 
     return draw
 
@@ -169,8 +204,3 @@ def query_figure(query: Query, answers: dict[str, Prediction]) -> Any:
         pictures.append((method, overlay(query.image, answer.mask)))
         pictures.append((f"{method} score", heat(answer.score)))
     return panels(pictures)
-
-
-def _summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:
-    mean, std = mean_std(values)
-    return {key: mean, "std": std, "repeats": values}

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from yacs.config import CfgNode
 
 from datasets.images import read_image, read_mask
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
-from datasets.strips import ImageStrips
-from tools.answers import Prediction
+from models.sofs import SupportMemory
+from tools.answers import Outcome
+from tools.gallery import Entry, query_panels, support_panels, write_gallery
+from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
+from tools.results import Evaluation
 from utils.errors import DataError
 from utils.logging import setup_logging
-from utils.memory import allocate, let_go
-from utils.metrics import SegmentationMeter
-from utils.run import create_run_folder, provenance, write_json
-from utils.visualize import overlay, write_image
+from utils.metrics import intersection_union
+from utils.run import create_run_folder, provenance, run_facts, write_json
 
 LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"
-SCORE_LEVELS = 65535
-ROWS = 128
-OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is too large to be held
+SHOWN = 8  # queries of an object in the gallery
+
+Supports = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
     """Segment every query of every object of the config.
 
-    Writes per object and query, at the query's size: `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is
-    probability 1), `overlays/NAME.png`; per object `support.safetensors`, for `Predictor.load_support`;
-    and metrics.json with IoU where there are true labels.
+    Writes what `tools.open_domain_files.write_answers` writes for each query; per object and type of defect a support
+    file, for `Predictor.load_support`; metrics.json, and queries.csv and curves.json where there are true labels.
     """
     setup_logging()
     names = cfg.DATASET.open_domain_test_object
@@ -43,80 +43,129 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
     predictor = Predictor.from_config(cfg)
     create_run_folder(folder, cfg)
     setup_logging(folder / "test.log")
-    report = {
-        item.name: _segment_object(cfg, predictor, item, pairs, folder / item.name)
-        for item, pairs in zip(objects, supports, strict=True)
-    }
-    write_json(folder / "metrics.json", {"objects": report, "shot": [len(o.supports) for o in objects]} | provenance())
+    classes = {(o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)}
+    evaluation, entries, report = Evaluation(classes, list(predictor.methods)), [], {}
+    for item, known in zip(objects, supports, strict=True):
+        job = ObjectJob(predictor, item, known, folder / item.name, evaluation)
+        report |= job.run()
+        entries += job.entries()
+    shots = [sum(map(len, item.supports.values())) for item in objects]
+    write_json(folder / "metrics.json", run_facts(cfg) | {"objects": report, "shot": shots} | provenance())
+    if evaluation.results:
+        evaluation.write_queries(folder / "queries.csv")
+        write_json(folder / "curves.json", evaluation.curve_report())
+    write_gallery(folder / "gallery", iter(entries))
     LOG.info("masks, scores and overlays in %s", folder)
 
 
-def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and masks of the chosen category of the supports of object `number`."""
+def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports:
+    """Images and masks of the chosen category of the supports of object `number`, by type of defect."""
     category_num, category = (
         values[number if len(values) > 1 else 0]
         for values in (cfg.DATASET.open_domain_object_category_num, cfg.DATASET.open_domain_specific_defect_category)
     )
-    pairs = [(read_image(image), support_mask(mask, category, category_num)) for image, mask in item.supports]
-    if not any(mask.any() for _, mask in pairs):
-        LOG.warning("%s: no support pixel is marked: a head scores anomalies then, the prior nothing", item.name)
-    return pairs
+    supports = {
+        kind: [(read_image(image), support_mask(mask, category, category_num)) for image, mask in files]
+        for kind, files in item.supports.items()
+    }
+    for kind, pairs in supports.items():
+        if not any(mask.any() for _, mask in pairs):
+            LOG.warning("%s: no support pixel is marked: what looks like no support is taken for a defect",
+                        item.class_name(kind))  # fmt: skip
+    return supports
 
 
-def _segment_object(
-    cfg: CfgNode, predictor: Predictor, item: OpenDomainObject, pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path
-) -> dict[str, Any]:
-    memory = predictor.set_support(*zip(*pairs, strict=True))
-    predictor.save_support(folder / "support.safetensors")
-    meters = {method: SegmentationMeter([item.name]) for method in predictor.methods}
-    faults = []
-    names = output_names(item.queries)
-    for path, name, outcome in zip(item.queries, names, predictor.segment(item.queries, memory), strict=True):
-        try:
-            if outcome.error is not None:
-                raise outcome.error
-            target = read_mask(item.true_labels[path.name]) if path.name in item.true_labels else None
-        except DataError as error:
-            LOG.warning("left out: %s", error)
-            faults.append(str(error))
-            continue
-        write_answer(folder, name, outcome.image, outcome.answers[predictor.main])
-        for method, answer in outcome.answers.items():
-            if target is not None:
-                meters[method].update(item.name, answer.label, target)
-    if len(faults) == len(item.queries):
-        raise DataError(f"{item.name}: no query could be read: {'; '.join(faults[:3])}")
-    return _report(item, meters, faults)
+class ObjectJob:
+    """The segmentation of one object.
+
+    Args:
+        predictor: who answers.
+        item: the object's files.
+        supports: what is known of it, by type of defect.
+        folder: for its files.
+        evaluation: where answers to labelled queries are counted.
+    """
+
+    def __init__(
+        self, predictor: Predictor, item: OpenDomainObject, supports: Supports, folder: Path, evaluation: Evaluation
+    ) -> None:
+        self.predictor, self.item, self.supports = predictor, item, supports
+        self.folder, self.evaluation = folder, evaluation
+        self.shown: list[tuple[float, str, Entry]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Segment every query once for all types of defect; returns the object's part of metrics.json.
+
+        Raises:
+            DataError: no query can be read.
+        """
+        faults: list[str] = []
+        item, names = self.item, output_names(self.item.queries)
+        memories = [self._memory(kind) for kind in self.supports]
+        answered = self.predictor.segment_all(item.queries, memories)
+        for number, (path, outcomes) in enumerate(zip(item.queries, answered, strict=True)):
+            try:
+                if outcomes[0].error is not None:
+                    raise outcomes[0].error
+                targets = [self._target(kind, path) for kind in self.supports]
+            except DataError as error:
+                LOG.warning("left out: %s", error)
+                faults.append(str(error))
+                continue
+            answers = {k: o.answers[self.predictor.main] for k, o in zip(self.supports, outcomes, strict=True)}
+            write_answers(self.folder, names[number], outcomes[0].image, answers)
+            for place, (outcome, target) in enumerate(zip(outcomes, targets, strict=True)):
+                self._count(place, number, outcome, target)
+        if len(faults) == len(item.queries):
+            raise DataError(f"{item.name}: no query could be read: {'; '.join(faults[:3])}")
+        return {item.class_name(kind): self._report(place, faults) for place, kind in enumerate(self.supports)}
+
+    def entries(self) -> list[Entry]:
+        """What the gallery shows of it, worst first."""
+        ranked = sorted(self.shown, key=lambda shown: shown[:2])
+        last = len(ranked) - 1
+        ranks = {0: "worst", last: "best"} if last and ranked[0][0] < ranked[-1][0] else {}
+        return [replace(entry, rank=ranks.get(i, "")) for i, (_, _, entry) in enumerate(ranked)]
+
+    def _memory(self, kind: str) -> SupportMemory:
+        images, masks = zip(*self.supports[kind], strict=True)
+        normal = [read_image(path) for path in self.item.normal]
+        memory = self.predictor.set_support([*images, *normal], [*masks, *(None for _ in normal)])
+        self.predictor.save_support(self.folder / (f"support_{kind}.safetensors" if kind else "support.safetensors"))
+        for method, threshold in memory.thresholds.items():
+            LOG.info("%s: threshold of %s is %.3f", self.item.class_name(kind), method, threshold)
+        return memory
+
+    def _target(self, kind: str, query: Path) -> np.ndarray | None:
+        labels = self.item.true_labels[kind]
+        return read_mask(labels[query.name]) if query.name in labels else None
+
+    def _count(self, place: int, number: int, outcome: Outcome, target: np.ndarray | None) -> None:
+        """Add the answer about one type of defect to the figures and, of the first queries, to the gallery."""
+        query, kind = self.item.queries[number], list(self.supports)[place]
+        scores: dict[str, float | None] = {}
+        if target is not None:
+            name = f"{self.item.name}/query/image/{query.name}"
+            self.evaluation.add((0, number), (self.item.name, place), name, target, outcome.answers)
+            counts = {m: intersection_union(a.label, target) for m, a in outcome.answers.items()}
+            scores = {m: float(i[1] / u[1]) if u[1] else None for m, (i, u) in counts.items()}
+        if number < SHOWN and outcome.image.pixels is not None:
+            panels = support_panels(self.supports[kind]) + query_panels(outcome.image.pixels, target, outcome.answers)
+            entry = Entry(self.item.class_name(kind), "", query.name, scores, panels)
+            self.shown.append((next(iter(scores.values()), None) or 0.0, query.name, entry))
+
+    def _report(self, place: int, faults: list[str]) -> dict[str, Any]:
+        kind = list(self.supports)[place]
+        labelled, name, iou = len(self.item.true_labels[kind]), self.item.class_name(kind), {}
+        if labelled:
+            key = (self.item.name, place)
+            iou = {method: self.evaluation.meters(method)[0].class_iou()[key] for method in self.evaluation.methods}
+            shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
+            LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
+        return {"queries": len(self.item.queries), "iou": iou, "unreadable": faults}
 
 
 def output_names(queries: list[Path]) -> list[str]:
     """A name for the files of each query: the query's without suffix, or whole where two differ by the suffix alone."""
     stems = [path.stem for path in queries]
     return stems if len(set(stems)) == len(stems) else [path.name for path in queries]
-
-
-def write_answer(folder: Path, name: str, image: ImageStrips, answer: Prediction) -> None:
-    """Write mask, 16-bit score and overlay of one query; the overlay of an image read in strips is shrunk."""
-    levels = allocate(answer.score.shape, np.uint16)
-    marks = allocate(answer.score.shape, np.uint8)
-    for top in range(0, len(levels), ROWS):
-        rows = np.s_[top : top + ROWS]
-        levels[rows] = np.rint(answer.score[rows] * SCORE_LEVELS)
-        marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
-        let_go(levels, marks, answer.score, answer.label)
-    write_image(folder / "masks" / f"{name}.png", marks)
-    let_go(marks)
-    write_image(folder / "scores" / f"{name}.png", levels)
-    let_go(levels)
-    shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
-    seen = cv2.resize(marks, shown.shape[1::-1], interpolation=cv2.INTER_AREA)
-    let_go(marks)
-    write_image(folder / "overlays" / f"{name}.png", overlay(shown, seen > 0))
-
-
-def _report(item: OpenDomainObject, meters: dict[str, SegmentationMeter], faults: list[str]) -> dict[str, Any]:
-    iou = {method: meter.class_iou()[item.name] for method, meter in meters.items()}
-    if item.true_labels:
-        shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
-        LOG.info("%s: pooled IoU over %d labelled queries: %s", item.name, len(item.true_labels), shown)
-    return {"queries": len(item.queries), "iou": iou if item.true_labels else {}, "unreadable": faults}

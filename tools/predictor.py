@@ -7,34 +7,37 @@ for prediction in predictor.predict_many(paths): ...
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from datasets.build import view_settings
-from datasets.episodes import ViewSettings, derive_seed, prepare_views, support_views
+from datasets.episodes import derive_seed
 from datasets.images import read_image, read_mask
-from datasets.queries import is_windowed
+from datasets.supports import SupportSet, ViewSettings, is_windowed, normal_views, support_set
 from models.comparison import Comparison
-from models.sofs import SOFS, SupportMemory, SupportSummary, join_summaries
-from models.support_tokens import LabelledTokens, join, label, ready, thin
+from models.sofs import SupportMemory
+from models.support_tokens import LabelledTokens
 from tools.answers import Answering, Outcome, Prediction
 from tools.methods import test_methods
 from tools.pipeline import Window, WindowFeed
+from tools.support_encoder import SupportEncoder
 from tools.support_file import fingerprint, load_memory, save_memory
+from tools.thresholds import choose_thresholds
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
-LOG = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | np.ndarray
-MIRRORS = ((), (-1,), (-2,), (-2, -1))  # axes turned round
+AUTO = "auto"  # value of TEST.threshold
+DEFAULT_THRESHOLD = 0.5
 
 
 class Predictor:
@@ -49,7 +52,8 @@ class Predictor:
         memory_tokens: background tokens kept of the supports; 0: all.
         mirrored: compare windows with the supports' mirror images, too.
         merge: `probability`, or `reference` for the published stitching.
-        threshold: probability above which a pixel is defect.
+        threshold: probability above which a pixel is defect; None: chosen on the supports, see
+            `tools.thresholds.choose_thresholds`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """
@@ -65,7 +69,7 @@ class Predictor:
         memory_tokens: int = 0,
         mirrored: bool = False,
         merge: str = "probability",
-        threshold: float = 0.5,
+        threshold: float | None = 0.5,
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
@@ -73,12 +77,18 @@ class Predictor:
         self.main = next(iter(methods))
         self.backbone = self.methods[self.main].backbone
         self.settings, self.device, self.seed = settings, device, seed
-        self.window_batch, self.overlap, self.memory_tokens = window_batch, overlap, memory_tokens
-        self.mirrors = MIRRORS if mirrored else MIRRORS[:1]
-        self.merge, self.threshold, self.precision = merge, threshold, precision
-        self.summarise = next((m.summarise for m in self.methods.values() if isinstance(m, SOFS)), None)
+        self.window_batch, self.overlap = window_batch, overlap
+        self.merge, self.precision = merge, precision
+        self.auto_threshold, self.threshold = threshold is None, DEFAULT_THRESHOLD if threshold is None else threshold
+        self.encoder = SupportEncoder(
+            list(self.methods.values()),
+            device,
+            precision=precision,
+            batch=window_batch,
+            memory_tokens=memory_tokens,
+            mirrored=mirrored,
+        )
         self.memory: SupportMemory | None = None
-        self.told = False
 
     @classmethod
     def from_config(
@@ -103,27 +113,38 @@ class Predictor:
             memory_tokens=cfg.TEST.memory_tokens,
             mirrored=cfg.TEST.mirrored_supports,
             merge=cfg.TEST.merge,
-            threshold=cfg.TEST.threshold,
+            threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
             precision=cfg.TRAIN.precision,
             seed=cfg.RNG_SEED,
         )
 
-    def set_support(self, images: Sequence[Picture], masks: Sequence[Picture]) -> SupportMemory:
-        """Teach a defect: one mask per image, of its size, not 0 where the defect is.
+    def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> SupportMemory:
+        """Teach a defect: one mask per image, of its size, not 0 where the defect is; None, or a mask without a marked
+        pixel, for an image of the normal surface. Without any defect the answer is how abnormal a pixel looks.
 
         Raises:
             DataError: a file cannot be read, or a mask has another size than its image.
         """
-        pairs = [(_pixels(i), _marks(m)) for i, m in zip(images, masks, strict=True)]
+        pairs = [(_pixels(i), None if m is None else _marks(m)) for i, m in zip(images, masks, strict=True)]
         for number, (image, mask) in enumerate(pairs):
-            if image.shape[:2] != mask.shape:
+            if mask is not None and image.shape[:2] != mask.shape:
                 raise DataError(f"support {number} has {image.shape[0]} x {image.shape[1]} pixels, its mask "
                                 f"{mask.shape[0]} x {mask.shape[1]}; give a mask of the image's size")  # fmt: skip
-        rng = random.Random(derive_seed(self.seed))
-        views = [view for pair in pairs for view in support_views(*pair, self.settings, rng)]
-        windowed = is_windowed([mask for _, mask in pairs], self.settings.resize_ratio)
-        self.memory = self.remember(*prepare_views(views, self.settings.image_size), windowed=windowed)
+        defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
+        windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
+        images = [image for image, mask in pairs if mask is None or not mask.any()]
+        normal = self.normality(images, windowed=windowed)
+        if defects:
+            rng = random.Random(derive_seed(self.seed))
+            self.memory = self.remember(support_set(defects, self.settings, rng, windowed), normal)
+        else:
+            self.memory = self.encoder.remember([], normal, windowed=windowed)
         return self.memory
+
+    def normality(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[LabelledTokens]:
+        """What images (h, w, 3) uint8 RGB without defect look like; `windowed` as their queries are seen."""
+        size = self.settings.image_size
+        return [self.encoder.encode_normal(normal_views(i, self.settings, windowed), size) for i in images]
 
     def save_support(self, path: str | Path) -> None:
         """Write what is known of the defect as safetensors."""
@@ -135,7 +156,7 @@ class Predictor:
         Raises:
             WeightsError: missing, unreadable, or written with other settings.
         """
-        self.memory = load_memory(Path(path), self._fingerprint(), self.device, joint=self._joint)
+        self.memory = load_memory(Path(path), self._fingerprint(), self.device, joint=self.encoder.needs_joint)
         return self.memory
 
     def predict(self, image: Picture) -> Prediction:
@@ -154,34 +175,42 @@ class Predictor:
                 raise outcome.error
             yield outcome.answers[self.main]
 
-    @torch.inference_mode()
-    def remember(self, supports: Tensor, masks: Tensor, *, windowed: bool = True) -> SupportMemory:
-        """Encode supports once, equal views but once: (K, 3, S, S) float32 and (K, S, S) {0, 1}.
+    def remember(self, supports: SupportSet, normal: Sequence[LabelledTokens] = ()) -> SupportMemory:
+        """A memory of supports with a defect and of normal images, see `normality`; where the threshold is chosen on
+        them, with it."""
+        count = len(supports.images) // len(supports.pairs) if self.auto_threshold else len(supports.images)
+        views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
+        parts = [self.encoder.encode(images, masks) for images, masks in views]
+        memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
+        if not self.auto_threshold:
+            return memory
+        return replace(memory, thresholds=choose_thresholds(self, supports.pairs, parts, normal, memory.windowed))
 
-        Args:
-            supports, masks: the views.
-            windowed: the queries are seen in windows at native resolution; False: each resized whole.
-        """
-        kept, counts = _distinct(supports, masks)
-        summaries: list[SupportSummary] = []
-        tokens: list[LabelledTokens] = []
-        with autocast(self.device, self.precision):
-            for views, number in zip(kept.split(self.window_batch), counts.split(self.window_batch), strict=True):
-                images, marks = supports[views].to(self.device), masks[views].unsqueeze(0).to(self.device)
-                seen = [(self.backbone(images.flip(m)), self._shares(marks.flip(m))) for m in self.mirrors]
-                number = number.unsqueeze(0).to(self.device)
-                tokens.append(label(*_one_below_the_other(seen), number))
-                if self.summarise is not None:
-                    summaries.append(self.summarise(*seen[0], number))
-                tokens = self._thinned(tokens, 2 * self.memory_tokens)
-            known = ready(join(self._thinned(tokens, self.memory_tokens)), joint=self._joint)
-        return SupportMemory(known, join_summaries(summaries) if summaries else None, windowed)
-
-    @torch.inference_mode()
     def segment(self, images: Iterable[Picture], memory: SupportMemory) -> Iterator[Outcome]:
         """Segment images with all methods, in order; an image that cannot be read is reported in its outcome."""
-        feed = WindowFeed(self.settings.image_size, self.settings.crop_size if memory.windowed else None, self.overlap)
+        for (outcome,) in self.segment_all(images, [memory]):
+            yield outcome
+
+    def segment_all(self, images: Iterable[Picture], memories: Sequence[SupportMemory]) -> Iterator[list[Outcome]]:
+        """As `segment`, for several sets of supports at once: each window is encoded once for all that look at the
+        image at the same scale."""
+        scales = {m.windowed: [i for i, n in enumerate(memories) if n.windowed == m.windowed] for m in memories}
+        order = [place for places in scales.values() for place in places]
+        streams = [
+            self._segment_at(scale, seen, [memories[i] for i in places])
+            for (scale, places), seen in zip(scales.items(), tee(images, len(scales)), strict=True)
+        ]
+        for parts in zip(*streams, strict=True):
+            found = dict(zip(order, (outcome for part in parts for outcome in part), strict=True))
+            yield [found[i] for i in range(len(memories))]
+
+    @torch.inference_mode()
+    def _segment_at(
+        self, windowed: bool, images: Iterable[Picture], memories: Sequence[SupportMemory]
+    ) -> Iterator[list[Outcome]]:
+        feed = WindowFeed(self.settings.image_size, self.settings.crop_size if windowed else None, self.overlap)
         sources = (np.asarray(i.convert("RGB")) if isinstance(i, Image.Image) else i for i in images)
+        thresholds = [{name: m.thresholds.get(name, self.threshold) for name in self.methods} for m in memories]
         open_images: list[Answering] = []
         batch: list[tuple[Answering, Window]] = []
         for part in feed.stream(sources, self.window_batch):
@@ -192,42 +221,27 @@ class Predictor:
                 open_images[-1].error = part.error
                 batch = [entry for entry in batch if entry[0] is not open_images[-1]]
             else:
-                open_images.append(Answering(part, list(self.methods), merge=self.merge, threshold=self.threshold))
+                open_images.append(Answering(part, thresholds, merge=self.merge))
             if len(batch) == self.window_batch:
-                self._answer(batch, memory)
+                self._answer(batch, memories)
                 batch = []
             while open_images and open_images[0].finished:
-                yield open_images.pop(0).outcome()
+                yield open_images.pop(0).outcomes()
         if batch:
-            self._answer(batch, memory)
-        yield from (image.outcome() for image in open_images)
+            self._answer(batch, memories)
+        yield from (image.outcomes() for image in open_images)
 
-    def _answer(self, batch: list[tuple[Answering, Window]], memory: SupportMemory) -> None:
+    def _answer(self, batch: list[tuple[Answering, Window]], memories: Sequence[SupportMemory]) -> None:
         windows = torch.stack([window.pixels for _, window in batch]).to(self.device, non_blocking=True)
+        size, maps = windows.shape[-2:], []
         with autocast(self.device, self.precision):
-            compared = Comparison(self.backbone(windows), memory.known)
-            maps = {
-                name: method.answer(compared, memory.summary, windows.shape[-2:]).float().cpu()
-                for name, method in self.methods.items()
-            }
+            features = self.backbone(windows)
+            for memory in memories:
+                compared = Comparison(features, memory.known)
+                answers = {n: m.answer(compared, memory.summary, size).float() for n, m in self.methods.items()}
+                maps.append({name: answer.cpu() for name, answer in answers.items()})
         for number, (image, window) in enumerate(batch):
-            image.add(window.box, {name: answers[number] for name, answers in maps.items()})
-
-    def _shares(self, masks: Tensor) -> Tensor:
-        return self.methods[self.main].shares(masks)
-
-    def _thinned(self, tokens: list[LabelledTokens], limit: int) -> list[LabelledTokens]:
-        """The tokens as they are up to `limit` background tokens, else joined and thinned to `memory_tokens`."""
-        if not self.memory_tokens or sum(t.background[0].shape[1] for t in tokens) <= limit:
-            return tokens
-        if not self.told:
-            LOG.info("of the supports' background %d tokens are kept (TEST.memory_tokens)", self.memory_tokens)
-            self.told = True
-        return [thin(join(tokens), self.memory_tokens)]
-
-    @property
-    def _joint(self) -> bool:
-        return any(method.needs_joint for method in self.methods.values())
+            image.add(window.box, [{name: answer[number] for name, answer in answers.items()} for answers in maps])
 
     def _known(self) -> SupportMemory:
         if self.memory is None:
@@ -249,28 +263,3 @@ def _marks(mask: Picture) -> np.ndarray:
         return read_mask(mask)
     values = np.asarray(mask) != 0
     return (values.any(2) if values.ndim == 3 else values).astype(np.uint8)
-
-
-def _one_below_the_other(seen: list[tuple[list[Tensor], Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Features and shares of the same views, joined to taller maps."""
-    features, shares = zip(*seen, strict=True)
-    return [torch.cat(layer, dim=-2) for layer in zip(*features, strict=True)], torch.cat(shares, dim=-2)
-
-
-def _distinct(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (K',) of the views without repetitions, and how often each was given, (K',) float32."""
-    kept: list[int] = []
-    counts: list[float] = []
-    for number in range(len(images)):
-        same = (
-            i
-            for i, k in enumerate(kept)
-            if torch.equal(masks[k], masks[number]) and torch.equal(images[k], images[number])
-        )
-        position = next(same, None)
-        if position is None:
-            kept.append(number)
-            counts.append(1.0)
-        else:
-            counts[position] += 1
-    return torch.tensor(kept), torch.tensor(counts)

@@ -6,19 +6,20 @@ import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datasets.episodes import ViewSettings
+from datasets.supports import ViewSettings
 from models.sofs import SupportMemory, SupportSummary
 from models.support_tokens import SupportTokens, with_joint
 from tools.checkpoint import written_whole
 from utils.errors import WeightsError
 
-FORMAT = "sofs-support-1"
+FORMAT = "sofs-support-2"
 
 
 def fingerprint(method: nn.Module, settings: ViewSettings) -> dict[str, str]:
@@ -42,12 +43,15 @@ def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) 
     tensors = {"share": known.share, "sizes": torch.tensor(known.sizes), "covered": known.covered}
     tensors |= {f"keys.{i}": layer for i, layer in enumerate(known.keys)}
     tensors |= {f"mean.{i}": layer for i, layer in enumerate(known.mean)}
+    for number, image in enumerate(known.normal):
+        tensors |= {f"normal.{number}.{i}": layer for i, layer in enumerate(image)}
     if memory.summary is not None:
         tensors |= {f"summary.{f.name}": getattr(memory.summary, f.name) for f in fields(SupportSummary)}
     # copies: tensors that share memory cannot be written
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
     with written_whole(path) as scratch:
-        save_file(tensors, scratch, metadata=fingerprint | {"windowed": json.dumps(memory.windowed)})
+        save_file(tensors, scratch, metadata=fingerprint | {"use": json.dumps(use)})
 
 
 def load_memory(path: Path, fingerprint: dict[str, str], device: torch.device, *, joint: bool) -> SupportMemory:
@@ -76,11 +80,12 @@ def load_memory(path: Path, fingerprint: dict[str, str], device: torch.device, *
                 f"{path}: its {name} are not those of this predictor ({metadata.get(name, 'none')}, here {value}); "
                 "use the config and weights that it was written with, or teach the defect again"
             )
-    return _memory_of(tensors, json.loads(metadata["windowed"]), joint)
+    return _memory_of(tensors, json.loads(metadata["use"]), joint)
 
 
-def _memory_of(tensors: dict[str, Tensor], windowed: bool, joint: bool) -> SupportMemory:
+def _memory_of(tensors: dict[str, Tensor], use: dict[str, Any], joint: bool) -> SupportMemory:
     layers = range(sum(name.startswith("keys.") for name in tensors))
+    images = range(sum(name.startswith("normal.") for name in tensors) // len(layers))
     known = SupportTokens(
         keys=[tensors[f"keys.{i}"] for i in layers],
         share=tensors["share"],
@@ -88,7 +93,8 @@ def _memory_of(tensors: dict[str, Tensor], windowed: bool, joint: bool) -> Suppo
         covered=tensors["covered"],
         mean=[tensors[f"mean.{i}"] for i in layers],
         joint=None,
+        normal=[[tensors[f"normal.{number}.{i}"] for i in layers] for number in images],
     )
     names = [f.name for f in fields(SupportSummary)]
     summary = SupportSummary(**{n: tensors[f"summary.{n}"] for n in names}) if "summary.weight" in tensors else None
-    return SupportMemory(with_joint(known) if joint else known, summary, windowed)
+    return SupportMemory(with_joint(known) if joint else known, summary, use["windowed"], use["thresholds"])

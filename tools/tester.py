@@ -1,22 +1,27 @@
-"""The test job: measure on the test objects of a split, or segment open domain objects."""
+"""The test job: measure on the test objects of a split, or on what its data set asks for."""
 
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from datasets.build import build_test_index, view_settings
+from datasets.build import build_normal_images, build_test_index, is_anomaly_data, view_settings
+from datasets.queries import Query
 from datasets.samples import SampleIndex
-from tools.evaluator import Evaluation, Protocol, evaluate
+from tools.anomaly import detect_anomalies
+from tools.evaluator import Protocol, Teacher, episode_queries, evaluate, test_episodes
+from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
+from tools.report import write_report
+from tools.results import Evaluation
 from utils.distributed import is_main, launch
 from utils.logging import setup_logging
-from utils.run import create_run_folder, discard_on_error, provenance, run_folder, write_json
+from utils.run import create_run_folder, discard_on_error, provenance, run_facts, run_folder, write_json
 
 LOG = logging.getLogger(__name__)
 
@@ -28,55 +33,88 @@ def run_test(cfg: CfgNode, config_file: str) -> Path:
         if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
             segment_open_domain(cfg, folder)
         else:
-            launch(test_split, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
+            job = detect_anomalies if is_anomaly_data(cfg) else test_split
+            launch(job, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
+        write_report(folder)
     return folder
 
 
 def test_split(cfg: CfgNode, folder: Path) -> None:
-    """Evaluate every test set of the config and write log, metrics and figures into `folder`."""
+    """Evaluate every test set of the config and write log, metrics, figures and gallery into `folder`."""
     setup_logging()
-    indices = {name: build_test_index(cfg, name) for name in cfg.DATASET.sub_datasets}
+    tests = {name: SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in cfg.DATASET.sub_datasets}
     predictor = Predictor.from_config(cfg)
     if is_main():
         create_run_folder(folder, cfg)
         setup_logging(folder / "test.log")
-    for name, index in indices.items():
-        suffix = "" if name == "original" else f"_{name}"
-        evaluation = test_index(cfg, predictor, index, folder / f"figures{suffix}")
+    for test in tests.values():
+        evaluation = test.run(predictor)
         if is_main():
-            record(cfg, evaluation, folder / f"metrics{suffix}.json", f"test of {name}")
+            test.record(evaluation, f"test of {test.name}")
+            test.write_gallery(predictor, evaluation)
 
 
-def test_index(cfg: CfgNode, predictor: Predictor, index: SampleIndex, figures: Path | None) -> Evaluation:
-    """Evaluate one index by the protocol of the config."""
-    for note in index.notes:
-        LOG.info("%s", note)
-    LOG.info("%d samples of %d classes in %s", len(index), len(index.classes()), index.root)
-    visualize = cfg.TEST.VISUALIZE
-    protocol = Protocol(
-        shot=cfg.DATASET.shot,
-        seed=cfg.RNG_SEED,
-        repeats=cfg.DATASET.few_shot_repeated_multiple,
-        multiple=cfg.DATASET.test_sample_repeated_multiple,
-        scale_by=cfg.TEST.query_scale,
-        num_workers=cfg.TRAIN_SETUPS.num_workers,
-        batch_size=cfg.TEST_SETUPS.batch_size,
-        figures=figures if visualize.save_figure else None,
-        figure_probability=visualize.sample_prob,
-    )
-    return evaluate(predictor, index, view_settings(cfg), protocol)
+class SplitTest:
+    """A test by the protocol of the config.
 
+    Args:
+        cfg: the config.
+        index: what is tested.
+        folder: of the run.
+        name: of the test set; files of others than `original` carry it.
+    """
 
-def record(cfg: CfgNode, evaluation: Evaluation, file: Path, title: str, **more: Any) -> None:
-    """Log the table and write the metrics of a test."""
-    LOG.info("%s, split %d, %d-shot\n%s", title, cfg.DATASET.split, cfg.DATASET.shot, evaluation.table())
-    settings = {
-        "data_set": cfg.DATASET.name,
-        "split": cfg.DATASET.split,
-        "shot": cfg.DATASET.shot,
-        "seed": cfg.RNG_SEED,
-        "backbone": cfg.TRAIN.backbone,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    write_json(file, settings | evaluation.report() | more | provenance())
-    LOG.info("figures and metrics in %s", file.parent)
+    def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path, name: str) -> None:
+        self.cfg, self.index, self.folder, self.name = cfg, index, folder, name
+        self.suffix = "" if name == "original" else f"_{name}"
+        visualize, data = cfg.TEST.VISUALIZE, cfg.DATASET
+        self.settings = view_settings(cfg)
+        self.protocol = Protocol(
+            shot=data.shot,
+            seed=cfg.RNG_SEED,
+            repeats=data.few_shot_repeated_multiple,
+            multiple=data.test_sample_repeated_multiple,
+            scale_by=cfg.TEST.query_scale,
+            normal_shot=data.normal_shot,
+            normal=build_normal_images(cfg, index.objects()),
+            num_workers=cfg.TRAIN_SETUPS.num_workers,
+            batch_size=cfg.TEST_SETUPS.batch_size,
+            figures=folder / f"figures{self.suffix}" if visualize.save_figure else None,
+            figure_probability=visualize.sample_prob,
+        )
+
+    def run(self, predictor: Predictor) -> Evaluation:
+        """Evaluate; all processes call it and get the same."""
+        for note in self.index.notes:
+            LOG.info("%s", note)
+        LOG.info("%d samples of %d classes in %s", len(self.index), len(self.index.classes()), self.index.root)
+        return evaluate(predictor, self.index, self.settings, self.protocol)
+
+    def record(self, evaluation: Evaluation, title: str, **more: Any) -> None:
+        """Log the table; write metrics, counts of every query, and curves."""
+        cfg = self.cfg
+        LOG.info("%s, split %d, %d-shot\n%s", title, cfg.DATASET.split, cfg.DATASET.shot, evaluation.table())
+        write_json(self._file("metrics", "json"), run_facts(cfg) | evaluation.report() | more | provenance())
+        evaluation.write_queries(self._file("queries", "csv"))
+        write_json(self._file("curves", "json"), evaluation.curve_report())
+        LOG.info("figures and metrics in %s", self.folder)
+
+    def write_gallery(self, predictor: Predictor, evaluation: Evaluation) -> None:
+        """Ask for the worst, median and best query of every class once more, and keep pictures of them."""
+        write_gallery(self.folder / f"gallery{self.suffix}", self._entries(predictor, evaluation))
+
+    def _entries(self, predictor: Predictor, evaluation: Evaluation) -> Iterator[Entry]:
+        places = chosen(evaluation, predictor.main)
+        episodes = test_episodes(self.index, self.protocol)
+        numbers = [result.number for _, result in places]
+        queries = episode_queries(episodes, self.settings, self.protocol, (0,), numbers, keep_pairs=True)
+        teacher = Teacher(predictor, self.protocol)
+        ious = {(r.number, r.method): r.iou for r in evaluation.results if r.repeat == 0}
+        for (rank, result), query in zip(places, (queries[i] for i in range(len(queries))), strict=True):
+            if isinstance(query, Query) and (answers := teacher.answers(query).get(0)):
+                panels = support_panels(query.supports[0].pairs) + query_panels(query.image, query.target, answers)
+                scores = {method: ious[result.number, method] for method in evaluation.methods}
+                yield Entry(query.sample.class_name, rank, query.sample.image, scores, panels)
+
+    def _file(self, stem: str, kind: str) -> Path:
+        return self.folder / f"{stem}{self.suffix}.{kind}"

@@ -7,6 +7,7 @@ import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,15 +31,17 @@ from tools.feature_bank import bank_episodes, filled
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
 from tools.predictor import Predictor
+from tools.report import write_report
 from tools.schedule import build_optimizer, build_schedule
 from tools.steps import Batch, EpisodeLoss, add_to_meter, to_device
-from tools.tester import record, test_index
+from tools.tester import SplitTest
+from tools.validation import Validation
 from utils.distributed import is_main, launch, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import autocast, half_type, pick_device
-from utils.run import create_run_folder, discard_on_error, run_folder
+from utils.run import create_run_folder, discard_on_error, run_folder, write_json
 from utils.visualize import TRUTH, outline, overlay, panels
 
 LOG = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
     folder = run_folder(cfg, config_file)
     with discard_on_error(folder):
         launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
+        write_report(folder)
     return folder
 
 
@@ -60,7 +64,8 @@ def train(cfg: CfgNode, folder: Path) -> None:
     if missing:
         raise DataError(f"{len(missing)} training images are missing, the first {missing[0]}; mend the annotations "
                         "or TRAIN.dataset_path")  # fmt: skip
-    tests = {name: build_test_index(cfg, name) for name in cfg.DATASET.sub_datasets} if _tests(cfg) else {}
+    names = cfg.DATASET.sub_datasets if cfg.TRAIN_SETUPS.TEST_SETUPS.test_state else []
+    tests = [SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in names]
     trainer = Trainer(cfg, index, folder)
     if is_main():
         create_run_folder(folder, cfg)
@@ -70,10 +75,6 @@ def train(cfg: CfgNode, folder: Path) -> None:
         LOG.info("%s", note)
     LOG.info("training on %d samples of %d classes: %s", len(index), len(index.classes()), ", ".join(index.objects()))
     trainer.run(tests)
-
-
-def _tests(cfg: CfgNode) -> bool:
-    return cfg.TRAIN_SETUPS.TEST_SETUPS.test_state
 
 
 class Trainer:
@@ -95,7 +96,9 @@ class Trainer:
         if cfg.TRAIN.load_checkpoint:
             load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path")
         own, setups = cfg.TRAIN.LOSS, cfg.TRAIN_SETUPS
-        self.index = index
+        validates = setups.TEST_SETUPS.val_state
+        self.validation = Validation(cfg, index, folder) if validates else None
+        self.index = index = self.validation.rest if self.validation else index
         drawn = build_training_episodes(cfg, index)
         banked = cfg.TRAIN.feature_bank > 0
         self.episodes = bank_episodes(cfg, drawn, self.model.backbone, folder) if banked else drawn
@@ -111,24 +114,31 @@ class Trainer:
         )
         self.writer: SummaryWriter | None = None
         self.epoch = 0
+        self.history: list[dict[str, Any]] = []
         if cfg.TRAIN.resume:
             self._resume(load_state(cfg.TRAIN.resume))
         pin = self.device.type == "cuda"
         self.loader = Loader(self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin)
         self.batches = iter(self.loader)
 
-    def run(self, tests: dict[str, SampleIndex]) -> None:
-        """All epochs that are left, with their tests; then the head's checkpoint."""
+    def run(self, tests: list[SplitTest]) -> None:
+        """All epochs that are left: each trained, kept, and every so often validated and tested; at the end the test of
+        the head that validation found best, or of the last."""
         setups = self.cfg.TRAIN_SETUPS
-        every = setups.TEST_SETUPS.epoch_test
         with self.features_ready() if self.epoch < setups.epochs else nullcontext(), closing(self.batches):
             while self.epoch < setups.epochs:
                 self.train_epoch()
                 self.epoch += 1
+                last = self.epoch == setups.epochs
+                due = last or self.epoch % setups.TEST_SETUPS.epoch_test == 0
+                if due and self.validation is not None:
+                    self._validate(self.validation)
                 self._save()
-                if self.epoch % every == 0 and self.epoch < setups.epochs:
+                if due and not last:
                     self._test(tests)
-        self._test(tests)
+        if self.validation is not None and self.validation.best is not None:
+            self.model.head.load_state_dict(self.validation.best.head)
+        self._test(tests, final=True)
         if self.writer is not None:
             self.writer.close()
 
@@ -189,6 +199,8 @@ class Trainer:
             known = {k: v for k, v in meter.class_iou().items() if v is not None}
             LOG.info("training IoU: %s", ", ".join(f"{k} {100 * v:.1f}" for k, v in known.items()))
             scalars["train/miou"] = meter.miou() or 0.0
+        entry = {"epoch": self.epoch + 1, "loss": loss, "learning_rate": scalars["train/learning_rate"]}
+        self.history.append(entry | ({"train_miou": scalars["train/miou"]} if meter is not None else {}))
         self._scalars(scalars)
 
     def _scalars(self, scalars: dict[str, float]) -> None:
@@ -214,19 +226,29 @@ class Trainer:
         )
         self.writer.add_image("train/episode", picture, self.epoch, dataformats="HWC")
 
-    def _test(self, tests: dict[str, SampleIndex]) -> None:
-        """Test the head beside the prior, and on the training objects where `val_state` asks for it."""
-        predictor = Predictor.from_config(self.cfg, with_baseline(self.cfg, self.model), self.device)
-        wanted = dict(tests)
-        if tests and self.cfg.TRAIN_SETUPS.TEST_SETUPS.val_state:
-            wanted["validation"] = self.index
-        for name, index in wanted.items():
-            suffix = "" if name == "original" else f"_{name}"
-            evaluation = test_index(self.cfg, predictor, index, self.folder / f"figures{suffix}")
+    def _predictor(self) -> Predictor:
+        """Of the head as it is, beside the prior."""
+        return Predictor.from_config(self.cfg, with_baseline(self.cfg, self.model), self.device)
+
+    def _validate(self, validation: Validation) -> None:
+        """Test on the images that were held out, and keep the head where it is the best so far."""
+        mious = validation.run(self._predictor(), self.epoch, self.model.head)
+        self.history[-1]["validation"] = mious
+        self._scalars({f"validation/miou_{method}": miou or 0.0 for method, miou in mious.items()})
+        if is_main() and self.cfg.TRAIN.save_model and validation.best.epoch == self.epoch:
+            save_head(self.folder / "checkpoints" / "best.safetensors", self.model, self.cfg.dump())
+
+    def _test(self, tests: list[SplitTest], *, final: bool = False) -> None:
+        """Test the head beside the prior on the test objects."""
+        predictor = self._predictor()
+        tested = self.validation.best.epoch if final and self.validation is not None else self.epoch
+        for test in tests:
+            evaluation = test.run(predictor)
             if is_main():
-                record(self.cfg, evaluation, self.folder / f"metrics{suffix}.json",
-                       f"{name} after {self.epoch} epochs", epochs=self.epoch)  # fmt: skip
-            self._scalars({f"{name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods})
+                test.record(evaluation, f"{test.name} after {tested} epochs", epochs=tested)
+                if final:
+                    test.write_gallery(predictor, evaluation)
+            self._scalars({f"{test.name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods})
 
     def _save(self) -> None:
         if not (is_main() and self.cfg.TRAIN.save_model):
@@ -240,14 +262,19 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "config": self.cfg.dump(),
+            "history": self.history,
+            "best": None if self.validation is None else self.validation.state(),
         }
         save_state(checkpoints / "state.pth", state)
+        write_json(self.folder / "history.json", self.history)
 
     def _resume(self, state: dict) -> None:
         load_checked(self.model.head, state["head"], f"TRAIN.resume: {self.cfg.TRAIN.resume}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["epoch"]
+        self.epoch, self.history = state["epoch"], list(state["history"])
+        if self.validation is not None and state["best"] is not None:
+            self.validation.restore(state["best"])
         self.numbers.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         LOG.info("going on after epoch %d", self.epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,11 @@ class SegmentationMeter:
 
     def update(self, key: Hashable, prediction: np.ndarray, target: np.ndarray) -> None:
         """Add one query of class `key`; see `intersection_union`."""
-        intersection, union = intersection_union(prediction, target)
-        self.counts[self.classes.index(key)] += torch.from_numpy(np.concatenate([intersection, union, [1]]))
+        self.add(key, *intersection_union(prediction, target))
+
+    def add(self, key: Hashable, intersection: Sequence[int], union: Sequence[int]) -> None:
+        """Add the counts of one query, each background and foreground."""
+        self.counts[self.classes.index(key)] += torch.tensor([*intersection, *union, 1])
 
     def queries(self) -> Tensor:
         """(classes,) int64, number of queries."""

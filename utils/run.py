@@ -68,6 +68,18 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def run_facts(cfg: CfgNode) -> dict[str, Any]:
+    """What every metrics file says of its test."""
+    return {
+        "data_set": cfg.DATASET.name,
+        "split": cfg.DATASET.split,
+        "shot": cfg.DATASET.shot,
+        "seed": cfg.RNG_SEED,
+        "backbone": cfg.TRAIN.backbone,
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
 def provenance() -> dict[str, Any]:
     """Git revision (None outside a checkout, `+` after it for uncommitted changes) and versions (None: not installed,
     such as where another build of OpenCV took the place of opencv-python-headless)."""

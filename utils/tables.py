@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 FIRST, NEXT = 32, 16
@@ -31,6 +31,25 @@ def object_table(objects: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+MEASURES = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1",
+    "aupro": "AUPRO",
+}
+
+
+def anomaly_table(report: dict[str, Any]) -> str:
+    """The measures of the `anomaly` part of a metrics file: a line per object, and the mean over objects."""
+    lines = [_line("object", MEASURES.values())]
+    for name, measures in (report["objects"] | {"mean": report["mean"]}).items():
+        lines.append(_line(name, [_percent(measures[key], "mean") for key in MEASURES]))
+    return "\n".join(lines)
+
+
 def _percent(summary: dict[str, Any], key: str) -> str:
     if summary[key] is None:
         return "-"
@@ -38,5 +57,5 @@ def _percent(summary: dict[str, Any], key: str) -> str:
     return f"{100 * summary[key]:.2f}{spread}"
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
+def _line(name: str, cells: Iterable[str]) -> str:
     return f"{name:<{FIRST}}" + "".join(f"{cell:>{NEXT}}" for cell in cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,10 @@ from utils.memory import let_go
 
 PREDICTION = (255, 64, 64)
 TRUTH = (64, 255, 64)
+TYPES = (
+    *((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167)),
+    *((230, 159, 0), (86, 180, 233), (240, 228, 66), (128, 128, 128)),
+)
 PANEL = 640
 ROWS = 64  # written at once
 
@@ -33,6 +38,47 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = 
     # a table, for large images: pixels as floating point numbers take eight times the memory
     table = (0.6 * np.arange(256)[:, None] + 0.4 * np.array(colour)).astype(np.uint8).reshape(256, 1, 3)
     return outline(np.where(chosen[:, :, None], cv2.LUT(image, table), image), chosen, colour)
+
+
+def overlay_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Tint several types of defect, each in a colour of its own, and explain the colours in a bar below.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        labels: (h, w) uint8, 0 background, i the i-th type.
+        names: of the types.
+
+    Returns:
+        (h + bar, w, 3) uint8 RGB.
+    """
+    for number in range(1, len(names) + 1):
+        mask = labels == number
+        if mask.any():
+            image = overlay(image, mask, colour_of(number))
+    return np.concatenate([image, legend(names, image.shape[1])])
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Colour of type `number`, from 1: eight that colour-blind people tell apart (Okabe and Ito), then again."""
+    return TYPES[(number - 1) % len(TYPES)]
+
+
+def legend(names: Sequence[str], width: int) -> np.ndarray:
+    """A bar `width` pixels wide with the colour of each name, (h, width, 3) uint8 RGB; as many rows as it needs."""
+    scale = max(0.4, width / 1600)
+    height, thick = round(36 * scale), max(1, round(scale))
+    rows, left = [np.full((height, width, 3), 255, np.uint8)], 0
+    for number, name in enumerate(names, 1):
+        text = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)[0][0]
+        needed = text + round(1.7 * height)
+        if left and left + needed > width:
+            rows, left = [*rows, np.full((height, width, 3), 255, np.uint8)], 0
+        pad = height // 5
+        cv2.rectangle(rows[-1], (left + pad, pad), (left + height - pad, height - pad), colour_of(number), -1)
+        place = (left + height, height - round(0.3 * height))
+        cv2.putText(rows[-1], name, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
+        left += needed
+    return np.concatenate(rows)
 
 
 def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

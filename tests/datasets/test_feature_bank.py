@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes, ViewSettings
+from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
 from datasets.feature_bank import NORMAL, QUERY, VIEW, BankCrops, BankEpisodes, FeatureBank
+from datasets.supports import ViewSettings
 from tests.helpers import read_index
 from utils.errors import ConfigError
 

@@ -131,26 +131,26 @@ def many(tmp_path):
 
 def test_draws_are_distinct_and_nested(many):
     for seed in range(20):
-        draws = [draw_normal(many, shot, seed) for shot in range(1, 13)]
+        draws = [draw_normal(many.normal, many.name, shot, seed) for shot in range(1, 13)]
         assert all(larger[:-1] == smaller for smaller, larger in pairwise(draws))
         assert sorted(draws[-1]) == many.normal
 
 
 def test_draws_depend_on_seed_and_name_alone(many, tmp_path):
-    draw = draw_normal(many, 4, 54)
+    draw = draw_normal(many.normal, many.name, 4, 54)
     backwards = AnomalyObject("bottle", many.normal[::-1], [AnomalyImage(tmp_path / "q.png", "good", None)])
     elsewhere = AnomalyObject("bottle", [tmp_path / "else" / path.name for path in many.normal], [])
-    assert draw_normal(many, 4, 54) == draw == draw_normal(backwards, 4, 54)
-    assert [path.name for path in draw_normal(elsewhere, 4, 54)] == [path.name for path in draw]
-    assert draw_normal(many, 4, 55) != draw
-    assert draw_normal(AnomalyObject("cable", many.normal, []), 4, 54) != draw
+    assert draw_normal(many.normal, many.name, 4, 54) == draw == draw_normal(backwards.normal, backwards.name, 4, 54)
+    assert [path.name for path in draw_normal(elsewhere.normal, elsewhere.name, 4, 54)] == [path.name for path in draw]
+    assert draw_normal(many.normal, many.name, 4, 55) != draw
+    assert draw_normal(many.normal, "cable", 4, 54) != draw
 
 
 def test_every_image_is_drawn_about_equally_often(many):
-    first = [draw_normal(many, 1, seed)[0] for seed in range(1200)]
+    first = [draw_normal(many.normal, many.name, 1, seed)[0] for seed in range(1200)]
     assert {first.count(path) for path in many.normal} <= set(range(65, 140))  # 100 expected, deviation 9.6
 
 
 def test_fewer_images_than_shots(many):
     with pytest.raises(DataError, match=r"bottle has 12 .*DATASET\.shot is 13"):
-        draw_normal(many, 13, 54)
+        draw_normal(many.normal, many.name, 13, 54)

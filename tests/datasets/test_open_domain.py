@@ -32,17 +32,17 @@ def test_files_are_found_and_matched(steel):
     found = read_open_domain(steel.parent, "steel")
     support, query = steel / "support", steel / "query"
     assert found.name == "steel"
-    assert found.supports == [
+    assert found.supports[""] == [
         (support / "image" / "a.png", support / "mask" / "a.bmp"),
         (support / "image" / "b.JPG", support / "mask" / "b_mask.png"),
     ]
     assert found.queries == [query / "image" / "q1.jpeg", query / "image" / "q2.tif"]
-    assert found.true_labels == {}
+    assert found.true_labels == {"": {}} and found.normal == []
 
 
 def test_true_labels_go_by_the_name_of_the_query(steel):
     label = write(steel / "query" / "true_label" / "q2_mask.PNG", (6, 7))
-    assert read_open_domain(steel.parent, "steel").true_labels == {"q2.tif": label}
+    assert read_open_domain(steel.parent, "steel").true_labels == {"": {"q2.tif": label}}
     write(steel / "query" / "true_label" / "q1.png", (7, 6))
     with pytest.raises(DataError, match=r"true_label/q1\.png.*image/q1\.jpeg"):
         read_open_domain(steel.parent, "steel")
@@ -53,7 +53,7 @@ def test_pixels_are_not_read(steel):
         path.write_bytes(path.read_bytes()[:-20])
     found = read_open_domain(steel.parent, "steel")
     with pytest.raises(DataError, match=r"a\.bmp"):
-        support_mask(found.supports[0][1], 0, 1)
+        support_mask(found.supports[""][0][1], 0, 1)
 
 
 @pytest.mark.parametrize("remove", ["support/mask/a.bmp", "support/mask"])

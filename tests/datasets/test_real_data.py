@@ -64,11 +64,11 @@ def test_blowholes_are_darker_than_their_surroundings(tiles):
 
 def test_severstal_steel():
     steel = read_open_domain(DATA, "severstal_steel")
-    assert [len(steel.supports), len(steel.queries), len(steel.true_labels)] == [1, 6, 6]
-    image, mask = steel.supports[0]
+    assert [len(steel.supports[""]), len(steel.queries), len(steel.true_labels[""])] == [1, 6, 6]
+    image, mask = steel.supports[""][0]
     marked = support_mask(mask, 0, 1)
     assert read_image(image).shape == (256, 1600, 3) and marked.shape == (256, 1600)
     assert 0.0005 < marked.mean() < 0.05
     for query in steel.queries:
-        label = read_mask(steel.true_labels[query.name])
+        label = read_mask(steel.true_labels[""][query.name])
         assert label.shape == read_image(query).shape[:2] and 0 < label.mean() < 0.05

@@ -61,7 +61,9 @@ def test_both_layouts_hold_the_same(visa, tmp_path):
     write_converted_visa(tmp_path / "converted", ["candle", "pcb1"])
     own, other = read_object(visa, "pcb1"), read_object(tmp_path / "converted", "pcb1")
     np.testing.assert_equal(content(own), content(other))
-    assert [p.name for p in draw_normal(own, 2, 5)] == [p.name for p in draw_normal(other, 2, 5)]
+    assert [p.name for p in draw_normal(own.normal, own.name, 2, 5)] == [
+        p.name for p in draw_normal(other.normal, other.name, 2, 5)
+    ]
 
 
 def test_the_converted_layout_goes_before_the_table(visa):

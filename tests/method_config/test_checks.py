@@ -52,7 +52,7 @@ def test_impossible_values_are_refused_with_the_remedy(load, opts, words, fault)
 
 BELOW = {  # the largest value that is out of bounds below
     "more than 0": 0.0, "0 or more": -1, "1 or more": 0, "from 0 to 1": -0.001, "from 0 to 4294967295": -1,
-    "from 0 to 0.9": -0.001,
+    "from 0 to 0.9": -0.001, "between 0 and 1": 0.0,
 }  # fmt: skip
 
 

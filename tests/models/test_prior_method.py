@@ -59,11 +59,17 @@ def test_windows_one_by_one_and_supports_in_any_order(backbone, episode):
 
 
 @torch.no_grad()
-def test_no_marked_pixel_gives_zeros(backbone, episode):
+def test_no_marked_pixel_gives_the_abnormal_prior(backbone, episode):
+    """By hand: per layer one minus the largest cosine to any support token, the largest over the layers."""
     query, support, masks = episode
     method = PriorMethod(backbone)
     score = method.segment(query, method.encode_support(support, torch.zeros_like(masks)))
-    assert score.shape == (3, 56, 56) and not score.any()
+    layers = []
+    for asked, known in zip(backbone(query), backbone(support[0]), strict=True):
+        tokens, keys = (torch.nn.functional.normalize(f, dim=1).flatten(2) for f in (asked, known))
+        cosine = torch.einsum("bcm,kcn->bmkn", tokens, keys).flatten(2).amax(-1)
+        layers.append((1 - cosine).unflatten(1, asked.shape[-2:]))
+    assert_close(score, upsample(torch.stack(layers).amax(0), (56, 56)), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

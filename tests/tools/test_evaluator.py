@@ -11,10 +11,9 @@ from datasets.build import build_test_index, view_settings
 from datasets.episodes import EpisodeList
 from datasets.queries import EvaluationQueries
 from tests.helpers import evaluate_into, tiny_config, untrained_predictor, write_product
-from tools.evaluator import Evaluation, Protocol, evaluate
+from tools.evaluator import Protocol, evaluate
 from utils.distributed import launch
 from utils.errors import DataError
-from utils.metrics import SegmentationMeter
 
 METHODS = ("SOFS", "prior")
 
@@ -43,8 +42,8 @@ def test_metrics_agree_with_the_masks_of_the_predictor(predictor, surfaces, tmp_
     windowed = set()
     for number in range(len(queries)):
         query = queries[number]
-        windowed.add(query.windowed)
-        memory = predictor.remember(query.supports, query.support_masks, windowed=query.windowed)
+        windowed.add(query.supports[0].windowed)
+        memory = predictor.remember(query.supports[0])
         for method, answer in next(predictor.segment([query.image], memory)).answers.items():
             found, truth = answer.score > 0.5, query.target > 0
             pixels[method, query.sample.class_name] += [
@@ -137,18 +136,6 @@ def test_figures_come_for_the_share_asked_in_the_first_repeat(predictor, surface
         picture = np.array(Image.open(file))
         assert picture.shape == (640 + 28, 5 * (round(640 * 128 / 96) + 4), 3), "truth, and per method mask and score"
         assert "Disk" in file.name and picture.std() > 10
-
-
-def test_an_undefined_class_is_a_dash_and_no_part_of_the_mean():
-    meter = SegmentationMeter([("Ring", 0), ("Ring", 1)])
-    meter.update(("Ring", 0), np.array([[1, 0, 0, 1]]), np.array([[1, 1, 0, 0]]))
-    meter.update(("Ring", 1), np.zeros((1, 4)), np.zeros((1, 4)))
-    result = Evaluation({("Ring", 0): "Ring/a", ("Ring", 1): "Ring/b"}, {"prior": [meter]})
-    classes = result.report()["methods"]["prior"]["classes"]
-    assert classes["Ring/a"]["iou"] == pytest.approx(1 / 3) and classes["Ring/b"]["iou"] is None
-    assert result.miou("prior") == pytest.approx(1 / 3)
-    rows = {line.split()[0]: line.split()[1:] for line in result.table().splitlines()}
-    assert rows["Ring/a"] == ["1", "33.33"] and rows["Ring/b"] == ["1", "-"] and rows["mIoU"] == ["33.33"]
 
 
 def test_an_untrained_head_is_the_same_every_time(predictor, surfaces, tmp_path):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
 import threading
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.supports import SupportSet
 from tools.predictor import Predictor
 from utils.errors import ConfigError, DataError, WeightsError
 
 
 @pytest.fixture
 def supports():
-    """Five supports (5, 3, 64, 64) and their masks."""
+    """Five views (5, 3, 64, 64) and their masks."""
     masks = torch.zeros(5, 64, 64, dtype=torch.uint8)
     masks[:, 10:30, 20:50] = 1
-    return torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)), masks
+    return SupportSet(torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)), masks)
 
 
 @pytest.fixture
@@ -39,13 +40,13 @@ def variant(predictor, **changes):
 
 
 def answers_of(predictor, image, supports, windowed=True):
-    memory = predictor.remember(*supports, windowed=windowed)
+    memory = predictor.remember(replace(supports, windowed=windowed))
     return next(predictor.segment([image], memory)).answers
 
 
 def test_methods_share_each_pass_and_supports_are_seen_once(predictor, passes, supports):
     assert list(predictor.methods) == ["SOFS", "prior"]
-    memory = predictor.remember(*supports)
+    memory = predictor.remember(supports)
     assert passes == [4, 1]
     for _ in range(2):
         passes.clear()
@@ -54,21 +55,23 @@ def test_methods_share_each_pass_and_supports_are_seen_once(predictor, passes, s
     assert not np.array_equal(answers["SOFS"].score, answers["prior"].score)
     assert list(answers) == ["SOFS", "prior"] and {a.windows for a in answers.values()} == {9}
     passes.clear()
-    list(predictor.segment([picture(150, 192)], dataclasses.replace(memory, windowed=False)))
+    list(predictor.segment([picture(150, 192)], replace(memory, windowed=False)))
     assert passes == [1]
 
 
 def test_equal_support_views_are_encoded_once(predictor, passes, supports):
-    images, masks = supports
+    def some(places):
+        return SupportSet(supports.images[places], supports.masks[places])
+
     order = [0, 1, 0, 2, 0, 1]
-    repeated = predictor.remember(images[order], masks[order])
+    repeated = predictor.remember(some(order))
     assert passes == [3]
-    each = [predictor.remember(images[i : i + 1], masks[i : i + 1]).summary.prototype for i in order]
+    each = [predictor.remember(some([i])).summary.prototype for i in order]
     torch.testing.assert_close(repeated.summary.prototype, torch.stack(each).mean(0))
 
 
 def test_windows_of_several_images_share_a_pass_and_come_in_order(predictor, passes, supports):
-    memory = predictor.remember(*supports)
+    memory = predictor.remember(supports)
     images = [picture(*size, seed=i) for i, size in enumerate([(64, 64), (150, 192), (30, 70), (64, 130)])]
     alone = [next(predictor.segment([image], memory)).answers["SOFS"] for image in images]
     passes.clear()
@@ -82,11 +85,11 @@ def test_an_unreadable_image_is_reported_in_its_place(predictor, passes, support
     before, good, bad = threading.active_count(), tmp_path / "good.png", tmp_path / "bad.png"
     Image.fromarray(picture(64, 150)).save(good)
     bad.write_bytes(good.read_bytes()[:100])
-    outcomes = list(predictor.segment([good, bad, good], predictor.remember(*supports)))
+    outcomes = list(predictor.segment([good, bad, good], predictor.remember(supports)))
     assert [o.error is None for o in outcomes] == [True, False, True]
     assert "bad.png" in str(outcomes[1].error) and not outcomes[1].answers
     assert np.array_equal(outcomes[0].answers["SOFS"].score, outcomes[2].answers["SOFS"].score)
-    predictor.memory = predictor.remember(*supports)
+    predictor.memory = predictor.remember(supports)
     with pytest.raises(DataError, match=r"bad\.png"):
         list(predictor.predict_many([good, bad]))
     assert threading.active_count() == before, "the threads are gone"
@@ -94,7 +97,7 @@ def test_an_unreadable_image_is_reported_in_its_place(predictor, passes, support
 
 def test_leaving_off_early_stops_the_threads(predictor, supports):
     before = threading.active_count()
-    answers = predictor.segment((picture(200, 200, seed=i) for i in range(1000)), predictor.remember(*supports))
+    answers = predictor.segment((picture(200, 200, seed=i) for i in range(1000)), predictor.remember(supports))
     next(answers)
     answers.close()
     assert threading.active_count() == before
@@ -174,7 +177,7 @@ def test_memory_is_bounded_and_still_knows_the_supports(predictor, passes):
     draw = torch.Generator().manual_seed(0)
     images, masks = torch.randn(20, 3, 64, 64, generator=draw), torch.zeros(20, 64, 64, dtype=torch.uint8)
     masks[:, 8:16, 8:24] = 1
-    whole, bounded = (variant(predictor, memory_tokens=n).remember(images, masks) for n in (0, 100))
+    whole, bounded = (variant(predictor, memory_tokens=n).remember(SupportSet(images, masks)) for n in (0, 100))
     marked = int((whole.known.share > 0).sum())
     assert [m.known.keys[0].shape[1] for m in (whole, bounded)] == [20 * 64, marked + 100]
     assert torch.equal(whole.known.share, bounded.known.share)
@@ -225,9 +228,9 @@ def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_pa
     with pytest.raises(ConfigError, match="set_support or load_support"):
         variant(predictor).save_support(file)
     taught = variant(predictor)
-    taught.memory = taught.remember(*supports)
+    taught.memory = taught.remember(supports)
     taught.save_support(file)
-    settings = dataclasses.replace(predictor.settings, crop_size=32)
+    settings = replace(predictor.settings, crop_size=32)
     with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
         Predictor(predictor.methods, settings, torch.device("cpu")).load_support(file)
     alone = Predictor({"prior": predictor.methods["prior"]}, predictor.settings, torch.device("cpu"))

@@ -149,10 +149,8 @@ class Sweep:
         return list(dict.fromkeys(self.splits)) or known
 
     def _training(self, split: int | None, seed: int) -> Run:
-        name, settings = _name("train", split, f"seed{seed}"), self.protocol.train or {}
-        own = {"RUN_NAME": name, "RNG_SEED": seed}
-        if not self._config(split, settings, own).TRAIN_SETUPS.TEST_SETUPS.val_state:
-            settings = settings | {TEST_STATE: False}
+        settings = (self.protocol.train or {}) | {TEST_STATE: False}
+        own = {"RUN_NAME": _name("train", split, f"seed{seed}"), "RNG_SEED": seed}
         run = self._run(split, settings, own, trains=True)
         for key in ("TRAIN.save_model", "TRAIN_SETUPS.epochs"):
             if not get(run.cfg, key):

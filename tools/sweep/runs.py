@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,10 +80,7 @@ def is_finished(run: Run) -> bool:
         return (run.folder / METRICS).is_file()
     if not (run.folder / CHECKPOINTS / LAST_HEAD).is_file():
         return False
-    setups = run.cfg.TRAIN_SETUPS
-    tests = setups.TEST_SETUPS
-    validated = not (tests.test_state and tests.val_state) or _epochs_validated(run) >= setups.epochs
-    return validated and _epochs_done(run) >= setups.epochs
+    return _epochs_done(run) >= run.cfg.TRAIN_SETUPS.epochs
 
 
 def _state(run: Run) -> Path:
@@ -98,11 +94,6 @@ def _epochs_done(run: Run) -> int:
         return load_state(_state(run))["epoch"]
     except WeightsError as error:
         raise WeightsError(f"{_state(run)}: no readable training state; remove {run.folder} to train anew") from error
-
-
-def _epochs_validated(run: Run) -> int:
-    file = run.folder / "metrics_validation.json"
-    return json.loads(file.read_text(encoding="utf-8"))["epochs"] if file.is_file() else 0
 
 
 def _with(cfg: CfgNode, key: str, value: str) -> CfgNode:

@@ -87,11 +87,6 @@ def test_opts_win_over_the_protocol_and_name_over_its_name(plan):
         assert run.cfg.DATASET.few_shot_repeated_multiple == 2
 
 
-def test_a_training_that_validates_keeps_its_tests(plan):
-    runs = plan("vision_v1", "--opts", "TRAIN_SETUPS.TEST_SETUPS.val_state", "True")
-    assert all(run.cfg.TRAIN_SETUPS.TEST_SETUPS.test_state for run in runs.values() if run.trains)
-
-
 def test_repeated_choices_count_once(plan):
     runs = plan("vision_v1", "--splits", 0, 0, "--seeds", 3, 3, "--shots", 2, 2)
     assert list(runs) == ["train_split0_seed3", "test_split0_seed3_2shot"]

@@ -160,14 +160,16 @@ def test_the_best_head_is_tested_where_there_is_one(small):
     assert main(words) == 0
 
 
-def test_a_training_is_finished_once_it_has_validated(small, plan):
+def test_a_training_that_validates_gives_its_best_head_to_the_tests(small, plan):
     words, _, _ = small
-    runs = plan(*words, "TRAIN_SETUPS.TEST_SETUPS.val_state", "True")
-    training = next(iter(runs.values()))
+    runs = plan(*words, "TRAIN_SETUPS.TEST_SETUPS.val_state", "True", "TRAIN_SETUPS.TEST_SETUPS.val_share", "0.4")
+    training, *tests = runs.values()
     carry_out(list(runs.values()))
-    assert is_finished(training)
-    (training.folder / "metrics_validation.json").unlink()
-    assert not is_finished(training)
+    assert is_finished(training) and (training.folder / "metrics_validation.json").is_file()
+    assert not (training.folder / "metrics.json").exists(), "its test is that of the sweep"
+    for run in tests:
+        used = load_config(run.folder / "config.yaml").TEST.load_model_path
+        assert used == str(training.folder / "checkpoints" / "best.safetensors")
 
 
 def test_a_broken_state_names_file_and_remedy(small):

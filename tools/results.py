@@ -1,0 +1,168 @@
+"""What a test found, query by query, and the figures made of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.curves import ScoreHistogram
+from utils.metrics import SegmentationMeter, intersection_union, mean_std
+from utils.run import write_text
+from utils.sizes import SizeMeter
+from utils.tables import method_table
+
+HEADER = (
+    *("repeat", "query", "class", "image", "method", "share", "threshold"),
+    *("intersection_background", "intersection", "union_background", "union"),
+)
+ClassKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One method's answer to one query in one repeat, counted.
+
+    Attributes:
+        repeat, number: of the query; the same number is the same query in every repeat.
+        key: the class, (object, category).
+        image: path of the image, relative to the data set's root.
+        method: who answered.
+        share: of the image that is defect.
+        threshold: score above which a pixel was called a defect.
+        intersection, union: pixels of background and defect.
+    """
+
+    repeat: int
+    number: int
+    key: ClassKey
+    image: str
+    method: str
+    share: float
+    threshold: float
+    intersection: tuple[int, int]
+    union: tuple[int, int]
+
+    @property
+    def iou(self) -> float | None:
+        """Of the defect; None where there is none and none was said."""
+        return self.intersection[1] / self.union[1] if self.union[1] else None
+
+
+@dataclass
+class Evaluation:
+    """What a test found.
+
+    Attributes:
+        class_names: name for people of each class.
+        methods: names of those that answered.
+        repeats: of the test.
+        results: one for each query, repeat and method.
+        sizes, curves: by method, over all queries and repeats.
+        faults: files that could not be read.
+        failed_queries: that could not be evaluated, summed over the repeats.
+    """
+
+    class_names: dict[ClassKey, str]
+    methods: list[str]
+    repeats: int = 1
+    results: list[QueryResult] = field(default_factory=list)
+    sizes: dict[str, SizeMeter] = field(default_factory=dict)
+    curves: dict[str, ScoreHistogram] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    failed_queries: int = 0
+
+    def __post_init__(self) -> None:
+        self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
+        self.curves = self.curves or {method: ScoreHistogram() for method in self.methods}
+
+    def add(self, at: tuple[int, int], key: ClassKey, image: str, target: np.ndarray, answers: dict[str, Any]) -> None:
+        """Count the answers of all methods to one query.
+
+        Args:
+            at: number of the repeat and of the query.
+            key, image: see `QueryResult`.
+            target: (h, w) uint8 {0, 1}, the true mask.
+            answers: `tools.answers.Prediction` by method.
+        """
+        share = float((target == 1).mean())
+        for method, answer in answers.items():
+            counts = [tuple(int(v) for v in pixels) for pixels in intersection_union(answer.label, target)]
+            self.results.append(QueryResult(*at, key, image, method, share, answer.threshold, *counts))
+            self.sizes[method].update(answer.label, target)
+            self.curves[method].update(answer.score, target)
+
+    def join(self, others: Iterable[Evaluation]) -> None:
+        """Take in what other processes found, or what was found in other repeats."""
+        for other in others:
+            self.results += other.results
+            self.failed_queries += other.failed_queries
+            self.faults += [fault for fault in other.faults if fault not in self.faults]
+            for method in self.methods:
+                self.sizes[method].counts += other.sizes[method].counts
+                self.curves[method].counts += other.curves[method].counts
+        order = {method: place for place, method in enumerate(self.methods)}
+        self.results.sort(key=lambda r: (r.repeat, r.number, order[r.method]))
+
+    def meters(self, method: str) -> list[SegmentationMeter]:
+        """Pixel counts per class of one method, a meter per repeat."""
+        meters = [SegmentationMeter(self.class_names) for _ in range(self.repeats)]
+        for result in self.results:
+            if result.method == method:
+                meters[result.repeat].add(result.key, result.intersection, result.union)
+        return meters
+
+    def report(self) -> dict[str, Any]:
+        """Figures as plain JSON: IoU as fractions, None where undefined."""
+        methods = {name: self._method(name) for name in self.methods}
+        return {"methods": methods, "unreadable": self.faults, "failed_queries": self.failed_queries}
+
+    def _method(self, method: str) -> dict[str, Any]:
+        meters, classes = self.meters(method), {}
+        for position, (key, name) in enumerate(self.class_names.items()):
+            classes[name] = summary([m.class_iou()[key] for m in meters], "iou")
+            classes[name]["queries"] = int(sum(m.queries()[position] for m in meters))
+        return {
+            "miou": summary([m.miou() for m in meters]),
+            "fb_iou": summary([m.fb_iou() for m in meters]),
+            "classes": classes,
+            "sizes": self.sizes[method].report(),
+            "threshold": summary([self._threshold(method, repeat) for repeat in range(self.repeats)]),
+        }
+
+    def _threshold(self, method: str, repeat: int) -> float | None:
+        return mean_std([r.threshold for r in self.results if (r.method, r.repeat) == (method, repeat)])[0]
+
+    def miou(self, method: str) -> float | None:
+        """Mean over repeats of the mIoU of one method."""
+        return mean_std([m.miou() for m in self.meters(method)])[0]
+
+    def table(self) -> str:
+        """Class IoU, mIoU and FB-IoU in percent, a column per method."""
+        return method_table(self.report()["methods"])
+
+    def write_queries(self, file: Path) -> None:
+        """Write every query's counts as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HEADER)
+        for r in self.results:
+            counts = (r.intersection[0], r.intersection[1], r.union[0], r.union[1])
+            name = self.class_names[r.key]
+            writer.writerow([r.repeat, r.number, name, r.image, r.method, r.share, r.threshold, *counts])
+        write_text(file, text.getvalue())
+
+    def curve_report(self) -> dict[str, Any]:
+        """Precision, recall and IoU by threshold of every method, as plain JSON."""
+        return {"curves": [{"name": method} | curve.report() for method, curve in self.curves.items()]}
+
+
+def summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:
+    """Mean under `key`, standard deviation and the values of the repeats."""
+    mean, std = mean_std(values)
+    return {key: mean, "std": std, "repeats": values}

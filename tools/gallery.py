@@ -97,8 +97,8 @@ def query_panels(image: np.ndarray, target: np.ndarray | None, answers: dict[str
 
 
 def around(answer: Prediction) -> np.ndarray:
-    """Scores (h, w) float32 brought to [0, 1] so that the threshold lies in the middle and the score furthest from it at
-    an end: those of some methods keep to a narrow range around it."""
+    """Scores (h, w) float32 brought to [0, 1] so that the threshold lies in the middle and the score furthest from it
+    at an end: those of some methods keep to a narrow range around it."""
     offset = answer.score - answer.threshold
     return 0.5 + offset / max(2 * float(np.abs(offset).max()), LEAST)
 

@@ -24,8 +24,9 @@ def choose_thresholds(
     normal: Sequence[LabelledTokens],
     windowed: bool,
 ) -> dict[str, float]:
-    """By method, the middle of the thresholds that are best on the supports: each support is segmented with
-    all others (leave one out); a single one is mirrored, and so segmented by what it has taught itself.
+    """By method, the middle of the thresholds that are best on the supports: each support is segmented with all others
+    (leave one out). A single one is mirrored, and so segmented by what it has taught itself; it is more like itself than
+    other images are, so only half the way from the predictor's own threshold is gone.
 
     Args:
         predictor: who answers.
@@ -44,7 +45,10 @@ def choose_thresholds(
         for a, outcome in zip(axes, predictor.segment(images, memory), strict=True):
             for method, answer in outcome.answers.items():
                 histograms[method].update(answer.score, np.flip(mask, a))
-    return {method: best_threshold(histogram) for method, histogram in histograms.items()}
+    chosen = {method: best_threshold(histogram) for method, histogram in histograms.items()}
+    if len(pairs) > 1:
+        return chosen
+    return {method: (predictor.threshold + threshold) / 2 for method, threshold in chosen.items()}
 
 
 def best_threshold(histogram: ScoreHistogram) -> float:

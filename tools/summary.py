@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import DataError, UserError
+from tools.cli import exit_code
+from utils.errors import DataError
 from utils.tables import anomaly_table, method_table, object_table
 
 TABLES = {"methods": method_table, "objects": object_table, "anomaly": anomaly_table}
@@ -42,12 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for faults the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m tools.summary", description="Print what runs have found.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, log/<run>")
-    try:
-        print("\n\n".join(summarise(folder) for folder in parser.parse_args(argv).folders))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    folders = parser.parse_args(argv).folders
+    return exit_code(lambda: print("\n\n".join(map(summarise, folders))))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,9 @@ def typed(tmp_path):
     return tmp_path / "steel"
 
 
-@pytest.mark.parametrize("names", [("dent", "scratch"), ("a b", "Dent ü"), ("打痕", "划痕"), ("masks", "s.png"), ("one",)])
+@pytest.mark.parametrize(
+    "names", [("dent", "scratch"), ("a b", "Dent ü"), ("打痕", "划痕"), ("masks", "s.png"), ("one",)]
+)
 def test_types_are_the_folders_of_the_supports(typed, names):
     pairs = {name: add_type(typed, name, labelled=("q1",) if name == names[0] else ()) for name in reversed(names)}
     found = read_open_domain(typed.parent, "steel")

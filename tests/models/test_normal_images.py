@@ -85,7 +85,9 @@ def loops(query, tokens, share, further):
     asked, known, others = unit(query), unit(tokens), [unit(image) for image in further]
     centres, marks = [layer.mean(0) for layer in known], share.flatten().numpy()
     views = share[0].flatten(1).numpy()
-    typical = [v * 12 + j for v, view in enumerate(views) for j, s in enumerate(view) if s and s >= min(0.5, view.max())]
+    typical = [
+        v * 12 + j for v, view in enumerate(views) for j, s in enumerate(view) if s and s >= min(0.5, view.max())
+    ]
 
     def vote(own, images):
         votes = [own, *images]

@@ -91,7 +91,9 @@ def test_views_that_differ_in_the_mask_alone_are_both_kept(make):
     assert len(make().encode(images, masks).tokens.sizes) == 2
 
 
-@pytest.mark.parametrize(("budget", "count", "kept"), [(40, 1, 40), (40, 2, 20), (40, 3, 13), (4, 6, 1), (0, 2, TOKENS)])
+@pytest.mark.parametrize(
+    ("budget", "count", "kept"), [(40, 1, 40), (40, 2, 20), (40, 3, 13), (4, 6, 1), (0, 2, TOKENS)]
+)
 def test_normal_images_share_the_budget_of_tokens(make, ask, budget, count, kept):
     """Beside as many tokens of the defects' surroundings; 0 keeps all, and each image keeps some."""
     encoder = make(memory_tokens=budget)

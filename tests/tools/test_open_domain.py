@@ -399,23 +399,6 @@ def test_a_large_image_in_strips_gets_the_same_answers(tmp_path, monkeypatch):
     assert {entry["caption"] for entry in shown} == {"two.png"}, "a large image has no pictures in the gallery"
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 64), (200, 131), (7, 500), (500, 7), (129, 128)])
-def test_a_shrunk_overlay_loses_no_defect(monkeypatch, size):
-    """Every pixel of it has the largest label of its block, also of the blocks at the border."""
-    monkeypatch.setattr(open_domain_files, "OVERLAY_SIDE", 64)
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, size).astype(np.uint8) * (rng.random(size) < 0.02)
-    labels[-1, -1] = 3
-    small = strips.ImageStrips(np.zeros((*size, 3), np.uint8)).thumbnail(64).shape[:2]
-    shrunk = open_domain_files._shrunk(labels, small)
-    step = -(-max(size) // 64)
-    assert shrunk.shape == small and max(small) <= 64
-    for row in range(small[0]):
-        for column in range(small[1]):
-            block = labels[row * step : (row + 1) * step, column * step : (column + 1) * step]
-            assert shrunk[row, column] == block.max()
-
-
 def test_pictures_for_the_gallery_are_kept_small(tmp_path):
     """Of the first queries, until all are done: large ones would fill the memory."""
     write_typed(tmp_path / "data", queries={f"{i}.png": (600, 40) for i in range(SHOWN + 2)})

@@ -20,6 +20,7 @@ SIDE = 480  # pixels, longer side of a picture
 DETAIL = 256  # pixels, least side of a detail
 SMALL = 0.25  # a detail that is a larger share of the image than this shows nothing that the image does not
 FRAME = (255, 176, 0)
+LEAST = 0.1  # range of scores that is spread over all colours at the least
 RANKS = ("worst", "median", "best")
 
 Panel = tuple[str, np.ndarray]
@@ -91,8 +92,15 @@ def query_panels(image: np.ndarray, target: np.ndarray | None, answers: dict[str
         panels.append((f"truth{note}", _part(outline(image, target, TRUTH), box)))
     for method, answer in answers.items():
         panels.append((f"{method}{note}", _part(overlay(image, answer.mask), box)))
-        panels.append((f"{method} score{note}", _part(heat(answer.score), box)))
+        panels.append((f"{method} score{note}", _part(heat(around(answer)), box)))
     return panels
+
+
+def around(answer: Prediction) -> np.ndarray:
+    """Scores (h, w) float32 brought to [0, 1] so that the threshold lies in the middle and the score furthest from it
+    at an end: those of some methods keep to a narrow range around it."""
+    offset = answer.score - answer.threshold
+    return 0.5 + offset / max(2 * float(np.abs(offset).max()), LEAST)
 
 
 def detail(mask: np.ndarray) -> Box | None:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import DataError, UserError
-from utils.tables import method_table, object_table
+from utils.tables import anomaly_table, method_table, object_table
+
+TABLES = {"methods": method_table, "objects": object_table, "anomaly": anomaly_table}
 
 
 def summarise(folder: Path) -> str:
-    """Tables of every metrics file in a run's folder, and where its pictures are.
+    """Tables of every metrics file in a run's folder, and where its report and its pictures are.
 
     Raises:
         DataError: no metrics file there, or one that is none.
@@ -23,17 +25,16 @@ def summarise(folder: Path) -> str:
         raise DataError(f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py")
     lines = [line for file in files for line in _read(file)]
     pictures = sorted({p.parent for part in ("figures*", "*/overlays") for p in folder.glob(f"{part}/*.png")})
-    return "\n".join([*lines, *(f"pictures: {p}" for p in pictures)])
+    report = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
+    return "\n".join([*lines, *report, *(f"pictures: {p}" for p in pictures)])
 
 
 def _read(file: Path) -> list[str]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return [
-            str(file),
-            object_table(content["objects"]) if "objects" in content else method_table(content["methods"]),
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = next(kind for kind in TABLES if kind in content)
+        return [str(file), TABLES[kind](content[kind])]
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(f"{file}: no metrics of a run ({type(error).__name__}: {error}); run the test again") from error
 
 

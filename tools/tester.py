@@ -35,7 +35,7 @@ def run_test(cfg: CfgNode, config_file: str) -> Path:
         else:
             job = detect_anomalies if is_anomaly_data(cfg) else test_split
             launch(job, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
-        write_report(folder)
+    write_report(folder)
     return folder
 
 

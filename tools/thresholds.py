@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.supports import Pair
 from models.support_tokens import LabelledTokens
-from tools.support_encoder import MIRRORS, EncodedSupport
+from tools.support_encoder import EncodedSupport
 from utils.curves import ScoreHistogram
 
 if TYPE_CHECKING:
@@ -19,13 +20,14 @@ NEARLY = 0.95  # of the best IoU: thresholds that are as good for all one can te
 
 def choose_thresholds(
     predictor: Predictor,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Sequence[Pair],
     parts: Sequence[EncodedSupport],
     normal: Sequence[LabelledTokens],
     windowed: bool,
 ) -> dict[str, float]:
-    """By method, the middle of the thresholds that are best on the supports: each support is segmented with
-    all others (leave one out); a single one is mirrored, and so segmented by what it has taught itself.
+    """By method, the middle of the thresholds that are best on the supports: each support is segmented with all others
+    (leave one out). A single one is mirrored, and so segmented by what it has taught itself; it is more like itself
+    than other images are, so only half the way from the predictor's own threshold is gone.
 
     Args:
         predictor: who answers.
@@ -35,16 +37,28 @@ def choose_thresholds(
         windowed: scale at which the queries are seen.
     """
     histograms = {method: ScoreHistogram() for method in predictor.methods}
-    for number, (image, mask) in enumerate(pairs):
+    for number, pair in enumerate(pairs):
         others = [part for i, part in enumerate(parts) if i != number] or list(parts)
         memory = predictor.encoder.remember(others, normal, windowed=windowed)
-        mirrors = MIRRORS[:1] if len(pairs) > 1 else MIRRORS[1:]
-        axes = [tuple(axis + 2 for axis in mirror) for mirror in mirrors]  # of (h, w), counted from the front
-        images = [np.ascontiguousarray(np.flip(image, a)) for a in axes]
-        for a, outcome in zip(axes, predictor.segment(images, memory), strict=True):
+        asked = [pair] if len(pairs) > 1 else _turned(pair, mirrors_known=len(predictor.encoder.mirrors) > 1)
+        outcomes = predictor.segment((image for image, _ in asked), memory)
+        for (_, mask), outcome in zip(asked, outcomes, strict=True):
             for method, answer in outcome.answers.items():
-                histograms[method].update(answer.score, np.flip(mask, a))
-    return {method: best_threshold(histogram) for method, histogram in histograms.items()}
+                histograms[method].update(answer.score, mask)
+    chosen = {method: best_threshold(histogram) for method, histogram in histograms.items()}
+    if len(pairs) > 1:
+        return chosen
+    return {method: (predictor.threshold + threshold) / 2 for method, threshold in chosen.items()}
+
+
+def _turned(pair: Pair, *, mirrors_known: bool) -> list[Pair]:
+    """An image and its mask as the supports do not show them: mirrored, or, where mirror images are known, turned by a
+    quarter."""
+    if mirrors_known:
+        turns = [lambda array, k=k: np.rot90(array, k) for k in (1, 3)]
+    else:
+        turns = [lambda array, axes=axes: np.flip(array, axes) for axes in (0, 1, (0, 1))]
+    return [(np.ascontiguousarray(turn(pair[0])), np.ascontiguousarray(turn(pair[1]))) for turn in turns]
 
 
 def best_threshold(histogram: ScoreHistogram) -> float:

@@ -52,7 +52,7 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
     folder = run_folder(cfg, config_file)
     with discard_on_error(folder):
         launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
-        write_report(folder)
+    write_report(folder)
     return folder
 
 

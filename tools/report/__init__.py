@@ -1,0 +1,5 @@
+"""A page that shows what a run has found, readable offline: `write_report`, or `python -m tools.report RUN ...`."""
+
+from tools.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,28 @@
+"""Write the reports of finished runs anew: `python -m tools.report RUN ...`, folders of train.py or test.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.report import write_report
+from utils.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for faults the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m tools.report", description="Write the reports of finished runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, log/<run>")
+    try:
+        for folder in parser.parse_args(argv).runs:
+            print(write_report(folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

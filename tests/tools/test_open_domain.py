@@ -413,3 +413,12 @@ def test_pictures_for_the_gallery_are_kept_small(tmp_path):
     assert {
         max(picture.shape[:2]) for entry in entries for caption, picture in entry.panels if caption != "support"
     } == {480}
+
+
+def test_the_report_of_a_run_shows_every_type(tmp_path):
+    """Also without true labels, where no query is the worst or the best."""
+    write_typed(tmp_path / "data", queries={"one.png": (96, 128), "two.png": (60, 60)}, labels=("one.png",))
+    report = run(tmp_path / "data", tmp_path) / "report.html"
+    page = report.read_text(encoding="utf-8")
+    for kind in ("line", "spot"):
+        assert f'alt="query, steel/{kind}: two.png"' in page

@@ -14,7 +14,8 @@ ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
 
 def list_images(folder: Path) -> list[Path]:
     """Image files of a folder by their suffix in any case, sorted by name; hidden files are left out."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    named = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in named if not p.is_dir())
 
 
 def some_images(folder: Path) -> list[Path]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, match_masks, missing_object, pair_masks, some_images
+from datasets.files import ANY_PATH_KEY, list_images, match_masks, missing_object, pair_masks, some_images
 from datasets.images import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 
 NORMAL = "good"  # folder of support images without defect
+RESERVED = (NORMAL, "image", "mask")  # folders of support that are no types
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     supports = {
         kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask") for kind in kinds or [""]
     }
-    good = support / NORMAL
-    normal = some_images(good / "image" if (good / "image").is_dir() else good) if good.is_dir() else []
     queries = some_images(folder / "query" / "image")
+    if kinds and labels.is_dir() and (flat := list_images(labels)):
+        raise DataError(f"{flat[0]} tells no type; put true labels into {labels}/TYPE, one of {', '.join(kinds)}")
     known = {kind: match_masks(queries, labels / kind) for kind in supports}
     return OpenDomainObject(
         object,
         supports,
-        normal,
+        _normal(support / NORMAL),
         queries,
         {kind: {q.name: m for q, m in found.items()} for kind, found in known.items()},
     )
@@ -64,13 +65,23 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
 
 def _kinds(support: Path) -> list[str]:
     """Types of defect, one folder each, sorted; none where the supports lie in support/image itself."""
-    folders = support.iterdir() if support.is_dir() else []
-    kinds = sorted(p.name for p in folders if (p / "image").is_dir() and p.name != NORMAL)
-    if kinds and (support / "image").is_dir():
+    found = support.iterdir() if support.is_dir() else []
+    folders = sorted(p for p in found if p.is_dir() and p.name not in RESERVED and not p.name.startswith("."))
+    if not (support / "image").is_dir():
+        return [p.name for p in folders]
+    if kinds := [p.name for p in folders if (p / "image").is_dir()]:
         raise DataError(
             f"{support} has image/ and the types {', '.join(kinds)}; keep supports in one of the two layouts"
         )
-    return kinds
+    return []
+
+
+def _normal(folder: Path) -> list[Path]:
+    """Images of a folder and of image/ in it, of which either may be missing; no folder, no images."""
+    if not folder.is_dir():
+        return []
+    inner = folder / "image"
+    return (list_images(inner) if inner.is_dir() else []) + list_images(folder) or some_images(folder)
 
 
 def support_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def normal_vote(own: Tensor, images: Sequence[Tensor]) -> Tensor:
 
     The largest similarity to many tokens grows with their number, also where there is a defect. So each image has one
     vote: the mean of the images' largest similarities, those to the defects' own surroundings among them, where it
-    exceeds these. No number of images moves the border between normal and defect further than one image could.
+    exceeds these. However many images there are, it is at most the larger of `own` and their mean.
 
     Args:
         own: largest similarity to what surrounds the supports' defects, any shape.

@@ -21,7 +21,7 @@ class SupportSummary:
     Attributes:
         weight: (B, K) weight of each view in the means over views.
         prototype: (B, reduce_dim), reduced prototype, mean over views.
-        tokens: (B, M, embed_dim), transformed support tokens of the foreground.
+        tokens: (B, M, embed_dim), transformed support tokens of the foreground, times how often their view was given.
         shares: (B, M), their shares.
         support_prototype: (B, embed_dim), the classifier.
     """
@@ -118,9 +118,10 @@ class SOFS(nn.Module):
             weight = weight * share.flatten(2).any(-1)
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
         transformed, reduced = self.head.embed_support(stacked(features), prototypes)
-        tokens, shares = gather_foreground(
-            transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k)).flatten(1, 2), share.flatten(1)
-        )
+        embedded = transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k))
+        if counts is not None:  # what the tokens say is summed up: so much louder is a view that was given often
+            embedded = embedded * counts[..., None, None].to(embedded.dtype)
+        tokens, shares = gather_foreground(embedded.flatten(1, 2), share.flatten(1))
         return SupportSummary(
             weight=weight,
             prototype=weighted_mean(reduced.unflatten(0, (b, k)), weight),

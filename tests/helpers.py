@@ -151,3 +151,13 @@ def evaluate_into(cfg, protocol, file):
     result = evaluate(predictor, build_test_index(cfg), view_settings(cfg), Protocol(**protocol))
     if is_main():
         write_json(file, result.report())
+
+
+def picture(height, width, seed=0):
+    """A random image, (h, w, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def variant(predictor, **changes):
+    """A predictor of the same methods with other options."""
+    return Predictor(predictor.methods, predictor.settings, torch.device("cpu"), **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from datasets.images import read_image, read_mask
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
 from models.sofs import SupportMemory
 from tools.answers import Outcome
-from tools.gallery import Entry, query_panels, support_panels, write_gallery
+from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
 from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.results import Evaluation
@@ -27,7 +28,7 @@ LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"
 SHOWN = 8  # queries of an object in the gallery
 
-Supports = dict[str, list[tuple[np.ndarray, np.ndarray]]]
+Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]
 
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
@@ -59,7 +60,8 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
 
 
 def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports:
-    """Images and masks of the chosen category of the supports of object `number`, by type of defect."""
+    """Images and masks of the chosen category of the supports of object `number`, by type of defect; to each type the
+    images without defect, whose mask is None."""
     category_num, category = (
         values[number if len(values) > 1 else 0]
         for values in (cfg.DATASET.open_domain_object_category_num, cfg.DATASET.open_domain_specific_defect_category)
@@ -72,7 +74,8 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports
         if not any(mask.any() for _, mask in pairs):
             LOG.warning("%s: no support pixel is marked: what looks like no support is taken for a defect",
                         item.class_name(kind))  # fmt: skip
-    return supports
+    normal = [(read_image(path), None) for path in item.normal]
+    return {kind: [*pairs, *normal] for kind, pairs in supports.items()}
 
 
 class ObjectJob:
@@ -91,7 +94,7 @@ class ObjectJob:
     ) -> None:
         self.predictor, self.item, self.supports = predictor, item, supports
         self.folder, self.evaluation = folder, evaluation
-        self.shown: list[tuple[float, str, Entry]] = []
+        self.shown: dict[str, list[tuple[float, Entry]]] = {kind: [] for kind in supports}
 
     def run(self) -> dict[str, Any]:
         """Segment every query once for all types of defect; returns the object's part of metrics.json.
@@ -121,16 +124,11 @@ class ObjectJob:
         return {item.class_name(kind): self._report(place, faults) for place, kind in enumerate(self.supports)}
 
     def entries(self) -> list[Entry]:
-        """What the gallery shows of it, worst first."""
-        ranked = sorted(self.shown, key=lambda shown: shown[:2])
-        last = len(ranked) - 1
-        ranks = {0: "worst", last: "best"} if last and ranked[0][0] < ranked[-1][0] else {}
-        return [replace(entry, rank=ranks.get(i, "")) for i, (_, _, entry) in enumerate(ranked)]
+        """What the gallery shows of it, by type, worst first; what has no IoU comes last."""
+        return [entry for shown in self.shown.values() for entry in _ranked(shown)]
 
     def _memory(self, kind: str) -> SupportMemory:
-        images, masks = zip(*self.supports[kind], strict=True)
-        normal = [read_image(path) for path in self.item.normal]
-        memory = self.predictor.set_support([*images, *normal], [*masks, *(None for _ in normal)])
+        memory = self.predictor.set_support(*zip(*self.supports[kind], strict=True))
         self.predictor.save_support(self.folder / (f"support_{kind}.safetensors" if kind else "support.safetensors"))
         for method, threshold in memory.thresholds.items():
             LOG.info("%s: threshold of %s is %.3f", self.item.class_name(kind), method, threshold)
@@ -150,9 +148,12 @@ class ObjectJob:
             counts = {m: intersection_union(a.label, target) for m, a in outcome.answers.items()}
             scores = {m: float(i[1] / u[1]) if u[1] else None for m, (i, u) in counts.items()}
         if number < SHOWN and outcome.image.pixels is not None:
-            panels = support_panels(self.supports[kind]) + query_panels(outcome.image.pixels, target, outcome.answers)
+            known = support_panels([(image, mask) for image, mask in self.supports[kind] if mask is not None])
+            panels = known + query_panels(outcome.image.pixels, target, outcome.answers)
+            panels = [(caption, shrunk(picture)) for caption, picture in panels]  # many are held until the end
+            iou = scores.get(self.predictor.main)
             entry = Entry(self.item.class_name(kind), "", query.name, scores, panels)
-            self.shown.append((next(iter(scores.values()), None) or 0.0, query.name, entry))
+            self.shown[kind].append((math.inf if iou is None else iou, entry))
 
     def _report(self, place: int, faults: list[str]) -> dict[str, Any]:
         kind = list(self.supports)[place]
@@ -163,6 +164,14 @@ class ObjectJob:
             shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
             LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
         return {"queries": len(self.item.queries), "iou": iou, "unreadable": faults}
+
+
+def _ranked(shown: list[tuple[float, Entry]]) -> list[Entry]:
+    """Entries in the order of their IoU, infinite for none; the first and the last that differ are worst and best."""
+    ordered = sorted(shown, key=lambda pair: pair[0])
+    known = [iou for iou, _ in ordered if math.isfinite(iou)]
+    ranks = {0: "worst", len(known) - 1: "best"} if known and known[0] < known[-1] else {}
+    return [replace(entry, rank=ranks.get(place, "")) for place, (_, entry) in enumerate(ordered)]
 
 
 def output_names(queries: list[Path]) -> list[str]:

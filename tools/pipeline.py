@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, tee
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,21 @@ class WindowFeed:
         if self.crop_size is None:
             return ImageStart(opened, [(0, opened.size[0], 0, opened.size[1])])
         return ImageStart(opened, tile(*opened.size, self.crop_size, self.overlap))
+
+
+def shared(items: Iterable[Any], count: int) -> list[Iterator[Any]]:
+    """Iterators over the same items, each made once, for a thread each (`tee` alone is for one thread)."""
+    lock = threading.Lock()
+
+    def one_by_one(copy: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with lock:
+                item = next(copy, _END)
+            if item is _END:
+                return
+            yield item
+
+    return [one_by_one(copy) for copy in tee(items, count)]
 
 
 def _ahead(pool: ThreadPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from models.sofs import SupportMemory
 from models.support_tokens import LabelledTokens
 from tools.answers import Answering, Outcome, Prediction
 from tools.methods import test_methods
-from tools.pipeline import Window, WindowFeed
+from tools.pipeline import Window, WindowFeed, shared
 from tools.support_encoder import SupportEncoder
 from tools.support_file import fingerprint, load_memory, save_memory
 from tools.thresholds import choose_thresholds
@@ -123,8 +122,10 @@ class Predictor:
         pixel, for an image of the normal surface. Without any defect the answer is how abnormal a pixel looks.
 
         Raises:
-            DataError: a file cannot be read, or a mask has another size than its image.
+            DataError: there is no image, a file cannot be read, or a mask has another size than its image.
         """
+        if len(images) == 0:
+            raise DataError("no support image is given; give at least one, of the defect or of the normal surface")
         pairs = [(_pixels(i), None if m is None else _marks(m)) for i, m in zip(images, masks, strict=True)]
         for number, (image, mask) in enumerate(pairs):
             if mask is not None and image.shape[:2] != mask.shape:
@@ -198,7 +199,7 @@ class Predictor:
         order = [place for places in scales.values() for place in places]
         streams = [
             self._segment_at(scale, seen, [memories[i] for i in places])
-            for (scale, places), seen in zip(scales.items(), tee(images, len(scales)), strict=True)
+            for (scale, places), seen in zip(scales.items(), shared(images, len(scales)), strict=True)
         ]
         for parts in zip(*streams, strict=True):
             found = dict(zip(order, (outcome for part in parts for outcome in part), strict=True))

@@ -117,7 +117,7 @@ class SupportEncoder:
 
     def _share_of(self, tokens: LabelledTokens, image: LabelledTokens, count: int) -> LabelledTokens:
         """What is kept of one of `count` normal images, beside the tokens of supports with a defect."""
-        budget = self.memory_tokens // count
+        budget = max(1, self.memory_tokens // count)
         (kept,) = self._thinned([replace(tokens, background=image.background)], budget, budget)
         return kept
 

@@ -18,7 +18,8 @@ def test_images_are_listed_by_suffix_in_any_case_and_sorted(tmp_path):
     names = ["b.JPG", "a.jpeg", "c.png", "d.BMP", "e.tif", "f.TIFF"]
     for name in [*names, "._a.png", "notes.txt", "a.json"]:
         (tmp_path / name).touch()
-    (tmp_path / "folder").mkdir()
+    for name in ("folder", "folder.png"):
+        (tmp_path / name).mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.JPG", "c.png", "d.BMP", "e.tif", "f.TIFF"]
 
 

@@ -113,3 +113,89 @@ def test_values_and_categories_out_of_range(tmp_path):
     for category, count in ((1, 1), (-1, 2), (2, 2)):
         with pytest.raises(ConfigError, match=rf"specific_defect_category is {category}.*category_num is {count}"):
             support_mask(tmp_path / "m.png", category, count)
+
+
+def add_type(folder, name, labelled=()):
+    """A type of defect with one support; paths of its image and mask."""
+    image = write(folder / "support" / name / "image" / "s.png")
+    for query in labelled:
+        write(folder / "query" / "true_label" / name / f"{query}.png", (6, 7))
+    return image, write(folder / "support" / name / "mask" / "s.png", value=255)
+
+
+@pytest.fixture
+def typed(tmp_path):
+    """An object with two queries, without supports."""
+    for name in ("q2.tif", "q1.jpeg"):
+        write(tmp_path / "steel" / "query" / "image" / name, (6, 7))
+    return tmp_path / "steel"
+
+
+@pytest.mark.parametrize(
+    "names", [("dent", "scratch"), ("a b", "Dent ü"), ("打痕", "划痕"), ("masks", "s.png"), ("one",)]
+)
+def test_types_are_the_folders_of_the_supports(typed, names):
+    pairs = {name: add_type(typed, name, labelled=("q1",) if name == names[0] else ()) for name in reversed(names)}
+    found = read_open_domain(typed.parent, "steel")
+    assert list(found.supports) == sorted(names)
+    assert found.supports == {name: [pair] for name, pair in pairs.items()}
+    label = typed / "query" / "true_label" / names[0] / "q1.png"
+    assert found.true_labels == {name: {} for name in names} | {names[0]: {"q1.jpeg": label}}
+    assert [found.class_name(name) for name in names] == [f"steel/{name}" for name in names]
+    assert found.class_name("") == "steel" and found.normal == []
+
+
+@pytest.mark.parametrize("folders", [["good"], ["good/image"], ["good", "good/image"]])
+@pytest.mark.parametrize("by_type", [True, False])
+def test_images_without_defect_are_no_type(typed, folders, by_type):
+    add_type(typed, "dent" if by_type else "")
+    images = [write(typed / "support" / folder / name) for folder in folders for name in ("b.png", "a.JPG")]
+    found = read_open_domain(typed.parent, "steel")
+    assert sorted(found.normal) == sorted(images)
+    assert list(found.supports) == (["dent"] if by_type else [""])
+
+
+def test_an_empty_folder_of_images_without_defect_is_named(typed):
+    add_type(typed, "dent")
+    (typed / "support" / "good").mkdir()
+    with pytest.raises(DataError, match="support/good: no images"):
+        read_open_domain(typed.parent, "steel")
+
+
+def test_supports_in_both_layouts_are_refused(steel):
+    add_type(steel, "dent")
+    with pytest.raises(DataError, match=r"support has image/ and the types dent; keep.*one of the two"):
+        read_open_domain(steel.parent, "steel")
+
+
+@pytest.mark.parametrize(("remove", "named"), [("mask/s.png", "mask/s_mask.png"), ("image/s.png", "image: no images")])
+def test_a_type_that_lacks_masks_or_images_is_named(typed, remove, named):
+    """Whether its file or its folder is missing, also beside a type that is whole."""
+    add_type(typed, "dent")
+    add_type(typed, "spot")
+    path = typed / "support" / "dent" / remove
+    for gone in (path, path.parent):
+        os.remove(gone) if gone.is_file() else gone.rmdir()
+        with pytest.raises(DataError, match=f"support/dent/{named}"):
+            read_open_domain(typed.parent, "steel")
+
+
+def test_files_and_hidden_folders_among_the_types_are_left_out(typed):
+    add_type(typed, "dent")
+    write(typed / "support" / "overview.png")
+    (typed / "support" / "notes.txt").write_text("")
+    (typed / "support" / ".cache").mkdir()
+    assert list(read_open_domain(typed.parent, "steel").supports) == ["dent"]
+
+
+def test_other_folders_beside_supports_of_one_type_are_left_out(steel):
+    write(steel / "support" / "raw" / "c.png")
+    assert list(read_open_domain(steel.parent, "steel").supports) == [""]
+
+
+def test_true_labels_that_tell_no_type_are_refused(typed):
+    for name in ("dent", "spot"):
+        add_type(typed, name)
+    write(typed / "query" / "true_label" / "q1.png", (6, 7))
+    with pytest.raises(DataError, match=r"true_label/q1\.png tells no type.*true_label/TYPE, one of dent, spot"):
+        read_open_domain(typed.parent, "steel")

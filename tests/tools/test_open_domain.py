@@ -3,47 +3,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.images import read_image
-from tests.helpers import draw_defect, surface, tiny_config
+from tests.tools.open_domain_data import QUERIES, as_levels, config, run, write_object, written
 from tools.open_domain import output_names
+from tools.predictor import Predictor
 from tools.tester import run_test
 from utils.errors import DataError
-
-QUERIES = {"one.png": (96, 128), "two.jpg": (97, 65), "three.bmp": (40, 200)}
-
-
-def write_object(root, name, queries=QUERIES, labels=(), seed=0):
-    """Write an object with a support and queries, each with a spot; return the true masks by file name."""
-    rng, truth = np.random.default_rng(seed), {}
-    for part in ("support/image", "support/mask", "query/image", "query/true_label"):
-        (root / name / part).mkdir(parents=True)
-    for file, size in {"s.png": (96, 128), **queries}.items():
-        image, mask = surface(size, rng), np.zeros(size, np.uint8)
-        top, bottom, left, right = draw_defect(image, "spot", rng)
-        mask[top:bottom, left:right] = 255
-        support = file == "s.png"
-        Image.fromarray(image).save(root / name / ("support" if support else "query") / "image" / file)
-        if support:
-            Image.fromarray(mask).save(root / name / "support" / "mask" / file)
-        if file in labels:
-            Image.fromarray(mask).save(root / name / "query" / "true_label" / f"{Path(file).stem}_mask.png")
-        truth[file] = mask > 0
-    return truth
-
-
-def run(root, tmp_path, **changes):
-    options = {"DATASET__name": "opendomain_test_dataset_ND", "DATASET__open_domain_test_object": ["steel"]}
-    cfg = tiny_config(root, tmp_path / "log", **(options | changes))
-    return run_test(cfg, "")
-
-
-def written(folder, kind, name):
-    return cv2.imread(str(folder / kind / f"{name}.png"), cv2.IMREAD_UNCHANGED)
 
 
 def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
@@ -97,13 +66,21 @@ def test_one_of_several_categories(tmp_path):
     assert not np.array_equal(*scores)
 
 
-def test_black_support_masks_mark_nothing(tmp_path, capsys):
+def test_black_support_masks_leave_what_looks_unlike_the_supports(tmp_path, capsys):
+    """The answer of an image that is given without a mask."""
     write_object(tmp_path / "data", "steel")
-    path = tmp_path / "data" / "steel" / "support" / "mask" / "s.png"
-    Image.new("L", (128, 96)).save(path)
-    folder = run(tmp_path / "data", tmp_path)
+    folder = tmp_path / "data" / "steel"
+    Image.new("L", (128, 96)).save(folder / "support" / "mask" / "s.png")
+    cfg = config(tmp_path / "data", tmp_path, TEST__threshold=0.2)
+    answers = run_test(cfg, "") / "steel"
     assert "no support pixel is marked" in capsys.readouterr().out
-    assert not written(folder / "steel", "masks", "one").any() and not written(folder / "steel", "scores", "one").any()
+    predictor = Predictor.from_config(cfg)
+    predictor.set_support([folder / "support" / "image" / "s.png"], [None])
+    for file in QUERIES:
+        score = predictor.predict(folder / "query" / "image" / file).score
+        assert np.array_equal(written(answers, "scores", Path(file).stem), as_levels(score))
+        assert np.array_equal(written(answers, "masks", Path(file).stem) > 0, score > 0.2)
+        assert score.max() > 0.1
 
 
 def test_queries_that_differ_by_the_suffix_alone_keep_their_own_files(tmp_path):

@@ -10,33 +10,9 @@ import torch
 from PIL import Image
 
 from datasets.supports import SupportSet
+from tests.helpers import picture, variant
 from tools.predictor import Predictor
 from utils.errors import ConfigError, DataError, WeightsError
-
-
-@pytest.fixture
-def supports():
-    """Five views (5, 3, 64, 64) and their masks."""
-    masks = torch.zeros(5, 64, 64, dtype=torch.uint8)
-    masks[:, 10:30, 20:50] = 1
-    return SupportSet(torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)), masks)
-
-
-@pytest.fixture
-def passes(predictor):
-    """Batch sizes of the backbone's forward passes, in their order."""
-    sizes = []
-    hook = predictor.backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    yield sizes
-    hook.remove()
-
-
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-
-
-def variant(predictor, **changes):
-    return Predictor(predictor.methods, predictor.settings, torch.device("cpu"), **changes)
 
 
 def answers_of(predictor, image, supports, windowed=True):

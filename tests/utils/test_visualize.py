@@ -7,7 +7,20 @@ from PIL import Image
 
 from utils import memory
 from utils.errors import ConfigError
-from utils.visualize import PANEL, PREDICTION, TRUTH, heat, outline, overlay, panels, write_image
+from utils.visualize import (
+    PANEL,
+    PREDICTION,
+    TRUTH,
+    TYPES,
+    colour_of,
+    heat,
+    legend,
+    outline,
+    overlay,
+    overlay_labels,
+    panels,
+    write_image,
+)
 
 
 @pytest.fixture
@@ -37,6 +50,83 @@ def test_overlay_tints_the_mask_and_nothing_else(image, mask, kind):
 
 def test_overlay_of_nothing_is_the_image(image):
     assert np.array_equal(overlay(image, np.zeros((90, 120), np.uint8)), image)
+
+
+def shows(picture, number):
+    """Pixels (h, w) bool in the colour of a type."""
+    return (picture == colour_of(number)).all(-1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_overlay_of_labels_tints_each_type_in_its_colour_above_a_legend(image, count):
+    labels = np.zeros((90, 120), np.uint8)
+    for number in range(1, count + 1):
+        labels[20:50, 14 * number - 10 : 14 * number] = number
+    before, names = image.copy(), [f"type {i}" for i in range(count)]
+    out = overlay_labels(image, labels, names)
+    assert np.array_equal(image, before) and out.dtype == np.uint8 and out.shape[1:] == (120, 3)
+    upper, bar = out[:90], out[90:]
+    assert np.array_equal(upper[labels == 0], image[labels == 0])
+    assert np.array_equal(bar, legend(names, 120))
+    for number in range(1, count + 1):
+        alone = overlay(image, labels == number, colour_of(number))
+        assert np.array_equal(upper[labels == number], alone[labels == number])
+        assert shows(bar, number).any()
+
+
+def test_overlay_of_labels_of_nothing_is_the_image_and_a_legend(image):
+    out = overlay_labels(image, np.zeros((90, 120), np.uint8), ["a", "b"])
+    assert np.array_equal(out[:90], image) and shows(out[90:], 1).any() and shows(out[90:], 2).any()
+
+
+def test_neighbours_keep_their_own_pixels(image):
+    """Types that touch: the outline of one does not run into the other."""
+    labels = np.ones((90, 120), np.uint8)
+    labels[:, 60:] = 2
+    upper = overlay_labels(image, labels, ["a", "b"])[:90]
+    assert np.array_equal(shows(upper, 1).any(0).nonzero()[0], np.arange(60))
+    assert np.array_equal(shows(upper, 2).any(0).nonzero()[0], np.arange(60, 120))
+
+
+def test_colours_repeat_after_the_last():
+    colours = [colour_of(number) for number in range(1, 3 * len(TYPES) + 1)]
+    assert len(set(colours)) == len(TYPES) == 8
+    assert colours[:8] * 3 == colours
+
+
+@pytest.mark.parametrize("width", [14, 40, 120, 640, 4096])
+@pytest.mark.parametrize("names", [["a"], ["scratch", "dent"], [f"type {i}" for i in range(20)], ["x" * 200, "y"], []])
+def test_the_legend_shows_the_colour_of_every_name_at_any_width(names, width):
+    bar = legend(names, width)
+    assert bar.shape[1:] == (width, 3) and bar.dtype == np.uint8 and len(bar) >= 14
+    squares = 0
+    for number in range(1, min(len(names), 8) + 1):
+        *_, stats, _ = cv2.connectedComponentsWithStats(shows(bar, number).astype(np.uint8))
+        squares += int((stats[1:, cv2.CC_STAT_AREA] > 60).sum())  # smaller ones are edges of letters, for grey
+    assert squares == len(names), "a square for each, also where colours repeat"
+    assert len(names) == 0 or (bar < 100).all(-1).any() or width == 14, "names are written in black"
+
+
+def test_the_legend_takes_as_many_rows_as_its_names_need():
+    names = ["scratch", "dent", "stain", "hole"]
+    heights = [len(legend(names, width)) for width in (400, 200, 100, 60)]
+    assert heights == sorted(heights) and len(set(heights)) > 2
+    assert heights[0] == 14 and heights[-1] == 14 * len(names), "one row, and a row for each"
+    for width in (400, 100):
+        bar = legend(names, width)
+        for top in range(0, len(bar), 14):
+            assert any(shows(bar[top : top + 14], i).any() for i in range(1, 5)), "no row is empty"
+        assert (bar[:, -1] == 255).all(), "no name is cut off"
+
+
+def test_the_legend_grows_with_the_image():
+    assert len(legend(["dent"], 4000)) == 5 * len(legend(["dent"], 800))
+
+
+@pytest.mark.parametrize("name", ["tiefer Kratzer ß", "打痕", "a/b", "", " "])
+def test_names_in_the_legend_may_have_any_letters(name):
+    bar = legend([name, "dent"], 300)
+    assert shows(bar, 1).any() and shows(bar, 2).any()
 
 
 def test_outline_leaves_the_inside(image, mask):

@@ -262,8 +262,8 @@ def _gallery(items: Iterable[Item], share: int, factor: float) -> list[tuple[str
 def _shown(item: Item, share: int, factor: float) -> Shown:
     unit = " %" if factor == 100 else ""
     scores = [(k, UNDEFINED if v is None else f"{_figure(v, factor)}{unit}") for k, v in item.scores.items()]
+    about = ", ".join(filter(None, (item.class_name, item.rank)))
     panels = [
-        (caption, embed_image(file, share), f"{caption}, {item.class_name}, {item.rank}: {item.caption}")
-        for caption, file in item.panels
+        (caption, embed_image(file, share), f"{caption}, {about}: {item.caption}") for caption, file in item.panels
     ]
     return Shown(item.rank, item.caption, scores, panels)

@@ -60,7 +60,7 @@ class History:
 
 @dataclass(frozen=True)
 class Item:
-    """A query of the gallery: panels are (caption, file), scores by their name."""
+    """A query of the gallery: rank may be empty, panels are (caption, file), scores by their name."""
 
     class_name: str
     rank: str
@@ -134,7 +134,8 @@ def read_history(file: Path) -> History:
 
 
 def read_gallery(file: Path) -> list[Item]:
-    """A gallery's index.json: items by class in the order of the file, the worst of each class first.
+    """A gallery's index.json: items by class in the order of the file; of each class the worst, the median and the
+    best, then those of another rank, or none, as they come.
 
     Raises:
         DataError: the index is broken, or names a file that is missing or lies outside its folder.
@@ -147,7 +148,8 @@ def read_gallery(file: Path) -> list[Item]:
                 raise DataError(f"{file}: {panel} lies outside the gallery's folder; run the test again")
             if not panel.is_file():
                 raise DataError(f"{panel}: missing, though {file} names it; run the test again")
-    return sorted(items, key=lambda item: (classes.index(item.class_name), RANKS.index(item.rank)))
+    order = {rank: place for place, rank in enumerate(RANKS)}
+    return sorted(items, key=lambda item: (classes.index(item.class_name), order.get(item.rank, len(RANKS))))
 
 
 def read_config(file: Path) -> tuple[str, dict[str, Any]]:
@@ -184,11 +186,9 @@ def _history(content: list[dict[str, Any]]) -> History:
 
 
 def _item(entry: dict[str, Any], folder: Path) -> Item:
-    if entry["rank"] not in RANKS:
-        raise ValueError(f"rank {entry['rank']!r}, expected one of {', '.join(RANKS)}")
     return Item(
         class_name=text(entry["class"]),
-        rank=entry["rank"],
+        rank=text(entry["rank"]),
         caption=text(entry["caption"]),
         scores={name: number(value) for name, value in entry["scores"].items()},
         panels=[(text(panel["caption"]), folder / text(panel["file"])) for panel in entry["panels"]],

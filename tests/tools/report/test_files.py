@@ -42,6 +42,18 @@ def test_the_gallery_is_sorted_within_its_classes_in_their_order(tmp_path):
     assert found == [(name, rank) for name in "ba" for rank in ("worst", "median", "best")]
 
 
+def test_queries_of_other_ranks_come_after_as_they_stand(tmp_path):
+    """Such as an anomaly run's normal images, and all of an open domain run without true labels."""
+    write_gallery(tmp_path / "gallery", ["a"])
+    file = tmp_path / "gallery" / "index.json"
+    index = json.loads(file.read_text())
+    extra = [index[0] | {"rank": rank, "caption": rank} for rank in ("", "highest of the normal ones", "")]
+    file.write_text(json.dumps([*extra, *index]))
+    assert [item.rank for item in read_gallery(file)] == [
+        *("worst", "median", "best", "", "highest of the normal ones", "")
+    ]
+
+
 def test_a_picture_above_the_limit_is_shrunk_in_proportion(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (240, 480, 4), np.uint8)
     Image.fromarray(noise, "RGBA").save(tmp_path / "a.png")

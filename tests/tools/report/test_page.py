@@ -274,7 +274,7 @@ def test_sixty_classes_with_large_pictures_make_a_page_of_bounded_size(tmp_path)
         ("history.json", '[{"epoch": 1}]'),
         ("gallery/index.json", "{"),
         ("gallery/index.json", '[{"class": "a"}]'),
-        ("gallery/index.json", '[{"class": "a", "rank": "odd", "caption": "", "scores": {}, "panels": []}]'),
+        ("gallery/index.json", '[{"class": "a", "rank": 1, "caption": "", "scores": {}, "panels": []}]'),
         ("gallery/0000_0.jpg", "no picture"),
         ("config.yaml", "a: [b"),
     ],

@@ -196,9 +196,9 @@ def _nearest_to_marked(tokens: LabelledTokens, count: int) -> Tensor:
 
 
 def _with_empty_block(tokens: LabelledTokens) -> LabelledTokens:
-    """The same with one zero token of share 0: a comparison needs a foreground, and this one is like nothing."""
+    """The same with a block of one token of share 0, that of a view without marks: a comparison needs a foreground."""
     share = tokens.share.new_zeros(1, 1)
-    blocks = [layer.new_zeros(1, 1, layer.shape[-1]) for layer in tokens.background]
+    blocks = [layer[:, :1] for layer in tokens.background]
     return replace(tokens, foreground=blocks, share=share, sizes=[1], covered=share > 0)
 
 

@@ -25,7 +25,8 @@ def choose_thresholds(
     windowed: bool,
 ) -> dict[str, float]:
     """By method, the middle of the thresholds that are best on the supports: each support is segmented with
-    all others (leave one out); a single one is mirrored, and so segmented by what it has taught itself.
+    all others (leave one out; an image given twice is one support); a single one is mirrored, and so segmented by what
+    it has taught itself.
 
     Args:
         predictor: who answers.
@@ -35,10 +36,10 @@ def choose_thresholds(
         windowed: scale at which the queries are seen.
     """
     histograms = {method: ScoreHistogram() for method in predictor.methods}
-    for number, (image, mask) in enumerate(pairs):
-        others = [part for i, part in enumerate(parts) if i != number] or list(parts)
-        memory = predictor.encoder.remember(others, normal, windowed=windowed)
-        mirrors = MIRRORS[:1] if len(pairs) > 1 else MIRRORS[1:]
+    for image, mask in pairs:
+        others = [part for (other, _), part in zip(pairs, parts, strict=True) if not np.array_equal(other, image)]
+        memory = predictor.encoder.remember(others or parts, normal, windowed=windowed)
+        mirrors = MIRRORS[:1] if others else MIRRORS[1:]
         axes = [tuple(axis + 2 for axis in mirror) for mirror in mirrors]  # of (h, w), counted from the front
         images = [np.ascontiguousarray(np.flip(image, a)) for a in axes]
         for a, outcome in zip(axes, predictor.segment(images, memory), strict=True):
@@ -54,4 +55,5 @@ def best_threshold(histogram: ScoreHistogram) -> float:
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
     first = int(below[-1]) + 1 if len(below) else 0
     last = best + int(above[0]) - 1 if len(above) else len(iou) - 1
+    last = min(last, len(iou) - 2)  # no score is above 1, which would find nothing
     return (first + last) / 2 / (len(iou) - 1)

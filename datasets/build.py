@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from datasets import ds_spectrum, mvtec, visa, vision_v1
 from datasets.anomaly import AnomalyObject
 from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
-from datasets.files import some_images
+from datasets.files import list_images
 from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
 from datasets.supports import ViewSettings
@@ -53,24 +53,24 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
 
 def build_test_index(cfg: CfgNode, sub_dataset: str = "original") -> SampleIndex:
     """Samples of the test objects: of TEST.dataset_path, or of its folder `sub_dataset`."""
-    root = Path(cfg.TEST.dataset_path)
-    root = root if sub_dataset == "original" else root / sub_dataset
-    return _index(cfg, root, objects_of(cfg)[1], "TEST.dataset_path")
+    return _index(cfg, _test_root(cfg, sub_dataset), objects_of(cfg)[1], "TEST.dataset_path")
 
 
-def build_normal_images(cfg: CfgNode, objects: list[str]) -> dict[str, list[Path]]:
+def build_normal_images(cfg: CfgNode, objects: list[str], sub_dataset: str = "original") -> dict[str, list[Path]]:
     """Images without defect that DATASET.normal_shot draws from, by object; empty where it asks for none.
 
     Raises:
         DataError: an object has too few of them.
     """
-    data, root = cfg.DATASET, Path(cfg.TEST.dataset_path)
+    data = cfg.DATASET
     if not data.normal_shot:
         return {}
     if data.normal_folder:
-        images = dict.fromkeys(objects, some_images(root / data.normal_folder))
+        root = Path(cfg.TEST.dataset_path)
+        folder = root / data.normal_folder
+        images = dict.fromkeys(objects, list_images(folder) if folder.is_dir() else [])
     else:
-        reader = _reader(cfg)
+        root, reader = _test_root(cfg, sub_dataset), _reader(cfg)
         images = {name: reader.normal_images(root, name, "TEST.dataset_path") for name in objects}
     for name, found in images.items():
         if len(found) < data.normal_shot:
@@ -116,6 +116,11 @@ def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisode
         degrees=(data.rotate_min, data.rotate_max),
     )
     return TrainingEpisodes(EpisodeList(index, data.shot, cfg.RNG_SEED), crops)
+
+
+def _test_root(cfg: CfgNode, sub_dataset: str) -> Path:
+    root = Path(cfg.TEST.dataset_path)
+    return root if sub_dataset == "original" else root / sub_dataset
 
 
 def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleIndex:

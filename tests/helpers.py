@@ -20,6 +20,7 @@ from models.build import build_model
 from tools.evaluator import Protocol, evaluate
 from tools.methods import with_baseline
 from tools.predictor import Predictor
+from tools.tester import SplitTest
 from tools.trainer import Trainer
 from utils.distributed import is_main
 from utils.run import create_run_folder, write_json
@@ -51,6 +52,8 @@ TINY = {
     "TEST_SETUPS.batch_size": 1,
     "TEST.VISUALIZE.save_figure": False,
 }
+# changes of `tiny_config`: a head that starts as good as the prior and is then spoilt by large steps
+EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 1e-2}
 
 
 def surface(shape, rng):
@@ -132,6 +135,12 @@ def untrained_predictor(cfg):
     return Predictor.from_config(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
 
 
+def trainer_of(root, folder, **changes):
+    """The trainer of a small config."""
+    cfg = tiny_config(root, folder, **changes)
+    return Trainer(cfg, build_train_index(cfg), folder)
+
+
 def train_without_dropout(cfg, folder):
     """Job: train and test; keep the gradients of the last step in grads.pth."""
     trainer = Trainer(cfg, build_train_index(cfg), folder)
@@ -140,17 +149,18 @@ def train_without_dropout(cfg, folder):
             module.p = 0.0
     if is_main():
         create_run_folder(folder, cfg)
-    trainer.run({"original": build_test_index(cfg)})
+    trainer.run([SplitTest(cfg, build_test_index(cfg), folder, "original")])
     if is_main():
         torch.save({n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth")
 
 
 def evaluate_into(cfg, protocol, file):
-    """Job: evaluate an untrained head; write the report."""
+    """Job: evaluate an untrained head; write the report, and the queries beside it as CSV."""
     predictor = untrained_predictor(cfg)
     result = evaluate(predictor, build_test_index(cfg), view_settings(cfg), Protocol(**protocol))
     if is_main():
         write_json(file, result.report())
+        result.write_queries(file.with_suffix(".csv"))
 
 
 def picture(height, width, seed=0):

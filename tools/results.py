@@ -102,7 +102,7 @@ class Evaluation:
         for other in others:
             self.results += other.results
             self.failed_queries += other.failed_queries
-            self.faults += [fault for fault in other.faults if fault not in self.faults]
+            self.faults = sorted({*self.faults, *other.faults})
             for method in self.methods:
                 self.sizes[method].counts += other.sizes[method].counts
                 self.curves[method].counts += other.curves[method].counts

@@ -76,7 +76,7 @@ class SplitTest:
             multiple=data.test_sample_repeated_multiple,
             scale_by=cfg.TEST.query_scale,
             normal_shot=data.normal_shot,
-            normal=build_normal_images(cfg, index.objects()),
+            normal=build_normal_images(cfg, index.objects(), name),
             num_workers=cfg.TRAIN_SETUPS.num_workers,
             batch_size=cfg.TEST_SETUPS.batch_size,
             figures=folder / f"figures{self.suffix}" if visualize.save_figure else None,

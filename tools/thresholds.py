@@ -26,7 +26,7 @@ def choose_thresholds(
     windowed: bool,
 ) -> dict[str, float]:
     """By method, the middle of the thresholds that are best on the supports: each support is segmented with all others
-    (leave one out). A single one is mirrored, and so segmented by what it has taught itself; it is more like itself
+    (leave one out; an image given twice is one support). A single one is mirrored, and so segmented by what it has taught itself; it is more like itself
     than other images are, so only half the way from the predictor's own threshold is gone.
 
     Args:
@@ -37,16 +37,17 @@ def choose_thresholds(
         windowed: scale at which the queries are seen.
     """
     histograms = {method: ScoreHistogram() for method in predictor.methods}
-    for number, pair in enumerate(pairs):
-        others = [part for i, part in enumerate(parts) if i != number] or list(parts)
-        memory = predictor.encoder.remember(others, normal, windowed=windowed)
-        asked = [pair] if len(pairs) > 1 else _turned(pair, mirrors_known=len(predictor.encoder.mirrors) > 1)
+    alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
+    for pair in pairs:
+        others = [part for (image, _), part in zip(pairs, parts, strict=True) if not np.array_equal(image, pair[0])]
+        memory = predictor.encoder.remember(others or parts, normal, windowed=windowed)
+        asked = _turned(pair, mirrors_known=len(predictor.encoder.mirrors) > 1) if alone else [pair]
         outcomes = predictor.segment((image for image, _ in asked), memory)
         for (_, mask), outcome in zip(asked, outcomes, strict=True):
             for method, answer in outcome.answers.items():
                 histograms[method].update(answer.score, mask)
     chosen = {method: best_threshold(histogram) for method, histogram in histograms.items()}
-    if len(pairs) > 1:
+    if not alone:
         return chosen
     return {method: (predictor.threshold + threshold) / 2 for method, threshold in chosen.items()}
 
@@ -68,4 +69,5 @@ def best_threshold(histogram: ScoreHistogram) -> float:
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
     first = int(below[-1]) + 1 if len(below) else 0
     last = best + int(above[0]) - 1 if len(above) else len(iou) - 1
+    last = min(last, len(iou) - 2)  # no score is above 1, which would find nothing
     return (first + last) / 2 / (len(iou) - 1)

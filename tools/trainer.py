@@ -30,7 +30,7 @@ from tools.checkpoint import load_head, load_state, save_head, save_state
 from tools.feature_bank import bank_episodes, filled
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
-from tools.predictor import Predictor
+from tools.predictor import AUTO, DEFAULT_THRESHOLD, Predictor
 from tools.report import write_report
 from tools.schedule import build_optimizer, build_schedule
 from tools.steps import Batch, EpisodeLoss, add_to_meter, to_device
@@ -73,7 +73,8 @@ def train(cfg: CfgNode, folder: Path) -> None:
         trainer.writer = SummaryWriter(folder / "events")
     for note in index.notes:
         LOG.info("%s", note)
-    LOG.info("training on %d samples of %d classes: %s", len(index), len(index.classes()), ", ".join(index.objects()))
+    own = trainer.index
+    LOG.info("training on %d samples of %d classes: %s", len(own), len(own.classes()), ", ".join(own.objects()))
     trainer.run(tests)
 
 
@@ -138,6 +139,7 @@ class Trainer:
                     self._test(tests)
         if self.validation is not None and self.validation.best is not None:
             self.model.head.load_state_dict(self.validation.best.head)
+            self._save_best()  # it may be of the run that this one has resumed
         self._test(tests, final=True)
         if self.writer is not None:
             self.writer.close()
@@ -214,7 +216,8 @@ class Trainer:
         if isinstance(self.episodes, BankEpisodes):
             batch = default_collate([self.episodes.images(int(batch["number"][0]))])
         size = batch["query"].shape[-2:]
-        mask = upsample(probability[:1], size)[0].cpu().numpy() > self.cfg.TEST.threshold
+        threshold = DEFAULT_THRESHOLD if self.cfg.TEST.threshold == AUTO else self.cfg.TEST.threshold
+        mask = upsample(probability[:1], size)[0].cpu().numpy() > threshold
         support, query = denormalise(batch["supports"][0, 0].cpu()), denormalise(batch["query"][0].cpu())
         truth, known = batch["query_mask"][0].cpu().numpy(), batch["support_masks"][0, 0].cpu().numpy()
         picture = panels(
@@ -235,13 +238,14 @@ class Trainer:
         mious = validation.run(self._predictor(), self.epoch, self.model.head)
         self.history[-1]["validation"] = mious
         self._scalars({f"validation/miou_{method}": miou or 0.0 for method, miou in mious.items()})
-        if is_main() and self.cfg.TRAIN.save_model and validation.best.epoch == self.epoch:
-            save_head(self.folder / "checkpoints" / "best.safetensors", self.model, self.cfg.dump())
+        if validation.best is not None and validation.best.epoch == self.epoch:
+            self._save_best()
 
     def _test(self, tests: list[SplitTest], *, final: bool = False) -> None:
         """Test the head beside the prior on the test objects."""
         predictor = self._predictor()
-        tested = self.validation.best.epoch if final and self.validation is not None else self.epoch
+        best = self.validation.best if final and self.validation is not None else None
+        tested = self.epoch if best is None else best.epoch
         for test in tests:
             evaluation = test.run(predictor)
             if is_main():
@@ -250,9 +254,18 @@ class Trainer:
                     test.write_gallery(predictor, evaluation)
             self._scalars({f"{test.name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods})
 
+    def _save_best(self) -> None:
+        if is_main() and self.cfg.TRAIN.save_model:
+            save_head(self.folder / "checkpoints" / "best.safetensors", self.model, self.cfg.dump())
+
     def _save(self) -> None:
-        if not (is_main() and self.cfg.TRAIN.save_model):
+        if not is_main():
             return
+        if self.cfg.TRAIN.save_model:
+            self._save_checkpoints()
+        write_json(self.folder / "history.json", self.history)
+
+    def _save_checkpoints(self) -> None:
         checkpoints = self.folder / "checkpoints"
         save_head(checkpoints / "head.safetensors", self.model, self.cfg.dump())
         state = {
@@ -266,7 +279,6 @@ class Trainer:
             "best": None if self.validation is None else self.validation.state(),
         }
         save_state(checkpoints / "state.pth", state)
-        write_json(self.folder / "history.json", self.history)
 
     def _resume(self, state: dict) -> None:
         load_checked(self.model.head, state["head"], f"TRAIN.resume: {self.cfg.TRAIN.resume}")

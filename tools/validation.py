@@ -54,10 +54,8 @@ class Validation:
             raise DataError(f"{index.root}: no class has {LEFT + 1} images, of which one could be held out; set "
                             "TRAIN_SETUPS.TEST_SETUPS.val_state to False")  # fmt: skip
         self.rest = replace(index, samples=[s for s in index.samples if s.image not in images])
-        test = SplitTest(cfg, index, folder, "validation")
-        test.protocol = replace(
-            test.protocol, repeats=1, multiple=1, normal_shot=0, figures=None, query_images=frozenset(images)
-        )
+        test = SplitTest(_without_normal(cfg), index, folder, "validation")
+        test.protocol = replace(test.protocol, repeats=1, multiple=1, figures=None, query_images=frozenset(images))
         self.test = test
         self.best: Best | None = None
 
@@ -79,6 +77,14 @@ class Validation:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
         self.best = Best(**state)
+
+
+def _without_normal(cfg: CfgNode) -> CfgNode:
+    """The config without DATASET.normal_shot, whose images are those of the test objects."""
+    own = cfg.clone()
+    own.defrost()
+    own.DATASET.normal_shot = 0
+    return own
 
 
 def held_out(index: SampleIndex, share: float, seed: int) -> set[str]:

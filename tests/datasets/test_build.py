@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
+from PIL import Image
 
-from datasets.build import build_test_index, build_train_index, build_training_episodes, objects_of, view_settings
+from datasets.build import (
+    build_normal_images,
+    build_test_index,
+    build_train_index,
+    build_training_episodes,
+    objects_of,
+    view_settings,
+)
 from datasets.images import read_image
 from datasets.splits import split_objects
 from tests.helpers import tiny_config, write_product
@@ -120,3 +129,88 @@ def test_index_cache_follows_its_switches(tmp_path, caplog):
     annotations.write_text(annotations.read_text() + " ")
     assert build(save=True, load=True).samples == built.samples
     assert "has changed" in caplog.text and '"dot"' not in file.read_text()
+
+
+def write_clean(folder, *names):
+    """Write normal images; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (16, 12), (90, 90, 90)).save(folder / name)
+    return [folder / name for name in names]
+
+
+def list_images_without_annotation(root, part, *names):
+    """Add images without any defect to a product's annotation file."""
+    file = root / part / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    for name in names:
+        entry = {"id": 100 + len(content["images"]), "file_name": name, "height": 12, "width": 16}
+        content["images"].append(entry)
+    file.write_text(json.dumps(content))
+    return write_clean(root / part, *names)
+
+
+def test_without_normal_shot_no_normal_image_is_looked_for(tmp_path):
+    cfg = config(tmp_path / "nowhere", tmp_path, DATASET__normal_folder="nothing")
+    assert build_normal_images(cfg, ["Disk"]) == {}
+
+
+def test_normal_images_of_vision_are_those_without_annotation(tmp_path):
+    for name in ("Disk", "Ring"):
+        write_product(tmp_path / "data", name)
+    own = {
+        "Disk": list_images_without_annotation(tmp_path / "data" / "Disk", "train", "a.png", "b.png"),
+        "Ring": list_images_without_annotation(tmp_path / "data" / "Ring", "val", "a.png", "c.png", "d.png"),
+    }
+    cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=2)
+    assert build_normal_images(cfg, ["Ring", "Disk"]) == own
+    assert len(build_test_index(cfg)) == 8, "they are no samples"
+
+
+def test_normal_images_of_defect_spectrum_are_those_in_good(tmp_path):
+    own = write_clean(tmp_path / "data" / "bottle" / "image" / "good", "000.png", "001.png")
+    cfg = config(tmp_path / "data", tmp_path, DATASET__name="DS_Spectrum_DS_ND", DATASET__normal_shot=2)
+    assert build_normal_images(cfg, ["bottle"]) == {"bottle": own}
+
+
+@pytest.mark.parametrize("name", ["VISION_V1_ND", "DS_Spectrum_DS_ND"])
+def test_a_folder_of_normal_images_is_for_every_object(tmp_path, name):
+    """In place of the objects' own."""
+    write_product(tmp_path / "data", "Disk")
+    list_images_without_annotation(tmp_path / "data" / "Disk", "train", "own.png")
+    shared = write_clean(tmp_path / "data" / "clean" / "all", "1.png", "2.png")
+    write_clean(tmp_path / "data" / "bottle" / "image" / "good", "000.png")
+    options = {"DATASET__name": name, "DATASET__normal_shot": 1, "DATASET__normal_folder": "clean/all"}
+    cfg = config(tmp_path / "data", tmp_path, **options)
+    assert build_normal_images(cfg, ["Disk", "bottle"]) == {"Disk": shared, "bottle": shared}
+
+
+def test_normal_images_of_a_sub_dataset_are_its_own_and_the_folder_is_that_of_all(tmp_path):
+    write_product(tmp_path / "data" / "dark", "Disk")
+    own = list_images_without_annotation(tmp_path / "data" / "dark" / "Disk", "train", "a.png")
+    shared = write_clean(tmp_path / "data" / "clean", "1.png")
+    cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=1)
+    assert build_normal_images(cfg, ["Disk"], "dark") == {"Disk": own}
+    cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="clean")
+    assert build_normal_images(cfg, ["Disk"], "dark") == {"Disk": shared}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "count"), [("VISION_V1", "", 1), ("DS_Spectrum_DS_ND", "", 0), ("VISION_V1_ND", "clean", 2),
+                                  ("VISION_V1_ND", "gone", 0)]
+)  # fmt: skip
+def test_too_few_normal_images_are_an_error_that_names_both_keys(tmp_path, name, folder, count):
+    write_product(tmp_path / "data", "Disk")
+    list_images_without_annotation(tmp_path / "data" / "Disk", "train", "a.png")
+    write_clean(tmp_path / "data" / "clean", "1.png", "2.png")
+    options = {"DATASET__name": name, "DATASET__normal_shot": 3, "DATASET__normal_folder": folder}
+    cfg = config(tmp_path / "data", tmp_path, **options)
+    with pytest.raises(DataError, match=rf"Disk: {count} normal images in .*{folder}.*DATASET\.normal_shot is 3.*"
+                                        r"DATASET\.normal_folder"):  # fmt: skip
+        build_normal_images(cfg, ["Disk"])
+
+
+def test_normal_images_of_a_missing_object_name_the_root(tmp_path):
+    write_product(tmp_path / "data", "Disk")
+    with pytest.raises(DataError, match=r"Plat\b.*TEST\.dataset_path"):
+        build_normal_images(config(tmp_path / "data", tmp_path, DATASET__normal_shot=1), ["Plat"])

@@ -191,6 +191,32 @@ def test_arguments_of_the_entry_points():
         parser.parse_args([])
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.4", 0.4), ("1", 1.0), ("0", 0.0), ("1e-3", 0.001)])
+def test_the_threshold_is_a_number_or_auto(text, value, write, load):
+    for cfg in (load("TEST.threshold", text), load_config(write(f"TEST: {{threshold: {text}}}"))):
+        assert cfg.TEST.threshold == value and type(cfg.TEST.threshold) is type(value)
+        assert load_config(write(cfg.dump())) == cfg
+    assert load("TEST.threshold", value).TEST.threshold == value, "as the lists of opts in code give it"
+
+
+@pytest.mark.parametrize("text", ["automatic", "Auto", "", "[auto]", "true", "0.5 0.6", "-", ".nan"])
+def test_other_words_for_the_threshold_are_refused(text, write, load, fault):
+    for message in (fault(load, "TEST.threshold", text), fault(load_config, write(f"TEST: {{threshold: {text}}}"))):
+        assert "TEST.threshold is " in message and "a finite number, or auto" in message
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.1"])
+def test_a_threshold_outside_of_the_scores_is_refused(text, write, load, fault):
+    for message in (fault(load, "TEST.threshold", text), fault(load_config, write(f"TEST: {{threshold: {text}}}"))):
+        assert "TEST.threshold is " in message and "from 0 to 1" in message
+
+
+@pytest.mark.parametrize("key", ["TEST.window_overlap", "DATASET.shot", "TRAIN_SETUPS.TEST_SETUPS.val_share"])
+def test_auto_is_for_no_other_number(key, write, load, fault):
+    for message in (fault(load, key, "auto"), fault(load_config, write(nested(key, "auto")))):
+        assert f"{key} is 'auto'" in message and "or auto" not in message
+
+
 # --- files that do not load --------------------------------------------------------------------------------------
 
 

@@ -2,26 +2,24 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
-from tools.evaluator import Evaluation
+from tools.results import Evaluation, QueryResult
 from tools.summary import main, summarise
 from utils.errors import DataError
-from utils.metrics import SegmentationMeter
 
 
-def meter(hits):
-    """One query of class ("Rod", 0): `hits` of four pixels found; none of class ("Rod", 1)."""
-    found = SegmentationMeter([("Rod", 0), ("Rod", 1)])
-    found.update(("Rod", 0), np.arange(8) < hits, np.arange(8) < 4)
-    return found
+def result(repeat, method, hits):
+    """A query of class ("Rod", 0): `hits` of four defect pixels found, none of four others."""
+    return QueryResult(repeat, 0, ("Rod", 0), "a.png", method, 0.5, 0.5, (4, hits), (8 - hits, 4))
 
 
 @pytest.fixture
 def folder(tmp_path):
     names = {("Rod", 0): "Rod/dent", ("Rod", 1): "Rod/pit"}
-    report = Evaluation(names, {"SOFS": [meter(2), meter(3)], "prior": [meter(1), meter(1)]}).report()
+    hits = {"SOFS": (2, 3), "prior": (1, 1)}
+    results = [result(repeat, method, n) for method, found in hits.items() for repeat, n in enumerate(found)]
+    report = Evaluation(names, list(hits), repeats=2, results=results).report()
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "0.png").write_bytes(b"")

@@ -117,7 +117,7 @@ def test_an_interrupted_sweep_goes_on(small):
 
     create_run_folder(training.folder, training.cfg)
     with pytest.raises(KeyboardInterrupt):
-        Interrupted(training.cfg, build_train_index(training.cfg), training.folder).run({})
+        Interrupted(training.cfg, build_train_index(training.cfg), training.folder).run([])
     assert not is_finished(training)
     assert main(words) == 0
     told = (training.folder / "train.log").read_text()

@@ -26,8 +26,9 @@ def choose_thresholds(
     windowed: bool,
 ) -> dict[str, float]:
     """By method, the middle of the thresholds that are best on the supports: each support is segmented with all others
-    (leave one out; an image given twice is one support). A single one is mirrored, and so segmented by what it has taught itself; it is more like itself
-    than other images are, so only half the way from the predictor's own threshold is gone.
+    (leave one out; an image given twice is one support). A single one is mirrored, and so segmented by what it has
+    taught itself; it is more like itself than other images are, so only half the way from the predictor's own threshold
+    is gone.
 
     Args:
         predictor: who answers.

@@ -302,7 +302,7 @@ print(peak() - before, counts.curve().false_positives[-1])
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_images():
     """The scores of the forty images fill 160 MiB, and counting them without a limit takes more; the counts may take
-    56 MiB, 28 bytes for each of 2 ** 21 scores, and have been at their limit within the first ten."""
+    24 MiB, 12 bytes for each of 2 ** 21 scores, and have been at their limit within the first ten."""
     done = subprocess.run([sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True)
     grown, normal = map(int, done.stdout.split())
     assert normal == 50 * (1024 * 1024 - 3000)

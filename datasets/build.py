@@ -8,7 +8,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from datasets import ds_spectrum, mvtec, visa, vision_v1
-from datasets.anomaly import AnomalyObject
+from datasets.anomaly import AnomalyObject, draw_normal
 from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
 from datasets.files import list_images
 from datasets.samples import Reader, SampleIndex, load_or_build
@@ -41,7 +41,12 @@ def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
 
 
 def build_train_index(cfg: CfgNode) -> SampleIndex:
-    """Samples of the training objects, each from the first of the training roots that has it."""
+    """Samples of the training objects, each from the first of the training roots that has it.
+
+    Raises:
+        ConfigError: the data set is not one to train on, or has no training objects.
+    """
+    _reader(cfg)
     roots = [cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths]
     objects = objects_of(cfg)[0]
     if not objects:
@@ -87,10 +92,21 @@ def is_anomaly_data(cfg: CfgNode) -> bool:
 
 
 def build_anomaly_objects(cfg: CfgNode) -> list[AnomalyObject]:
-    """The objects of an anomaly detection test: DATASET.test_objects, or all of the data set."""
-    read, known = ANOMALY_READERS[cfg.DATASET.name.removesuffix(NATIVE_SUFFIX)]
-    names = cfg.DATASET.test_objects or known
-    return [read(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
+    """The objects of an anomaly detection test: DATASET.test_objects, or all of the data set.
+
+    Raises:
+        DataError: an object is missing or broken, or has too few normal images.
+    """
+    data, root = cfg.DATASET, Path(cfg.TEST.dataset_path)
+    read, known = ANOMALY_READERS[data.name.removesuffix(NATIVE_SUFFIX)]
+    missing = [name for name in known if not (root / name).is_dir()]
+    if not data.test_objects and missing and root.is_dir():
+        raise DataError(f"{root} has not all objects of {data.name} (it lacks {', '.join(missing)}); name those to "
+                        "test in DATASET.test_objects, or set TEST.dataset_path")  # fmt: skip
+    objects = [read(root, name, "TEST.dataset_path") for name in data.test_objects or known]
+    for item in objects:  # before the first is tested, which takes long
+        draw_normal(item.normal, item.name, data.shot, cfg.RNG_SEED)
+    return objects
 
 
 def view_settings(cfg: CfgNode) -> ViewSettings:
@@ -140,8 +156,8 @@ def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleInde
 def _reader(cfg: CfgNode) -> Reader:
     name = cfg.DATASET.name.removesuffix(NATIVE_SUFFIX)
     if name not in READERS:
-        raise ConfigError(f"DATASET.name is {cfg.DATASET.name}; expected one of {', '.join(SPLIT_NAMES)}, also with "
-                          "_ND; other data sets have no labels to train on, test.py takes them")  # fmt: skip
+        raise ConfigError(f"DATASET.name is {cfg.DATASET.name}, which has nothing to train on; train.py takes "
+                          f"{', '.join(SPLIT_NAMES)}, also with _ND, and test.py this one as it is")  # fmt: skip
     return READERS[name]
 
 

@@ -167,7 +167,7 @@ def ready(tokens: LabelledTokens, normal: Sequence[LabelledTokens] = (), *, join
         normal: of each further image without defect.
         joint: a method asks for the joint prior.
     """
-    tokens = tokens if tokens.sizes else _with_empty_block(tokens)
+    tokens = tokens if tokens.sizes else _with_unmarked_block(tokens)
     keys = [torch.cat(pair, dim=1) for pair in zip(tokens.foreground, tokens.background, strict=True)]
     dtype = comparison_dtype(keys[0].device)
     further = [[layer.to(dtype) for layer in image.background] for image in normal]
@@ -195,8 +195,9 @@ def _nearest_to_marked(tokens: LabelledTokens, count: int) -> Tensor:
     return best_similarity(normal, as_keys(marked[:, tokens.share[0] > 0]))[0].topk(count).indices
 
 
-def _with_empty_block(tokens: LabelledTokens) -> LabelledTokens:
-    """The same with a block of one token of share 0, that of a view without marks: a comparison needs a foreground."""
+def _with_unmarked_block(tokens: LabelledTokens) -> LabelledTokens:
+    """The same with a background token of share 0 in front: a comparison needs a foreground, and to know this one twice
+    changes nothing, which a zero token would where a query is like no token at all."""
     share = tokens.share.new_zeros(1, 1)
     blocks = [layer[:, :1] for layer in tokens.background]
     return replace(tokens, foreground=blocks, share=share, sizes=[1], covered=share > 0)

@@ -18,7 +18,7 @@ from datasets.build import build_anomaly_objects
 from datasets.images import read_image
 from models.build import build_prior_method
 from models.sofs import SupportMemory
-from tools.gallery import Entry, write_gallery
+from tools.gallery import Entry, ranks, write_gallery
 from tools.methods import PRIOR
 from tools.predictor import Predictor
 from tools.results import summary
@@ -136,18 +136,14 @@ class AnomalyTest:
         tests = {self._name(test): test for test in item.test}
         scores = sorted((score, name) for name, _, repeat, score in result.scores if repeat == 0)
         abnormal, normal = ([pair for pair in scores if tests[pair[1]].is_anomalous is kind] for kind in (True, False))
-        ranked = {
-            "worst": abnormal[:1],
-            "median": abnormal[len(abnormal) // 2 :][:1],
-            "best": abnormal[-1:],
-            "highest of the normal ones": normal[-1:],
-        }
+        shown = [(name, *abnormal[place]) for name, place in ranks(len(abnormal)).items()]
+        shown += [("highest of the normal ones", *pair) for pair in normal[-1:]]
         memory, most = self.memory(item, 0), max(scores[-1][0], LEAST)
         support = read_image(self._supports(item, 0)[0])
-        for place, (score, name) in ((place, pair) for place, pairs in ranked.items() for pair in pairs):
-            image = read_image(tests[name].image)
+        outcomes = self.predictor.segment((tests[name].image for *_, name in shown), memory)
+        for (place, score, name), outcome in zip(shown, outcomes, strict=True):
+            image, answer = read_image(tests[name].image), outcome.answers[PRIOR]
             target = read_target(tests[name], image.shape[:2])
-            answer = next(self.predictor.segment([image], memory)).answers[PRIOR]
             truth = [("truth", outline(image, target, TRUTH))] if target.any() else []
             panels = [("support", support), ("query", image), *truth, ("score", heat(answer.score / most))]
             yield Entry(item.name, place, name, {"image score": score}, panels)

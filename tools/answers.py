@@ -20,7 +20,8 @@ class Prediction:
 
     Attributes:
         label: (h, w) uint8 {0, 1}; with `reference` merging float32 votes, defect where 1.
-        score: (h, w) float32 in [0, 1]; like `label` in a temporary file for a very large image.
+        score: (h, w) float32 in [0, 1], where normal images are all that is known in [0, 2]; like `label` in a
+            temporary file for a very large image.
         windows: how many windows the image took.
         threshold: the score above which a pixel is defect.
     """

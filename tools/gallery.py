@@ -21,7 +21,6 @@ DETAIL = 256  # pixels, least side of a detail
 SMALL = 0.25  # a detail that is a larger share of the image than this shows nothing that the image does not
 FRAME = (255, 176, 0)
 LEAST = 0.1  # range of scores that is spread over all colours at the least
-RANKS = ("worst", "median", "best")
 
 Panel = tuple[str, np.ndarray]
 
@@ -44,11 +43,14 @@ def chosen(evaluation: Evaluation, method: str) -> list[tuple[str, QueryResult]]
     for key in evaluation.class_names:
         own = [r for r in evaluation.results if (r.key, r.method, r.repeat) == (key, method, 0) and r.iou is not None]
         own.sort(key=lambda r: (r.iou, r.number))
-        places = (
-            {0: "worst", len(own) // 2: "median", len(own) - 1: "best"} if len(own) > 2 else {0: "worst", 1: "best"}
-        )
-        found += [(rank, own[place]) for place, rank in places.items() if place < len(own)]
+        found += [(rank, own[place]) for rank, place in ranks(len(own)).items()]
     return found
+
+
+def ranks(count: int) -> dict[str, int]:
+    """The places of the worst, the median and the best of `count` sorted ones, as many as differ."""
+    places = {"worst": 0, "median": count // 2, "best": count - 1} if count > 2 else {"worst": 0, "best": 1}
+    return {rank: place for rank, place in places.items() if place < count}
 
 
 def write_gallery(folder: Path, entries: Iterator[Entry]) -> None:

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from models.comparison import Comparison
 from models.coreset import coreset
 from models.joint_prior import centred
-from models.support_tokens import join, label, ready, thin
+from models.support_tokens import background_of, join, label, ready, thin
 
 GRID = (4, 5)
 CHANNELS = (6, 9)
@@ -46,6 +46,15 @@ def test_counts_stand_for_repeated_views():
     assert_close(counted.mean, repeated.mean)
     gaps = [Comparison(query, ready(tokens, joint=True)).gap for tokens in (repeated, counted)]
     assert_close(gaps[0], gaps[1], rtol=0, atol=1e-6)
+
+
+def test_normal_views_alone_say_what_views_without_marks_say():
+    """Also of what is the opposite of all of them."""
+    features, share = views(2, marked=0)
+    tokens, query = label(features, share), [-layer for layer in features]
+    known = [Comparison(query, ready(t, joint=False)).anomaly for t in (tokens, background_of(tokens))]
+    assert_close(known[1], known[0])
+    assert known[0].max() > 1
 
 
 def test_thinning_keeps_the_foreground_the_mean_and_a_part_of_the_background():

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tests.plain_measures import EIGHT, plain_aupro, plain_f1_max
 from utils.detection import ScoreCounts, precision_recall, region_weights
 
 REPO = Path(__file__).resolve().parents[2]
-EIGHT = np.ones((3, 3))
 
 
 def smooth_map(rng, ties):
@@ -42,26 +42,6 @@ def counted(maps, **options):
 
 def pooled(maps):
     return np.concatenate([m[1].ravel() for m in maps]), np.concatenate([m[0].ravel() for m in maps])
-
-
-def plain_aupro(maps, limit=0.3):
-    """Each threshold by itself, each region by itself."""
-    scores = np.concatenate([m[0].ravel() for m in maps])
-    labelled = [(s, m, ndimage.label(m, EIGHT)) for s, m in maps]
-    rates, overlaps = [0.0], [0.0]
-    for threshold in np.unique(scores)[::-1]:
-        wrong = sum(int(((s >= threshold) & ~m).sum()) for s, m in maps)
-        rates.append(wrong / sum(int((~m).sum()) for _, m in maps))
-        shares = [(s[own == i] >= threshold).mean() for s, _, (own, n) in labelled for i in range(1, n + 1)]
-        overlaps.append(np.mean(shares))
-        if rates[-1] > limit:
-            break
-    area = 0.0
-    for x0, x1, y0, y1 in zip(rates, rates[1:], overlaps, overlaps[1:], strict=False):
-        if x1 > limit:
-            y1, x1 = y0 + (y1 - y0) * (limit - x0) / (x1 - x0), limit
-        area += (x1 - x0) * (y0 + y1) / 2
-    return area / limit
 
 
 def measures(counts):
@@ -101,11 +81,8 @@ def test_agrees_with_scikit_learn(maps):
     assert counts.dropped_bits == 0
     assert counts.auroc() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert counts.average_precision() == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     value, threshold = counts.f1_max()
-    assert value == pytest.approx(f1.max(), abs=1e-12)
-    assert threshold == thresholds[f1[:-1].argmax()]
+    assert (value, threshold) == pytest.approx(plain_f1_max(labels, scores), abs=1e-12)
 
 
 def test_scores_of_images_agree_with_scikit_learn():
@@ -302,7 +279,7 @@ print(peak() - before, counts.curve().false_positives[-1])
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_images():
     """The scores of the forty images fill 160 MiB, and counting them without a limit takes more; the counts may take
-    56 MiB, 28 bytes for each of 2 ** 21 scores, and have been at their limit within the first ten."""
+    24 MiB, 12 bytes for each of 2 ** 21 scores, and have been at their limit within the first ten."""
     done = subprocess.run([sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True)
     grown, normal = map(int, done.stdout.split())
     assert normal == 50 * (1024 * 1024 - 3000)

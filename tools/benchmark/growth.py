@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from tools.benchmark.figures import AT_MOST, EXACTLY, Figure
 from tools.benchmark.inference import counted_passes, random_image, random_predictor, teach
-from tools.open_domain import write_answer
+from tools.open_domain_files import write_answers
 
 SECTION = "growth"
 _MB = 1e6
@@ -94,7 +94,7 @@ def _measure_here(cfg: CfgNode, counts: list[int]) -> dict[str, dict[str, float]
             with counted_passes(predictor.backbone) as passes:
                 start = time.perf_counter()
                 (outcome,) = predictor.segment([file], predictor.memory)
-                write_answer(Path(folder), str(count), outcome.image, outcome.answers["SOFS"])
+                write_answers(Path(folder), str(count), outcome.image, {"": outcome.answers["SOFS"]})
                 seconds = time.perf_counter() - start
             found[str(count)] = {"peak": _peak_bytes(), "seconds": seconds, "passes": sum(passes)}
             del outcome

@@ -22,8 +22,10 @@ demo: $(VENV)/requirements.stamp
 	PYTHON=$(PY) CFG="$(DEMO) method_config/Demo/Open_Domain.yaml" sh test.sh RUN_NAME demo_open_domain
 	@$(PY) -m tools.summary log/demo log/demo_open_domain
 
+# On all cores, a process each; what is timed comes after it, alone.
 test: lint
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --ignore tests/tools/benchmark
+	$(PY) -m pytest -q tests/tools/benchmark
 
 lint: $(VENV)/requirements-dev.stamp
 	$(PY) -m ruff check .

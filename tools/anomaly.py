@@ -69,6 +69,8 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> None:
     if is_main():
         create_run_folder(folder, cfg)
         setup_logging(folder / "test.log")
+    if cfg.TEST.method != PRIOR:
+        LOG.warning("TEST.method is %s: with normal images alone the answer is that of %r", cfg.TEST.method, PRIOR)
     detection = AnomalyTest(cfg, predictor)
     own = {item.name: detection.run(item) for item in objects[rank() :: world_size()]}
     found = {name: result for part in gather_objects(own) for name, result in part.items()}

@@ -311,6 +311,15 @@ def test_pictures_of_scores_over_1(tile, colourist, tmp_path):
 # --- Faults ------------------------------------------------------------------------------------------------------
 
 
+def test_another_method_is_answered_by_the_prior_and_told_so(bottles, tmp_path, capsys):
+    figures = [
+        read(run(bottles, tmp_path, "mvtec", ["bottle"], TEST__method=method, RUN_NAME=method))["anomaly"]
+        for method in ("SOFS", PRIOR)
+    ]
+    assert figures[0] == figures[1]
+    assert capsys.readouterr().out.count("TEST.method is SOFS") == 1
+
+
 def test_a_broken_test_image_is_left_out(data, tmp_path, capsys):
     """Also one whose mask is broken; the figures are those of the rest."""
     image, mask = data / "bottle/test/line/001.png", data / "bottle/ground_truth/spot/000_mask.png"

@@ -6,11 +6,12 @@ DEMO := method_config/Demo/SOFS.yaml
 # Threads that wait in a loop take the cores from the loader's workers.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-long lint clean
 
 help:
 	@echo "make demo   write demo data, train on some products, test on others, segment an unknown object"
 	@echo "make test   lint, then every test"
+	@echo "make test-long   what takes longer: many kills, long runs, more invented files"
 	@echo "make lint   ruff check"
 	@echo "make clean  remove .venv, demo_data, the demo's runs and caches; other runs in log/ stay"
 	@echo "PYTHON=...  the Python, 3.11 or later, that .venv is made with (now: $(PYTHON))"
@@ -24,8 +25,11 @@ demo: $(VENV)/requirements.stamp
 
 # On all cores, a process each; what is timed comes after it, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --ignore tests/tools/benchmark
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --ignore tests/tools/benchmark --ignore tests/long
 	$(PY) -m pytest -q tests/tools/benchmark
+
+test-long: $(VENV)/requirements-dev.stamp
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/long
 
 lint: $(VENV)/requirements-dev.stamp
 	$(PY) -m ruff check .

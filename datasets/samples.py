@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 
 from datasets.files import ANY_PATH_KEY
 from datasets.masks import Rle, rle_area, rle_decode
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
+from utils.files import write_whole
 
 _FORMAT = 1
 _LOG = logging.getLogger(__name__)
@@ -119,20 +119,13 @@ class SampleIndex:
         return [path for path in paths if not path.is_file()]
 
     def save(self, path: str | Path) -> None:
-        """Writes the index as JSON, whole or not at all. Raises DataError where the folder cannot be written."""
+        """Writes the index as JSON, whole or not at all. Raises OutputError where the folder cannot be written."""
         content = {"format": _FORMAT, "fingerprint": self.fingerprint, "root": str(self.root), "notes": self.notes}
         content["samples"] = [vars(sample) for sample in self.samples]
-        path = Path(path)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")  # processes of one run may save at the same time
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(scratch, path)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error}); set DATASET.vision_data_save_path to a folder that can, "
-                "or DATASET.vision_data_save to False"
-            ) from error
+            write_whole(Path(path), json.dumps(content).encode())
+        except OutputError as error:
+            raise OutputError(f"{error}, or set DATASET.vision_data_save_path or DATASET.vision_data_save") from error
 
     @classmethod
     def load(cls, path: str | Path) -> SampleIndex:

@@ -23,7 +23,8 @@ from tools.predictor import Predictor
 from tools.tester import SplitTest
 from tools.trainer import Trainer
 from utils.distributed import is_main
-from utils.run import create_run_folder, write_json
+from utils.files import write_json
+from utils.run import create_run_folder
 
 SIZE = (96, 128)
 DEFECTS = {"spot": (8, 8, 250), "line": (2, 36, 10), "stain": (60, 60, 200)}  # height, width, grey value

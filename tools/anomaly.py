@@ -25,9 +25,10 @@ from tools.results import summary
 from utils.detection import ScoreCounts, precision_recall
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError
+from utils.files import write_json, write_text
 from utils.logging import setup_logging
 from utils.metrics import mean_std
-from utils.run import create_run_folder, provenance, run_facts, write_json, write_text
+from utils.run import create_run_folder, provenance, run_facts
 from utils.tables import anomaly_table
 from utils.visualize import TRUTH, heat, outline
 

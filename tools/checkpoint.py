@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from models.checkpoint import head_state
 from models.sofs import SOFS
 from models.weights import load_checked, read_weights
 from utils.errors import WeightsError
+from utils.files import write_whole
 
 STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "config", "history", "best"}
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` once all is written: a file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    yield scratch
-    os.replace(scratch, path)
 
 
 def save_head(path: Path, model: SOFS, config: str) -> None:
     """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or not at all."""
     tensors = {f"head.{name}": value.contiguous().cpu() for name, value in model.head.state_dict().items()}
-    with written_whole(path) as scratch:
-        save_file(tensors, scratch, metadata={"format": "pt", "config": config})
+    write_whole(path, save(tensors, metadata={"format": "pt", "config": config}))
 
 
 def load_head(path: str | Path, model: SOFS, key: str) -> None:
@@ -54,8 +43,9 @@ def load_head(path: str | Path, model: SOFS, key: str) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state, whole or not at all."""
-    with written_whole(path) as scratch:
-        torch.save(state, scratch)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_whole(path, content.getbuffer())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from tools.cli import exit_code
 from utils.bootstrap import paired_bootstrap
 from utils.errors import ConfigError, DataError
-from utils.run import write_json
+from utils.files import write_json
 
 COLUMNS = ("class", "image", "method", "intersection", "union")
 FEW = 20  # queries of a class; intervals over fewer are notably too narrow

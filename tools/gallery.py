@@ -13,7 +13,7 @@ from datasets.crops import cut
 from datasets.tiling import Box
 from tools.answers import Prediction
 from tools.results import Evaluation, QueryResult
-from utils.run import write_json
+from utils.files import write_json
 from utils.visualize import TRUTH, heat, outline, overlay, write_image
 
 SIDE = 480  # pixels, longer side of a picture

@@ -20,9 +20,10 @@ from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.errors import DataError
+from utils.files import write_json
 from utils.logging import setup_logging
 from utils.metrics import intersection_union
-from utils.run import create_run_folder, provenance, run_facts, write_json
+from utils.run import create_run_folder, provenance, run_facts
 
 LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from utils.curves import ScoreHistogram
+from utils.files import write_text
 from utils.metrics import SegmentationMeter, intersection_union, mean_std
-from utils.run import write_text
 from utils.sizes import SizeMeter
 from utils.tables import method_table
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from datasets.supports import ViewSettings
 from models.sofs import SupportMemory, SupportSummary
 from models.support_tokens import SupportTokens, with_joint
-from tools.checkpoint import written_whole
 from utils.errors import WeightsError
+from utils.files import write_whole
 
 FORMAT = "sofs-support-2"
 
@@ -50,8 +50,7 @@ def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) 
     # copies: tensors that share memory cannot be written
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
-    with written_whole(path) as scratch:
-        save_file(tensors, scratch, metadata=fingerprint | {"use": json.dumps(use)})
+    write_whole(path, save(tensors, metadata=fingerprint | {"use": json.dumps(use)}))
 
 
 def load_memory(path: Path, fingerprint: dict[str, str], device: torch.device, *, joint: bool) -> SupportMemory:

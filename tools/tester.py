@@ -20,8 +20,9 @@ from tools.predictor import Predictor
 from tools.report import write_report
 from tools.results import Evaluation
 from utils.distributed import is_main, launch
+from utils.files import write_json
 from utils.logging import setup_logging
-from utils.run import create_run_folder, discard_on_error, provenance, run_facts, run_folder, write_json
+from utils.run import create_run_folder, discard_on_error, provenance, run_facts, run_folder
 
 LOG = logging.getLogger(__name__)
 

@@ -38,10 +38,11 @@ from tools.tester import SplitTest
 from tools.validation import Validation
 from utils.distributed import is_main, launch, rank, sum_over_processes, world_size
 from utils.errors import DataError
+from utils.files import write_json
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import autocast, half_type, pick_device
-from utils.run import create_run_folder, discard_on_error, run_folder, write_json
+from utils.run import create_run_folder, discard_on_error, run_folder
 from utils.visualize import TRUTH, outline, overlay, panels
 
 LOG = logging.getLogger(__name__)

@@ -17,3 +17,7 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """A weights file is missing, broken, or does not fit the model."""
+
+
+class OutputError(UserError):
+    """A file of a run cannot be written."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import re
 import shutil
@@ -18,6 +16,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from utils.errors import ConfigError, UserError
+from utils.files import write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
@@ -54,18 +53,6 @@ def discard_on_error(folder: Path) -> Iterator[None]:
         if is_new and not (folder / "checkpoints").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from datasets.masks import rle_encode
 from datasets.samples import Sample, SampleIndex, fingerprint, load_or_build
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 
 
 def sample(image="Ring/train/a.png", object="Ring", category=0, name="scratch", marked=3):
@@ -76,7 +76,7 @@ def test_a_failed_save_keeps_the_old_file_and_names_the_setting(tmp_path):
         broken.save(path)
     assert path.read_bytes() == before
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"vision_data_save_path"):
+    with pytest.raises(OutputError, match=r"vision_data_save_path"):
         SampleIndex(tmp_path, [sample()]).save(tmp_path / "file" / "index.json")
 
 

@@ -19,7 +19,6 @@ from utils.run import (
     git_revision,
     provenance,
     run_folder,
-    write_json,
 )
 
 GIT = shutil.which("git")
@@ -44,16 +43,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "log").write_text("a file")
     with pytest.raises(ConfigError, match=rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/log/run cannot be written"):
         create_run_folder(tmp_path / "log" / "run", load_config([]))
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"miou": 0.5, "empty": None})
-    assert json.loads(path.read_text()) == {"miou": 0.5, "empty": None}
-    with pytest.raises(TypeError):
-        write_json(path, {"miou": object()})
-    assert json.loads(path.read_text())["miou"] == 0.5
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_a_new_folder_is_discarded_on_a_user_error(tmp_path):

@@ -1,0 +1,62 @@
+"""Files that are there whole or not at all, whatever kills the process or fills the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.errors import OutputError
+
+PARTIAL = ".partial"  # ending of what is not whole yet
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file aside, have the disk confirm it, and rename it; folders are made as needed.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is as it was.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")  # processes of one run may write the same file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _confirm_name(path.parent)
+    except OSError as error:
+        earlier = "; the earlier file is unchanged" if path.exists() else ""
+        raise OutputError(f"{path} cannot be written ({error.strerror}){earlier}; free space there, or see to the "
+                          "folder's permissions") from error  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8, as `write_whole` does; what a file name has that is no text is written as an escape."""
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, as `write_whole` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what killed processes have left unfinished below a folder."""
+    for path in folder.rglob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def _confirm_name(folder: Path) -> None:
+    """Have the disk confirm a new name: after a power failure the old file would come back."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -15,7 +15,7 @@ from models.weights import load_checked, read_weights
 from utils.errors import WeightsError
 from utils.files import write_whole
 
-STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "config", "history", "best"}
+STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "within", "config", "history", "best"}
 
 
 def save_head(path: Path, model: SOFS, config: str) -> None:

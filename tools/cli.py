@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from yacs.config import CfgNode
 
 from method_config import add_config_arguments, load_config
 from utils.errors import UserError
-
-INTERRUPTED = 130
+from utils.launch import ProcessError
+from utils.signals import Interrupted, interruptible
 
 
 def run_main(description: str, job: Callable[[CfgNode, str], Path]) -> int:
@@ -24,13 +25,19 @@ def run_main(description: str, job: Callable[[CfgNode, str], Path]) -> int:
 
 
 def exit_code(call: Callable[[], object]) -> int:
-    """Call it: 0, or 2 with the message on standard error for what the user can mend, or 130 when interrupted."""
+    """Call it: 0, or with a message on standard error 2 for what the user can mend, 1 for the fault of another process,
+    130 after Ctrl-C and 143 after SIGTERM."""
     try:
-        call()
+        with interruptible():
+            call()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except ProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one tells it
+            print(error, file=sys.stderr)
+        return error.exit_code
     return 0

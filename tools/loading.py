@@ -4,6 +4,7 @@ traceback."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -52,10 +53,11 @@ class EpochBatches(Sampler[list[int]]):
         sampler: of one epoch.
         batch_size: numbers per batch; the last one of an epoch may be smaller.
         epochs: their numbers.
+        skip: batches of the first epoch that are left out.
     """
 
-    def __init__(self, sampler: EpisodeSampler, batch_size: int, epochs: range) -> None:
-        self.sampler, self.batch_size, self.epochs = sampler, batch_size, epochs
+    def __init__(self, sampler: EpisodeSampler, batch_size: int, epochs: range, skip: int = 0) -> None:
+        self.sampler, self.batch_size, self.epochs, self.skip = sampler, batch_size, epochs, skip
 
     @property
     def per_epoch(self) -> int:
@@ -63,12 +65,13 @@ class EpochBatches(Sampler[list[int]]):
         return -(-len(self.sampler) // self.batch_size)
 
     def __len__(self) -> int:
-        return len(self.epochs) * self.per_epoch
+        return len(self.epochs) * self.per_epoch - self.skip
 
     def __iter__(self) -> Iterator[list[int]]:
         for epoch in self.epochs:
             self.sampler.epoch = epoch
-            yield from BatchSampler(self.sampler, self.batch_size, drop_last=False)
+            batches = BatchSampler(self.sampler, self.batch_size, drop_last=False)
+            yield from islice(batches, self.skip if epoch == self.epochs[0] else 0, None)
 
 
 class _Caught(Dataset):

@@ -15,29 +15,24 @@ from datasets.samples import SampleIndex
 from tools.anomaly import detect_anomalies
 from tools.evaluator import Protocol, Teacher, episode_queries, evaluate, test_episodes
 from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
+from tools.job import run_job
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
-from tools.report import write_report
 from tools.results import Evaluation
-from utils.distributed import is_main, launch
+from utils.distributed import is_main
 from utils.files import write_json
 from utils.logging import setup_logging
-from utils.run import create_run_folder, discard_on_error, provenance, run_facts, run_folder
+from utils.run import create_run_folder, provenance, run_facts
 
 LOG = logging.getLogger(__name__)
 
 
 def run_test(cfg: CfgNode, config_file: str) -> Path:
     """Run test.py's job in NUM_GPUS processes; returns the run's folder."""
-    folder = run_folder(cfg, config_file)
-    with discard_on_error(folder):
-        if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
-            segment_open_domain(cfg, folder)
-        else:
-            job = detect_anomalies if is_anomaly_data(cfg) else test_split
-            launch(job, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
-    write_report(folder)
-    return folder
+    if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
+        return run_job(segment_open_domain, cfg, config_file, cfg.NUM_GPUS)
+    job = detect_anomalies if is_anomaly_data(cfg) else test_split
+    return run_job(job, cfg, config_file, cfg.NUM_GPUS)
 
 
 def test_split(cfg: CfgNode, folder: Path) -> None:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
-from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-
-from utils.errors import ConfigError, UserError
 
 
 def rank() -> int:
@@ -23,6 +17,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_main() -> bool:
@@ -36,13 +35,21 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_processes(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Sum of a CPU tensor over all processes, on the CPU."""
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of a CPU tensor over all processes; the tensor stays as it is."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes have."""
     if world_size() == 1:
-        return tensor
-    moved = tensor.to(device, copy=True)
-    dist.all_reduce(moved)
-    return moved.cpu()
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -54,53 +61,9 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def launch(job: Callable[..., None], processes: int, backend: str, *args: Any) -> None:
-    """Run `job(*args)` in this process, or in `processes` new ones joined in a group.
-
-    Args:
-        job: a module-level function.
-        processes: how many; with CUDA one GPU each.
-        backend: of the group; on the CPU gloo takes the place of nccl.
-        args: of the job.
-
-    Raises:
-        ConfigError: more processes than GPUs.
-        UserError: the first that a process failed with.
-    """
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ConfigError(f"NUM_GPUS is {processes}, but this machine has {torch.cuda.device_count()}; set NUM_GPUS")
-    if processes == 1:
-        job(*args)
-        return
-    backend = backend if torch.cuda.is_available() else "gloo"
-    faults = mp.get_context("spawn").SimpleQueue()
-    context = mp.spawn(_member, (job, processes, backend, _free_port(), faults, args), nprocs=processes, join=False)
-    try:
-        while not context.join():
-            pass
-    except (mp.ProcessRaisedException, mp.ProcessExitedException):
-        if faults.empty():
-            raise
-        raise faults.get() from None
-
-
-def _member(
-    number: int, job: Callable[..., None], processes: int, backend: str, port: int, faults: SimpleQueue, args: tuple
-) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number)
-    dist.init_process_group(backend, rank=number, world_size=processes)
-    try:
-        job(*args)
-    except UserError as error:
-        faults.put(error)
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def from_main(value: Any) -> Any:
+    """What the main process has."""
+    told = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(told, src=0)
+    return told[0]

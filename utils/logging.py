@@ -9,8 +9,24 @@ from pathlib import Path
 from tqdm.contrib.logging import _TqdmLoggingHandler as TqdmHandler
 
 from utils.distributed import is_main
+from utils.errors import OutputError
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class _RunFile(logging.FileHandler):
+    """A log file whose faults end the run, in place of a traceback per line on the console."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where a line could not be written.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        error = sys.exception()
+        if isinstance(error, OSError):
+            raise OutputError(f"{self.baseFilename} cannot be written ({error.strerror}); free space there") from error
+        super().handleError(record)
 
 
 def setup_logging(file: Path | None = None) -> None:
@@ -22,8 +38,10 @@ def setup_logging(file: Path | None = None) -> None:
     root.setLevel(logging.INFO if is_main() else logging.ERROR)
     handlers: list[logging.Handler] = [TqdmHandler()]
     handlers[0].stream = sys.stdout
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     if file is not None and is_main():
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_RunFile(file, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
         root.addHandler(handler)

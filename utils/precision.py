@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from utils.distributed import rank, world_size
+from utils.distributed import local_rank, world_size
 from utils.errors import ConfigError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,7 +34,7 @@ def arithmetic(device: torch.device, precision: str) -> str:
 
 
 def pick_device(index: int) -> torch.device:
-    """CUDA device `index`, or among several processes that of the own rank; the CPU where there is no CUDA.
+    """CUDA device `index`, or among several processes the own one of each; the CPU where there is no CUDA.
 
     Raises:
         ConfigError: there are GPUs, but not this one.
@@ -42,7 +42,7 @@ def pick_device(index: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if world_size() > 1:
-        return torch.device("cuda", rank())
+        return torch.device("cuda", local_rank())
     if index >= torch.cuda.device_count():
         raise ConfigError(f"DEVICE is {index}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device("cuda", index)

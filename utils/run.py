@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,8 +19,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from utils.distributed import from_main, is_main
 from utils.errors import ConfigError, UserError
-from utils.files import write_text
+from utils.files import remove_partial, write_text
+
+LOG = logging.getLogger(__name__)
+LOCK_WAIT = 30  # seconds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
@@ -31,28 +39,72 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
 
 
 def create_run_folder(folder: Path, cfg: CfgNode) -> None:
-    """Make the folder and write config.yaml.
+    """Make the folder, write config.yaml, and delete what a killed run has left unfinished.
 
     Raises:
-        ConfigError: it cannot be written.
+        OutputError: it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", cfg.dump())
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror})") from error
+    write_text(folder / "config.yaml", cfg.dump())
+    remove_partial(folder)
 
 
 @contextmanager
-def discard_on_error(folder: Path) -> Iterator[None]:
-    """Remove the folder again where the block made it and a UserError ends the block before the first checkpoint."""
-    is_new = not folder.exists()
+def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
+    """A block in which the folder is this run's alone; all its processes call it.
+
+    What is new of the folder and those above it goes again where a UserError ends the block before a checkpoint
+    is there.
+
+    Args:
+        folder: of the run.
+        patience: seconds to wait for another run to end.
+
+    Raises:
+        ConfigError: the folder cannot be made, or another run goes on in it.
+    """
+    made = from_main([path for path in (folder, *folder.parents) if not path.exists()])
+    lock = _lock(folder, patience) if is_main() else None
     try:
         yield
-    except UserError:
-        if is_new and not (folder / "checkpoints").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    except UserError:  # of any process: the main one may only miss it
+        _discard(made, folder)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, patience: int) -> int:
+    """Make the folder and lock it for as long as the handle is open; loader workers of a killed run hold it for some
+    seconds."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror})") from error
+    for second in range(patience):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if second == 0:
+                LOG.warning("waiting for another run that ends in %s", folder)
+            time.sleep(1)
+        except OSError as error:  # some network file systems
+            LOG.warning("%s cannot be locked (%s): start no other run in it", folder, error.strerror)
+            return handle
+    os.close(handle)
+    raise ConfigError(f"RUN_NAME: another run goes on in {folder}; choose another name, or end it")
+
+
+def _discard(made: list[Path], folder: Path) -> None:
+    if folder not in made or (folder / "checkpoints").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in made[1:]:
+        if not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
 
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from datasets.images import read_image
 from datasets.queries import EvaluationQueries
 from tests.helpers import SIZE, evaluate_into, surface, tiny_config, untrained_predictor, write_product
 from tools.evaluator import REPEATS_AT_ONCE, Protocol, evaluate
-from utils.distributed import launch
 from utils.errors import DataError
+from utils.launch import launch
 
 METHODS = ("SOFS", "prior")
 

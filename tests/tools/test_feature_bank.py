@@ -46,9 +46,9 @@ def test_the_loss_from_the_bank_is_that_of_the_same_crops_encoded_now(surfaces, 
         now = default_collate([trainer.episodes.images(n) for n in range(8)])
         assert torch.equal(kept["query_mask"], now["query_mask"])
         assert torch.equal(kept["support_masks"], now["support_masks"])
-        for stored, fresh in zip(trainer.step.features(kept), trainer.step.features(now), strict=True):
+        for stored, fresh in zip(trainer.learner.step.features(kept), trainer.learner.step.features(now), strict=True):
             assert_close(stored, fresh, rtol=2**-8, atol=1e-4)
-        losses = [float(trainer.step(batch)[0]) for batch in (kept, now)]
+        losses = [float(trainer.learner.step(batch)[0]) for batch in (kept, now)]
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
 
 
@@ -88,7 +88,7 @@ def test_training_from_the_bank_lowers_the_loss(surfaces, tmp_path):
     def loss():
         trainer.model.eval()
         with torch.no_grad():
-            return float(trainer.step(batch)[0])
+            return float(trainer.learner.step(batch)[0])
 
     before = loss()
     trainer.run([])

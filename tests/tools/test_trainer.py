@@ -13,8 +13,8 @@ from datasets.build import build_test_index, build_train_index
 from tests.helpers import tiny_config, train_without_dropout, trainer_of
 from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
-from utils.distributed import launch
 from utils.errors import DataError
+from utils.launch import launch
 from utils.precision import autocast
 
 
@@ -26,7 +26,7 @@ def loss_of(trainer, batch):
     """Loss without dropout and without a step."""
     trainer.model.eval()
     with torch.no_grad():
-        return float(trainer.step(batch)[0])
+        return float(trainer.learner.step(batch)[0])
 
 
 def test_training_lowers_the_loss(surfaces, tmp_path):
@@ -38,13 +38,15 @@ def test_training_lowers_the_loss(surfaces, tmp_path):
     assert loss_of(trainer, batch) < before - 0.1
     assert all(torch.equal(p, frozen[n]) for n, p in trainer.model.backbone.state_dict().items())
     assert not (tmp_path / "checkpoints").exists()
-    assert trainer.schedule.get_last_lr() == [0.0, 0.0], "polynomial decay ends at the last step"
+    assert trainer.learner.schedule.get_last_lr() == [0.0, 0.0], "polynomial decay ends at the last step"
 
 
 def test_every_epoch_draws_anew_and_trains_with_dropout_also_after_a_test(surfaces, tmp_path):
     trainer = trainer_of(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__epoch_test=1)
     seen = []
-    trainer.step.register_forward_pre_hook(lambda step, args: seen.append((args[0]["query"], step.model.head.training)))
+    trainer.learner.step.register_forward_pre_hook(
+        lambda step, args: seen.append((args[0]["query"], step.model.head.training))
+    )
     trainer.run([SplitTest(trainer.cfg, build_test_index(trainer.cfg), tmp_path, "original")])
     assert [training for _, training in seen] == [True] * 4, "two epochs of two batches"
     first, second = (torch.cat([query for query, _ in seen[i : i + 2]]).flatten(1).sum(1) for i in (0, 2))
@@ -57,7 +59,7 @@ def test_a_step_encodes_its_queries_and_supports_in_one_pass_under_inference_mod
     trainer = trainer_of(surfaces, tmp_path, **changes)
     seen = []
     trainer.model.backbone.register_forward_hook(lambda _, args, maps: seen.append((len(args[0]), maps)))
-    trainer.update(batch_of(trainer, 4))
+    trainer.learner.update(batch_of(trainer, 4))
     ((images, maps),) = seen
     assert images == 4 * (1 + 2 * 2) and all(m.is_inference() for m in maps)
     assert all(p.grad is not None for p in trainer.model.head.parameters())
@@ -65,7 +67,7 @@ def test_a_step_encodes_its_queries_and_supports_in_one_pass_under_inference_mod
 
 def test_learning_rates_of_the_groups(surfaces, tmp_path):
     trainer = trainer_of(surfaces, tmp_path, TRAIN_SETUPS__lr_multiple=3.0, TRAIN_SETUPS__weight_decay=0.02)
-    transformer, others = trainer.optimizer.param_groups
+    transformer, others = trainer.learner.optimizer.param_groups
     assert transformer["lr"] == pytest.approx(1e-3) and others["lr"] == pytest.approx(3e-3)
     assert transformer["weight_decay"] == others["weight_decay"] == 0.02
     chosen = {id(p) for p in transformer["params"]}
@@ -130,9 +132,9 @@ def test_half_precision_trains_with_the_loss_in_float32(surfaces, tmp_path, prec
     trainer = trainer_of(surfaces, tmp_path, **changes)
     before = {n: p.clone() for n, p in trainer.model.head.state_dict().items()}
     exactly = trainer_of(surfaces, tmp_path, **changes | {"TRAIN__precision": "fp32"})
-    exact = exactly.step(batch_of(exactly))[0]
+    exact = exactly.learner.step(batch_of(exactly))[0]
     with autocast(trainer.device, precision):
-        loss, probability = trainer.step(batch_of(trainer))
+        loss, probability = trainer.learner.step(batch_of(trainer))
     assert loss.dtype == probability.dtype == torch.float32
     assert 0 < abs(loss.item() - exact.item()) < 0.2
     trainer.run([])

@@ -145,8 +145,9 @@ def test_the_head_file_holds_the_state(finished):
 
 def test_a_state_of_another_head_is_refused(finished, surfaces, tmp_path):
     state = finished[1] / "checkpoints" / "state.pth"
+    changes = {"TRAIN_SETUPS__TEST_SETUPS__val_state": True, "TRAIN__SOFS__reduce_dim": 8}
     with pytest.raises(WeightsError, match=r"TRAIN\.resume: .*state\.pth does not fit.*shape"):
-        trainer_of(surfaces, tmp_path, TRAIN__resume=str(state), **EARLY_BEST, TRAIN__SOFS__reduce_dim=8)
+        trainer_of(surfaces, tmp_path, TRAIN__resume=str(state), **EARLY_BEST, **changes)
 
 
 def test_training_can_start_from_a_head(finished, surfaces, tmp_path):

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ from method_config import load_config
 from utils import run
 from utils.errors import ConfigError, DataError
 from utils.run import (
+    claimed,
     create_run_folder,
-    discard_on_error,
     git_revision,
     provenance,
     run_folder,
@@ -39,20 +41,33 @@ def test_the_config_is_kept_so_that_it_loads_again(tmp_path):
     assert load_config(tmp_path / "a" / "b" / "config.yaml") == cfg
 
 
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
+    left = tmp_path / "checkpoints" / ".state.pth.17.partial"
+    left.parent.mkdir()
+    left.write_bytes(b"who")
+    create_run_folder(tmp_path, load_config([]))
+    assert not left.exists()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "log").write_text("a file")
-    with pytest.raises(ConfigError, match=rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/log/run cannot be written"):
-        create_run_folder(tmp_path / "log" / "run", load_config([]))
+    words = rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/log/run cannot be written"
+    with pytest.raises(ConfigError, match=words), claimed(tmp_path / "log" / "run"):
+        pass
 
 
 def test_a_new_folder_is_discarded_on_a_user_error(tmp_path):
-    folder = tmp_path / "run"
-    with pytest.raises(DataError, match="mine"), discard_on_error(folder):
-        (folder / "figures").mkdir(parents=True)
-        raise DataError("mine")
-    assert not folder.exists()
-    with discard_on_error(folder):
-        folder.mkdir()
+    """And those above it; what lies beside it stays."""
+    folder = tmp_path / "a" / "b" / "run"
+    for beside in (False, True):
+        with pytest.raises(DataError, match="mine"), claimed(folder):
+            (folder / "figures").mkdir()
+            if beside:
+                (tmp_path / "a" / "b" / "other").mkdir()
+            raise DataError("mine")
+        assert not folder.exists() and (tmp_path / "a").exists() == beside
+    with claimed(folder):
+        pass
     assert folder.is_dir()
 
 
@@ -66,10 +81,32 @@ def test_a_folder_with_anything_of_worth_stays(tmp_path, error):
         (kept, "checkpoints", error),
         (failed, "figures", ValueError),
     ):
-        with pytest.raises(kind), discard_on_error(folder):
+        with pytest.raises(kind), claimed(folder):
             (folder / inside).mkdir(parents=True)
             raise kind
         assert (folder / inside).is_dir()
+
+
+def test_a_second_run_waits_for_the_first_and_is_refused_if_that_goes_on(tmp_path, caplog):
+    """flock knows two handles of one process from each other."""
+    refused = pytest.raises(ConfigError, match=r"RUN_NAME: another run goes on in .*run;")
+    with claimed(tmp_path / "run"), refused, claimed(tmp_path / "run", patience=2):
+        pass
+    assert "waiting for another run" in caplog.text
+    inside = threading.Event()
+
+    def hold():
+        with claimed(tmp_path / "run"):
+            inside.set()
+            time.sleep(1.5)
+
+    first = threading.Thread(target=hold)
+    first.start()
+    inside.wait()
+    with claimed(tmp_path / "run"):
+        first.join(1)
+        assert not first.is_alive()
+    assert (tmp_path / "run").is_dir()
 
 
 def test_provenance_names_versions():

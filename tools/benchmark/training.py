@@ -111,7 +111,7 @@ def _train(trainer: Trainer, keep: int) -> _Epoch:
     batches: deque[Batch] = deque(maxlen=keep)
     hooks = (
         trainer.model.backbone.register_forward_pre_hook(lambda _, args: passes.append(len(args[0]))),
-        trainer.step.register_forward_pre_hook(lambda _, args: batches.append(args[0])),
+        trainer.learner.step.register_forward_pre_hook(lambda _, args: batches.append(args[0])),
     )
     trainer.batches = iter(trainer.loader)
     with closing(trainer.batches):
@@ -138,7 +138,7 @@ def _run_parts(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
         masks = {key: batch[key] for key in ("query_mask", "support_masks")}
         supports = features[count:].unflatten(0, (count, -1))
         ready = _now(trainer)
-        trainer.update(masks | {"query_features": features[:count], "support_features": supports})
+        trainer.learner.update(masks | {"query_features": features[:count], "support_features": supports})
         head += _now(trainer) - ready
         backbone += encoded - start
     return backbone / len(batches), head / len(batches)

@@ -1,0 +1,36 @@
+"""What every job of train.py and test.py has around it: its processes, its folder, its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from tools.report import write_report
+from utils.distributed import from_main, is_main
+from utils.launch import launch
+from utils.run import claimed, run_folder
+
+Job = Callable[[CfgNode, Path], None]
+
+
+def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
+    """Run `job(cfg, folder)` in one or many processes, see `utils.launch.launch`; returns the run's folder.
+
+    Args:
+        job: a module-level function.
+        cfg: the config.
+        config_file: whose folder names a run without RUN_NAME.
+        processes: how many, unless torchrun has started them.
+    """
+    return launch(_in_folder, processes, cfg.DIST_BACKEND, job, cfg, config_file)
+
+
+def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
+    folder = from_main(run_folder(cfg, config_file))  # the name may hold the time
+    with claimed(folder):
+        job(cfg, folder)
+        if is_main():
+            write_report(folder)
+    return folder

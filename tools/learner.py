@@ -1,0 +1,75 @@
+"""What learns: the head with its loss, optimizer and schedule, a step at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from yacs.config import CfgNode
+
+from models.losses import MixedNormalDiceLoss
+from models.sofs import SOFS
+from models.weights import load_checked
+from tools.schedule import build_optimizer, build_schedule
+from tools.steps import Batch, EpisodeLoss
+from utils.distributed import world_size
+from utils.precision import autocast, half_type
+
+
+class Learner:
+    """Changes the head of a model.
+
+    Args:
+        cfg: the config.
+        model: on the device.
+        device: of the steps.
+        iterations: of the whole training, for the schedule.
+    """
+
+    def __init__(self, cfg: CfgNode, model: SOFS, device: torch.device, iterations: int) -> None:
+        own, setups = cfg.TRAIN.LOSS, cfg.TRAIN_SETUPS
+        self.model, self.device, self.precision = model, device, cfg.TRAIN.precision
+        step = EpisodeLoss(model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight),
+                           per_pixel=own.resolution == "pixel")  # fmt: skip
+        self.step = DistributedDataParallel(step) if world_size() > 1 else step
+        self.optimizer = build_optimizer(model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
+        self.schedule = build_schedule(self.optimizer, max(1, iterations), setups.poly_training)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half_type(device, self.precision) == torch.float16)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the transformer, now."""
+        return self.schedule.get_last_lr()[0]
+
+    def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One step on a batch that is on the device: loss (scalar) and token probabilities (B, h, w), without graph."""
+        with autocast(self.device, self.precision):
+            loss, probability = self.step(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return loss.detach(), probability.detach()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, in tensors and plain values."""
+        return {
+            "head": self.model.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+            WeightsError: it is of another head; names the source.
+        """
+        load_checked(self.model.head, state["head"], source)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,107 @@
+"""From where a training goes on: the file that it keeps, and how far each process is within an epoch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from yacs.config import CfgNode
+
+from method_config.merge import leaves
+from tools.checkpoint import load_state
+from utils.distributed import gather_objects, rank, world_size
+from utils.errors import ConfigError
+from utils.metrics import SegmentationMeter
+
+LOG = logging.getLogger(__name__)
+AUTO = "auto"
+STATE = Path("checkpoints", "state.pth")
+# settings that say which images are held out, and with them whether the best score so far holds
+FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
+# of no effect on what is learnt
+FREE = ("NUM_GPUS", "DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST", "TEST_SETUPS")
+FREE += tuple(f"DATASET.vision_data_{name}" for name in ("save", "load", "save_path"))
+FREE += tuple(f"TRAIN.{name}" for name in ("enable", "resume", "save_model"))
+FREE += tuple(f"TRAIN_SETUPS.{name}" for name in ("num_workers", "TEST_SETUPS"))
+
+
+@dataclass
+class Progress:
+    """How far this process is within an epoch.
+
+    Attributes:
+        meter: of the episodes so far.
+        step: steps done.
+        losses: of these, scalars.
+        random: where the random numbers go on; empty: where the epoch began.
+    """
+
+    meter: SegmentationMeter
+    step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    random: list[Tensor] = field(default_factory=list)
+
+    def gathered(self, device: torch.device, batch_size: int) -> dict[str, Any]:
+        """That of all processes, with the state of their random numbers, in tensors and plain values; all call it."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+        own = {"losses": losses, "counts": self.meter.counts, "random": random_state(device)}
+        return {"step": self.step, "batch_size": batch_size, "processes": gather_objects(own)}
+
+    def restore(self, state: dict[str, Any], device: torch.device, batch_size: int) -> None:
+        """Take up what `gathered` gave. Other processes or batches go on after as many episodes, at least."""
+        processes = state["processes"]
+        if (len(processes), state["batch_size"]) == (world_size(), batch_size):
+            own = processes[rank()]
+            self.step, self.losses = state["step"], list(own["losses"].to(device))
+            self.meter.counts, self.random = own["counts"], own["random"]
+            return
+        done = state["step"] * len(processes) * state["batch_size"]
+        self.step = done // (world_size() * batch_size)
+        LOG.warning("%d processes with batches of %d began this epoch, %d with batches of %d end it: some episodes may "
+                    "come twice", len(processes), state["batch_size"], world_size(), batch_size)  # fmt: skip
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """State of the global generators of the CPU and, where it is used, of the GPU."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """What `random_state` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def state_to_resume(cfg: CfgNode, folder: Path) -> dict[str, Any] | None:
+    """The training state that TRAIN.resume names; `auto` is that of the run itself, None where it has none yet.
+
+    Raises:
+        WeightsError: missing, unreadable, or something else.
+        ConfigError: it is of a training that held out other images.
+    """
+    file = Path(cfg.TRAIN.resume)
+    if cfg.TRAIN.resume == AUTO:
+        file = folder / STATE
+        if not file.exists():
+            LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
+            return None
+    state = load_state(file)
+    _compare(cfg, dict(leaves(yaml.safe_load(state["config"]))), file)
+    return state
+
+
+def _compare(cfg: CfgNode, earlier: dict[str, Any], file: Path) -> None:
+    for key, value in leaves(cfg):
+        if value == earlier.get(key, value):
+            continue
+        if key in FIXED:
+            raise ConfigError(f"TRAIN.resume: {file} was written with {key} {earlier[key]!r}, now it is {value!r}, and "
+                              "other images would be held out; set it back")  # fmt: skip
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            LOG.warning("%s was %r in the training that goes on, now it is %r", key, earlier[key], value)

@@ -32,7 +32,7 @@ from tools.predictor import DEFAULT_THRESHOLD, Predictor
 from tools.steps import Batch, add_to_meter, to_device
 from tools.tester import SplitTest
 from tools.training_log import TrainingLog
-from tools.training_state import AUTO, STATE, Progress, set_random_state, state_to_resume
+from tools.training_state import STATE, Progress, set_random_state, state_to_resume, where_it_stands
 from tools.validation import Validation
 from utils.distributed import is_main, rank, sum_over_processes, world_size
 from utils.errors import DataError
@@ -53,7 +53,7 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
 
 def train(cfg: CfgNode, folder: Path) -> None:
     """Train, test every `epoch_test` epochs and at the end, keep head and state."""
-    setup_logging()
+    setup_logging(folder / "train.log")
     index = build_train_index(cfg)
     missing = index.missing_images()
     if missing:
@@ -64,7 +64,6 @@ def train(cfg: CfgNode, folder: Path) -> None:
     trainer = Trainer(cfg, index, folder)
     if is_main():
         create_run_folder(folder, cfg)
-        setup_logging(folder / "train.log")
         trainer.log.open(folder / "events")
     for note in index.notes:
         LOG.info("%s", note)
@@ -135,14 +134,12 @@ class Trainer:
 
     def _due(self) -> bool:
         """Whether validation and test follow the epochs so far."""
-        setups = self.cfg.TRAIN_SETUPS
-        return self.epoch > 0 and (self.epoch % setups.TEST_SETUPS.epoch_test == 0 or self.epoch == setups.epochs)
+        last, every = self.cfg.TRAIN_SETUPS.epochs, self.cfg.TRAIN_SETUPS.TEST_SETUPS.epoch_test
+        return self.progress is None and self.epoch > 0 and (self.epoch % every == 0 or self.epoch == last)
 
     def _validation_due(self) -> bool:
         """Whether the epochs so far are to be validated, and are not yet."""
-        if self.validation is None or self.progress is not None:
-            return False
-        return self._due() and "validation" not in self.history[-1]
+        return self.validation is not None and self._due() and "validation" not in self.history[-1]
 
     def features_ready(self) -> AbstractContextManager[None]:
         """A block in which epochs can be trained: with `TRAIN.feature_bank` the bank is on disk meanwhile."""
@@ -195,27 +192,19 @@ class Trainer:
         """The progress of the epoch that comes now; a new one draws its random numbers from its seed."""
         torch.manual_seed(derive_seed(self.cfg.RNG_SEED, self.epoch, rank()))
         if self.progress is None:
-            self.progress = self._fresh()
+            self.progress = Progress.of(self.index)
         if self.progress.random:
             set_random_state(self.progress.random, self.device)
         return self.progress
 
-    def _fresh(self) -> Progress:
-        return Progress(SegmentationMeter(dict.fromkeys(s.class_name for s in self.index.samples)))
-
     def _leave(self, told: int) -> None:
         """Save, unless it is done, and end."""
-        within = ""
         if self.progress is not None:
             self._save()
-            within = f" and step {self.progress.step} of {self.numbers.per_epoch} of the next"
-        file = self.folder / STATE
-        raise Interrupted(
-            told,
-            f"saved after epoch {self.epoch}{within} in {file}; TRAIN.resume {AUTO} goes on from there"
-            if self.cfg.TRAIN.save_model
-            else "nothing is saved, as TRAIN.save_model is False",
-        )
+        if not self.cfg.TRAIN.save_model:
+            raise Interrupted(told, "not saved: TRAIN.save_model is False")
+        where = f"{where_it_stands(self.epoch, self.progress)} in {self.folder / STATE}"
+        raise Interrupted(told, f"saved {where}; TRAIN.resume auto goes on there")
 
     def _rate(self, steps: int, start: float) -> float:
         """Episodes per second of all processes."""
@@ -304,8 +293,8 @@ class Trainer:
         if self.validation is not None and state["best"] is not None:
             self.validation.restore(state["best"])
         if state["within"] is not None:
-            self.progress = self._fresh()
+            self.progress = Progress.of(self.index)
             self.progress.restore(state["within"], self.device, setups.batch_size)
             self.numbers.skip = self.progress.step = min(self.progress.step, self.numbers.per_epoch - 1)
         self.numbers.epochs = range(self.epoch, setups.epochs)
-        LOG.info("going on after epoch %d, step %d of the next", self.epoch, self.numbers.skip)
+        LOG.info("going on %s", where_it_stands(self.epoch, self.progress))

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 from yacs.config import CfgNode
 
+from datasets.samples import SampleIndex
 from method_config.merge import leaves
 from tools.checkpoint import load_state
 from utils.distributed import gather_objects, rank, world_size
@@ -46,6 +47,11 @@ class Progress:
     losses: list[Tensor] = field(default_factory=list)
     random: list[Tensor] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, index: SampleIndex) -> Progress:
+        """The beginning of an epoch on some samples."""
+        return cls(SegmentationMeter(dict.fromkeys(sample.class_name for sample in index.samples)))
+
     def gathered(self, device: torch.device, batch_size: int) -> dict[str, Any]:
         """That of all processes, with the state of their random numbers, in tensors and plain values; all call it."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
@@ -76,6 +82,12 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
+
+
+def where_it_stands(epoch: int, progress: Progress | None) -> str:
+    """How far a training is, for people."""
+    within = "" if progress is None else f" and {progress.step} steps of the next"
+    return f"after epoch {epoch}{within}"
 
 
 def state_to_resume(cfg: CfgNode, folder: Path) -> dict[str, Any] | None:

@@ -59,9 +59,7 @@ def test_told_to_end_it_saves_within_the_epoch_and_says_so(surfaces, straight, t
     assert process.wait(60) == 128 + number
     state = training.state()
     last = training.errors.read_text().splitlines()[-1]
-    step = f" and step {state['within']['step']} of 3 of the next" if state["within"] else ""
-    assert last == (
-        f"interrupted by {number.name}: saved after epoch {state['epoch']}{step} in "
-        f"{training.run}/checkpoints/state.pth; TRAIN.resume auto goes on from there"
-    )
+    step = f" and {state['within']['step']} steps of the next" if state["within"] else ""
+    where = f"after epoch {state['epoch']}{step} in {training.run}/checkpoints/state.pth"
+    assert last == f"interrupted by {number.name}: saved {where}; TRAIN.resume auto goes on there"
     assert training.finish() == 0 and same_end(training, straight)

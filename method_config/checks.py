@@ -216,7 +216,12 @@ def _normal(cfg: CfgNode) -> Iterator[Problem]:
         )
 
 
-RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _open_domain, _normal)
+def _resume(cfg: CfgNode) -> Iterator[Problem]:
+    if cfg.TRAIN.resume == "auto" and not cfg.RUN_NAME:
+        yield "TRAIN.resume", "RUN_NAME is empty, so that no run is found again; set it."
+
+
+RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _open_domain, _normal, _resume)
 
 
 def _raise_all(cfg: CfgNode, problems: list[Problem], sources: Mapping[str, str]) -> None:

@@ -63,7 +63,8 @@ _C.TRAIN.backbone_checkpoint = ""  # file of the backbone's weights; empty: down
 _C.TRAIN.backbone_sha256 = ""  # ours: expected SHA-256 of that file; empty: not compared
 _C.TRAIN.load_checkpoint = False  # start the head from the weights in load_model_path
 _C.TRAIN.load_model_path = ""  # file of those weights
-_C.TRAIN.resume = ""  # ours: file of a training state to go on from; empty: a new training
+# ours: file of a training state to go on from; auto: that of the run itself, if there is one; empty: a new training
+_C.TRAIN.resume = ""
 _C.TRAIN.save_model = True  # keep the trained weights
 # ours: arithmetic of the networks, fp32, bf16, fp16, or auto: the fastest that the device computes natively
 _C.TRAIN.precision = "fp32"

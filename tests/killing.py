@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -35,18 +36,26 @@ class Training:
         self.yaml, self.run = folder / "my.yaml", folder / "log" / "run"
         self.yaml.write_text(cfg.dump())
 
-    def start(self, *launcher):
-        """The process; its output is kept in files."""
-        command = [*(launcher or [sys.executable]), str(REPO / "train.py"), "--cfg", str(self.yaml)]
+    def start(self, *opts, largest_file=resource.RLIM_INFINITY):
+        """The process, whose files may have so many bytes; its errors are kept in a file."""
+        command = [sys.executable, str(REPO / "train.py"), "--cfg", str(self.yaml), "--opts", *opts]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
         self.errors = self.yaml.with_suffix(".stderr")
         return subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=self.errors.open("w"), start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors.open("w"),
+            start_new_session=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
         )
 
-    def finish(self, *launcher):
+    def finish(self, *opts, **limits):
         """Run to the end; returns the code."""
-        return self.start(*launcher).wait(LIMIT)
+        return self.start(*opts, **limits).wait(LIMIT)
+
+    def last_error(self):
+        return self.errors.read_text().splitlines()[-1]
 
     def log(self):
         file = self.run / "train.log"

@@ -61,7 +61,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
             f"TRAIN.resume: {path} is not a readable training state ({type(error).__name__}); take another copy, or "
-            "start anew with TRAIN.resume ''"
+            "remove it to train anew"
         ) from error
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
         raise WeightsError(f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run")

@@ -27,7 +27,7 @@ from utils.signals import SIGNALS, Interrupted, handlers_kept, interruptible
 
 PATIENCE = timedelta(minutes=30)  # of a process for another one, which may be at a longer part of a test
 GRACE = 30  # seconds that processes have to end when they are told to
-TURN = 1.0  # seconds that a fault waits for a better one: of the main process, or of the process that the others miss
+TURN = 5  # seconds that a fault waits for a better one: of the main process, or of the process that the others miss
 
 
 class ProcessError(RuntimeError):

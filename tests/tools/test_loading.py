@@ -62,3 +62,9 @@ def test_workers_go_on_across_epochs(workers):
         assert numbers[2 * epoch - 2] + numbers[2 * epoch - 1] == list(sampler)
     pids = {pid for batch in loaders for pid in batch}
     assert len(pids) == max(1, workers) and (os.getpid() in pids) == (workers == 0)
+
+
+def test_batches_of_an_epoch_that_was_cut_off():
+    sampler = EpisodeSampler(7, seed=3)
+    whole, rest = (list(EpochBatches(sampler, 2, range(2, 4), skip)) for skip in (0, 3))
+    assert rest == whole[3:] and len(EpochBatches(sampler, 2, range(2, 4), 3)) == len(rest) == 5

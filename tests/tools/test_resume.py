@@ -7,11 +7,13 @@ import random
 import signal
 
 import pytest
+import torch
 
 from method_config import load_config
-from tests.helpers import EARLY_BEST, own_logging
+from tests.helpers import EARLY_BEST, own_logging, read_index
 from tests.killing import Training, equal, kill_somewhere, kill_while_it_saves, until
 from tools.trainer import run_training
+from tools.training_state import STATE, Progress
 
 CHANGES = EARLY_BEST | {
     "TRAIN_SETUPS__epochs": 30,
@@ -50,6 +52,30 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(surfaces
     assert training.log().count("going on after epoch") == 3
 
 
+def test_a_full_disk_leaves_the_last_state_and_is_told(surfaces, straight, tmp_path):
+    training = Training(surfaces, tmp_path, **CHANGES)
+    kill_somewhere(training, random.Random(3))
+    before, size = training.state(), (training.run / STATE).stat().st_size
+    assert training.finish(largest_file=size - 1000) == 2
+    told = (
+        f"error: {training.run}/checkpoints/state.pth cannot be written (File too large); the earlier file is unchanged"
+    )
+    assert training.last_error().startswith(told) and "Traceback" not in training.errors.read_text()
+    assert equal(training.state(), before) and not training.partial()
+    assert training.finish() == 0 and same_end(training, straight)
+
+
+@pytest.mark.parametrize("batch_size, step", [(4, 5), (3, 6), (40, 0)])
+def test_other_processes_go_on_after_the_same_episodes(surfaces, caplog, batch_size, step):
+    """What two processes have begun with batches of 2, one ends with other batches."""
+    progress, device = Progress.of(read_index(surfaces, "Plate")), torch.device("cpu")
+    progress.losses = [torch.tensor(1.0)] * 5
+    own = progress.gathered(device, batch_size)["processes"]
+    progress = Progress.of(read_index(surfaces, "Plate"))
+    progress.restore({"step": 5, "batch_size": 2, "processes": own * 2}, device, batch_size)
+    assert progress.step == step and not progress.losses and "may come twice" in caplog.text
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_saves_within_the_epoch_and_says_so(surfaces, straight, tmp_path, number):
     training = Training(surfaces, tmp_path, **CHANGES)
@@ -58,8 +84,7 @@ def test_told_to_end_it_saves_within_the_epoch_and_says_so(surfaces, straight, t
     os.kill(process.pid, number)
     assert process.wait(60) == 128 + number
     state = training.state()
-    last = training.errors.read_text().splitlines()[-1]
     step = f" and {state['within']['step']} steps of the next" if state["within"] else ""
     where = f"after epoch {state['epoch']}{step} in {training.run}/checkpoints/state.pth"
-    assert last == f"interrupted by {number.name}: saved {where}; TRAIN.resume auto goes on there"
+    assert training.last_error() == f"interrupted by {number.name}: saved {where}; TRAIN.resume auto goes on there"
     assert training.finish() == 0 and same_end(training, straight)

@@ -10,9 +10,12 @@ from torch.testing import assert_close
 from torch.utils.data import default_collate
 
 from datasets.build import build_test_index, build_train_index
+from models.build import build_model
 from tests.helpers import tiny_config, train_without_dropout, trainer_of
+from tools.checkpoint import load_state
 from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
+from tools.training_state import STATE
 from utils.errors import DataError
 from utils.launch import launch
 from utils.precision import autocast
@@ -124,6 +127,22 @@ def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_pat
     assert max(float(g.abs().max()) for g in grads[0].values()) > 1e-3
     for name, gradient in grads[0].items():
         assert_close(grads[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_twenty_steps_of_two_processes_end_where_those_of_one_do(surfaces, tmp_path):
+    """Differences are those of float sums in another order: a small share of what was learnt."""
+    changes = {"TRAIN_SETUPS__epochs": 10, "TRAIN_SETUPS__TEST_SETUPS__test_state": False}
+    heads = []
+    for processes in (1, 2):
+        cfg = tiny_config(surfaces, tmp_path, TRAIN_SETUPS__batch_size=4 // processes, **changes)
+        launch(train_without_dropout, processes, "gloo", cfg, tmp_path / f"of{processes}")
+        state = load_state(tmp_path / f"of{processes}" / STATE)
+        assert state["schedule"]["last_epoch"] == 20
+        heads.append(state["head"])
+    torch.manual_seed(cfg.RNG_SEED)
+    for name, start in build_model(cfg).head.state_dict().items():
+        learnt, apart = ((heads[0][name] - other).abs().max() for other in (start, heads[1][name]))
+        assert apart <= 1e-3 * learnt, name
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -16,6 +16,8 @@ from tools.sweep.plan import Sweep
 from tools.sweep.protocols import protocol_names, read_protocol
 from tools.sweep.runs import METRICS, carry_out, check_folders
 from tools.sweep.summary import write_summary
+from utils.errors import ConfigError
+from utils.launch import started_by_torchrun
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +47,15 @@ def build_sweep(args: argparse.Namespace) -> Sweep:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    """Plan all runs, then do those that are not finished, then sum up."""
+    """Plan all runs, then do those that are not finished, then sum up.
+
+    Raises:
+        ConfigError: torchrun has started this process.
+    """
+    if started_by_torchrun():
+        raise ConfigError(
+            "a sweep starts the processes of its runs itself: call it without torchrun, with --opts NUM_GPUS N"
+        )
     planned = build_sweep(args)
     runs = planned.runs()
     if args.list:

@@ -15,6 +15,7 @@ from tools.checkpoint import load_state
 from tools.sweep.plan import CHECKPOINTS, LAST_HEAD, Run
 from tools.tester import run_test
 from tools.trainer import run_training
+from tools.training_state import AUTO, STATE
 from utils.errors import ConfigError, WeightsError
 from utils.logging import setup_logging
 
@@ -50,7 +51,7 @@ def _may_differ(run: Run, key: str, found: Any) -> bool:
 def carry_out(runs: Sequence[Run]) -> None:
     """Do, in their order, all runs that are not finished.
 
-    A training is left out, too, where all its tests are there. One that was cut off goes on after its last whole epoch.
+    A training is left out, too, where all its tests are there. One that was cut off goes on where it was.
     Tests that are older than their training are of another head, and are done again.
     """
     for number, run in enumerate(runs, 1):
@@ -62,7 +63,7 @@ def carry_out(runs: Sequence[Run]) -> None:
             LOG.info("%d of %d, %s: not needed, its tests are finished", number, len(runs), run.folder)
         elif run.trains:
             LOG.info("%d of %d, %s: training", number, len(runs), run.folder)
-            run_training(_with(run.cfg, RESUME_KEY, str(_state(run)) if _epochs_done(run) else ""), str(run.file))
+            run_training(_with(run.cfg, RESUME_KEY, AUTO), str(run.file))
             for test in tests:
                 (test.folder / METRICS).unlink(missing_ok=True)
         else:
@@ -84,7 +85,7 @@ def is_finished(run: Run) -> bool:
 
 
 def _state(run: Run) -> Path:
-    return run.folder / CHECKPOINTS / "state.pth"
+    return run.folder / STATE
 
 
 def _epochs_done(run: Run) -> int:

@@ -177,7 +177,7 @@ def test_a_broken_state_names_file_and_remedy(small):
     training = next(iter(runs.values()))
     (training.folder / "checkpoints").mkdir(parents=True)
     (training.folder / "checkpoints" / "state.pth").write_bytes(b"junk")
-    with pytest.raises(WeightsError, match=rf"state\.pth: .*remove {training.folder} to train anew"):
+    with pytest.raises(WeightsError, match=rf"{training.folder}.*state\.pth .*remove it to train anew"):
         carry_out(list(runs.values()))
 
 
@@ -242,3 +242,9 @@ def test_heads_of_vision_are_tested_on_defect_spectrum(finished, spectrum, tiny,
     assert content["data_set"] == "DS_Spectrum_DS_ND"
     assert set(content["methods"]["SOFS"]["classes"]) == {f"{name}/1" for name in CROSS_DOMAIN_TEST}
     assert (folder / "summary.md").read_text().count("carpet/1") == 1
+
+
+def test_a_sweep_is_no_process_of_torchrun(small, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert main(small[0]) == 2
+    assert "without torchrun" in capsys.readouterr().err and not small[1].exists()

@@ -22,7 +22,7 @@ from tools.results import Evaluation
 from utils.distributed import is_main, launch
 from utils.files import write_json
 from utils.logging import setup_logging
-from utils.run import create_run_folder, discard_on_error, provenance, run_facts, run_folder
+from utils.run import create_run_folder, discard_on_error, provenance, recorded, run_facts, run_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 def run_test(cfg: CfgNode, config_file: str) -> Path:
     """Run test.py's job in NUM_GPUS processes; returns the run's folder."""
     folder = run_folder(cfg, config_file)
-    with discard_on_error(folder):
+    with discard_on_error(folder), recorded(cfg, folder):
         if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
             segment_open_domain(cfg, folder)
         else:

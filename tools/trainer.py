@@ -42,7 +42,7 @@ from utils.files import write_json
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import autocast, half_type, pick_device
-from utils.run import create_run_folder, discard_on_error, run_folder
+from utils.run import create_run_folder, discard_on_error, recorded, run_folder
 from utils.visualize import TRUTH, outline, overlay, panels
 
 LOG = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ LOG = logging.getLogger(__name__)
 def run_training(cfg: CfgNode, config_file: str) -> Path:
     """Run train.py's job in NUM_GPUS processes; returns the run's folder."""
     folder = run_folder(cfg, config_file)
-    with discard_on_error(folder):
+    with discard_on_error(folder), recorded(cfg, folder):
         launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
     write_report(folder)
     return folder

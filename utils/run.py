@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,10 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
 from utils.errors import ConfigError, UserError
-from utils.files import write_text
+from utils.files import write_json, write_text
+from utils.precision import pick_device
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
@@ -56,15 +59,30 @@ def discard_on_error(folder: Path) -> Iterator[None]:
 
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:
-    """What every metrics file says of its test."""
+    """What every metrics file says of its test: nothing that another run of the same command would not say."""
     return {
         "data_set": cfg.DATASET.name,
         "split": cfg.DATASET.split,
         "shot": cfg.DATASET.shot,
         "seed": cfg.RNG_SEED,
         "backbone": cfg.TRAIN.backbone,
-        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+@contextmanager
+def recorded(cfg: CfgNode, folder: Path) -> Iterator[None]:
+    """Write run.json where the block ends without an error: when, how long, in how many processes and on what. The
+    same command gives the same metrics.json, byte for byte; what differs from run to run is kept apart from it."""
+    start = time.perf_counter()
+    yield
+    device = pick_device(cfg.DEVICE)
+    facts = {
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - start, 1),
+        "processes": cfg.NUM_GPUS,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    write_json(folder / "run.json", facts)
 
 
 def provenance() -> dict[str, Any]:

@@ -90,7 +90,8 @@ def test_the_sources_are_found():
         "compile(a, b, c)", "import os\nos.system('ls')", "from os import popen", "run(x, shell=True)",
         "run(x, shell=y)", "torch.load(x)", "torch.load(x, weights_only=False)", "torch.load(x, weights_only=w)",
         "from torch import load", "yaml.load(x)", "yaml.load(x, Loader=yaml.Loader)", "yaml.load(x, yaml.Loader)",
-        "yaml.load(x, Loader=yaml.SafeLoader if a else yaml.Loader)", "np.load(x, allow_pickle=True)", "numpy.load(x, allow_pickle=a)",
+        "yaml.load(x, Loader=yaml.SafeLoader if a else yaml.Loader)", "np.load(x, allow_pickle=True)",
+        "numpy.load(x, allow_pickle=a)",
     ],
 )  # fmt: skip
 def test_what_would_be_found(text):

@@ -30,8 +30,9 @@ LOG = logging.getLogger(__name__)
 def run_test(cfg: CfgNode, config_file: str) -> Path:
     """Run test.py's job in NUM_GPUS processes; returns the run's folder."""
     folder = run_folder(cfg, config_file)
-    with discard_on_error(folder), recorded(cfg, folder):
-        if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
+    open_domain = cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME)
+    with discard_on_error(folder), recorded(cfg, folder, 1 if open_domain else cfg.NUM_GPUS):
+        if open_domain:
             segment_open_domain(cfg, folder)
         else:
             job = detect_anomalies if is_anomaly_data(cfg) else test_split

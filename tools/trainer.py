@@ -51,7 +51,7 @@ LOG = logging.getLogger(__name__)
 def run_training(cfg: CfgNode, config_file: str) -> Path:
     """Run train.py's job in NUM_GPUS processes; returns the run's folder."""
     folder = run_folder(cfg, config_file)
-    with discard_on_error(folder), recorded(cfg, folder):
+    with discard_on_error(folder), recorded(cfg, folder, cfg.NUM_GPUS):
         launch(train, cfg.NUM_GPUS, cfg.DIST_BACKEND, cfg, folder)
     write_report(folder)
     return folder

@@ -70,7 +70,7 @@ def run_facts(cfg: CfgNode) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded(cfg: CfgNode, folder: Path) -> Iterator[None]:
+def recorded(cfg: CfgNode, folder: Path, processes: int) -> Iterator[None]:
     """Write run.json where the block ends without an error: when, how long, in how many processes and on what. The
     same command gives the same metrics.json, byte for byte; what differs from run to run is kept apart from it."""
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def recorded(cfg: CfgNode, folder: Path) -> Iterator[None]:
     facts = {
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 1),
-        "processes": cfg.NUM_GPUS,
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
     write_json(folder / "run.json", facts)

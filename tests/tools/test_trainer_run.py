@@ -68,7 +68,7 @@ def test_metrics_of_a_run(finished):
     expected = {"data_set": "VISION_V1_ND", "split": 0, "shot": 1, "seed": 54, "epochs": 1, "failed_queries": 0}
     assert {key: metrics[key] for key in expected} == expected
     assert json.loads((folder / "metrics_validation.json").read_text())["epochs"] == 2
-    assert {"git_revision", "python", "torch", "timm", "backbone", "finished", "unreadable"} <= metrics.keys()
+    assert {"git_revision", "python", "torch", "timm", "backbone", "unreadable"} <= metrics.keys()
     for method in ("SOFS", "prior"):
         found = metrics["methods"][method]
         assert found["classes"].keys() == {"Disk/line", "Disk/spot"}

@@ -16,7 +16,8 @@ from tools.methods import PRIOR
 from tools.tester import run_test
 from tools.trainer import run_training
 
-LOADERS = [(0, 1), (0, 3), (1, 3), (3, 2)]  # workers and batch sizes
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+LOADERS = [(0, 1), (1, 3), (3, 2)]  # workers and batch sizes
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,11 @@ def test_of_a_split(surfaces, head, tmp_path):
 
 
 def test_of_open_domain_objects(steel, head, tmp_path):
-    options = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(head), "DATASET__name": "open_domain"}
+    options = {
+        "TEST__load_checkpoint": True,
+        "TEST__load_model_path": str(head),
+        "DATASET__name": "opendomain_test_dataset_ND",
+    }
     options |= {"DATASET__open_domain_test_object": ["steel"]}
     check(run_test, steel, tmp_path, {"metrics.json", "queries.csv", "curves.json"}, **options)
 
@@ -88,4 +93,4 @@ def test_of_a_training(surfaces, tmp_path, bank):
     options = {"TRAIN__feature_bank": bank, "TRAIN_SETUPS__TEST_SETUPS__val_state": True}
     names = {f"{stem}{suffix}" for stem in ("metrics", "curves") for suffix in (".json", "_validation.json")}
     names |= {"queries.csv", "queries_validation.csv", "history.json"}
-    check(run_training, surfaces, tmp_path, names, loaders=[(0, 1), (1, 3), (3, 2)], **options)
+    check(run_training, surfaces, tmp_path, names, **options)

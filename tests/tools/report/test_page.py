@@ -13,7 +13,7 @@ from PIL import Image
 from tests.tools.report.example import RANGES, RANKS, Page, metrics, summary, write_gallery, write_run
 from tools.report import write_report
 from tools.report.__main__ import main
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 
 ODD = "<b>&\"'/表面 $x_1$ %s é"
 MEASURES = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"]
@@ -333,7 +333,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys, name):
 
 def test_a_page_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(DataError, match=r"report\.html cannot be written"):
+    with pytest.raises(OutputError, match=r"report\.html cannot be written"):
         write_report(alone(tmp_path, metrics(["a"])))
 
 

@@ -94,7 +94,7 @@ JOBS: dict[str, tuple[Callable[[Path, Path, int, Samples], None], int]] = {
     "evaluated": (evaluated, 200),  # a pass for the query, one for its supports
     "trained": (trained, 100),
     "predicted": (predicted, 100),
-    "open_domain": (open_domained, 20),
+    "open_domain": (open_domained, 4),  # a pass for several queries
 }
 
 if __name__ == "__main__":

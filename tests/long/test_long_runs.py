@@ -15,6 +15,7 @@ from tests.tools.open_domain_data import write_object
 
 ROOT = Path(__file__).parents[2]
 GROWTH = 20  # MB, within which allocators settle
+COMING_AND_GOING = 2  # threads that live for a query
 QUERIES = 500
 
 
@@ -51,4 +52,5 @@ def test_a_long_run_does_not_grow(products, tmp_path, job, workers):
     assert end["memory"] - quarter["memory"] < GROWTH, told
     assert end["workers"] - quarter["workers"] < GROWTH, told
     assert (end["workers"] > 0) == (workers > 0), told
-    assert end["files"] <= quarter["files"] and end["threads"] <= quarter["threads"], told
+    assert end["files"] <= quarter["files"], told
+    assert end["threads"] <= quarter["threads"] + COMING_AND_GOING, told

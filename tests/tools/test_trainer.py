@@ -158,6 +158,6 @@ def test_training_without_tests(surfaces, tmp_path):
         "DATASET__test_objects": ["X"],
     }
     folder = run_training(tiny_config(surfaces, tmp_path, **changes), "")
-    assert {p.name for p in folder.iterdir()} - {"report.html"} == {
+    assert {p.name for p in folder.iterdir()} - {"report.html", "run.json"} == {
         *("config.yaml", "train.log", "events", "checkpoints", "history.json")
     }

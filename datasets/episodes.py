@@ -110,6 +110,12 @@ class EpisodeList:
         candidates = tuple(self.index.samples[i] for i in others * repeats)
         return Episode(index, self.index.samples[query], candidates, seed)
 
+    def describe(self, *episodes: Episode) -> str:
+        """Files and class of episodes of one query, for messages."""
+        query = episodes[0].query
+        supports = {self.index.image_path(s): None for e in episodes for s in e.candidates[: self.shot]}
+        return f"{self.index.image_path(query)} ({query.class_name}) with supports {', '.join(map(str, supports))}"
+
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[random.Random]:
@@ -190,6 +196,11 @@ class TrainingEpisodes(Dataset):
             "support_masks": support_masks,
             "class": episode.query.class_name,
         }
+
+    def describe(self, number: int) -> str:
+        """Files and class of an item."""
+        epoch, index = divmod(number, len(self))
+        return self.episodes.describe(self.episodes.episode(index, epoch))
 
     def _support_views(self, sample: Sample, rng: random.Random) -> list[tuple[np.ndarray, np.ndarray]]:
         return support_views(*read_sample(self.episodes.index, sample), self.crops.settings, rng)

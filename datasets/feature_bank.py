@@ -47,6 +47,12 @@ class BankCrops(Dataset):
         images, masks = (torch.stack(part) for part in zip(*drawn, strict=True))
         return {"place": place, "images": images, "masks": masks}
 
+    def describe(self, place: int) -> str:
+        """File and class of an item."""
+        index = self.episodes.episodes.index
+        sample = index.samples[self.positions[place]]
+        return f"{index.image_path(sample)} ({sample.class_name})"
+
     @property
     def per_sample(self) -> int:
         """Crops of one sample."""
@@ -191,6 +197,10 @@ class BankEpisodes(Dataset):
             "class": class_name,
             "number": number,
         }
+
+    def describe(self, number: int) -> str:
+        """The bank, and files and class of an item."""
+        return f"{self.bank.folder}: {self.crops.episodes.describe(number)}"
 
     def images(self, number: int) -> dict[str, Tensor | str]:
         """The same episode as `TrainingEpisodes` gives one: the images that its features were made of, drawn again."""

@@ -97,6 +97,11 @@ class EvaluationQueries(Dataset):
                 supports[repeat] = self._support_set(episode, pairs, target)
         return Query(number, sample, image, target, supports, tuple(dict.fromkeys(faults)))
 
+    def describe(self, position: int) -> str:
+        """Files and class of an item."""
+        drawn = [episodes.episode(self.numbers[position]) for episodes in self.episodes.values()]
+        return next(iter(self.episodes.values())).describe(*drawn)
+
     def _readable_supports(self, episode: Episode, faults: list[str]) -> list[Pair]:
         pairs: list[Pair] = []
         for candidate in episode.candidates:

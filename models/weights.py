@@ -10,11 +10,11 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.weight_files import not_finite, read_weights, without_code
 from utils.errors import WeightsError
 
 TORCHVISION_WEIGHTS = {
@@ -23,59 +23,23 @@ TORCHVISION_WEIGHTS = {
 }
 
 
-def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
-    """Read a state dict from a `.safetensors` or PyTorch file, tensors only, on the CPU.
-
-    Args:
-        path: the file; a nested `model` or `state_dict` entry is unwrapped.
-        key: the config key that names the file, for messages.
-
-    Raises:
-        WeightsError: missing, unreadable, or not a state dict.
-    """
-    path = require_file(path, key)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(
-            f"{key}: {path} is not a readable weights file ({type(error).__name__}): cut off, or a web page saved "
-            "under its name? Download it again"
-        ) from error
-    for name in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"{key}: {path} holds no state dict (names to tensors); expected model weights")
-    return state
-
-
-def require_file(path: str | Path, key: str) -> Path:
-    """The path of a weights file that exists.
-
-    Raises:
-        WeightsError: it does not; names the config key `key`.
-    """
-    if not Path(path).is_file():
-        raise WeightsError(f"{key}: no weights file {path}; set {key} to an existing .pth or .safetensors file")
-    return Path(path)
-
-
 def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict; names and shapes must fit exactly.
+    """Load a state dict; names, shapes and kinds of number must fit exactly, and the numbers be finite.
 
     Raises:
-        WeightsError: lists the first missing, unexpected and misshaped names.
+        WeightsError: lists the first missing, unexpected, misshaped and other unfit names.
     """
     expected = model.state_dict()
     problems = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
     problems += [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
-    problems += [
-        f"{n} has shape {tuple(state[n].shape)}, expected {tuple(expected[n].shape)}"
-        for n in expected
-        if n in state and state[n].shape != expected[n].shape
-    ]
+    for name, wanted in expected.items():
+        found = state.get(name, wanted)
+        if found.shape != wanted.shape:
+            problems.append(f"{name} has shape {tuple(found.shape)}, expected {tuple(wanted.shape)}")
+        elif found.is_floating_point() != wanted.is_floating_point():
+            problems.append(f"{name} is of {found.dtype}, expected {wanted.dtype}")
+    if not problems:
+        problems = [f"{name} holds values that are not finite" for name in not_finite(state)]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise WeightsError(f"{source} does not fit the model: {shown}")
@@ -98,6 +62,7 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
     if name == "efficientnet_lite0":
         state = _by_order(model, state, checkpoint)
     elif "mask_token" in state:  # an official DINOv2 file
+        _require_vit(model, state, checkpoint)
         registers = "register_tokens" in state
         state["pos_embed"] = resize_position_embedding(
             state["pos_embed"], model.patch_embed.grid_size, offset=0.0 if registers else 0.1, antialias=registers
@@ -119,13 +84,17 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
         verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
     overlay = {"file": checkpoint} if checkpoint else None
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+        with without_code():
+            model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     except Exception as error:  # whatever the hub client raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"the weights of timm model {name} could not be loaded ({reason}); fetch them on a machine with a "
             "connection and set TRAIN.backbone_checkpoint to the file"
         ) from error
+    if broken := not_finite(model.state_dict()):
+        raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite; take other weights")
+    return model
 
 
 def resize_position_embedding(
@@ -149,6 +118,19 @@ def resize_position_embedding(
     target = {"scale_factor": tuple((n + offset) / side for n in grid)} if offset else {"size": tuple(grid)}
     patches = F.interpolate(patches, mode="bicubic", antialias=antialias, **target)
     return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+
+
+def _require_vit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Refuse embeddings that could not be resized."""
+    position, patch = (state.get(name, torch.empty(0)) for name in ("pos_embed", "patch_embed.proj.weight"))
+    side, width = math.isqrt(max(0, position.numel() // model.embed_dim - 1)), model.embed_dim
+    if position.shape != (1, 1 + side * side, width) or side == 0 or not position.is_floating_point():
+        raise WeightsError(f"{source}: pos_embed has shape {tuple(position.shape)}, expected (1, 1 + n * n, {width})")
+    wanted = model.patch_embed.proj.weight.shape
+    if patch.shape != wanted:
+        raise WeightsError(
+            f"{source}: patch_embed.proj.weight has shape {tuple(patch.shape)}, expected {tuple(wanted)}"
+        )
 
 
 def official_url(name: str) -> str:

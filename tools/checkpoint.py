@@ -11,7 +11,8 @@ from safetensors.torch import save
 
 from models.checkpoint import head_state
 from models.sofs import SOFS
-from models.weights import load_checked, read_weights
+from models.weight_files import read_torch, read_weights, require_state
+from models.weights import load_checked
 from utils.errors import WeightsError
 from utils.files import write_whole
 
@@ -56,13 +57,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise WeightsError(f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(
-            f"TRAIN.resume: {path} is not a readable training state ({type(error).__name__}); take another copy, or "
-            "remove it to train anew"
-        ) from error
+    state = read_torch(Path(path), "TRAIN.resume", "training state")
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
         raise WeightsError(f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run")
+    require_state(state["head"], f"TRAIN.resume: {path}: head")
     return state

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, SequentialSampler
 from tqdm import tqdm
 
 from datasets.anomaly import draw_normal
@@ -22,6 +22,7 @@ from datasets.supports import SupportSet, ViewSettings
 from models.sofs import SupportMemory
 from models.support_tokens import LabelledTokens
 from tools.answers import Prediction
+from tools.loading import Loader
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size
@@ -178,7 +179,8 @@ class Teacher:
 
 
 def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:
-    loader = DataLoader(queries, batch_size=protocol.batch_size, num_workers=protocol.num_workers, collate_fn=list)
+    batches = BatchSampler(SequentialSampler(queries), protocol.batch_size, drop_last=False)
+    loader = Loader(queries, batches, num_workers=protocol.num_workers, collate=list)
     with tqdm(total=len(queries), desc="test", unit="query", disable=not is_main()) as bar:
         for batch in loader:
             for query in batch:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, SequentialSampler, Subset
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -60,11 +60,11 @@ def filled(cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: tor
 
 def _fill(cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: torch.device) -> None:
     crops, setups = episodes.crops, cfg.TRAIN_SETUPS
-    own = Subset(crops, range(rank(), len(crops), world_size()))
+    own = range(rank(), len(crops), world_size())
     views = cfg.DATASET.shot * (cfg.DATASET.s_in_shot + cfg.DATASET.normal_views)
     images_per_pass = setups.batch_size * (1 + views)  # what a step without the bank takes
-    samples = BatchSampler(SequentialSampler(own), max(1, images_per_pass // crops.per_sample), drop_last=False)
-    loader = Loader(own, samples, num_workers=setups.num_workers, pin_memory=device.type == "cuda")
+    samples = BatchSampler(own, max(1, images_per_pass // crops.per_sample), drop_last=False)
+    loader = Loader(crops, samples, num_workers=setups.num_workers, pin_memory=device.type == "cuda")
     for batch in tqdm(loader, desc="feature bank", disable=not is_main()):
         images = batch["images"].flatten(0, 1).split(images_per_pass)
         with autocast(device, cfg.TRAIN.precision):

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from tools.report import write_report
 from utils.distributed import from_main, is_main
 from utils.launch import launch
-from utils.run import claimed, run_folder
+from utils.run import claimed, recorded, run_folder
 
 Job = Callable[[CfgNode, Path], None]
 
@@ -30,7 +30,8 @@ def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
 def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
     folder = from_main(run_folder(cfg, config_file))  # the name may hold the time
     with claimed(folder):
-        job(cfg, folder)
+        with recorded(cfg, folder):
+            job(cfg, folder)
         if is_main():
             write_report(folder)
     return folder

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from models.build import build_model, build_prior_method
 from models.sofs import SOFS
-from models.weights import require_file
+from models.weight_files import require_file
 from tools.checkpoint import load_head
 
 LOG = logging.getLogger(__name__)

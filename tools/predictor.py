@@ -29,7 +29,7 @@ from tools.answers import Answering, Outcome, Prediction
 from tools.methods import test_methods
 from tools.pipeline import Window, WindowFeed, shared
 from tools.support_encoder import SupportEncoder
-from tools.support_file import fingerprint, load_memory, save_memory
+from tools.support_file import fingerprint, load_memory, save_memory, widths
 from tools.thresholds import choose_thresholds
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
@@ -157,7 +157,8 @@ class Predictor:
         Raises:
             WeightsError: missing, unreadable, or written with other settings.
         """
-        self.memory = load_memory(Path(path), self._fingerprint(), self.device, joint=self.encoder.needs_joint)
+        known, joint = widths(self.methods[self.main]), self.encoder.needs_joint
+        self.memory = load_memory(Path(path), self._fingerprint(), known, self.device, joint=joint)
         return self.memory
 
     def predict(self, image: Picture) -> Prediction:

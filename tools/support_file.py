@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datasets.supports import ViewSettings
 from models.sofs import SupportMemory, SupportSummary
 from models.support_tokens import SupportTokens, with_joint
+from models.weight_files import not_finite
 from utils.errors import WeightsError
 from utils.files import write_whole
 
@@ -53,17 +54,27 @@ def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) 
     write_whole(path, save(tensors, metadata=fingerprint | {"use": json.dumps(use)}))
 
 
-def load_memory(path: Path, fingerprint: dict[str, str], device: torch.device, *, joint: bool) -> SupportMemory:
+def widths(method: nn.Module) -> dict[str, int]:
+    """Lengths of a support file that the method gives: channels of each layer and, of a head, both its widths."""
+    known = {f"C{i}": channels for i, channels in enumerate(method.backbone.channels)}
+    head = getattr(method, "head", None)
+    return known | ({"R": head.support_reduce[0].out_channels, "E": head.support_mix[0].out_channels} if head else {})
+
+
+def load_memory(
+    path: Path, fingerprint: dict[str, str], widths: dict[str, int], device: torch.device, *, joint: bool
+) -> SupportMemory:
     """Read what `save_memory` wrote.
 
     Args:
         path: of the file.
         fingerprint: of the predictor that asks.
+        widths: of its main method.
         device: where the memory is wanted.
         joint: whether the joint prior is asked for.
 
     Raises:
-        WeightsError: missing, unreadable, or written with other settings or weights.
+        WeightsError: missing, unreadable, damaged, or written with other settings or weights.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such support file; write one with Predictor.save_support")
@@ -79,7 +90,62 @@ def load_memory(path: Path, fingerprint: dict[str, str], device: torch.device, *
                 f"{path}: its {name} are not those of this predictor ({metadata.get(name, 'none')}, here {value}); "
                 "use the config and weights that it was written with, or teach the defect again"
             )
-    return _memory_of(tensors, json.loads(metadata["use"]), joint)
+    if fault := _fault(tensors, widths):
+        raise WeightsError(f"{path}: damaged, {fault}; teach the defect again")
+    return _memory_of(tensors, _use(metadata.get("use", ""), path), joint)
+
+
+def _use(text: str, path: Path) -> dict[str, Any]:
+    """How a memory is used, as `save_memory` wrote it."""
+    try:
+        use = json.loads(text)
+        thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
+        if not isinstance(use["windowed"], bool) or not all(0 <= value <= 1 for value in thresholds.values()):
+            raise ValueError(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: damaged, how it is used cannot be read ({text!r}); teach the defect again"
+        ) from error
+    return {"windowed": use["windowed"], "thresholds": thresholds}
+
+
+def _fault(tensors: dict[str, Tensor], widths: dict[str, int]) -> str:
+    """What is wrong with the tensors of a support file; "" for nothing."""
+    expected = _shapes(tensors, sum(name.startswith("C") for name in widths))
+    if strange := sorted(tensors.keys() ^ expected.keys()):
+        return f"{strange[0]} {'is missing' if strange[0] in expected else 'does not belong there'}"
+    lengths = dict(widths)
+    for name, shape in expected.items():
+        value = tensors[name]
+        fits = value.ndim == len(shape) and all(
+            (lengths.setdefault(want, have) if isinstance(want, str) else want) == have
+            for want, have in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
+            return f"{name} has shape {tuple(value.shape)}, which does not fit the model and the other tensors"
+        wanted = {"sizes": torch.int64, "covered": torch.bool}.get(name)
+        if value.dtype != wanted if wanted else not value.is_floating_point():
+            return f"{name} is of {value.dtype}"
+    if broken := not_finite(tensors):
+        return f"{broken[0]} holds values that are not finite"
+    sizes = tensors["sizes"]
+    if (sizes < 1).any() or sizes.sum() != lengths["F"] or lengths["F"] > lengths["T"]:
+        return "sizes do not add up"
+    return ""
+
+
+def _shapes(tensors: dict[str, Tensor], layers: int) -> dict[str, tuple[int | str, ...]]:
+    """Names that belong together, with their shapes; the same letter stands for the same length."""
+    images = {name.split(".")[1] for name in tensors if name.startswith("normal.")}
+    shapes: dict[str, tuple[int | str, ...]] = {"share": (1, "F"), "sizes": ("K",), "covered": (1, "K")}
+    for i in range(layers):
+        shapes |= {f"keys.{i}": (1, "T", f"C{i}"), f"mean.{i}": (1, 1, f"C{i}")}
+        shapes |= {f"normal.{n}.{i}": (1, f"N{n}", f"C{i}") for n in images}
+    if any(name.startswith("summary.") for name in tensors):
+        own = {"weight": (1, "K"), "prototype": (1, "R"), "tokens": (1, "M", "E"), "shares": (1, "M"),
+               "support_prototype": (1, "E")}  # fmt: skip
+        shapes |= {f"summary.{name}": shape for name, shape in own.items()}
+    return shapes
 
 
 def _memory_of(tensors: dict[str, Tensor], use: dict[str, Any], joint: bool) -> SupportMemory:

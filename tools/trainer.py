@@ -155,7 +155,14 @@ class Trainer:
             Interrupted: the process was told to end.
         """
         with postponed() as pending:
-            self._steps(self._begin(), pending)
+            try:
+                self._steps(self._begin(), pending)
+            except (DataError, RuntimeError) as error:
+                if not pending.number:
+                    raise
+                if world_size() == 1 and isinstance(error, DataError):  # told, too, the loader's workers ended
+                    self._leave(pending.number)
+                raise Interrupted(pending.number) from error
             self.epoch, self.progress = self.epoch + 1, None
             self._save()
             if told := pending.anywhere():

@@ -17,11 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
-from utils.distributed import from_main, is_main
+from utils.distributed import from_main, is_main, world_size
 from utils.errors import ConfigError, UserError
-from utils.files import remove_partial, write_text
+from utils.files import remove_partial, write_json, write_text
+from utils.precision import pick_device
 
 LOG = logging.getLogger(__name__)
 LOCK_WAIT = 30  # seconds
@@ -108,15 +110,32 @@ def _discard(made: list[Path], folder: Path) -> None:
 
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:
-    """What every metrics file says of its test."""
+    """What every metrics file says of its test: nothing that another run of the same command would not say."""
     return {
         "data_set": cfg.DATASET.name,
         "split": cfg.DATASET.split,
         "shot": cfg.DATASET.shot,
         "seed": cfg.RNG_SEED,
         "backbone": cfg.TRAIN.backbone,
-        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+@contextmanager
+def recorded(cfg: CfgNode, folder: Path) -> Iterator[None]:
+    """Write run.json where the block ends without an error: when, how long, in how many processes and on what. The
+    same command gives the same metrics.json, byte for byte; what differs from run to run is kept apart from it."""
+    start = time.perf_counter()
+    yield
+    if not is_main():
+        return
+    device = pick_device(cfg.DEVICE)
+    facts = {
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - start, 1),
+        "processes": world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    write_json(folder / "run.json", facts)
 
 
 def provenance() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def interruptible() -> Iterator[None]:
 def postponed() -> Iterator[Pending]:
     """A block that SIGTERM and Ctrl-C do not end: it asks for them where it can leave. A lone process that is told
     twice ends at once; of several, each may be told by the terminal and by who has started it."""
-    pending, own = Pending(), os.getpid()
+    pending, own, deaths = Pending(), os.getpid(), signal.getsignal(signal.SIGCHLD)
 
     def note(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a loader worker, which its parent ends
@@ -69,9 +69,14 @@ def postponed() -> Iterator[Pending]:
         if pending.number and world_size() == 1:
             raise Interrupted(number)
         pending.number = number
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # loader workers may be told, too: that they end is no fault
 
     with _handled_by(note):
-        yield pending
+        try:
+            yield pending
+        finally:
+            if pending.number:
+                signal.signal(signal.SIGCHLD, deaths)
     if pending.number:  # told after it was last asked
         raise Interrupted(pending.number)
 

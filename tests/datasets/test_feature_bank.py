@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import pickle
 import resource
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -75,7 +75,7 @@ def test_a_bank_keeps_what_is_written(tmp_path):
     features, masks = torch.randn(2, 3, 2, 4), torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
     bank.write(1, features, masks)
     bank.write(3, -features, 1 - masks)
-    found, marks = pickle.loads(pickle.dumps(bank)).read([4, 1, 1])
+    found, marks = deepcopy(bank).read([4, 1, 1])
     assert found.dtype == torch.bfloat16 and marks.dtype == torch.uint8
     assert torch.equal(found, torch.stack([-features[1], features[0], features[0]]).to(torch.bfloat16))
     assert torch.equal(marks, torch.stack([1 - masks[1], masks[0], masks[0]]))

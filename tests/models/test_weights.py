@@ -8,12 +8,14 @@ import socket
 import threading
 
 import pytest
+import timm
 import torch
-from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models import weights
-from models.weights import load_backbone_weights, load_checked, official_url, read_weights, sha256_of
+from models.weights import load_backbone_weights, load_checked, load_timm, official_url, sha256_of
+from tests.evil import Evil
 from utils.errors import WeightsError
 
 KEY = "TRAIN.backbone_checkpoint"
@@ -205,59 +207,68 @@ def test_classifier_of_the_file_is_left_out(tmp_path):
     assert same(tiny(), model)
 
 
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_forms_of_file(tmp_path, wrapper):
-    state = tiny().state_dict()
-    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
-    read = read_weights(tmp_path / "w.pth", KEY)
-    assert all(torch.equal(read[k], v) for k, v in state.items()) and read.keys() == state.keys()
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("0.weight", torch.ones(3, 4, dtype=torch.int64), r"0\.weight is of torch\.int64, expected torch\.float32"),
+        ("0.weight", torch.ones(3, 4, dtype=torch.complex64), r"is of torch\.complex64"),
+        ("0.weight", torch.ones(3, 4, dtype=torch.bool), r"is of torch\.bool"),
+        ("1.bias", torch.tensor([0.0, float("nan")]), r"1\.bias holds values that are not finite"),
+        ("1.bias", torch.tensor([0.0, -float("inf")]).half(), r"1\.bias holds values that are not finite"),
+        ("0.weight", torch.zeros(1).expand(10**6, 10**6), r"\(1000000, 1000000\), expected \(3, 4\)"),
+    ],
+)
+def test_values_that_no_parameter_can_have_are_refused(name, value, reason):
+    model = tiny()
+    with pytest.raises(WeightsError, match=rf"file does not fit the model: .*{reason}"):
+        load_checked(model, tiny(seed=1).state_dict() | {name: value}, "file")
+    assert same(model, tiny())
 
 
-def test_safetensors(tmp_path):
-    save_file(tiny().state_dict(), tmp_path / "w.safetensors")
-    read = read_weights(tmp_path / "w.safetensors", KEY)
-    assert all(torch.equal(read[k], v) for k, v in tiny().state_dict().items())
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_other_precisions_are_converted(kind):
+    stored = {name: value.to(kind) for name, value in tiny(seed=1).state_dict().items()}
+    model = tiny()
+    load_checked(model, stored, "file")
+    assert all(torch.equal(value, stored[name].float()) for name, value in model.state_dict().items())
 
 
-def test_missing_file_names_path_and_key(tmp_path):
-    with pytest.raises(WeightsError, match=rf"{re.escape(KEY)}: no weights file .*none\.pth"):
-        read_weights(tmp_path / "none.pth", KEY)
+@pytest.fixture
+def vit():
+    return VisionTransformer(img_size=28, patch_size=14, embed_dim=12, depth=1, num_heads=2, num_classes=0)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"<html>", b"\x80\x02]q\x00.", bytes(range(256)) * 9])
-def test_damaged_file_names_path_and_key(tmp_path, suffix, content):
-    path = tmp_path / f"w{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"{re.escape(KEY)}: .*w\{suffix}"):
-        read_weights(path, KEY)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pos_embed", None),
+        ("pos_embed", torch.zeros(1, 6, 12)),
+        ("pos_embed", torch.zeros(1, 10, 8)),
+        ("pos_embed", torch.zeros(10, 12)),
+        ("pos_embed", torch.zeros(1, 10, 12, dtype=torch.int32)),
+        ("patch_embed.proj.weight", torch.zeros(12, 3, 99, 14)),
+        ("patch_embed.proj.weight", None),
+    ],
+)
+def test_embeddings_of_a_vit_that_cannot_be_resized_are_named(vit, tmp_path, name, value):
+    state = vit.state_dict() | {"mask_token": torch.zeros(1, 12), "pos_embed": torch.zeros(1, 10, 12)}
+    torch.save(state, tmp_path / "good.pth")
+    load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "good.pth"))
+    state = {k: v for k, v in state.items() if k != name} | ({} if value is None else {name: value})
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} has shape"):
+        load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_cut_off_file_is_refused_wherever_it_is_cut(tmp_path, zipped):
-    torch.save(tiny().state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    body = (tmp_path / "w.pth").read_bytes()
-    for length in range(0, len(body) - 1, len(body) // 40):
-        (tmp_path / "cut.pth").write_bytes(body[:length])
-        with pytest.raises(WeightsError, match=r"cut\.pth"):
-            read_weights(tmp_path / "cut.pth", KEY)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"a": 3}, torch.zeros(2)])
-def test_file_of_something_else_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth holds no state dict"):
-        read_weights(tmp_path / "w.pth", KEY)
-
-
-class Evil:
-    def __reduce__(self):
-        return (eval, ("open('executed', 'w')",))
-
-
-def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"a": Evil()}, "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth is not a readable weights file"):
-        read_weights("w.pth", KEY)
-    assert not (tmp_path / "executed").exists()
+def test_timm_loads_a_file_of_tensors_alone(tmp_path):
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    loaded = load_timm("test_resnet", str(tmp_path / "w.pth")).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    torch.save(state | {"x": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"TRAIN\.backbone_checkpoint: .*w\.pth was not loaded: it asks for .*mkdir"):
+        load_timm("test_resnet", str(tmp_path / "w.pth"))
+    name, value = next(iter(state.items()))
+    torch.save(state | {name: torch.full_like(value, float("nan"))}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} holds values that are not finite"):
+        load_timm("test_resnet", str(tmp_path / "w.pth"))

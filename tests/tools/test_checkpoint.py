@@ -74,6 +74,13 @@ def test_missing_damaged_and_dangerous_states(tmp_path):
     save_state(tmp_path / "cut.pth", dict.fromkeys(STATE_KEYS, torch.zeros(100)))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-200])
     torch.save(dict.fromkeys(STATE_KEYS) | {"epoch": Strange()}, tmp_path / "strange.pth")
-    for name in ("cut", "strange"):
-        with pytest.raises(WeightsError, match=rf"TRAIN\.resume: .*{name}\.pth is not a readable training state"):
+    reasons = {"cut": "is not a readable training state", "strange": r"was not loaded: it asks for .*Strange"}
+    for name, reason in reasons.items():
+        with pytest.raises(WeightsError, match=rf"TRAIN\.resume: .*{name}\.pth {reason}"):
             load_state(tmp_path / f"{name}.pth")
+
+
+def test_a_state_whose_head_is_none_is_refused(tmp_path):
+    save_state(tmp_path / "state.pth", dict.fromkeys(STATE_KEYS, 3))
+    with pytest.raises(WeightsError, match=r"state\.pth: head holds no state dict"):
+        load_state(tmp_path / "state.pth")

@@ -227,7 +227,7 @@ def test_a_metrics_file_without_methods_is_named(pair, tmp_path, content):
         (["{a}", "{b}", "--samples", "0"], "--samples 0"),
         (["{a}", "{b}", "--seed", "-1"], "--seed -1"),
         (["{a}", "{b}", "--set", "other"], "queries_other.csv"),
-        (["{a}", "{b}", "--samples", "9", "--json", "{a}/none/out.json"], "none/out.json"),
+        (["{a}", "{b}", "--samples", "9", "--json", "{a}/metrics.json/out.json"], "metrics.json/out.json"),
     ],
 )
 def test_mistakes_end_with_code_2(pair, capsys, arguments, said):

@@ -71,7 +71,7 @@ def test_each_crop_is_encoded_once_and_epochs_leave_the_backbone_alone(surfaces,
 def test_a_run_trains_from_the_bank_shows_its_pictures_and_leaves_no_bank(surfaces, tmp_path):
     changes = {"TRAIN__feature_bank": 2, "TRAIN_SETUPS__TEST_SETUPS__train_miou": 1, "TRAIN_SETUPS__num_workers": 2}
     folder = run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__test_state=False, **changes), "")
-    assert {p.name for p in folder.iterdir()} - {"report.html"} == {
+    assert {p.name for p in folder.iterdir()} - {"report.html", "run.json"} == {
         *("config.yaml", "train.log", "events", "checkpoints", "history.json")
     }
     log = (folder / "train.log").read_text()

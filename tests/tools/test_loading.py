@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
+import traceback
+from contextlib import closing
+from multiprocessing import active_children
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, Dataset, SequentialSampler
 
-from datasets.episodes import EpisodeSampler
+from datasets.build import build_test_index, build_training_episodes, view_settings
+from datasets.episodes import EpisodeList, EpisodeSampler
+from datasets.feature_bank import BankCrops, BankEpisodes, FeatureBank
+from datasets.queries import EvaluationQueries
+from tests.helpers import read_index, tiny_config
 from tools.loading import EpochBatches, Loader
 from utils.errors import DataError
 
@@ -25,15 +35,19 @@ class Numbers(Dataset):
             raise DataError("a.png: broken")
         return number
 
+    def describe(self, number):
+        return f"{number}.png (Disk/spot)"
+
+
+def load(data, workers, size=3, **options):
+    return Loader(data, BatchSampler(SequentialSampler(data), size, drop_last=False), num_workers=workers, **options)
+
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_until_the_error_as_it_was_raised(workers):
-    def load(broken):
-        data = Numbers(broken)
-        return Loader(data, BatchSampler(SequentialSampler(data), 3, drop_last=False), num_workers=workers)
-
-    assert [b.tolist() for b in load(None)] == [[0, 1, 2], [3, 4, 5], [6]] and len(load(None)) == 3
-    batches = iter(load(4))
+    whole = load(Numbers(None), workers)
+    assert [b.tolist() for b in whole] == [[0, 1, 2], [3, 4, 5], [6]] and len(whole) == 3
+    batches = iter(load(Numbers(4), workers))
     assert torch.equal(next(batches), torch.tensor([0, 1, 2]))
     with pytest.raises(DataError) as error:
         next(batches)
@@ -68,3 +82,138 @@ def test_batches_of_an_epoch_that_was_cut_off():
     sampler = EpisodeSampler(7, seed=3)
     whole, rest = (list(EpochBatches(sampler, 2, range(2, 4), skip)) for skip in (0, 3))
     assert rest == whole[3:] and len(EpochBatches(sampler, 2, range(2, 4), 3)) == len(rest) == 5
+
+
+class Deadly(Numbers):
+    """Number 4 ends the process that loads it, by a call."""
+
+    def __getitem__(self, number):
+        if number == 4:
+            time.sleep(0.3)  # the batch before it arrives first
+            self.broken()
+        return number
+
+
+def end(code):
+    return lambda: os.kill(os.getpid(), code) if isinstance(code, signal.Signals) else os._exit(code)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize(
+    ("code", "cause", "remedy"),
+    [
+        (signal.SIGKILL, "was ended by SIGKILL", r"memory: lower TRAIN_SETUPS\.num_workers"),
+        (signal.SIGSEGV, "was ended by SIGSEGV", "crashed on one of these files"),
+        (signal.SIGBUS, "was ended by SIGBUS", "/dev/shm"),
+        (signal.SIGTERM, "was ended by SIGTERM", r"TRAIN_SETUPS\.num_workers 0"),
+        (3, r"ended by itself \(exit code 3\)", r"TRAIN_SETUPS\.num_workers 0"),
+    ],
+)
+def test_a_dead_worker_is_noticed_and_its_sample_named(code, cause, remedy, busy):
+    """Also while the process is at work on the batch before."""
+    with closing(iter(load(Deadly(end(code)), 2))) as batches:
+        assert next(batches).tolist() == [0, 1, 2]
+        start = time.monotonic()
+        with pytest.raises(DataError, match=rf"a loader process {cause} at 4\.png \(Disk/spot\); .*{remedy}"):
+            while True:
+                next(batches) if not busy else sum(range(1000))
+        assert time.monotonic() - start < 8
+
+
+def test_a_worker_that_leaves_without_an_error_is_noticed():
+    with pytest.raises(DataError, match=r"exit code 0\) at 4\.png"):
+        list(load(Deadly(end(0)), 2))
+
+
+class Large(Numbers):
+    """More than a pipe holds, and who loads it."""
+
+    def __getitem__(self, number):
+        return os.getpid(), np.zeros(1 << 22, np.uint8)
+
+
+def test_a_worker_that_dies_while_it_hands_over_is_noticed():
+    batches = iter(load(Large(None), 2, size=1, collate=list))
+    ((first, _),) = next(batches)
+    ((second, _),) = next(batches)
+    assert first != second
+    time.sleep(0.5)  # both have filled the pipe, or wait for it
+    with pytest.raises(DataError, match="SIGKILL"):
+        for pid in (first, second):
+            os.kill(pid, signal.SIGKILL)
+        list(batches)
+    batches.close()
+    assert not active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_program_names_the_sample_and_where_it_was(workers):
+    def broken():
+        return {}["missing"]
+
+    with pytest.raises(RuntimeError, match=r"KeyError at 4\.png \(Disk/spot\): 'missing'") as error:
+        list(load(Deadly(broken), workers))
+    text = "".join(traceback.format_exception(error.value))
+    assert "test_loading.py" in text and 'return {}["missing"]' in text
+
+
+@pytest.mark.parametrize("fault", [DataError("x"), KeyError("x"), end(signal.SIGKILL), None])
+def test_no_worker_outlives_its_loader(fault):
+    """Neither where the reader stops early, nor where an error is held on to."""
+
+    def fail():
+        raise fault
+
+    batches = iter(load(Deadly(fail if isinstance(fault, Exception) else fault), 2, size=1))
+    assert len(active_children()) == 0
+    next(batches)
+    assert len(active_children()) == 2
+    held = None
+    try:
+        for _ in range(2 if fault is None else 9):
+            next(batches)
+    except Exception as error:
+        held = error
+    batches.close()
+    assert (held is None) == (fault is None) and not active_children()
+
+
+class Signals(Numbers):
+    def __getitem__(self, number):
+        return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_has_them():
+    (interrupt, terminate), *_ = load(Signals(None), 1)
+    assert interrupt.all() and not terminate.any()
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_are_made_into_batches_as_asked(workers):
+    assert list(load(Numbers(None), workers, collate=tuple)) == [(0, 1, 2), (3, 4, 5), (6,)]
+    with pytest.raises(DataError, match=r"a\.png: broken"):
+        list(load(Numbers(4), workers, collate=tuple))
+
+
+def test_every_data_set_says_which_files_an_item_is_made_of(surfaces, tmp_path):
+    cfg = tiny_config(surfaces, tmp_path, DATASET__shot=2)
+    training = build_training_episodes(cfg, read_index(surfaces, "Plate"))
+    number = len(training) + 3  # of the second epoch
+    episode = training.episodes.episode(3, epoch=1)
+    query, *supports = (training.episodes.index.image_path(s) for s in (episode.query, *episode.candidates[:2]))
+    text = f"{query} ({episode.query.class_name}) with supports {supports[0]}, {supports[1]}"
+    assert training.describe(number) == text
+    crops = BankCrops(training, 1)
+    assert BankEpisodes(crops, FeatureBank(tmp_path / "bank", 1, 1, (1, 1), 8)).describe(number) == (
+        f"{tmp_path / 'bank'}: {text}"
+    )
+    sample = training.episodes.index.samples[crops.positions[2]]
+    assert crops.describe(2) == f"{training.episodes.index.image_path(sample)} ({sample.class_name})"
+    queries = EvaluationQueries(
+        EpisodeList(build_test_index(cfg), 1, 5), view_settings(cfg), repeats=(0, 1, 2), numbers=[6]
+    )
+    drawn = [e.episode(6) for e in queries.episodes.values()]
+    said = queries.describe(0)
+    assert drawn[0].query.image in said.split(" with ")[0] and drawn[0].query.class_name in said
+    assert all(said.count(e.candidates[0].image) == 1 for e in drawn)

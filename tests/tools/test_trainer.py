@@ -120,7 +120,7 @@ def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_pat
         cfg = tiny_config(surfaces, tmp_path, TRAIN_SETUPS__batch_size=4 // processes, **changes)
         folder = tmp_path / f"of{processes}"
         launch(train_without_dropout, processes, "gloo", cfg, folder)
-        grads.append(torch.load(folder / "grads.pth"))
+        grads.append(torch.load(folder / "grads.pth", weights_only=True))
         metrics.append(json.loads((folder / "metrics.json").read_text()))
         assert (folder / "checkpoints" / "head.safetensors").is_file()
     assert metrics[0]["methods"] == metrics[1]["methods"]
@@ -179,6 +179,6 @@ def test_training_without_tests(surfaces, tmp_path):
         "DATASET__test_objects": ["X"],
     }
     folder = run_training(tiny_config(surfaces, tmp_path, **changes), "")
-    assert {p.name for p in folder.iterdir()} - {"report.html"} == {
+    assert {p.name for p in folder.iterdir()} - {"report.html", "run.json"} == {
         *("config.yaml", "train.log", "events", "checkpoints", "history.json")
     }

@@ -39,7 +39,7 @@ def test_folder_of_a_run(finished):
     assert folder.name == "run"
     assert {p.name for p in folder.iterdir()} - {"report.html"} == {
         *("config.yaml", "train.log", "events", "checkpoints", "history.json", "figures", "gallery"),
-        *("metrics.json", "queries.csv", "curves.json"),
+        *("metrics.json", "queries.csv", "curves.json", "run.json"),
         *("metrics_validation.json", "queries_validation.csv", "curves_validation.json"),
     }
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {
@@ -68,7 +68,7 @@ def test_metrics_of_a_run(finished):
     expected = {"data_set": "VISION_V1_ND", "split": 0, "shot": 1, "seed": 54, "epochs": 1, "failed_queries": 0}
     assert {key: metrics[key] for key in expected} == expected
     assert json.loads((folder / "metrics_validation.json").read_text())["epochs"] == 2
-    assert {"git_revision", "python", "torch", "timm", "backbone", "finished", "unreadable"} <= metrics.keys()
+    assert {"git_revision", "python", "torch", "timm", "backbone", "unreadable"} <= metrics.keys()
     for method in ("SOFS", "prior"):
         found = metrics["methods"][method]
         assert found["classes"].keys() == {"Disk/line", "Disk/spot"}
@@ -108,7 +108,7 @@ def test_the_kept_head_tests_as_it_did_in_training(finished):
     for file in ("queries.csv", "curves.json", "gallery/index.json"):
         assert (found["best"] / file).read_bytes() == (folder / file).read_bytes()
     assert {p.name for p in found["best"].iterdir()} - {"report.html"} == {
-        *("config.yaml", "test.log", "metrics.json", "queries.csv", "curves.json", "figures", "gallery")
+        *("config.yaml", "test.log", "metrics.json", "queries.csv", "curves.json", "run.json", "figures", "gallery")
     }
     assert "FB-IoU" in (found["best"] / "test.log").read_text()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from utils.run import (
     create_run_folder,
     git_revision,
     provenance,
+    recorded,
+    run_facts,
     run_folder,
 )
 
@@ -141,3 +144,23 @@ def test_revision_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
     assert git_revision() == f"{head}+"
     monkeypatch.setenv("PATH", str(Path("/nowhere")))
     assert git_revision() is None
+
+
+def test_when_and_on_what_a_run_ran_is_kept_apart_from_its_figures(tmp_path):
+    cfg = load_config([])
+    facts = run_facts(cfg)
+    before = datetime.now().astimezone().replace(microsecond=0)
+    with recorded(cfg, tmp_path):
+        time.sleep(0.2)
+    known = json.loads((tmp_path / "run.json").read_text())
+    assert before <= datetime.fromisoformat(known.pop("finished")) <= datetime.now().astimezone()
+    assert 0.2 <= known.pop("seconds") < 5
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    assert known == {"processes": 1, "device": device}
+    assert run_facts(cfg) == facts
+
+
+def test_a_run_that_fails_has_not_finished(tmp_path):
+    with pytest.raises(DataError), recorded(load_config([]), tmp_path):
+        raise DataError("x")
+    assert not list(tmp_path.iterdir())

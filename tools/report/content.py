@@ -23,12 +23,13 @@ from tools.report.files import (
     read_gallery,
     read_history,
     read_queries,
+    read_run,
 )
 from tools.report.results import ANOMALY, CLASSES, Results, Row, SizeRange, Value, read_results
 from utils.errors import DataError
 
 UNDEFINED = "\N{EN DASH}"
-# (label, key of the metrics file, where config.yaml has it if the metrics do not)
+# (label, key of the metrics file or of run.json, where config.yaml has it if the metrics do not)
 FACTS = (
     ("data set", "data_set", "DATASET.name"),
     ("split", "split", ""),
@@ -37,6 +38,8 @@ FACTS = (
     ("backbone", "backbone", "TRAIN.backbone"),
     ("epochs", "epochs", ""),
     ("finished", "finished", ""),
+    ("duration", "duration", ""),
+    ("device", "device", ""),
 )
 # (label, key, factor to what is shown, is more better?)
 SIZE_ROWS = (
@@ -128,7 +131,7 @@ def read_report(folder: Path) -> Report:
     galleries = [optional(folder / f"gallery{s}" / "index.json", read_gallery) or [] for s in suffixes]
     share = GALLERY_BYTES // max(1, sum(len(item.panels) for items in galleries for item in items))
     tests = [_test_set(folder, s, items, share) for s, items in zip(suffixes, galleries, strict=True)]
-    record = tests[0].results.record if tests else {}
+    record = (tests[0].results.record if tests else {}) | (optional(folder / "run.json", read_run) or {})
     facts = {key for _, key, _ in FACTS}
     return Report(
         name=folder.resolve().name,

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def read_json(file: Path, parse: Callable[[Any], Any]) -> Any:
 def optional(file: Path, read: Callable[[Path], Any]) -> Any:
     """`read(file)`, or None where there is no such file."""
     return read(file) if file.exists() else None
+
+
+def read_run(file: Path) -> dict[str, str]:
+    """When, how long and on what a run ran, from run.json: as texts ready to print."""
+    return read_json(file, _run)
+
+
+def _run(content: dict[str, Any]) -> dict[str, str]:
+    minutes, seconds = divmod(round(number(content["seconds"]) or 0), 60)
+    processes = int(content["processes"])
+    return {
+        "finished": f"{datetime.fromisoformat(content['finished']):%Y-%m-%d %H:%M %Z}".strip(),
+        "duration": f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
+        "device": text(content["device"]) + (f", {processes} processes" if processes > 1 else ""),
+    }
 
 
 def number(value: Any) -> float | None:

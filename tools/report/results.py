@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,6 @@ def _results(content: dict[str, Any]) -> Results:
         raise ValueError(f"expected one of {', '.join(parse)} in it, found {len(kinds)}")
     known = {kinds[0], *FAULTS}
     record = {key: shown for key, value in content.items() if key not in known and (shown := _plain(value))}
-    if "finished" in record:
-        record["finished"] = f"{datetime.fromisoformat(record['finished']):%Y-%m-%d %H:%M %Z}".strip()
     return Results(**parse[kinds[0]](content[kinds[0]]), warnings=_warnings(content), record=record)
 
 

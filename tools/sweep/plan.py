@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from method_config import load_config
 from method_config.merge import get
-from models.weights import require_file
+from models.weight_files import require_file
 from tools.methods import PRIOR
 from tools.sweep.protocols import Protocol, Settings
 from utils.errors import ConfigError

@@ -75,7 +75,7 @@ def metrics(classes, repeats=3, seed=0, methods=("SOFS", "prior")):
         for method in methods
     }
     head = {"data_set": "VISION_V1_ND", "split": 2, "shot": 1, "seed": 54, "backbone": "tiny", "torch": "2.0"}
-    more = {"finished": "2026-01-02T03:04:05+0000", "unreadable": ["a.jpg: cut short"], "failed_queries": 2}
+    more = {"unreadable": ["a.jpg: cut short"], "failed_queries": 2}
     return head | more | {"methods": found}
 
 
@@ -122,6 +122,9 @@ HISTORY = [
 ]
 
 
+RUN = {"finished": "2026-01-02T03:04:05+0000", "seconds": 61.8, "processes": 2, "device": "cpu"}
+
+
 def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""):
     """Everything that a run may leave."""
     folder.mkdir(exist_ok=True)
@@ -129,6 +132,7 @@ def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""
     write_queries(folder / f"queries{suffix}.csv", query_rows(classes))
     (folder / f"curves{suffix}.json").write_text(json.dumps(curves()))
     (folder / "history.json").write_text(json.dumps(HISTORY))
+    (folder / "run.json").write_text(json.dumps(RUN))
     (folder / "config.yaml").write_text("DATASET:\n  name: other\nTRAIN:\n  backbone: other\nRNG_SEED: 3\n")
     write_gallery(folder / f"gallery{suffix}", classes)
     return folder

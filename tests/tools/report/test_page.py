@@ -13,7 +13,7 @@ from PIL import Image
 from tests.tools.report.example import RANGES, RANKS, Page, metrics, summary, write_gallery, write_run
 from tools.report import write_report
 from tools.report.__main__ import main
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 
 ODD = "<b>&\"'/表面 $x_1$ %s é"
 MEASURES = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"]
@@ -120,8 +120,14 @@ def test_the_table_by_size_has_the_figures_of_the_metrics_and_marks_the_better(w
 def test_the_head_tells_the_settings_and_what_was_left_out(whole):
     text = whole[1].text
     for part in ("VISION_V1_ND", "tiny", "54", "24 in 3 repeats", "2026-01-02 03:04 UTC", "left out: a.jpg: cut short",
-                 "2 queries failed", "backbone: other", "2.0"):  # fmt: skip
+                 "2 queries failed", "backbone: other", "2.0", "1 min 2 s", "cpu, 2 processes"):  # fmt: skip
         assert part in text, part
+
+
+def test_when_a_run_ran_is_left_out_where_it_is_not_known(run):
+    (run / "run.json").unlink()
+    text = page_of(run).text.partition("config.yaml")[0]
+    assert not any(label in text for label in ("finished", "duration", "device", "2026"))
 
 
 def test_settings_that_the_metrics_lack_come_from_the_config(run):
@@ -262,7 +268,9 @@ def test_sixty_classes_with_large_pictures_make_a_page_of_bounded_size(tmp_path)
         ("metrics.json", '{"objects": {"a": {"queries": 1, "iou": {"SOFS": "high"}}}}'),
         ("metrics.json", '{"objects": {"a": {"queries": 1, "iou": {"SOFS": true}}}}'),
         ("metrics.json", '{"objects": {}, "methods": {}}'),
-        ("metrics.json", '{"objects": {}, "finished": "yesterday"}'),
+        ("run.json", "[]"),
+        ("run.json", '{"finished": "yesterday", "seconds": 1, "processes": 1, "device": "cpu"}'),
+        ("run.json", '{"finished": "2026-01-02T03:04:05", "seconds": 1, "processes": 1}'),
         ("metrics.json", '{"anomaly": {"objects": {}}}'),
         ("metrics.json", "\xff\xfe"),
         ("queries.csv", "query,method\n0,SOFS\n"),
@@ -325,7 +333,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys, name):
 
 def test_a_page_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(DataError, match=r"report\.html cannot be written"):
+    with pytest.raises(OutputError, match=r"report\.html cannot be written"):
         write_report(alone(tmp_path, metrics(["a"])))
 
 

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tests.helpers import picture, variant
+from utils.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def written(predictor, tmp_path_factory):
+    """A taught defect with two normal images as the tensors and the texts of its file."""
+    file = tmp_path_factory.mktemp("support") / "a.safetensors"
+    masks = [torch.zeros(90, 130).numpy(), None, None]
+    masks[0][20:40, 30:60] = 1
+    taught = variant(predictor)
+    taught.set_support([picture(90, 130, i) for i in range(3)], masks)
+    taught.save_support(file)
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+def refusal(predictor, folder, tensors, about):
+    """Why a file is refused."""
+    save_file(tensors, folder / "b.safetensors", metadata=about)
+    with pytest.raises(WeightsError, match=r"b\.safetensors: damaged, .*; teach the defect again") as error:
+        variant(predictor).load_support(folder / "b.safetensors")
+    return str(error.value)
+
+
+def test_the_file_as_it_was_written_is_read(predictor, written, tmp_path):
+    tensors, about = written
+    assert {"normal.1.0", "summary.tokens", "keys.2"} <= tensors.keys()
+    save_file(tensors, tmp_path / "a.safetensors", metadata=about)
+    assert len(variant(predictor).load_support(tmp_path / "a.safetensors").known.normal) == 2
+
+
+def test_each_tensor_is_needed_and_no_other(predictor, written, tmp_path):
+    tensors, about = written
+    for name in tensors:
+        rest = {n: v for n, v in tensors.items() if n != name}
+        assert f"{name} is missing" in refusal(predictor, tmp_path, rest, about)
+    assert "other does not belong there" in refusal(predictor, tmp_path, tensors | {"other": torch.zeros(1)}, about)
+
+
+def test_each_shape_and_kind_of_number_is_held_against_the_others(predictor, written, tmp_path):
+    tensors, about = written
+    for name, value in tensors.items():
+        for other in (torch.cat([value, value], dim=-1), value.unsqueeze(0), torch.cat([value, value], dim=0)):
+            said = refusal(predictor, tmp_path, tensors | {name: other}, about)
+            assert "does not fit the model and the other tensors" in said or "sizes do not add up" in said
+        kind = torch.int32 if value.is_floating_point() else torch.float32
+        assert f"{name} is of {kind}" in refusal(predictor, tmp_path, tensors | {name: value.to(kind)}, about)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(predictor, written, tmp_path, bad):
+    tensors, about = written
+    for name in ("keys.1", "share", "normal.0.2", "summary.tokens"):
+        value = tensors[name].clone()
+        value.view(-1)[-1] = bad
+        said = refusal(predictor, tmp_path, tensors | {name: value}, about)
+        assert f"{name} holds values that are not finite" in said
+
+
+def test_sizes_of_the_blocks_add_up(predictor, written, tmp_path):
+    tensors, about = written
+    for change in (1, -1, -(10**9)):
+        sizes = tensors["sizes"].clone()
+        sizes[0] += change
+        assert "sizes do not add up" in refusal(predictor, tmp_path, tensors | {"sizes": sizes}, about)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "{", "", "3", "[]", "{}", "null", '{"windowed": true}', '{"windowed": 1, "thresholds": {}}',
+        '{"windowed": true, "thresholds": []}', '{"windowed": true, "thresholds": {"SOFS": "high"}}',
+        '{"windowed": true, "thresholds": {"SOFS": NaN}}', '{"windowed": true, "thresholds": {"SOFS": 2}}',
+    ],
+)  # fmt: skip
+def test_how_it_is_used_is_checked(predictor, written, tmp_path, use):
+    tensors, about = written
+    assert "how it is used cannot be read" in refusal(predictor, tmp_path, tensors, about | {"use": use})
+    rest = {name: text for name, text in about.items() if name != "use"}
+    assert "how it is used cannot be read" in refusal(predictor, tmp_path, tensors, rest)

@@ -12,6 +12,7 @@ from pycocotools import mask as coco
 from utils.errors import DataError
 
 Rle = dict[str, Any]  # {"size": [h, w], "counts": str}: pycocotools' compressed run lengths, decoded so that it is JSON
+_LONGEST_RUN = 60  # bits; a broken string may hold one number of millions of digits
 _FARTHEST = 2**24  # pixels; cv2.fillPoly computes in 16.16 fixed point, so far larger coordinates wrap around
 
 
@@ -99,6 +100,8 @@ def _runs_of_string(counts: str) -> list[int]:
             raise DataError(f"run lengths hold the character {character!r}, which no compressed string has")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > _LONGEST_RUN:
+            raise DataError("run lengths hold a number that no image needs; the string is broken")
         if bits < 32:
             value -= (1 << shift) if bits & 16 else 0
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY
+from datasets.files import ANY_PATH_KEY, named_files
 from datasets.masks import Rle, rle_area, rle_decode
 from utils.errors import DataError, OutputError
 from utils.files import write_whole
@@ -138,12 +138,13 @@ class SampleIndex:
             samples = [_sample_of_json(entry) for entry in content["samples"]]
             notes = [str(note) for note in content["notes"]]
             return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}: no index of samples ({type(error).__name__}: {error}); delete it to have it rebuilt"
             ) from error
 
 
+@named_files()
 def load_or_build(
     read: Reader,
     name: str,

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from datasets.files import ANY_PATH_KEY, named_files
-from datasets.masks import Rle, rle_area, rle_decode
+from datasets.masks import Rle, is_rle, rle_area, rle_decode
 from utils.errors import DataError, OutputError
 from utils.files import write_whole
 
@@ -215,5 +215,7 @@ def _sample_of_json(entry: dict) -> Sample:
     kinds = {"image": str, "object": str, "category": int, "category_name": str, "mask": dict}
     for part in fields(Sample):
         if type(getattr(sample, part.name)) is not kinds[part.name]:
-            raise TypeError(f"{part.name} is {getattr(sample, part.name)!r}")
+            raise TypeError(f"{part.name} is {getattr(sample, part.name)!r:.80}")
+    if not is_rle(sample.mask):
+        raise ValueError(f"mask is {sample.mask!r:.80}, no run lengths")
     return sample

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ class SampleIndex:
     def missing_images(self) -> list[Path]:
         """Images that samples name and that are not on disk, each once."""
         paths = dict.fromkeys(self.image_path(sample) for sample in self.samples)
-        return [path for path in paths if not path.is_file()]
+        return [path for path in paths if not os.path.isfile(path)]  # also: a name that the system refuses
 
     def save(self, path: str | Path) -> None:
         """Writes the index as JSON, whole or not at all. Raises OutputError where the folder cannot be written."""

@@ -8,7 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from datasets import vision_v1
-from datasets.images import limit_pixels, most_pixels
+from datasets.images import limit_pixels, most_pixels, read_image
+from datasets.samples import SampleIndex
 from tests.datasets.bad_files import REFUSED, RGB, saved, with_orientation
 from utils.errors import DataError
 
@@ -82,7 +83,7 @@ def test_names_that_differ_in_spelling_alone_are_one(read):
         read(content(file_name="./b.png"))
     with pytest.raises(DataError, match=r"images 0 and 1 are both b\.png"):
         read(content(file_name="b.png"))
-    assert [sample.image for sample in read(content(file_name=".//a.png"))][0] == "Plate/train/a.png"
+    assert read(content(file_name=".//a.png"))[0].image == "Plate/train/a.png"
 
 
 @pytest.mark.parametrize("name", ["a b.png", "ü 漢字.png", "a\nb.png", "%s{}.png", "x" * 251 + ".png", "-.png"])
@@ -91,22 +92,25 @@ def test_odd_names_are_read(read, name):
     assert f"Plate/train/{name}" in [sample.image for sample in read(content(file_name=name))]
 
 
-def test_a_name_that_is_too_long_is_refused(read):
-    with pytest.raises(DataError, match="x" * 200):
-        read(content(file_name="x" * 300 + ".png"))
+def test_a_name_that_is_too_long_counts_as_missing(read, tmp_path):
+    samples = read(content(file_name="x" * 300 + ".png"))
+    index = SampleIndex(tmp_path, samples)
+    (missing,) = index.missing_images()
+    assert missing.name == "x" * 300 + ".png"
+    with pytest.raises(DataError, match="x" * 300):
+        read_image(missing)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"segmentation": [[*SQUARE[:-1], value]]} for value in (float("nan"), float("inf"), 10**400, 1e300, None, "1")),
+        *({"segmentation": [[*SQUARE[:-1], x]]} for x in (float("nan"), float("inf"), 10**400, 1e300, None, "1")),
         *({"segmentation": value} for value in ([SQUARE[:-1]], [], {}, [[None]], [3], "x", None, [[True, True]])),
         {"image_id": 7}, {"category_id": 7}, {"image_id": True}, {"category_id": "0"}, {"id": None},
         {"height": 0}, {"width": -1}, {"height": True}, {"width": 18.0}, {"height": 10**9}, {"height": 10**40},
         {"height": 13}, {"height": 18, "width": 12},
-        {"segmentation": {"size": [12, 18], "counts": "o" * 100_000}}, {"segmentation": {"size": [12, 18], "counts": "é"}},
-        {"segmentation": {"size": [12, 18], "counts": "1"}}, {"segmentation": {"size": [12, 17], "counts": [204]}},
-        {"segmentation": {"size": [12, 18], "counts": [-1, 217]}}, {"segmentation": {"size": [12, 18], "counts": [2**64]}},
+        *({"segmentation": {"size": [12, 18], "counts": x}} for x in ("o" * 100_000, "é", "1", [-1, 217], [2**64])),
+        {"segmentation": {"size": [12, 17], "counts": [204]}},
     ],
     ids=lambda changes: str(changes)[:60],
 )  # fmt: skip

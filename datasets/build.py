@@ -41,6 +41,7 @@ def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
     return train, test
 
 
+@named_files()
 def build_train_index(cfg: CfgNode) -> SampleIndex:
     """Samples of the training objects, each from the first of the training roots that has it.
 
@@ -57,6 +58,7 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     return _joined([_index(cfg, _root_of(cfg, roots, name), [name], "TRAIN.dataset_path") for name in objects])
 
 
+@named_files()
 def build_test_index(cfg: CfgNode, sub_dataset: str = "original") -> SampleIndex:
     """Samples of the test objects: of TEST.dataset_path, or of its folder `sub_dataset`."""
     return _index(cfg, _test_root(cfg, sub_dataset), objects_of(cfg)[1], "TEST.dataset_path")

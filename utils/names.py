@@ -16,7 +16,7 @@ def file_name(text: str, suffix: str = "") -> str:
     What no name can hold becomes `_`; a name that is too long is cut and ends in a digest of the whole.
     """
     name = _UNFIT.sub("_", text)
-    name = "_" * len(name) if name in ("", ".", "..") and not suffix else name or "_"
+    name = "_" * max(1, len(name)) if name in ("", ".", "..") and not suffix else name or "_"
     content = os.fsencode(name)
     if len(content) + len(os.fsencode(suffix)) <= LONGEST:
         return name + suffix

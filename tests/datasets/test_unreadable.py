@@ -22,6 +22,7 @@ from tests.tools.open_domain_data import write_object
 from utils.errors import DataError
 
 NOBODY = 65534
+"".encode("utf-8-sig")  # what another user may not import is there
 
 
 @contextmanager

@@ -25,6 +25,8 @@ KINDS = ("empty", "truncated", "text", "pipe", "floats")
 
 
 def spoil(path, kind):
+    if kind == "truncated":
+        return os.truncate(path, path.stat().st_size // 2)
     path.unlink()
     REFUSED[kind](path)
 
@@ -185,7 +187,12 @@ NAMES = [
 
 def test_odd_names_of_files_and_types(tmp_path):
     kinds = ("a b", "ü\n漢", os.fsdecode(b"\xff"), "k" * 250)
-    write_typed(tmp_path / "data", kinds, {name: SIZE for name in NAMES}, labels=NAMES[:3])
+    write_typed(tmp_path / "data", queries=dict.fromkeys(NAMES, SIZE))
+    support = tmp_path / "data" / "steel" / "support"
+    for kind, source in zip(kinds, ("line", "spot") * 2, strict=True):
+        shutil.copytree(support / source, support / kind)
+    for source in ("line", "spot"):
+        shutil.rmtree(support / source)
     folder = run(tmp_path / "data", tmp_path)
     inside = [p for p in (tmp_path / "log").rglob("*") if p.is_file()]
     assert max(len(os.fsencode(p.name)) for p in inside) <= 255

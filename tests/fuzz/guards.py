@@ -64,7 +64,7 @@ def writes_only(*folders):
         yield
     finally:
         _watch["folders"] = []
-    assert _watch["outside"] == []
+    assert not _watch["outside"], _watch["outside"]
 
 
 def _audit(event, args):

@@ -75,9 +75,12 @@ def _audit(event, args):
         paths = [path] if flags & _WRITING else []
     else:
         paths = args[: _CHANGES.get(event, 0)]
+    folder = args[-1] if isinstance(args[-1], int) and args[-1] >= 0 and event != "open" else None
     for path in paths:
-        if isinstance(path, str | bytes | os.PathLike) and not _is_free(os.fsdecode(path)):
-            _watch["outside"].append((event, path))
+        if isinstance(path, str | bytes | os.PathLike):
+            below = f"/proc/self/fd/{folder}" if folder is not None else ""
+            if not _is_free(os.path.join(below, os.fsdecode(path))):
+                _watch["outside"].append((event, path))
 
 
 def _is_free(path):

@@ -75,7 +75,7 @@ def _audit(event, args):
         paths = [path] if flags & _WRITING else []
     else:
         paths = args[: _CHANGES.get(event, 0)]
-    folder = args[-1] if isinstance(args[-1], int) and args[-1] >= 0 and event != "open" else None
+    folder = args[-1] if event in _CHANGES and isinstance(args[-1], int) and args[-1] >= 0 else None
     for path in paths:
         if isinstance(path, str | bytes | os.PathLike):
             below = f"/proc/self/fd/{folder}" if folder is not None else ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.episodes import derive_seed
 from datasets.images import read_mask
+from datasets.orientation import turned_back
 from utils.errors import DataError
 
 NORMAL = "good"  # what the data sets call an image without defect
@@ -50,7 +51,7 @@ def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
     """
     if item.mask is None:
         return np.zeros(size, np.uint8)
-    mask = read_mask(item.mask)
+    mask = turned_back(read_mask(item.mask), item.image)
     if mask.shape != tuple(size):
         raise DataError(
             f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} is "

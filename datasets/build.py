@@ -10,7 +10,8 @@ from yacs.config import CfgNode
 from datasets import ds_spectrum, mvtec, visa, vision_v1
 from datasets.anomaly import AnomalyObject, draw_normal
 from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
-from datasets.files import list_images
+from datasets.files import list_images, named_files
+from datasets.images import limit_pixels
 from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
 from datasets.supports import ViewSettings
@@ -40,6 +41,7 @@ def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
     return train, test
 
 
+@named_files()
 def build_train_index(cfg: CfgNode) -> SampleIndex:
     """Samples of the training objects, each from the first of the training roots that has it.
 
@@ -56,11 +58,13 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     return _joined([_index(cfg, _root_of(cfg, roots, name), [name], "TRAIN.dataset_path") for name in objects])
 
 
+@named_files()
 def build_test_index(cfg: CfgNode, sub_dataset: str = "original") -> SampleIndex:
     """Samples of the test objects: of TEST.dataset_path, or of its folder `sub_dataset`."""
     return _index(cfg, _test_root(cfg, sub_dataset), objects_of(cfg)[1], "TEST.dataset_path")
 
 
+@named_files()
 def build_normal_images(cfg: CfgNode, objects: list[str], sub_dataset: str = "original") -> dict[str, list[Path]]:
     """Images without defect that DATASET.normal_shot draws from, by object; empty where it asks for none.
 
@@ -91,6 +95,7 @@ def is_anomaly_data(cfg: CfgNode) -> bool:
     return cfg.DATASET.name.removesuffix(NATIVE_SUFFIX) in ANOMALY_READERS
 
 
+@named_files()
 def build_anomaly_objects(cfg: CfgNode) -> list[AnomalyObject]:
     """The objects of an anomaly detection test: DATASET.test_objects, or all of the data set.
 
@@ -98,6 +103,7 @@ def build_anomaly_objects(cfg: CfgNode) -> list[AnomalyObject]:
         DataError: an object is missing or broken, or has too few normal images.
     """
     data, root = cfg.DATASET, Path(cfg.TEST.dataset_path)
+    limit_pixels(data.max_pixels)
     read, known = ANOMALY_READERS[data.name.removesuffix(NATIVE_SUFFIX)]
     missing = [name for name in known if not (root / name).is_dir()]
     if not data.test_objects and missing and root.is_dir():
@@ -141,6 +147,7 @@ def _test_root(cfg: CfgNode, sub_dataset: str) -> Path:
 
 def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleIndex:
     data = cfg.DATASET
+    limit_pixels(data.max_pixels)
     return load_or_build(
         _reader(cfg),
         data.name.removesuffix(NATIVE_SUFFIX),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, list_images, missing_object, pair_masks
+from datasets.files import ANY_PATH_KEY, list_images, missing_object, named_files, pair_masks
 from datasets.images import read_labels
 from datasets.masks import rle_encode
+from datasets.orientation import turned_back
 from datasets.samples import Sample
 from utils.errors import DataError
 
@@ -20,6 +21,7 @@ _NORMAL = "good"  # folder of images without defect
 _VISION_SUFFIX = "_VISION"
 
 
+@named_files()
 def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
     """Samples of one object, sorted by (image, category), and notes on what was left out.
 
@@ -31,7 +33,7 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
     pairs = _pairs(folder)
     samples, black = [], 0
     for image, mask in pairs:
-        labels = read_labels(mask)
+        labels = turned_back(read_labels(mask), image)
         categories = [int(value) for value in np.unique(labels) if value > 0]
         black += not categories
         for category in categories:
@@ -41,11 +43,13 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
     return samples, notes
 
 
+@named_files()
 def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Images and masks of one object. Raises DataError as read_object does."""
     return [path for pair in _pairs(_object_folder(Path(root), object, key)) for path in pair]
 
 
+@named_files()
 def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Images in image/good/ of one object, sorted; none without that folder. Raises DataError for a missing object."""
     folder = _object_folder(Path(root), object, key) / "image" / _NORMAL

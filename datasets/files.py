@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.images import contradicts, image_size
+from datasets.images import image_size
+from datasets.orientation import orientation_of_annotation
 from utils.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
+
+
+@contextmanager
+def named_files() -> Iterator[None]:
+    """Turns the system's refusal of a file or folder into a DataError that names it; for what reads a data set."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}); see to its permissions and whether it is whole"
+        ) from error
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -65,9 +78,9 @@ def missing_object(root: Path, tried: Sequence[Path], key: str, parents: Sequenc
 
 
 def check_same_size(image: Path, mask: Path) -> None:
-    """Raises DataError where the headers of an image and its mask say different sizes."""
+    """Raises DataError where the headers of an image and its mask say different sizes, turned by EXIF or not."""
     mask_hw = image_size(mask)
-    if contradicts(image, mask_hw):
+    if orientation_of_annotation(image, mask_hw) is None:
         image_hw = image_size(image)
         raise DataError(
             f"{mask} is {mask_hw[0]} x {mask_hw[1]} (h x w), but its image {image} is {image_hw[0]} x {image_hw[1]}; "

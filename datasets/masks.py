@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from pycocotools import mask as coco
 from utils.errors import DataError
 
 Rle = dict[str, Any]  # {"size": [h, w], "counts": str}: pycocotools' compressed run lengths, decoded so that it is JSON
+_WHOLE_STRING = re.compile("[0-o]*[0-O]")  # 6 bits a character from "0" on; after the last one no more follow
+_LONGEST_RUN = 60  # bits; a broken string may hold one number of millions of digits
 _FARTHEST = 2**24  # pixels; cv2.fillPoly computes in 16.16 fixed point, so far larger coordinates wrap around
 
 
@@ -54,6 +57,13 @@ def rle_decode(rle: Rle) -> np.ndarray:
     _check_runs(runs, (height, width))  # pycocotools would write past its memory
     columns = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height)
     return np.ascontiguousarray(columns.T)
+
+
+def is_rle(value: dict) -> bool:
+    """Whether a mapping has the form of run lengths; that they fill their size is seen when they are decoded."""
+    size, counts = value.get("size"), value.get("counts")
+    sides = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    return sides and isinstance(counts, str) and bool(_WHOLE_STRING.fullmatch(counts))
 
 
 def rle_area(rle: Rle) -> int:
@@ -99,6 +109,8 @@ def _runs_of_string(counts: str) -> list[int]:
             raise DataError(f"run lengths hold the character {character!r}, which no compressed string has")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > _LONGEST_RUN:
+            raise DataError("run lengths hold a number that no image needs; the string is broken")
         if bits < 32:
             value -= (1 << shift) if bits & 16 else 0
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import ANY_PATH_KEY, list_images, missing_object, pair_masks, some_images
+from datasets.files import ANY_PATH_KEY, list_images, missing_object, named_files, pair_masks, some_images
 from utils.errors import DataError
 
 MVTEC_OBJECTS = (
@@ -14,6 +14,7 @@ MVTEC_OBJECTS = (
 )  # fmt: skip
 
 
+@named_files()
 def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> AnomalyObject:
     """Finds and matches the files of one object; pixels are read later.
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, list_images, match_masks, missing_object, pair_masks, some_images
+from datasets.files import (
+    ANY_PATH_KEY,
+    list_images,
+    match_masks,
+    missing_object,
+    named_files,
+    pair_masks,
+    some_images,
+)
 from datasets.images import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 
@@ -36,6 +44,7 @@ class OpenDomainObject:
         return f"{self.name}/{kind}" if kind else self.name
 
 
+@named_files()
 def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> OpenDomainObject:
     """Finds and matches the files of one object; pixels are read later.
 

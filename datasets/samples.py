@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY
-from datasets.masks import Rle, rle_area, rle_decode
+from datasets.files import ANY_PATH_KEY, named_files
+from datasets.masks import Rle, is_rle, rle_area, rle_decode
 from utils.errors import DataError, OutputError
 from utils.files import write_whole
 
@@ -116,7 +117,7 @@ class SampleIndex:
     def missing_images(self) -> list[Path]:
         """Images that samples name and that are not on disk, each once."""
         paths = dict.fromkeys(self.image_path(sample) for sample in self.samples)
-        return [path for path in paths if not path.is_file()]
+        return [path for path in paths if not os.path.isfile(path)]  # also: a name that the system refuses
 
     def save(self, path: str | Path) -> None:
         """Writes the index as JSON, whole or not at all. Raises OutputError where the folder cannot be written."""
@@ -138,12 +139,13 @@ class SampleIndex:
             samples = [_sample_of_json(entry) for entry in content["samples"]]
             notes = [str(note) for note in content["notes"]]
             return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}: no index of samples ({type(error).__name__}: {error}); delete it to have it rebuilt"
             ) from error
 
 
+@named_files()
 def load_or_build(
     read: Reader,
     name: str,
@@ -214,5 +216,7 @@ def _sample_of_json(entry: dict) -> Sample:
     kinds = {"image": str, "object": str, "category": int, "category_name": str, "mask": dict}
     for part in fields(Sample):
         if type(getattr(sample, part.name)) is not kinds[part.name]:
-            raise TypeError(f"{part.name} is {getattr(sample, part.name)!r}")
+            raise TypeError(f"{part.name} is {getattr(sample, part.name)!r:.80}")
+    if not is_rle(sample.mask):
+        raise ValueError(f"mask is {sample.mask!r:.80}, no run lengths")
     return sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 from datasets.tiling import fitted_shape
 
 MASK_THRESHOLD = 0.1
+BLUR = 5  # pixels, side of the kernel
 NORMALISED = TF.normalize(
     torch.arange(256).expand(3, 1, 256).float() / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 )[:, 0].numpy()
@@ -69,6 +71,13 @@ def _padded(tensor: Tensor, size: int) -> Tensor:
     return F.pad(tensor, (0, size - tensor.shape[-1], 0, size - tensor.shape[-2]))
 
 
+class _Blur(v2.GaussianBlur):
+    """Leaves alone what is too small to be blurred: torch mirrors half a kernel beyond the border."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return super().transform(inpt, params) if min(inpt.shape[-2:]) > BLUR // 2 else inpt
+
+
 class TrainTransform:
     """Augmentation of a crop and its mask, as published.
 
@@ -87,7 +96,7 @@ class TrainTransform:
             [
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.3),
                 v2.RandomApply([rotation], p=0.5),
-                v2.RandomApply([v2.GaussianBlur(5)], p=0.3),
+                v2.RandomApply([_Blur(BLUR)], p=0.3),
                 v2.RandomHorizontalFlip(p=0.5),
             ]
         )

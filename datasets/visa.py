@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import mvtec
 from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import ANY_PATH_KEY, check_same_size, missing_object
+from datasets.files import ANY_PATH_KEY, check_same_size, missing_object, named_files
 from utils.errors import DataError
 
 VISA_OBJECTS = (
@@ -45,6 +45,7 @@ class _Row:
         return root / relative
 
 
+@named_files()
 def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> AnomalyObject:
     """Finds and matches the files of one object; pixels are read later.
 

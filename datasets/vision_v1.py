@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, missing_object
-from datasets.images import contradicts, image_size
-from datasets.masks import Rle, polygon_corners, rle_area, rle_merge, rle_of_annotation, rle_of_polygons
+from datasets.files import ANY_PATH_KEY, missing_object, named_files
+from datasets.images import check_pixels, image_size
+from datasets.masks import (
+    Rle,
+    polygon_corners,
+    rle_area,
+    rle_decode,
+    rle_encode,
+    rle_merge,
+    rle_of_annotation,
+    rle_of_polygons,
+)
+from datasets.orientation import STORED, orientation_of_annotation, turned_back
 from datasets.samples import Sample
 from utils.errors import DataError
 
 ANNOTATIONS = "_annotations.coco.json"
 PARTS = ("train", "val")
-_TEXT, _NUMBER = (str, "a string"), (int, "an integer")
+_TEXT, _NUMBER = ((str,), "a string"), ((int,), "an integer")
+_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what neither file names nor UTF-8 can hold
+_PARSER_ERRORS = (ValueError, RecursionError, MemoryError)
 _NEEDED: dict[str, tuple[str, dict]] = {
     "images": ("image", {"file_name": _TEXT, "height": _NUMBER, "width": _NUMBER}),
     "categories": ("category", {"name": _TEXT}),
@@ -40,6 +53,7 @@ class _Shapes:
         return rle_merge([drawn, *self.rles]) if self.rles else drawn
 
 
+@named_files()
 def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
     """Samples of one product, sorted by (part, image, category), and notes on what was left out.
 
@@ -62,6 +76,7 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
     return samples, notes
 
 
+@named_files()
 def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Images of one product that its annotation files list without any annotation and that are on disk, sorted.
 
@@ -81,6 +96,7 @@ def has_object(root: Path, object: str) -> bool:
     return (root / object).is_dir()
 
 
+@named_files()
 def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Annotation files of one product, one or two. Raises DataError where the product or they are missing."""
     folder = Path(root) / object
@@ -99,15 +115,26 @@ def _read(path: Path) -> tuple[dict[int, dict], dict[int, str], dict[tuple[int, 
     """Images by id, names of categories by id, and shapes by (image id, category id) of an annotation file."""
     content = _load_json(path)
     names = {number: entry["name"] for number, entry in _by_id(path, content, "categories").items()}
-    images = _by_id(path, content, "images")
+    images = {number: _with_plain_name(path, entry) for number, entry in _by_id(path, content, "images").items()}
     return images, names, _shapes_per_class(path, content, images, names)
+
+
+def _with_plain_name(path: Path, image: dict) -> dict:
+    """An image's entry whose file_name is below the folder of the annotations, the same however it is spelt."""
+    name = PurePosixPath(image["file_name"])
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise DataError(
+            f"{path}: image {image['id']}: file_name {image['file_name']!r:.200} must be relative to {path.parent}, "
+            "without .."
+        )
+    return image | {"file_name": name.as_posix()}
 
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); copy the file again") from error
+    except _PARSER_ERRORS as error:
+        raise DataError(f"{path}: not valid JSON ({error!s:.200}); copy the file again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with images, annotations and categories")
     return content
@@ -123,9 +150,11 @@ def _entries(path: Path, content: dict, key: str) -> list[dict]:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
             raise DataError(f"{path}: entry {position} of {key!r} has no integer 'id'")
         for name, (kind, expected) in needed.items():
-            if not isinstance(entry.get(name), kind):
+            if type(entry.get(name)) not in kind:
                 found = f"{entry[name]!r:.40}" if name in entry else "missing"
                 raise DataError(f"{path}: {noun} {entry['id']}: {name!r} is {found}, expected {expected}")
+            if kind == (str,) and _NO_TEXT.search(entry[name]):
+                raise DataError(f"{path}: {noun} {entry['id']}: {name!r} is {entry[name]!a:.80}, which no name can be")
     return entries
 
 
@@ -159,10 +188,9 @@ def _shapes_per_class(
 
 
 def _size(image: dict) -> tuple[int, int]:
-    height, width = image["height"], image["width"]
-    if min(height, width) < 1:
-        raise DataError(f"image {image['id']} has the size {height!r} x {width!r}; both must be at least 1")
-    return height, width
+    size = image["height"], image["width"]
+    check_pixels(f"image {image['id']}", size)  # polygons are drawn at this size
+    return size
 
 
 def _add(shapes: _Shapes, segmentation: list | dict, size: tuple[int, int]) -> None:
@@ -180,11 +208,18 @@ def _samples(
     samples = []
     files = _image_files(path, [images[number] for number in dict.fromkeys(image_id for image_id, _ in shapes)])
     for (image_id, category), shape in shapes.items():
-        mask = shape.mask(_size(images[image_id]))
+        mask = _stored(shape.mask(_size(images[image_id])), files[image_id])
         if rle_area(mask):
             image = files[image_id].relative_to(root).as_posix()
             samples.append(Sample(image, name, category, names[category], mask))
     return sorted(samples, key=lambda sample: (sample.image, sample.category))
+
+
+def _stored(mask: Rle, image: Path) -> Rle:
+    """A mask in the frame of the stored pixels."""
+    if orientation_of_annotation(image, tuple(mask["size"])) in (STORED, None):
+        return mask
+    return rle_encode(turned_back(rle_decode(mask), image))
 
 
 def _image_files(path: Path, images: list[dict]) -> dict[int, Path]:
@@ -198,14 +233,16 @@ def _image_files(path: Path, images: list[dict]) -> dict[int, Path]:
 
 
 def _image_file(path: Path, image: dict) -> Path:
-    """Where an image lies; if it is there, its header must agree with what is listed."""
+    """Where an image lies; if it is there, its header must agree with what is listed, turned by EXIF or not."""
     file = path.parent / image["file_name"]
-    if not file.is_relative_to(path.parent):
-        raise DataError(f"{path}: image {image['id']} is {file}; file_name must be relative to {path.parent}")
-    if contradicts(file, _size(image)):
+    try:
+        size = _size(image)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    if orientation_of_annotation(file, size) is None:
         raise DataError(
-            f"{path}: image {image['id']} is listed as {_size(image)} (h, w), but {file} is {image_size(file)}; "
-            "annotations refer to the pixels as stored, without EXIF rotation"
+            f"{path}: image {image['id']} is listed as {size} (h, w), but {file} is {image_size(file)}; list the size "
+            "of the stored pixels"
         )
     return file
 

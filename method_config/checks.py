@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePath
 
 from yacs.config import CfgNode
 
 from method_config.defaults import WORDS, get_defaults
-from method_config.merge import get, hint, leaves, merge
+from method_config.merge import get, hint, leaves, merge, shown
 from utils.errors import ConfigError
 
 DATASETS = (
@@ -31,6 +32,9 @@ DINOV2_BLOCKS = {
 }
 CNN_STAGES = dict.fromkeys(("resnet50", "wideresnet50", "efficientnet_lite0"), 5)
 NUM_SPLITS = 3
+FOLDERS = ("train_objects", "test_objects", "open_domain_test_object", "sub_datasets")  # keys of DATASET
+LONGEST_ADVICE = 1000  # characters
+MANY_HEADS = 1024  # further divisors are not listed
 
 CHOICES = {
     "DATASET.name": DATASETS,
@@ -78,6 +82,7 @@ BOUNDS = {
     "DATASET.normal_views": NOT_NEGATIVE,
     "DATASET.normal_shot": NOT_NEGATIVE,
     "DATASET.normal_sample_sampling_prob": SHARE,
+    "DATASET.max_pixels": COUNT,
     "DATASET.test_sample_repeated_multiple": COUNT,
     "DATASET.few_shot_repeated_multiple": COUNT,
     "DATASET.open_domain_object_category_num": COUNT,
@@ -155,7 +160,7 @@ def _backbone(cfg: CfgNode) -> Iterator[Problem]:
 def _heads(cfg: CfgNode) -> Iterator[Problem]:
     width, heads = cfg.TRAIN.SOFS.transformer_embed_dim, cfg.TRAIN.SOFS.transformer_nums_heads
     if width % heads:
-        divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+        divisors = ", ".join(str(n) for n in range(1, min(width, MANY_HEADS) + 1) if width % n == 0)
         key = "TRAIN.SOFS.transformer_nums_heads"
         yield key, f"it must divide TRAIN.SOFS.transformer_embed_dim = {width}: {divisors}."
 
@@ -185,8 +190,8 @@ def _split(cfg: CfgNode) -> Iterator[Problem]:
 
 def _objects(cfg: CfgNode) -> Iterator[Problem]:
     data = cfg.DATASET
-    for name in ("train_objects", "test_objects", "open_domain_test_object", "sub_datasets"):
-        twice = sorted({x for x in data[name] if data[name].count(x) > 1})
+    for name in FOLDERS:
+        twice = sorted(x for x, count in Counter(data[name]).items() if count > 1)
         if twice:
             yield f"DATASET.{name}", f"{', '.join(twice)} stands there more than once."
         if "" in data[name]:
@@ -194,6 +199,20 @@ def _objects(cfg: CfgNode) -> Iterator[Problem]:
     leak = sorted(set(data.train_objects) & set(data.test_objects))
     if leak:
         yield "DATASET.test_objects", f"{', '.join(leak)} is in DATASET.train_objects, too; drop it in one."
+
+
+def _paths(cfg: CfgNode) -> Iterator[Problem]:
+    """Folders below others, some of which are written to."""
+    names = {f"DATASET.{name}": cfg.DATASET[name] for name in FOLDERS}
+    for key, paths in (names | {"DATASET.normal_folder": [cfg.DATASET.normal_folder]}).items():
+        if out := [path for path in paths if _leads_out(path)]:
+            yield key, f"{shown(out[0])} leads out of the data set; names start there, without .. in them."
+    if _leads_out(cfg.RUN_NAME):
+        yield "RUN_NAME", "it leads out of OUTPUT_DIR; name a folder in it, without .., and set OUTPUT_DIR to the rest."
+
+
+def _leads_out(path: str) -> bool:
+    return PurePath(path).is_absolute() or ".." in PurePath(path).parts
 
 
 def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
@@ -221,7 +240,7 @@ def _resume(cfg: CfgNode) -> Iterator[Problem]:
         yield "TRAIN.resume", "RUN_NAME is empty, so that no run is found again; set it."
 
 
-RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _open_domain, _normal, _resume)
+RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _paths, _open_domain, _normal, _resume)
 
 
 def _raise_all(cfg: CfgNode, problems: list[Problem], sources: Mapping[str, str]) -> None:
@@ -230,8 +249,7 @@ def _raise_all(cfg: CfgNode, problems: list[Problem], sources: Mapping[str, str]
 
 
 def _sentence(cfg: CfgNode, key: str, text: str, source: str | None) -> str:
-    value: Any = get(cfg, key)
-    return f"{source or 'defaults'}: {key} is {value!r}: {text}"
+    return f"{source or 'defaults'}: {key} is {shown(get(cfg, key))}: {text:.{LONGEST_ADVICE}}"
 
 
 def check_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> None:

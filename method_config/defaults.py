@@ -44,6 +44,7 @@ _C.DATASET.normal_shot = 0  # ours: further support images, without defect, draw
 _C.DATASET.normal_folder = ""
 _C.DATASET.test_sample_repeated_multiple = 1  # times each query is tested, with new supports each time
 _C.DATASET.few_shot_repeated_multiple = 1  # times the whole test runs, with seeds RNG_SEED, RNG_SEED + 1, ...
+_C.DATASET.max_pixels = 500_000_000  # ours: height x width above which an image is refused before it is decoded
 _C.DATASET.vision_data_save = False  # write the parsed annotations below vision_data_save_path
 _C.DATASET.vision_data_load = False  # read them from there
 _C.DATASET.vision_data_save_path = "./cache/index"  # folder of the parsed annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,27 @@ from method_config.defaults import WORDS
 from utils.errors import ConfigError
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # numbers that a YAML 1.1 reader takes for a string
+_LONGEST_FILE = 1 << 20  # characters
+_MOST_NODES = 10_000  # of a tree once its aliases are written out
+_LARGEST = 2**53  # integers from here on are no sizes or counts, and no floating point number holds them all
+_LONGEST = 200  # characters of a value that an error shows
+# what PyYAML stumbles over in texts that are no YAML, beside its own YAMLError
+_PARSER_ERRORS = (
+    *(yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    MemoryError,
+)
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist = 3, 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _LONGEST
 _TYPE_NAMES = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string (quote it in YAML)"}
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, of bounded length whatever it is."""
+    try:
+        return f"{_REPR.repr(value):.{_LONGEST}}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return f"a {type(value).__name__} too large to show"
 
 
 def leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,7 +80,7 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
 
 def hint(word: str, options: Iterable[str], otherwise: str) -> str:
     """The sentence that ends an error about an unknown word: the nearest option, or `otherwise`."""
-    found = nearest(word, options)
+    found = nearest(word, options) if len(word) <= _LONGEST else None
     return f"Did you mean {found}?" if found else otherwise
 
 
@@ -78,7 +100,7 @@ def _to_number(value: Any, kind: type) -> int | float:
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError
-    if kind is int and value != int(value):
+    if kind is int and (value != int(value) or abs(value) > _LARGEST):
         raise TypeError
     return kind(value)
 
@@ -88,9 +110,17 @@ def _to_scalar(value: Any, kind: type) -> Any:
         return _to_number(value, kind)
     if kind is str and value is None:  # a key left empty in YAML
         return ""
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is str and not _is_text(value)):
         raise TypeError
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether the system takes a string as a file name: without NUL and half characters."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _split_list(text: str, kind: type) -> Any:
@@ -100,7 +130,7 @@ def _split_list(text: str, kind: type) -> Any:
     elif kind is str:
         return [text] if text else []
     # the base loader leaves every element a string: an object may be called 007
-    return yaml.load(text, Loader=yaml.BaseLoader if kind is str else yaml.SafeLoader)
+    return parse_yaml(text, yaml.BaseLoader if kind is str else yaml.SafeLoader)
 
 
 def _to_list(value: Any, kind: type) -> list[Any]:
@@ -119,10 +149,10 @@ def coerce(key: str, value: Any, default: Any, source: str) -> Any:
         if key in WORDS:
             return value if value in WORDS[key] else _to_number(value, float)
         return _to_scalar(value, type(default))
-    except (TypeError, ValueError, OverflowError, yaml.YAMLError):
+    except (TypeError, ValueError, OverflowError):
         words = "".join(f", or {word}" for word in WORDS.get(key, ()))
         wanted = expected(0.0 if words else default) + words
-        raise ConfigError(f"{source}: {key} is {value!r}, but it takes {wanted}.") from None
+        raise ConfigError(f"{source}: {key} is {shown(value)}, but it takes {wanted}.") from None
 
 
 def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
@@ -137,23 +167,55 @@ def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[s
         except KeyError:
             known = [name for name, _ in leaves(cfg)]
             advice = hint(key, known, "method_config/defaults.py lists all keys.")
-            raise ConfigError(f"{source}: unknown key {key}. {advice}") from None
+            raise ConfigError(f"{source}: unknown key {key:.{_LONGEST}}. {advice}") from None
         if not isinstance(current, CfgNode):
             _put(cfg, key, coerce(key, value, current, source))
             changed.append(key)
         elif value:  # a section left empty changes nothing
-            raise ConfigError(f"{source}: {key} is {value!r}, but it is a section of keys: {', '.join(current)}.")
+            raise ConfigError(f"{source}: {key} is {shown(value)}, but it is a section of keys: {', '.join(current)}.")
     return changed
+
+
+def parse_yaml(text: str, loader: type = yaml.SafeLoader) -> Any:
+    """The tree that a YAML text stands for. Raises ValueError for whatever is none, or too large for settings."""
+    if len(text) > _LONGEST_FILE:
+        raise ValueError(f"longer than {_LONGEST_FILE} characters, which no settings are")
+    try:
+        parser = loader(text)
+        try:
+            root = parser.get_single_node()
+            if root is None:
+                return None
+            if _node_count(root, {}) > _MOST_NODES:
+                raise ValueError(f"more than {_MOST_NODES} values, aliases written out, which no settings have")
+            return parser.construct_document(root)
+        finally:
+            parser.dispose()
+    except _PARSER_ERRORS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _node_count(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many nodes a tree has once its aliases are written out; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        known[id(node)] = 1 + sum(
+            _node_count(part, known) for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))
+        )
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The tree in a YAML file; an empty file is an empty tree. ConfigError if it cannot be read or is no mapping."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST_FILE + 1)
+        tree = parse_yaml(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg takes the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    except ValueError as error:  # also: not UTF-8
+        raise ConfigError(f"{path}: not a YAML file: {error!s:.500}") from error
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):
@@ -164,7 +226,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 def decode_opts(cfg: CfgNode, opts: Sequence[Any]) -> list[tuple[str, Any]]:
     """Pairs of key and value from KEY VALUE KEY VALUE ...; text is read as YAML unless `cfg` holds a string there."""
     if len(opts) % 2:
-        raise ConfigError(f"command line: --opts takes KEY VALUE pairs, but {opts[-1]!r} stands alone.")
+        raise ConfigError(f"command line: --opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone.")
     return [(str(key), _decode(cfg, str(key), value)) for key, value in zip(opts[::2], opts[1::2], strict=True)]
 
 
@@ -173,6 +235,7 @@ def _decode(cfg: CfgNode, key: str, value: Any) -> Any:
     if not isinstance(value, str) or not (key in WORDS or isinstance(known.get(key), bool | int | float)):
         return value  # strings and lists are read by `coerce`, an unknown key is refused by `merge`
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"command line: {key} is {value!r}, but it takes {expected(known[key])}.") from None
+        return parse_yaml(value)
+    except ValueError:
+        wanted = expected(known[key])
+        raise ConfigError(f"command line: {key} is {shown(value)}, but it takes {wanted}.") from None

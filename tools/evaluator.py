@@ -27,6 +27,7 @@ from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError
+from utils.names import file_name
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)
@@ -193,8 +194,8 @@ def _figure_writer(protocol: Protocol) -> Callable[[Query, dict[str, Prediction]
         if protocol.figures is None:
             return
         if random.Random(derive_seed(protocol.seed, query.number)).random() < protocol.figure_probability:
-            stem = f"{query.number:05d}_{query.sample.class_name.replace('/', '_')}_{Path(query.sample.image).stem}"
-            write_image(protocol.figures / f"{stem}.png", query_figure(query, answers))
+            stem = f"{query.number:05d}_{query.sample.class_name}_{Path(query.sample.image).stem}"
+            write_image(protocol.figures / file_name(stem, ".png"), query_figure(query, answers))
 
     return draw
 

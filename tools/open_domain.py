@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from datasets.images import read_image, read_mask
+from datasets.images import limit_pixels, read_image, read_mask
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
+from datasets.orientation import turned_back
 from models.sofs import SupportMemory
 from tools.answers import Outcome
 from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
@@ -23,6 +24,7 @@ from utils.errors import DataError
 from utils.files import write_json
 from utils.logging import setup_logging
 from utils.metrics import intersection_union
+from utils.names import file_name
 from utils.run import create_run_folder, provenance, run_facts
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
     file, for `Predictor.load_support`; metrics.json, and queries.csv and curves.json where there are true labels.
     """
     setup_logging()
+    limit_pixels(cfg.DATASET.max_pixels)
     names = cfg.DATASET.open_domain_test_object
     objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
     supports = [read_supports(cfg, item, number) for number, item in enumerate(objects)]
@@ -68,7 +71,7 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports
         for values in (cfg.DATASET.open_domain_object_category_num, cfg.DATASET.open_domain_specific_defect_category)
     )
     supports = {
-        kind: [(read_image(image), support_mask(mask, category, category_num)) for image, mask in files]
+        kind: [_support(image, mask, category, category_num) for image, mask in files]
         for kind, files in item.supports.items()
     }
     for kind, pairs in supports.items():
@@ -77,6 +80,13 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports
                         item.class_name(kind))  # fmt: skip
     normal = [(read_image(path), None) for path in item.normal]
     return {kind: [*pairs, *normal] for kind, pairs in supports.items()}
+
+
+def _support(image: Path, mask: Path, category: int, category_num: int) -> tuple[np.ndarray, np.ndarray]:
+    marked = turned_back(support_mask(mask, category, category_num), image)
+    if marked.all():
+        LOG.warning("%s marks every pixel: it shows no normal surface, and all of it is taken for the defect", mask)
+    return read_image(image), marked
 
 
 class ObjectJob:
@@ -130,14 +140,14 @@ class ObjectJob:
 
     def _memory(self, kind: str) -> SupportMemory:
         memory = self.predictor.set_support(*zip(*self.supports[kind], strict=True))
-        self.predictor.save_support(self.folder / (f"support_{kind}.safetensors" if kind else "support.safetensors"))
+        self.predictor.save_support(self.folder / file_name(f"support_{kind}" if kind else "support", ".safetensors"))
         for method, threshold in memory.thresholds.items():
             LOG.info("%s: threshold of %s is %.3f", self.item.class_name(kind), method, threshold)
         return memory
 
     def _target(self, kind: str, query: Path) -> np.ndarray | None:
         labels = self.item.true_labels[kind]
-        return read_mask(labels[query.name]) if query.name in labels else None
+        return turned_back(read_mask(labels[query.name]), query) if query.name in labels else None
 
     def _count(self, place: int, number: int, outcome: Outcome, target: np.ndarray | None) -> None:
         """Add the answer about one type of defect to the figures and, of the first queries, to the gallery."""

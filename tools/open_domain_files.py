@@ -9,6 +9,7 @@ import numpy as np
 from datasets.strips import ImageStrips
 from tools.answers import Prediction
 from utils.memory import allocate, let_go
+from utils.names import file_name
 from utils.visualize import overlay, overlay_labels, write_image
 
 SCORE_LEVELS = 65535
@@ -24,20 +25,20 @@ def write_answers(folder: Path, name: str, image: ImageStrips, answers: dict[str
     `labels/NAME.png` has 0 for background and i for the i-th type, of those that claim a pixel the one furthest above
     its threshold, and the overlay has a legend below.
     """
-    several = list(answers) != [""]
+    several, file = list(answers) != [""], file_name(name, ".png")
     for kind, answer in answers.items():
-        _write_maps(folder, f"{kind}/{name}.png" if several else f"{name}.png", answer)
+        _write_maps(folder, f"{kind}/{file}" if several else file, answer)
     marks = _labels(list(answers.values()))
     if several:
-        write_image(folder / "labels" / f"{name}.png", marks)
+        write_image(folder / "labels" / file, marks)
     let_go(marks)
     shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
     marks = _shrunk(marks, shown.shape[:2])
     picture = overlay_labels(shown, marks, list(answers)) if several else overlay(shown, marks)
-    write_image(folder / "overlays" / f"{name}.png", picture)
+    write_image(folder / "overlays" / file, picture)
 
 
-def _write_maps(folder: Path, file: str, answer: Prediction) -> None:
+def _write_maps(folder: Path, path: str, answer: Prediction) -> None:
     levels = allocate(answer.score.shape, np.uint16)
     marks = allocate(answer.score.shape, np.uint8)
     for top in range(0, len(levels), ROWS):
@@ -45,9 +46,9 @@ def _write_maps(folder: Path, file: str, answer: Prediction) -> None:
         levels[rows] = np.rint(np.minimum(answer.score[rows], 1) * SCORE_LEVELS)
         marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
         let_go(levels, marks, answer.score, answer.label)
-    write_image(folder / "masks" / file, marks)
+    write_image(folder / "masks" / path, marks)
     let_go(marks)
-    write_image(folder / "scores" / file, levels)
+    write_image(folder / "scores" / path, levels)
     let_go(levels)
 
 

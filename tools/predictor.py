@@ -20,7 +20,8 @@ from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
-from datasets.images import read_image, read_mask
+from datasets.images import limit_pixels, read_image, read_mask
+from datasets.orientation import turned_back
 from datasets.supports import SupportSet, ViewSettings, is_windowed, normal_views, support_set
 from models.comparison import Comparison
 from models.sofs import SupportMemory
@@ -100,6 +101,7 @@ class Predictor:
             methods: those to ask; None: TEST.method with its weights, or the prior where no checkpoint is given.
             device: None: the one of the config.
         """
+        limit_pixels(cfg.DATASET.max_pixels)
         methods, device = methods or test_methods(cfg), device or pick_device(cfg.DEVICE)
         if half := half_type(device, cfg.TRAIN.precision):
             next(iter(methods.values())).backbone.hold_weights(half)
@@ -126,7 +128,7 @@ class Predictor:
         """
         if len(images) == 0:
             raise DataError("no support image is given; give at least one, of the defect or of the normal surface")
-        pairs = [(_pixels(i), None if m is None else _marks(m)) for i, m in zip(images, masks, strict=True)]
+        pairs = [(_pixels(i), None if m is None else _marks(m, i)) for i, m in zip(images, masks, strict=True)]
         for number, (image, mask) in enumerate(pairs):
             if mask is not None and image.shape[:2] != mask.shape:
                 raise DataError(f"support {number} has {image.shape[0]} x {image.shape[1]} pixels, its mask "
@@ -260,8 +262,8 @@ def _pixels(image: Picture) -> np.ndarray:
     return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
 
 
-def _marks(mask: Picture) -> np.ndarray:
+def _marks(mask: Picture, image: Picture) -> np.ndarray:
     if isinstance(mask, str | Path):
-        return read_mask(mask)
+        return turned_back(read_mask(mask), image) if isinstance(image, str | Path) else read_mask(mask)
     values = np.asarray(mask) != 0
     return (values.any(2) if values.ndim == 3 else values).astype(np.uint8)

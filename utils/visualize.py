@@ -69,6 +69,7 @@ def legend(names: Sequence[str], width: int) -> np.ndarray:
     height, thick = round(36 * scale), max(1, round(scale))
     rows, left = [np.full((height, width, 3), 255, np.uint8)], 0
     for number, name in enumerate(names, 1):
+        name = drawable(name)
         text = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)[0][0]
         needed = text + round(1.7 * height)
         if left and left + needed > width:
@@ -79,6 +80,11 @@ def legend(names: Sequence[str], width: int) -> np.ndarray:
         cv2.putText(rows[-1], name, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
         left += needed
     return np.concatenate(rows)
+
+
+def drawable(text: str) -> str:
+    """Text as OpenCV takes it: printable, and UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -106,7 +112,7 @@ def _captioned(caption: str, picture: np.ndarray, height: int) -> np.ndarray:
     small = cv2.resize(picture, (width, rows), interpolation=method)
     canvas = np.full((height + 28, width + 4, 3), 255, np.uint8)
     canvas[28 : 28 + rows, 2 : 2 + width] = small
-    return cv2.putText(canvas, caption, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return cv2.putText(canvas, drawable(caption), (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -115,28 +121,28 @@ def write_image(path: Path, image: np.ndarray) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(image, np.memmap):
-        return _write_in_pieces(path, image)
-    coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(str(path), coded):
-        raise ConfigError(f"OUTPUT_DIR: {path} cannot be written; is the disk full or the folder write-protected?")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(image, np.memmap):
+            return _write_in_pieces(path, image)
+        coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        path.write_bytes(cv2.imencode(path.suffix, coded)[1].data)  # OpenCV itself opens no name that is not UTF-8
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR: {path} cannot be written ({error.strerror}); free space there, or see to the "
+                          "folder's permissions") from error  # fmt: skip
 
 
 def _write_in_pieces(path: Path, image: np.memmap) -> None:
     """Write grey values as PNG without ever holding them as a whole, which no imaging library here does."""
     size, coder = struct.pack(">II", image.shape[1], image.shape[0]), zlib.compressobj(1)
-    try:
-        with path.open("wb") as file:
-            file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0])))
-            for top in range(0, len(image), ROWS):
-                values = image[top : top + ROWS].astype(image.dtype.newbyteorder(">")).view(np.uint8)
-                rows = np.pad(values, ((0, 0), (1, 0)))  # a 0 before each row: stored as it is
-                file.write(_chunk(b"IDAT", coder.compress(rows.tobytes())))
-                let_go(image)
-            file.write(_chunk(b"IDAT", coder.flush()) + _chunk(b"IEND", b""))
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR: {path} cannot be written: {error.strerror}") from error
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0])))
+        for top in range(0, len(image), ROWS):
+            values = image[top : top + ROWS].astype(image.dtype.newbyteorder(">")).view(np.uint8)
+            rows = np.pad(values, ((0, 0), (1, 0)))  # a 0 before each row: stored as it is
+            file.write(_chunk(b"IDAT", coder.compress(rows.tobytes())))
+            let_go(image)
+        file.write(_chunk(b"IDAT", coder.flush()) + _chunk(b"IEND", b""))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

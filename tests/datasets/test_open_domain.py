@@ -89,7 +89,7 @@ def test_a_missing_object_lists_those_that_are_there(steel):
 
 
 def test_one_category_is_whatever_is_not_zero(tmp_path):
-    Image.fromarray(np.array([[0, 1, 2, 255]], np.uint8)).save(tmp_path / "m.png")
+    Image.fromarray(np.array([[0, 1, 2, 127]], np.uint8)).save(tmp_path / "m.png")
     mask = support_mask(tmp_path / "m.png", 0, 1)
     assert mask.tolist() == [[0, 1, 1, 1]] and mask.dtype == np.uint8
 

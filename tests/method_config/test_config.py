@@ -22,6 +22,7 @@ OURS = {
     "TEST.query_scale", "DATASET.normal_views", "TRAIN.LOSS.resolution", "TRAIN.SOFS.empty_supports",
     "TRAIN.backbone_sha256", "TRAIN.compile", "TEST.window_overlap", "TEST.memory_tokens", "TRAIN.feature_bank",
     "TEST.mirrored_supports", "DATASET.normal_shot", "DATASET.normal_folder", "TRAIN_SETUPS.TEST_SETUPS.val_share",
+    "DATASET.max_pixels",
 }  # fmt: skip
 
 

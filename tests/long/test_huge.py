@@ -1,0 +1,71 @@
+"""Images of hundreds of megapixels."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+
+from tests.helpers import SIZE, TINY
+from tests.tools.open_domain_data import write_object
+
+REPO = Path(__file__).parents[2]
+SIDE = 20_000
+MORE = 700  # MiB above what the same job takes without the image, whose pixels are 1,145 MiB
+JOB = (
+    "import re, sys\nfrom pathlib import Path\nfrom tools.cli import run_main\nfrom tools.tester import run_test\n"
+    "code, status = run_main('', run_test), Path('/proc/self/status')\n"
+    "print('peak', re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1])\n"
+    "sys.exit(code)\n"
+)
+
+
+def run(root, output, **changes):
+    """Metrics of a job in a process of its own, and its most memory in MiB."""
+    values = TINY | {
+        "DATASET.name": "opendomain_test_dataset_ND", "DATASET.open_domain_test_object": "[steel]",
+        "DATASET.crop_size": 2000, "TEST.dataset_path": root, "OUTPUT_DIR": output, "TEST.method": "prior",
+    } | changes  # fmt: skip
+    opts = [str(part) for pair in values.items() for part in pair]
+    found = subprocess.run(
+        [sys.executable, "-c", JOB, "--cfg", "/dev/null", "--opts", *opts], cwd=REPO, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    report = json.loads((output / "run" / "metrics.json").read_text())["objects"]["steel"]
+    return report, int(re.search(r"peak (\d+)", found.stdout)[1]) >> 10
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """Data of small images, and the memory that they take."""
+    root = tmp_path_factory.mktemp("usual")
+    write_object(root / "data", "steel", {"one.png": SIZE})
+    return run(root / "data", root / "log")[1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_400_megapixels_are_answered_in_bounded_memory(tmp_path, usual, suffix):
+    write_object(tmp_path / "data", "steel", {"one.png": SIZE})
+    path = tmp_path / "data" / "steel" / "query" / "image" / f"large.{suffix}"
+    pixel = pyvips.Image.new_from_array(np.full((1, 1, 3), (90, 120, 100), np.uint8))
+    pixel.replicate(SIDE, SIDE).write_to_file(str(path))
+    report, peak = run(tmp_path / "data", tmp_path / "log")
+    assert report["unreadable"] == [] and report["queries"] == 2
+    mask = pyvips.Image.new_from_file(str(tmp_path / "log" / "run" / "steel" / "masks" / "large.png"))
+    assert (mask.width, mask.height) == (SIDE, SIDE)
+    assert peak < usual + MORE, (peak, usual)
+
+
+def test_what_is_over_the_bound_costs_nothing(tmp_path, usual):
+    write_object(tmp_path / "data", "steel", {"one.png": SIZE})
+    path = tmp_path / "data" / "steel" / "query" / "image" / "large.png"
+    pyvips.Image.black(SIDE, SIDE).write_to_file(str(path))
+    report, peak = run(tmp_path / "data", tmp_path / "log", **{"DATASET.max_pixels": 10**8})
+    assert "20000 x 20000" in report["unreadable"][0]
+    assert peak < usual + 50, (peak, usual)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gal
 from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.results import Evaluation
+from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError
 from utils.files import write_json
 from utils.logging import setup_logging
@@ -35,7 +36,7 @@ Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]
 
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
-    """Segment every query of every object of the config.
+    """Segment every query of every object of the config; each process takes its share of the queries.
 
     Writes what `tools.open_domain_files.write_answers` writes for each query; per object and type of defect a support
     file, for `Predictor.load_support`; metrics.json, and queries.csv and curves.json where there are true labels.
@@ -46,20 +47,31 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
     objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
     supports = [read_supports(cfg, item, number) for number, item in enumerate(objects)]
     predictor = Predictor.from_config(cfg)
-    create_run_folder(folder, cfg)
-    setup_logging(folder / "test.log")
+    if is_main():
+        create_run_folder(folder, cfg)
+        setup_logging(folder / "test.log")
     classes = {(o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)}
-    evaluation, entries, report = Evaluation(classes, list(predictor.methods)), [], {}
+    own, jobs, first = Evaluation(classes, list(predictor.methods)), [], 0
     for item, known in zip(objects, supports, strict=True):
-        job = ObjectJob(predictor, item, known, folder / item.name, evaluation)
-        report |= job.run()
-        entries += job.entries()
-    shots = [sum(map(len, item.supports.values())) for item in objects]
+        jobs.append(ObjectJob(predictor, item, known, folder / item.name, own, first))
+        jobs[-1].run()
+        first += len(item.queries)
+    evaluation = Evaluation(classes, list(predictor.methods))
+    evaluation.join(gather_objects(own))
+    for job in jobs:
+        job.join()
+    if is_main():
+        _record(cfg, folder, jobs, evaluation)
+
+
+def _record(cfg: CfgNode, folder: Path, jobs: list[ObjectJob], evaluation: Evaluation) -> None:
+    report = {name: part for job in jobs for name, part in job.report(evaluation).items()}
+    shots = [sum(map(len, job.item.supports.values())) for job in jobs]
     write_json(folder / "metrics.json", run_facts(cfg) | {"objects": report, "shot": shots} | provenance())
     if evaluation.results:
         evaluation.write_queries(folder / "queries.csv")
         write_json(folder / "curves.json", evaluation.curve_report())
-    write_gallery(folder / "gallery", iter(entries))
+    write_gallery(folder / "gallery", (entry for job in jobs for entry in job.entries()))
     LOG.info("masks, scores and overlays in %s", folder)
 
 
@@ -98,49 +110,71 @@ class ObjectJob:
         supports: what is known of it, by type of defect.
         folder: for its files.
         evaluation: where answers to labelled queries are counted.
+        first: number of its first query there.
     """
 
     def __init__(
-        self, predictor: Predictor, item: OpenDomainObject, supports: Supports, folder: Path, evaluation: Evaluation
+        self,
+        predictor: Predictor,
+        item: OpenDomainObject,
+        supports: Supports,
+        folder: Path,
+        evaluation: Evaluation,
+        first: int = 0,
     ) -> None:
         self.predictor, self.item, self.supports = predictor, item, supports
-        self.folder, self.evaluation = folder, evaluation
-        self.shown: dict[str, list[tuple[float, Entry]]] = {kind: [] for kind in supports}
+        self.folder, self.evaluation, self.first = folder, evaluation, first
+        self.shown: list[Shown] = []
+        self.faults: list[tuple[int, str]] = []
 
-    def run(self) -> dict[str, Any]:
-        """Segment every query once for all types of defect; returns the object's part of metrics.json.
-
-        Raises:
-            DataError: no query can be read.
-        """
-        faults: list[str] = []
+    def run(self) -> None:
+        """Segment this process's queries, each once for all types of defect."""
         item, names = self.item, output_names(self.item.queries)
         memories = [self._memory(kind) for kind in self.supports]
-        answered = self.predictor.segment_all(item.queries, memories)
-        for number, (path, outcomes) in enumerate(zip(item.queries, answered, strict=True)):
+        numbers = range(rank(), len(item.queries), world_size())
+        answered = self.predictor.segment_all((item.queries[number] for number in numbers), memories)
+        for number, outcomes in zip(numbers, answered, strict=True):
             try:
                 if outcomes[0].error is not None:
                     raise outcomes[0].error
-                targets = [self._target(kind, path) for kind in self.supports]
+                targets = [self._target(kind, item.queries[number]) for kind in self.supports]
             except DataError as error:
-                LOG.warning("left out: %s", error)
-                faults.append(str(error))
+                self.faults.append((number, str(error)))
                 continue
             answers = {k: o.answers[self.predictor.main] for k, o in zip(self.supports, outcomes, strict=True)}
             write_answers(self.folder, names[number], outcomes[0].image, answers)
             for place, (outcome, target) in enumerate(zip(outcomes, targets, strict=True)):
                 self._count(place, number, outcome, target)
-        if len(faults) == len(item.queries):
-            raise DataError(f"{item.name}: no query could be read: {'; '.join(faults[:3])}")
-        return {item.class_name(kind): self._report(place, faults) for place, kind in enumerate(self.supports)}
+
+    def join(self) -> None:
+        """Take in what the other processes have found; all call it.
+
+        Raises:
+            DataError: no query could be read.
+        """
+        parts = gather_objects((self.shown, self.faults))
+        self.shown = sorted((one for shown, _ in parts for one in shown), key=lambda one: (one.place, one.number))
+        self.faults = sorted(fault for _, faults in parts for fault in faults)
+        for _, fault in self.faults:
+            LOG.warning("left out: %s", fault)
+        if len(self.faults) == len(self.item.queries):
+            told = "; ".join(fault for _, fault in self.faults[:3])
+            raise DataError(f"{self.item.name}: no query could be read: {told}")
+
+    def report(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The object's part of metrics.json."""
+        return {self.item.class_name(kind): self._report(place, evaluation) for place, kind in enumerate(self.supports)}
 
     def entries(self) -> list[Entry]:
         """What the gallery shows of it, by type, worst first; what has no IoU comes last."""
-        return [entry for shown in self.shown.values() for entry in _ranked(shown)]
+        places = range(len(self.supports))
+        return [entry for place in places for entry in _ranked([one for one in self.shown if one.place == place])]
 
     def _memory(self, kind: str) -> SupportMemory:
         memory = self.predictor.set_support(*zip(*self.supports[kind], strict=True))
-        self.predictor.save_support(self.folder / file_name(f"support_{kind}" if kind else "support", ".safetensors"))
+        if is_main():
+            name = file_name(f"support_{kind}" if kind else "support", ".safetensors")
+            self.predictor.save_support(self.folder / name)
         for method, threshold in memory.thresholds.items():
             LOG.info("%s: threshold of %s is %.3f", self.item.class_name(kind), method, threshold)
         return memory
@@ -155,7 +189,7 @@ class ObjectJob:
         scores: dict[str, float | None] = {}
         if target is not None:
             name = f"{self.item.name}/query/image/{query.name}"
-            self.evaluation.add((0, number), (self.item.name, place), name, target, outcome.answers)
+            self.evaluation.add((0, self.first + number), (self.item.name, place), name, target, outcome.answers)
             counts = {m: intersection_union(a.label, target) for m, a in outcome.answers.items()}
             scores = {m: float(i[1] / u[1]) if u[1] else None for m, (i, u) in counts.items()}
         if number < SHOWN and outcome.image.pixels is not None:
@@ -164,25 +198,35 @@ class ObjectJob:
             panels = [(caption, shrunk(picture)) for caption, picture in panels]  # many are held until the end
             iou = scores.get(self.predictor.main)
             entry = Entry(self.item.class_name(kind), "", query.name, scores, panels)
-            self.shown[kind].append((math.inf if iou is None else iou, entry))
+            self.shown.append(Shown(place, number, math.inf if iou is None else iou, entry))
 
-    def _report(self, place: int, faults: list[str]) -> dict[str, Any]:
+    def _report(self, place: int, evaluation: Evaluation) -> dict[str, Any]:
         kind = list(self.supports)[place]
         labelled, name, iou = len(self.item.true_labels[kind]), self.item.class_name(kind), {}
         if labelled:
             key = (self.item.name, place)
-            iou = {method: self.evaluation.meters(method)[0].class_iou()[key] for method in self.evaluation.methods}
+            iou = {method: evaluation.meters(method)[0].class_iou()[key] for method in evaluation.methods}
             shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
             LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
-        return {"queries": len(self.item.queries), "iou": iou, "unreadable": faults}
+        return {"queries": len(self.item.queries), "iou": iou, "unreadable": [fault for _, fault in self.faults]}
 
 
-def _ranked(shown: list[tuple[float, Entry]]) -> list[Entry]:
-    """Entries in the order of their IoU, infinite for none; the first and the last that differ are worst and best."""
-    ordered = sorted(shown, key=lambda pair: pair[0])
-    known = [iou for iou, _ in ordered if math.isfinite(iou)]
+@dataclass(frozen=True)
+class Shown:
+    """A query for the gallery: place of the type of defect, number, IoU (infinite for none), pictures."""
+
+    place: int
+    number: int
+    iou: float
+    entry: Entry
+
+
+def _ranked(shown: list[Shown]) -> list[Entry]:
+    """Entries in the order of their IoU; the first and the last that differ are worst and best."""
+    ordered = sorted(shown, key=lambda one: one.iou)
+    known = [one.iou for one in ordered if math.isfinite(one.iou)]
     ranks = {0: "worst", len(known) - 1: "best"} if known and known[0] < known[-1] else {}
-    return [replace(entry, rank=ranks.get(place, "")) for place, (_, entry) in enumerate(ordered)]
+    return [replace(one.entry, rank=ranks.get(place, "")) for place, one in enumerate(ordered)]
 
 
 def output_names(queries: list[Path]) -> list[str]:

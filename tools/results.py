@@ -106,8 +106,8 @@ class Evaluation:
             for method in self.methods:
                 self.sizes[method].counts += other.sizes[method].counts
                 self.curves[method].counts += other.curves[method].counts
-        order = {method: place for place, method in enumerate(self.methods)}
-        self.results.sort(key=lambda r: (r.repeat, r.number, order[r.method]))
+        keys, methods = list(self.class_names), self.methods
+        self.results.sort(key=lambda r: (r.repeat, r.number, keys.index(r.key), methods.index(r.method)))
 
     def meters(self, method: str) -> list[SegmentationMeter]:
         """Pixel counts per class of one method, a meter per repeat."""

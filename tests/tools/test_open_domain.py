@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from datasets.images import read_image
 from tests.tools.open_domain_data import QUERIES, as_levels, config, run, write_object, written
@@ -125,3 +127,23 @@ def test_an_unreadable_support_is_an_error_before_anything_is_written(tmp_path, 
     with pytest.raises(DataError, match=str(path)):
         run(tmp_path / "data", tmp_path)
     assert not (tmp_path / "log").exists()
+
+
+def test_several_processes_write_what_one_does(tmp_path):
+    """Every file, byte for byte; a query that cannot be read is left out by whoever has it."""
+    for seed, name in enumerate(("steel", "wood")):
+        write_object(tmp_path / "data", name, labels=("one.png", "two.jpg"), seed=seed)
+    (tmp_path / "data" / "wood" / "query" / "image" / "three.bmp").write_bytes(b"text")
+    changes = {"DATASET__open_domain_test_object": ["steel", "wood"]}
+    folders = [run(tmp_path / "data", tmp_path, RUN_NAME=f"of{n}", NUM_GPUS=n, **changes) for n in (1, 2)]
+    names = [{p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} for folder in folders]
+    assert names[0] == names[1] and len(json.loads((folders[1] / "gallery" / "index.json").read_text())) == 5
+    known = [load_file(folder / "steel" / "support.safetensors") for folder in folders]
+    assert known[0].keys() == known[1].keys() and all(torch.equal(known[0][k], known[1][k]) for k in known[0])
+    # of these some name the run or the time; the other's header has no fixed order
+    own = {"config.yaml", "test.log", "run.json", "report.html", "support.safetensors"}
+    for name in names[0]:
+        if name.name not in own:
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    rows = (folders[0] / "queries.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == ["0", "2", "3", "5"], "numbers go on from object to object"

@@ -225,7 +225,8 @@ def test_pictures_for_the_gallery_are_kept_small(tmp_path):
     item = read_open_domain(tmp_path / "data", "steel")
     evaluation = Evaluation({("steel", 0): "steel/line", ("steel", 1): "steel/spot"}, ["prior"])
     job = ObjectJob(Predictor.from_config(cfg), item, read_supports(cfg, item, 0), tmp_path / "log", evaluation)
-    assert list(job.run()) == ["steel/line", "steel/spot"]
+    job.run()
+    assert list(job.report(evaluation)) == ["steel/line", "steel/spot"]
     entries = job.entries()
     assert [entry.caption for entry in entries] == [f"{i}.png" for i in range(SHOWN)] * 2
     assert {entry.name for entry in entries} == {"steel/line", "steel/spot"}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from utils.errors import WeightsError
 
+STATE = "training state"
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -123,7 +124,7 @@ def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
 def _unreadable(path: Path, key: str, what: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"{key}: {path} is not a readable {what} ({type(error).__name__}): cut off, or a web page saved under its "
-        "name? Take another copy, or download it again"
+        f"name? Take another copy, or {'remove it to train anew' if what == STATE else 'download it again'}"
     )
 
 

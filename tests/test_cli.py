@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.helpers import tiny_config
+from tools.checkpoint import STATE_KEYS
 from tools.cli import run_main
 from tools.tester import run_test
 from tools.trainer import run_training
@@ -91,6 +93,14 @@ def test_training_states(fault, setting, content):
     if content is not None:
         file.write_bytes(content)
     assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
+
+
+def test_a_training_state_with_something_else_in_it(fault, setting):
+    """All names are there."""
+    file = setting / "state.pth"
+    for odd in (None, 3, "x", {}, [1]):
+        torch.save(dict.fromkeys(STATE_KEYS, odd) | {"head": {}}, file)
+        assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from models.checkpoint import head_state
 from models.sofs import SOFS
-from models.weight_files import read_torch, read_weights, require_state
+from models.weight_files import STATE, read_torch, read_weights, require_state
 from models.weights import load_checked
 from utils.errors import WeightsError
 from utils.files import write_whole
@@ -57,7 +57,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise WeightsError(f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run")
-    state = read_torch(Path(path), "TRAIN.resume", "training state")
+    state = read_torch(Path(path), "TRAIN.resume", STATE)
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
         raise WeightsError(f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run")
     require_state(state["head"], f"TRAIN.resume: {path}: head")

@@ -11,8 +11,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from method_config import add_config_arguments, load_config
-from utils.errors import UserError
-from utils.launch import ProcessError
+from utils.errors import ProcessError, UserError
 from utils.signals import Interrupted, interruptible
 
 

@@ -27,14 +27,13 @@ from tools.job import run_job
 from tools.learner import Learner
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
-from tools.predictor import AUTO as AUTO_THRESHOLD
-from tools.predictor import DEFAULT_THRESHOLD, Predictor
+from tools.predictor import Predictor
 from tools.steps import Batch, add_to_meter, to_device
 from tools.tester import SplitTest
 from tools.training_log import TrainingLog
-from tools.training_state import STATE, Progress, set_random_state, state_to_resume, where_it_stands
+from tools.training_state import STATE, Progress, as_state, set_random_state, state_to_resume, where_it_stands
 from tools.validation import Validation
-from utils.distributed import is_main, rank, sum_over_processes, world_size
+from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.files import write_json
 from utils.logging import setup_logging
@@ -104,7 +103,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.progress: Progress | None = None  # None: between epochs
         if cfg.TRAIN.resume and (state := state_to_resume(cfg, folder)):
-            self._resume(state)
+            with as_state(cfg.TRAIN.resume):
+                self._resume(state)
         pin = self.device.type == "cuda"
         self.loader = Loader(self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin)
         self.batches = iter(self.loader)
@@ -154,18 +154,16 @@ class Trainer:
         Raises:
             Interrupted: the process was told to end.
         """
-        with postponed() as pending:
+        with postponed(alone=world_size() == 1) as pending:
             try:
                 self._steps(self._begin(), pending)
-            except (DataError, RuntimeError) as error:
-                if not pending.number:
+            except DataError:  # told, too, the loader's workers may have ended
+                if not pending.number or world_size() > 1:
                     raise
-                if world_size() == 1 and isinstance(error, DataError):  # told, too, the loader's workers ended
-                    self._leave(pending.number)
-                raise Interrupted(pending.number) from error
+                self._leave(pending.number)
             self.epoch, self.progress = self.epoch + 1, None
             self._save()
-            if told := pending.anywhere():
+            if told := largest(pending.number):
                 self._leave(told)
 
     def _steps(self, progress: Progress, pending: Pending) -> None:
@@ -190,7 +188,7 @@ class Trainer:
             if progress.step == 0:
                 self._picture(batch, probability)
             progress.step += 1
-            if progress.step < steps and (told := pending.anywhere()):
+            if progress.step < steps and (told := largest(pending.number)):
                 self._leave(told)
         mean = float(torch.stack(progress.losses).mean())
         self._tell(mean, self._rate(steps - first, start), progress.meter if measures else None)
@@ -234,12 +232,9 @@ class Trainer:
         self.log.scalars(scalars, self.epoch)
 
     def _picture(self, batch: Batch, probability: Tensor) -> None:
-        if not is_main():
-            return
-        if isinstance(self.episodes, BankEpisodes):
+        if is_main() and isinstance(self.episodes, BankEpisodes):
             batch = default_collate([self.episodes.images(int(batch["number"][0]))])
-        chosen = self.cfg.TEST.threshold
-        self.log.episode(batch, probability, DEFAULT_THRESHOLD if chosen == AUTO_THRESHOLD else chosen, self.epoch)
+        self.log.episode(batch, probability, self.cfg.TEST.threshold, self.epoch)
 
     def _predictor(self) -> Predictor:
         """Of the head as it is, beside the prior."""

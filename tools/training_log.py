@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from datasets.transforms import denormalise
 from models.priors import upsample
+from tools.predictor import AUTO, DEFAULT_THRESHOLD
 from tools.steps import Batch
 from utils.errors import OutputError
 from utils.visualize import TRUTH, outline, overlay, panels
@@ -38,11 +39,11 @@ class TrainingLog:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
 
-    def episode(self, batch: Batch, probability: Tensor, threshold: float, step: int) -> None:
-        """The first support and query of a batch, with the answer: token probabilities (B, h, w)."""
+    def episode(self, batch: Batch, probability: Tensor, threshold: float | str, step: int) -> None:
+        """The first support and query of a batch, with token probabilities (B, h, w) cut at a threshold."""
         if self.writer is not None:
             with _told(Path(self.writer.log_dir)):
-                picture = _episode_picture(batch, probability, threshold)
+                picture = _episode_picture(batch, probability, DEFAULT_THRESHOLD if threshold == AUTO else threshold)
                 self.writer.add_image("train/episode", picture, step, dataformats="HWC")
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from datasets.samples import SampleIndex
 from method_config.merge import leaves
 from tools.checkpoint import load_state
 from utils.distributed import gather_objects, rank, world_size
-from utils.errors import ConfigError
+from utils.errors import ConfigError, WeightsError
 from utils.metrics import SegmentationMeter
 
 LOG = logging.getLogger(__name__)
@@ -104,8 +106,26 @@ def state_to_resume(cfg: CfgNode, folder: Path) -> dict[str, Any] | None:
             LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
             return None
     state = load_state(file)
-    _compare(cfg, dict(leaves(yaml.safe_load(state["config"]))), file)
+    with as_state(str(file)):
+        earlier = dict(leaves(yaml.safe_load(state["config"])))
+    _compare(cfg, earlier, file)
     return state
+
+
+@contextmanager
+def as_state(file: str) -> Iterator[None]:
+    """A block that takes up a state.
+
+    Raises:
+        WeightsError: the state holds something else than it should.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"TRAIN.resume: {file} does not hold what a training state does ({type(error).__name__}: {error!s:.200}); "
+            "take another copy, or remove it to train anew"
+        ) from error
 
 
 def _compare(cfg: CfgNode, earlier: dict[str, Any], file: Path) -> None:

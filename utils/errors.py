@@ -21,3 +21,7 @@ class WeightsError(UserError):
 
 class OutputError(UserError):
     """A file of a run cannot be written."""
+
+
+class ProcessError(RuntimeError):
+    """A process of a job ended by a fault of the program, or was killed; the message holds its traceback."""

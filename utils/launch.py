@@ -22,16 +22,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from utils.distributed import local_rank, rank
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, ProcessError, UserError
 from utils.signals import SIGNALS, Interrupted, handlers_kept, interruptible
 
 PATIENCE = timedelta(minutes=30)  # of a process for another one, which may be at a longer part of a test
 GRACE = 30  # seconds that processes have to end when they are told to
 TURN = 5  # seconds that a fault waits for a better one: of the main process, or of the process that the others miss
-
-
-class ProcessError(RuntimeError):
-    """A process of a job ended by a fault of the program, or was killed; the message holds its traceback."""
 
 
 def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) -> Any:

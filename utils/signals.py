@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from utils.distributed import largest, world_size
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_OFFSET = 128  # of the exit code of who was ended by a signal, as shells have it
 
@@ -41,10 +39,6 @@ class Pending:
 
     number = 0  # of the signal; 0: none
 
-    def anywhere(self) -> int:
-        """The signal that any process was told, or 0; all processes call it and get the same."""
-        return largest(self.number)
-
 
 @contextmanager
 def interruptible() -> Iterator[None]:
@@ -58,15 +52,18 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def postponed() -> Iterator[Pending]:
-    """A block that SIGTERM and Ctrl-C do not end: it asks for them where it can leave. A lone process that is told
-    twice ends at once; of several, each may be told by the terminal and by who has started it."""
+def postponed(*, alone: bool) -> Iterator[Pending]:
+    """A block that SIGTERM and Ctrl-C do not end: it asks for them where it can leave.
+
+    Args:
+        alone: told twice it ends at once. One of several processes may be told by the terminal and by who started it.
+    """
     pending, own, deaths = Pending(), os.getpid(), signal.getsignal(signal.SIGCHLD)
 
     def note(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a loader worker, which its parent ends
             return
-        if pending.number and world_size() == 1:
+        if pending.number and alone:
             raise Interrupted(number)
         pending.number = number
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # loader workers may be told, too: that they end is no fault
@@ -74,8 +71,12 @@ def postponed() -> Iterator[Pending]:
     with _handled_by(note):
         try:
             yield pending
-        finally:
+        except Exception as error:  # most likely what was told has ended another process
             if pending.number:
+                raise Interrupted(pending.number) from error
+            raise
+        finally:
+            if pending.number and deaths is not None:
                 signal.signal(signal.SIGCHLD, deaths)
     if pending.number:  # told after it was last asked
         raise Interrupted(pending.number)

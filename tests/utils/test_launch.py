@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from utils.distributed import from_main, gather_objects, is_main, largest, rank, sum_over_processes, world_size
-from utils.errors import DataError
-from utils.launch import ProcessError, launch
+from utils.errors import DataError, ProcessError
+from utils.launch import launch
 from utils.signals import Interrupted
 
 REPO = Path(__file__).parents[2]

@@ -45,6 +45,7 @@ def interruptible() -> Iterator[None]:
     """A block that SIGTERM and Ctrl-C end with `Interrupted`; outside the main thread it changes nothing."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        _let_workers_end()
         raise Interrupted(number)
 
     with _handled_by(end):
@@ -58,7 +59,7 @@ def postponed(*, alone: bool) -> Iterator[Pending]:
     Args:
         alone: told twice it ends at once. One of several processes may be told by the terminal and by who started it.
     """
-    pending, own, deaths = Pending(), os.getpid(), signal.getsignal(signal.SIGCHLD)
+    pending, own = Pending(), os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a loader worker, which its parent ends
@@ -66,7 +67,7 @@ def postponed(*, alone: bool) -> Iterator[Pending]:
         if pending.number and alone:
             raise Interrupted(number)
         pending.number = number
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # loader workers may be told, too: that they end is no fault
+        _let_workers_end()
 
     with _handled_by(note):
         try:
@@ -75,11 +76,13 @@ def postponed(*, alone: bool) -> Iterator[Pending]:
             if pending.number:
                 raise Interrupted(pending.number) from error
             raise
-        finally:
-            if pending.number and deaths is not None:
-                signal.signal(signal.SIGCHLD, deaths)
     if pending.number:  # told after it was last asked
         raise Interrupted(pending.number)
+
+
+def _let_workers_end() -> None:
+    """From here on the process ends, and that loader workers do is no fault: they may be told, too."""
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # not SIG_DFL: one that waits would be told as lost
 
 
 @contextmanager

@@ -20,14 +20,17 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
-from utils.distributed import local_rank, rank
+from utils.distributed import local_rank
 from utils.errors import ConfigError, ProcessError, UserError
 from utils.signals import SIGNALS, Interrupted, handlers_kept, interruptible
 
 PATIENCE = timedelta(minutes=30)  # of a process for another one, which may be at a longer part of a test
 GRACE = 30  # seconds that processes have to end when they are told to
 TURN = 5  # seconds that a fault waits for a better one: of the main process, or of the process that the others miss
+TOLD = "the main process tells its fault"
+USER_ERROR = 2
 
 
 def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) -> Any:
@@ -73,8 +76,9 @@ def started_by_torchrun() -> bool:
 def process_group(backend: str) -> Iterator[None]:
     """A block in which this process, started by torchrun or its engine, and its siblings are a group.
 
-    A fault leaves the block a little later than it came: the launcher takes the first process that ends for the cause,
-    and those who merely miss it must not be first. The main process does not wait with a UserError, which all may have.
+    Of a UserError that all have the main process tells, the others end silently. Any other fault leaves the block a
+    little later than it came: the launcher takes the first process that ends for the cause, and those who merely miss
+    it must not be first.
     """
     if torch.cuda.is_available():
         count = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -82,16 +86,32 @@ def process_group(backend: str) -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group(_backend(backend), timeout=PATIENCE)
-    main = rank() == 0
+    store, number, count = next(rendezvous("env://", timeout=PATIENCE))
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(_backend(backend), store=group, rank=number, world_size=count, timeout=PATIENCE)
     try:
         yield
-    except Exception as error:
-        if not (main and isinstance(error, UserError)):
-            time.sleep(TURN)
+    except UserError:
+        if number == 0:
+            store.set(TOLD, "")
+        elif _within(TURN, lambda: store.check([TOLD])):
+            sys.exit(USER_ERROR)
+        raise
+    except Exception:
+        time.sleep(TURN)
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:
@@ -101,7 +121,7 @@ def _member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tu
             return job(*args)
     except UserError as error:
         faults.put(error)
-        sys.exit(2)
+        sys.exit(USER_ERROR)
     except Interrupted as error:
         if error.told:
             faults.put(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 TIMES = int(os.environ.get("SOFS_FUZZ", "1"))  # as many inputs as `make test` tries; other ones from 2 on
 SECONDS = 5.0  # of CPU, for one input
+HANGS = 120  # seconds
 GROWTH = 400 << 20  # bytes of memory, for all inputs of a test
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
@@ -35,9 +37,13 @@ def fuzzed(count: int) -> settings:
 
 @contextmanager
 def bounded_time():
-    """The block takes at most SECONDS of this process's CPU time."""
+    """The block takes at most SECONDS of this process's CPU time; one that hangs ends the process."""
     start = time.process_time()
-    yield
+    faulthandler.dump_traceback_later(HANGS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     taken = time.process_time() - start
     assert taken < SECONDS, f"{taken:.1f} s"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 from datasets.images import image_size
 from datasets.orientation import orientation_of_annotation
 from utils.errors import DataError
+from utils.notices import warn_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".webp")  # of images that are not listed
+_LOG = logging.getLogger(__name__)
 ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
 
 
@@ -26,9 +30,17 @@ def named_files() -> Iterator[None]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by their suffix in any case, sorted by name; hidden files are left out."""
-    named = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in named if not p.is_dir())
+    """Image files of a folder by their suffix in any case, sorted by name. Hidden files are left out, and images of
+    other suffixes with a warning."""
+    shown = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    _tell(folder, [p for p in shown if p.suffix.lower() in OTHER_SUFFIXES],
+          f"left out for their suffix; save images as one of {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
+    return sorted(p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+
+
+def _tell(folder: Path, files: Sequence[Path], what: str) -> None:
+    if files:
+        warn_once(_LOG, f"{folder}: {len(files)} files, such as {min(files).name}, are {what}")
 
 
 def some_images(folder: Path) -> list[Path]:
@@ -40,7 +52,8 @@ def some_images(folder: Path) -> list[Path]:
 
 
 def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
-    """The mask in folder of each image that has one: NAME_mask or NAME, with any image suffix.
+    """The mask in folder of each image that has one: NAME_mask or NAME, with any image suffix; a warning tells how many
+    belong to none.
 
     Raises DataError where two files claim to be the mask of one image, and where the two differ in size.
     """
@@ -55,6 +68,9 @@ def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
         if found:
             check_same_size(image, found[0])
             matches[image] = found[0]
+    known = set(matches.values())
+    strays = [mask for found in by_stem.values() for mask in found if mask not in known]
+    _tell(folder, strays, "masks of no image and left out; a mask is called NAME or NAME_mask")
     return matches
 
 

@@ -197,7 +197,7 @@ def _object_index(
 
 
 def _load_fitting(path: Path, current: str) -> SampleIndex | None:
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         _LOG.info("no saved index %s: reading the data set", path)
         return None
     try:

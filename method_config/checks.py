@@ -209,6 +209,8 @@ def _paths(cfg: CfgNode) -> Iterator[Problem]:
             yield key, f"{shown(out[0])} leads out of the data set; names start there, without .. in them."
     if _leads_out(cfg.RUN_NAME):
         yield "RUN_NAME", "it leads out of OUTPUT_DIR; name a folder in it, without .., and set OUTPUT_DIR to the rest."
+    if cfg.RUN_NAME and not PurePath(cfg.RUN_NAME).parts:
+        yield "RUN_NAME", "it names no folder below OUTPUT_DIR; name one."
 
 
 def _leads_out(path: str) -> bool:

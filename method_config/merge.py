@@ -188,6 +188,8 @@ def parse_yaml(text: str, loader: type = yaml.SafeLoader) -> Any:
                 return None
             if _node_count(root, {}) > _MOST_NODES:
                 raise ValueError(f"more than {_MOST_NODES} values, aliases written out, which no settings have")
+            if twice := _given_twice(root):
+                raise ValueError(f"{twice} stands there twice, of which YAML would drop the first; keep one")
             return parser.construct_document(root)
         finally:
             parser.dispose()
@@ -204,6 +206,22 @@ def _node_count(node: yaml.Node, known: dict[int, float]) -> float:
             _node_count(part, known) for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))
         )
     return known[id(node)]
+
+
+def _given_twice(node: yaml.Node) -> str:
+    """A key that comes twice in one mapping of a tree, and where; "" for none."""
+    parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+    known: set[str] = set()
+    for part in parts:
+        pair = part if isinstance(part, tuple) else (part,)
+        key = pair[0]
+        if len(pair) == 2 and isinstance(key, yaml.ScalarNode):
+            if key.value in known and key.value != "<<":
+                return f"{shown(key.value)} (line {key.start_mark.line + 1})"
+            known.add(key.value)
+        if found := next(filter(None, map(_given_twice, pair)), ""):
+            return found
+    return ""
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:

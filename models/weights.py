@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -78,6 +79,10 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
     Raises:
         WeightsError: they cannot be had, or do not fit.
     """
+
+    def create() -> nn.Module:
+        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+
     if checkpoint:
         read_weights(checkpoint, "TRAIN.backbone_checkpoint")
     if sha256:
@@ -85,16 +90,29 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
     overlay = {"file": checkpoint} if checkpoint else None
     try:
         with without_code():
-            model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+            model = create()
+            left = _left_random(model, create) if checkpoint else []
     except Exception as error:  # whatever the hub client raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"the weights of timm model {name} could not be loaded ({reason}); fetch them on a machine with a "
             "connection and set TRAIN.backbone_checkpoint to the file"
         ) from error
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise WeightsError(f"{checkpoint} does not fit timm model {name}: it gives no {left[0]}{more}; set "
+                           "TRAIN.backbone_checkpoint to weights of this model")  # fmt: skip
     if broken := not_finite(model.state_dict()):
         raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite; take other weights")
     return model
+
+
+def _left_random(model: nn.Module, create: Callable[[], nn.Module]) -> list[str]:
+    """Names of the parameters that a second model of the same file has otherwise, as the file does not give them: timm
+    passes over what is missing where the classifier is left out."""
+    with torch.random.fork_rng(devices=[]):
+        second = create().state_dict()
+    return [n for n, v in model.state_dict().items() if not torch.equal(v.nan_to_num(), second[n].nan_to_num())]
 
 
 def resize_position_embedding(

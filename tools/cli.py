@@ -26,6 +26,8 @@ def run_main(description: str, job: Callable[[CfgNode, str], Path]) -> int:
 def exit_code(call: Callable[[], object]) -> int:
     """Call it: 0, or with a message on standard error 2 for what the user can mend, 1 for the fault of another process,
     130 after Ctrl-C and 143 after SIGTERM."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name, and so the name of a class, may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interruptible():
             call()

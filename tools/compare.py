@@ -22,7 +22,7 @@ import numpy as np
 
 from tools.cli import exit_code
 from utils.bootstrap import paired_bootstrap
-from utils.errors import ConfigError, DataError
+from utils.errors import BROKEN, ConfigError, DataError
 from utils.files import write_json
 
 COLUMNS = ("class", "image", "method", "intersection", "union")
@@ -65,7 +65,7 @@ def _first_method(file: Path) -> str:
         content = json.loads(file.read_text(encoding="utf-8"))
         objects = content.get("objects", {}).values()
         return next(iter([name for item in objects for name in item["iou"]] or content["methods"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (*BROKEN, StopIteration) as error:
         raise DataError(
             f"{file}: no methods of a run ({type(error).__name__}: {error}); name one, {file.parent}:METHOD"
         ) from error

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.cli import exit_code
-from utils.errors import DataError
+from utils.errors import BROKEN, DataError
 from utils.tables import anomaly_table, method_table, object_table
 
 TABLES = {"methods": method_table, "objects": object_table, "anomaly": anomaly_table}
@@ -35,7 +35,7 @@ def _read(file: Path) -> list[str]:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = next(kind for kind in TABLES if kind in content)
         return [str(file), TABLES[kind](content[kind])]
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (*BROKEN, StopIteration) as error:
         raise DataError(f"{file}: no metrics of a run ({type(error).__name__}: {error}); run the test again") from error
 
 

@@ -17,7 +17,7 @@ from datasets.supports import ViewSettings
 from models.sofs import SupportMemory, SupportSummary
 from models.support_tokens import SupportTokens, with_joint
 from models.weight_files import not_finite
-from utils.errors import WeightsError
+from utils.errors import BROKEN, WeightsError
 from utils.files import write_whole
 
 FORMAT = "sofs-support-2"
@@ -102,9 +102,9 @@ def _use(text: str, path: Path) -> dict[str, Any]:
         thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
         if not isinstance(use["windowed"], bool) or not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except BROKEN as error:
         raise WeightsError(
-            f"{path}: damaged, how it is used cannot be read ({text!r}); teach the defect again"
+            f"{path}: damaged, how it is used cannot be read ({text!r:.200}); teach the defect again"
         ) from error
     return {"windowed": use["windowed"], "thresholds": thresholds}
 
@@ -136,7 +136,7 @@ def _fault(tensors: dict[str, Tensor], widths: dict[str, int]) -> str:
 
 def _shapes(tensors: dict[str, Tensor], layers: int) -> dict[str, tuple[int | str, ...]]:
     """Names that belong together, with their shapes; the same letter stands for the same length."""
-    images = {name.split(".")[1] for name in tensors if name.startswith("normal.")}
+    images = range(len({name.split(".")[1] for name in tensors if name.startswith("normal.")}))
     shapes: dict[str, tuple[int | str, ...]] = {"share": (1, "F"), "sizes": ("K",), "covered": (1, "K")}
     for i in range(layers):
         shapes |= {f"keys.{i}": (1, "T", f"C{i}"), f"mean.{i}": (1, 1, f"C{i}")}

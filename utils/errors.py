@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+
+# what parsing the content of a broken JSON or CSV file raises; RecursionError: nested too deeply
+BROKEN = (*(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError), *(csv.Error, RecursionError))
+
 
 class UserError(Exception):
     """A fault outside the program: the message names the file, key or value, what was expected, and the remedy."""

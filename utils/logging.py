@@ -30,7 +30,11 @@ class _RunFile(logging.FileHandler):
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Send INFO and above to standard output, beside progress bars, and to `file`; other processes tell errors only."""
+    """Send INFO and above to standard output, beside progress bars, and to `file`; other processes tell errors only.
+
+    Raises:
+        OutputError: the file cannot be opened.
+    """
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -41,7 +45,16 @@ def setup_logging(file: Path | None = None) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # a file name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     if file is not None and is_main():
-        handlers.append(_RunFile(file, encoding="utf-8", errors="backslashreplace"))
+        handlers.append(_run_file(file))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
         root.addHandler(handler)
+
+
+def _run_file(file: Path) -> _RunFile:
+    try:
+        return _RunFile(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(
+            f"{file} cannot be written ({error.strerror}); see to what stands there and to the folder's permissions"
+        ) from error

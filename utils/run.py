@@ -64,7 +64,7 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
     Raises:
         ConfigError: the folder cannot be made, or another run goes on in it.
     """
-    made = from_main([path for path in (folder, *folder.parents) if not path.exists()])
+    made = from_main(_not_there(folder))
     lock = _lock(folder, patience) if is_main() else None
     try:
         yield
@@ -76,6 +76,18 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
             os.close(lock)
 
 
+def _not_there(folder: Path) -> list[Path]:
+    """The folder and those above it that are still to be made."""
+    try:
+        return [path for path in (folder, *folder.parents) if not path.exists()]
+    except OSError as error:  # a name that is too long
+        raise _unfit(folder, error) from error
+
+
+def _unfit(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror}); choose another place")
+
+
 def _lock(folder: Path, patience: int) -> int:
     """Make the folder and lock it for as long as the handle is open; loader workers of a killed run hold it for some
     seconds."""
@@ -83,7 +95,7 @@ def _lock(folder: Path, patience: int) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror})") from error
+        raise _unfit(folder, error) from error
     for second in range(patience):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

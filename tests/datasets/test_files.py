@@ -63,3 +63,15 @@ def test_a_missing_object_lists_what_is_there(tmp_path):
     assert "holds: Wood, group, group/Ring, group/deep)" in message
     assert "A.key" in str(missing_object(tmp_path / "gone", [tmp_path / "gone" / "Lens"], "A.key"))
     assert "no folders" in str(missing_object(tmp_path / "Wood", [tmp_path / "Wood" / "Lens"], "A.key"))
+
+
+def test_images_that_are_not_listed_and_masks_of_no_image_are_told_once(tmp_path, caplog):
+    image, mask = write(tmp_path / "image" / "x.png"), write(tmp_path / "mask" / "x.png")
+    for name in ("b.webp", "c.GIF", "notes.txt", ".d.gif"):
+        (tmp_path / "image" / name).touch()
+    write(tmp_path / "mask" / "y_mask.png")
+    for _ in range(2):
+        assert match_masks(list_images(tmp_path / "image"), tmp_path / "mask") == {image: mask}
+    suffix, stray = (record.message for record in caplog.records)
+    assert f"{tmp_path}/image: 2 files, such as b.webp" in suffix
+    assert f"{tmp_path}/mask: 1 files, such as y_mask.png, are masks of no image" in stray

@@ -203,3 +203,11 @@ def test_fingerprint_follows_name_size_and_time_but_not_root_or_order(tmp_path):
     os.utime(first, ns=(1, 1))
     seen.add(fingerprint(tmp_path, [first]))
     assert len(seen) == 4
+
+
+def test_a_pipe_in_place_of_a_saved_index_is_not_waited_for(data, tmp_path):
+    (tmp_path / "toy").mkdir()
+    os.mkfifo(tmp_path / "toy" / "Ring.json")
+    reader = CountingReader()
+    load_or_build(reader, "toy", data, ["Ring"], tmp_path, save=False, load=True)
+    assert reader.read == ["Ring"]

@@ -40,6 +40,9 @@ TEXTS = {
     "long value": "DATASET: {name: " + "x" * 500_000 + "}",
     "long file": "# " + "x" * 2_000_000,
     "two documents": "RNG_SEED: 1\n---\nRNG_SEED: 2",
+    "a key twice": "RNG_SEED: 1\nRNG_SEED: 2",
+    "a section twice": "DATASET: {shot: 2}\nTRAIN: {}\nDATASET: {split: 1}",
+    "a key twice within": "TRAIN: {SOFS: {smooth_r: 1, reduce_dim: 8, smooth_r: 2}}",
     "a list": "- a",
     "many objects": "DATASET: {train_objects: [" + "a," * 9000 + "]}",
     "wide head": "TRAIN: {SOFS: {transformer_embed_dim: 9007199254740991, transformer_nums_heads: 2}}",
@@ -97,3 +100,9 @@ def test_paths_that_lead_out_are_refused(load, fault, key, where, name):
 def test_names_that_stay_inside_load(load, name):
     cfg = load("RUN_NAME", name, "DATASET.test_objects", [name], "DATASET.normal_folder", name)
     assert cfg.RUN_NAME == cfg.DATASET.test_objects[0] == cfg.DATASET.normal_folder == name
+
+
+@pytest.mark.parametrize("name", [".", "./", "././."])
+def test_a_run_name_that_is_no_folder_is_refused(load, fault, name):
+    message = fault(load, "RUN_NAME", name)
+    assert "RUN_NAME" in message and "names no folder below OUTPUT_DIR" in message

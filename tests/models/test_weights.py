@@ -272,3 +272,15 @@ def test_timm_loads_a_file_of_tensors_alone(tmp_path):
     torch.save(state | {name: torch.full_like(value, float("nan"))}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} holds values that are not finite"):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("left_out", ["conv1", ""])
+def test_timm_refuses_a_file_that_leaves_weights_random(tmp_path, left_out):
+    """timm itself passes over what is missing where a model is made without its classifier."""
+    state = {k: v for k, v in timm.create_model("test_resnet").state_dict().items() if k.startswith("fc.")}
+    whole = timm.create_model("test_resnet", num_classes=0).state_dict()
+    if left_out:
+        state |= {k: v for k, v in whole.items() if not k.startswith(f"{left_out}.")}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth does not fit timm model test_resnet: it gives no .*weight"):
+        load_timm("test_resnet", str(tmp_path / "w.pth"))

@@ -208,7 +208,7 @@ def test_a_broken_line_is_named(pair, tmp_path, old, new, said):
     assert all(part in str(caught.value) for part in [str(file), *said])
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"methods": {}}', '{"objects": {"a": {}}}'])
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"methods": {}}', '{"objects": {"a": {}}}', "[" * 200_000])
 def test_a_metrics_file_without_methods_is_named(pair, tmp_path, content):
     file = tmp_path / "a" / "metrics.json"
     file.unlink()

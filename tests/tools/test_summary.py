@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -44,8 +46,23 @@ def test_a_folder_without_metrics_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"methods": {}}', '{"objects": {"a": {}}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"methods": {}}', '{"objects": {"a": {}}}', "[" * 200_000])
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(DataError, match=r"metrics\.json"):
         summarise(tmp_path)
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(DataError, match=r"metrics\.json"):
+        summarise(tmp_path)
+
+
+def test_names_that_are_no_text_are_printed_as_escapes(tmp_path):
+    """An object's type may be a folder of any bytes."""
+    report = {"objects": {"steel/\udcff": {"queries": 1, "iou": {"prior": 0.5}}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    command = [sys.executable, "-m", "tools.summary", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "steel/\\udcff" in done.stdout, done.stderr

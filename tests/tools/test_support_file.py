@@ -86,3 +86,15 @@ def test_how_it_is_used_is_checked(predictor, written, tmp_path, use):
     assert "how it is used cannot be read" in refusal(predictor, tmp_path, tensors, about | {"use": use})
     rest = {name: text for name, text in about.items() if name != "use"}
     assert "how it is used cannot be read" in refusal(predictor, tmp_path, tensors, rest)
+
+
+def test_use_nested_too_deeply_is_refused_in_few_words(predictor, written, tmp_path):
+    tensors, about = written
+    assert len(refusal(predictor, tmp_path, tensors, about | {"use": "[" * 200_000})) < 1000
+
+
+def test_normal_images_of_other_numbers_are_refused(predictor, written, tmp_path):
+    tensors, about = written
+    other = {name.replace("normal.1.", "normal.x."): value for name, value in tensors.items()}
+    assert other.keys() != tensors.keys()
+    assert "normal.1.0 is missing" in refusal(predictor, tmp_path, other, about)

@@ -59,6 +59,14 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         pass
 
 
+def test_a_folder_whose_name_is_too_long(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"OUTPUT_DIR, RUN_NAME: .* cannot be written"),
+        claimed(tmp_path / ("x" * 300)),
+    ):
+        pass
+
+
 def test_a_new_folder_is_discarded_on_a_user_error(tmp_path):
     """And those above it; what lies beside it stays."""
     folder = tmp_path / "a" / "b" / "run"

@@ -15,9 +15,8 @@ from typing import Any
 
 import yaml
 
-from utils.errors import DataError
+from utils.errors import BROKEN, DataError
 
-BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error)
 RANKS = ("worst", "median", "best")
 
 
@@ -158,12 +157,13 @@ def read_gallery(file: Path) -> list[Item]:
     """
     items = read_json(file, lambda content: [_item(entry, file.parent) for entry in content])
     classes = list(dict.fromkeys(item.class_name for item in items))
-    for item in items:
-        for _, panel in item.panels:
-            if not panel.resolve().is_relative_to(file.parent.resolve()):
-                raise DataError(f"{file}: {panel} lies outside the gallery's folder; run the test again")
-            if not panel.is_file():
-                raise DataError(f"{panel}: missing, though {file} names it; run the test again")
+    for _, panel in (panel for item in items for panel in item.panels):
+        with reading(file):  # a name that the system refuses
+            inside, there = panel.resolve().is_relative_to(file.parent.resolve()), panel.is_file()
+        if not inside:
+            raise DataError(f"{file}: {panel} lies outside the gallery's folder; run the test again")
+        if not there:
+            raise DataError(f"{panel}: missing, though {file} names it; run the test again")
     order = {rank: place for place, rank in enumerate(RANKS)}
     return sorted(items, key=lambda item: (classes.index(item.class_name), order.get(item.rank, len(RANKS))))
 

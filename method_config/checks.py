@@ -62,6 +62,9 @@ class Bound:
 POSITIVE = Bound(lambda x: x > 0, "more than 0")
 NOT_NEGATIVE = Bound(lambda x: x >= 0, "0 or more")
 COUNT = Bound(lambda x: x >= 1, "1 or more")
+PROCESSES = Bound(lambda x: 1 <= x <= 1024, "from 1 to 1024")
+WORKERS = Bound(lambda x: 0 <= x <= 1024, "from 0 to 1024")
+SIDE = Bound(lambda x: 1 <= x <= 16384, "from 1 to 16384")
 SHARE = Bound(lambda x: 0 <= x <= 1, "from 0 to 1")
 OPEN_SHARE = Bound(lambda x: 0 < x < 1, "between 0 and 1")
 OVERLAP = Bound(lambda x: 0 <= x <= 0.9, "from 0 to 0.9")
@@ -69,11 +72,11 @@ SEED = Bound(lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
 
 # Key -> bound; of a list, each element obeys it.
 BOUNDS = {
-    "NUM_GPUS": COUNT,
+    "NUM_GPUS": PROCESSES,
     "RNG_SEED": SEED,
     "DEVICE": NOT_NEGATIVE,
-    "DATASET.image_size": COUNT,
-    "DATASET.mask_size": COUNT,
+    "DATASET.image_size": SIDE,
+    "DATASET.mask_size": SIDE,
     "DATASET.area_resize_ratio": SHARE,
     "DATASET.crop_size": COUNT,
     "DATASET.crop_ratio": POSITIVE,
@@ -99,7 +102,7 @@ BOUNDS = {
     "TRAIN.LOSS.dice_weight": NOT_NEGATIVE,
     "TRAIN.LOSS.ce_weight": NOT_NEGATIVE,
     "TRAIN_SETUPS.batch_size": COUNT,
-    "TRAIN_SETUPS.num_workers": NOT_NEGATIVE,
+    "TRAIN_SETUPS.num_workers": WORKERS,
     "TRAIN_SETUPS.learning_rate": POSITIVE,
     "TRAIN_SETUPS.lr_multiple": POSITIVE,
     "TRAIN_SETUPS.epochs": NOT_NEGATIVE,

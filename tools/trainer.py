@@ -196,8 +196,7 @@ class Trainer:
     def _begin(self) -> Progress:
         """The progress of the epoch that comes now; a new one draws its random numbers from its seed."""
         torch.manual_seed(derive_seed(self.cfg.RNG_SEED, self.epoch, rank()))
-        if self.progress is None:
-            self.progress = Progress.of(self.index)
+        self.progress = self.progress or Progress.of(self.index)
         if self.progress.random:
             set_random_state(self.progress.random, self.device)
         return self.progress
@@ -289,14 +288,13 @@ class Trainer:
         }
 
     def _resume(self, state: dict[str, Any]) -> None:
-        setups = self.cfg.TRAIN_SETUPS
         self.learner.restore(state, f"TRAIN.resume: {self.cfg.TRAIN.resume}")
         self.epoch, self.history = state["epoch"], list(state["history"])
         if self.validation is not None and state["best"] is not None:
             self.validation.restore(state["best"])
         if state["within"] is not None:
             self.progress = Progress.of(self.index)
-            self.progress.restore(state["within"], self.device, setups.batch_size)
+            self.progress.restore(state["within"], self.device, self.cfg.TRAIN_SETUPS.batch_size)
             self.numbers.skip = self.progress.step = min(self.progress.step, self.numbers.per_epoch - 1)
-        self.numbers.epochs = range(self.epoch, setups.epochs)
+        self.numbers.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         LOG.info("going on %s", where_it_stands(self.epoch, self.progress))

@@ -48,9 +48,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what killed processes have left unfinished below a folder."""
+    """Delete what processes that are no more have left unfinished below a folder."""
     for path in folder.rglob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        process = path.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if not Path("/proc", process).exists():
+            path.unlink(missing_ok=True)
 
 
 def _confirm_name(folder: Path) -> None:

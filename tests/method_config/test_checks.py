@@ -52,7 +52,7 @@ def test_impossible_values_are_refused_with_the_remedy(load, opts, words, fault)
 
 BELOW = {  # the largest value that is out of bounds below
     "more than 0": 0.0, "0 or more": -1, "1 or more": 0, "from 0 to 1": -0.001, "from 0 to 4294967295": -1,
-    "from 0 to 0.9": -0.001, "between 0 and 1": 0.0,
+    "from 0 to 0.9": -0.001, "between 0 and 1": 0.0, "from 1 to 1024": 0, "from 0 to 1024": -1, "from 1 to 16384": 0,
 }  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def test_every_bound_is_kept(load, key, fault):
     if BOUNDS[key].words == "from 0 to 1":
         assert key in fault(load, key, 1.001)
         assert get(load(key, 0), key) == 0 and get(load(key, 1), key) == 1
+    if (most := BOUNDS[key].words.rpartition(" to ")[2]).isdigit():
+        assert key in fault(load, key, int(most) + 1)
 
 
 def test_every_number_is_bounded_or_known_to_be_free():

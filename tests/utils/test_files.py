@@ -50,9 +50,13 @@ def test_folders_are_made_and_names_that_are_no_text_are_written(tmp_path):
     assert path.read_text(encoding="utf-8") == "caf\\udce9 \u00e9"
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-    whole, left = tmp_path / "a" / "state.pth", tmp_path / "a" / ".state.pth.17.partial"
+def test_what_killed_processes_left_is_removed_and_what_others_write_stays(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    whole = tmp_path / "a" / "state.pth"
+    left, written = (whole.with_name(f".state.pth.{pid}.partial") for pid in (ended.pid, os.getpid()))
     write_whole(whole, b"whole")
-    left.write_bytes(b"who")
+    for path in (left, written):
+        path.write_bytes(b"who")
     remove_partial(tmp_path)
-    assert list((tmp_path / "a").iterdir()) == [whole] and whole.read_bytes() == b"whole"
+    assert set((tmp_path / "a").iterdir()) == {whole, written} and whole.read_bytes() == b"whole"

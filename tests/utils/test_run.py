@@ -45,7 +45,9 @@ def test_the_config_is_kept_so_that_it_loads_again(tmp_path):
 
 
 def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
-    left = tmp_path / "checkpoints" / ".state.pth.17.partial"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = tmp_path / "checkpoints" / f".state.pth.{ended.pid}.partial"
     left.parent.mkdir()
     left.write_bytes(b"who")
     create_run_folder(tmp_path, load_config([]))

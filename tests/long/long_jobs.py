@@ -63,7 +63,7 @@ def trained(root: Path, folder: Path, workers: int, samples: Samples) -> None:
     """2,000 iterations in 40 epochs of 50, a checkpoint after each."""
     changes = {"TRAIN_SETUPS__epochs": 40, "TRAIN_SETUPS__batch_size": 1, "TRAIN_SETUPS__num_workers": workers}
     trainer = trainer_of(root, folder, **SMALL, **changes)
-    trainer.step.register_forward_hook(samples.step)
+    trainer.learner.step.register_forward_hook(samples.step)
     trainer.run([])
 
 

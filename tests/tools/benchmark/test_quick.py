@@ -30,7 +30,7 @@ def test_quick_keeps_every_bound(tmp_path):
 def test_a_missed_bound_exits_with_one(tmp_path):
     """With all tokens of many supports the comparison outgrows the small backbone."""
     done = run("--quick", "--only", "supports", "--json", str(tmp_path / "f.json"), "--opts", "TEST.memory_tokens", "0",
-               "DATASET.s_in_shot", "100")  # fmt: skip
+               "DATASET.s_in_shot", "50")  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "MISSED" in done.stdout and "1 bounds missed" in done.stdout
 

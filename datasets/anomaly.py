@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import zlib
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from datasets.episodes import derive_seed
 from datasets.images import read_mask
 from datasets.orientation import turned_back
 from utils.errors import DataError
+from utils.notices import warn_once
 
+_LOG = logging.getLogger(__name__)
 NORMAL = "good"  # what the data sets call an image without defect
 
 
@@ -45,7 +48,8 @@ class AnomalyObject:
 
 
 def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
-    """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}: zeros for a normal image.
+    """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}: zeros for a normal image. A mask that marks
+    nothing is told in a warning.
 
     Raises DataError for a mask that cannot be read or has another size.
     """
@@ -57,6 +61,8 @@ def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
             f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} is "
             f"{size[0]} x {size[1]}; a mask needs the size of its image"
         )
+    if not mask.any():
+        warn_once(_LOG, f"{item.mask} marks nothing, but its image is one of {item.defect}; mend the mask")
     return mask
 
 

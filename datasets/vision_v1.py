@@ -102,7 +102,7 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
     folder = Path(root) / object
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], key)
-    parts = [folder / part for part in PARTS if (folder / part).is_dir()]
+    parts = [folder / part for part in PARTS if (folder / part).is_dir() or (folder / part).is_symlink()]
     if not parts:
         raise DataError(f"{folder} has neither {PARTS[0]}/ nor {PARTS[1]}/; expected {folder / PARTS[0] / ANNOTATIONS}")
     for part in parts:

@@ -80,6 +80,13 @@ def test_pixels_are_not_read(bottle):
         read_target(after.test[-1], SIZE)
 
 
+def test_a_black_mask_of_an_abnormal_image_is_told(bottle, caplog):
+    item = read_object(bottle.parent, "bottle").test[-1]
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(item.mask)
+    assert not read_target(item, SIZE).any()
+    assert f"{item.mask} marks nothing, but its image is one of spot" in caplog.text
+
+
 def test_a_missing_object_lists_those_that_are_there(bottle):
     with pytest.raises(DataError, match=r"botle.*TEST\.dataset_path.*holds: bottle, cable"):
         read_object(bottle.parent, "botle", "TEST.dataset_path")

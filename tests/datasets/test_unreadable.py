@@ -120,3 +120,13 @@ def test_the_root_and_what_a_config_names(root, tmp_path):
         for call in (build_train_index, build_test_index, lambda c: build_normal_images(c, ["Disk"])):
             with pytest.raises(DataError, match="data"):
                 call(cfg)
+
+
+def test_a_part_that_leads_nowhere_is_not_taken_for_one_that_was_left_out(tmp_path):
+    write_product(tmp_path, "Plate")
+    (tmp_path / "Plate" / "val").rename(tmp_path / "elsewhere")
+    (tmp_path / "Plate" / "val").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"Plate/val/_annotations\.coco\.json: no such file"):
+        vision_v1.read_object(tmp_path, "Plate")
+    (tmp_path / "Plate" / "val").unlink()
+    assert vision_v1.read_object(tmp_path, "Plate")[0]

@@ -29,7 +29,7 @@ test: lint
 	$(PY) -m pytest -q tests/tools/benchmark
 
 test-long: $(VENV)/requirements-dev.stamp
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/long
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto tests/long
 
 lint: $(VENV)/requirements-dev.stamp
 	$(PY) -m ruff check .

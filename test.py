@@ -3,7 +3,6 @@
 import sys
 
 from tools.cli import run_main
-from tools.tester import run_test
 
 if __name__ == "__main__":
-    sys.exit(run_main(__doc__, run_test))
+    sys.exit(run_main(__doc__, "tools.tester:run_test"))

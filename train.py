@@ -3,7 +3,6 @@
 import sys
 
 from tools.cli import run_main
-from tools.trainer import run_training
 
 if __name__ == "__main__":
-    sys.exit(run_main(__doc__, run_training))
+    sys.exit(run_main(__doc__, "tools.trainer:run_training"))

@@ -28,6 +28,7 @@ from utils.run import create_run_folder
 
 SIZE = (96, 128)
 DEFECTS = {"spot": (8, 8, 250), "line": (2, 36, 10), "stain": (60, 60, 200)}  # height, width, grey value
+JOBS = {"train": "tools.trainer:run_training", "test": "tools.tester:run_test"}  # as the scripts name them
 TWO_CLASSES = {"spot": 4, "line": 4}
 TINY = {
     "RUN_NAME": "run",

@@ -13,15 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import tiny_config
+from tests.helpers import JOBS, tiny_config
 from tools.checkpoint import STATE_KEYS
 from tools.cli import run_main
-from tools.tester import run_test
-from tools.trainer import run_training
 
 ROOT = Path(__file__).parents[1]
 BAR = re.compile(r"((epoch \d+/\d+|test):.*)?$")  # a progress bar, or the empty line after it
-JOBS = {"train": run_training, "test": run_test}
 
 
 @pytest.fixture
@@ -70,6 +67,14 @@ def test_settings(fault, job):
     assert names(fault(job, "DATASET.split", "first"), "DATASET.split", "'first'", "an integer")
     assert names(fault(job, "TRAIN.SOFS.smoth_r", 1), "unknown key TRAIN.SOFS.smoth_r", "TRAIN.SOFS.smooth_r")
     assert names(fault(job, "DATASET.image_size", 65, "DATASET.mask_size", 65), "DATASET.image_size", "64 or 72")
+
+
+def test_a_bad_config_is_told_before_pytorch_is_loaded(setting):
+    """Which takes seconds."""
+    code = "import sys; from tools.cli import run_main; code = run_main('', 'tools.tester:run_test')"
+    command = [sys.executable, "-c", f"{code}; sys.exit(10 * code + ('torch' in sys.modules))"]
+    command += ["--cfg", str(setting / "my.yaml"), "--opts", "DATASET.split", "first"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 20
 
 
 def test_a_missing_yaml_file(fault, setting):
@@ -139,12 +144,12 @@ def test_a_folder_that_was_there_stays(fault, setting, monkeypatch, capsys):
     path = setting / "data" / "Plate" / "train" / "spot_1.png"
     path.write_bytes(path.read_bytes()[:2000])
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", str(setting / "my.yaml")])
-    assert run_main("", run_training) == 2
+    assert run_main("", JOBS["train"]) == 2
     assert str(path) in capsys.readouterr().err and (folder / "train.log").is_file()
 
 
 def test_an_output_folder_that_cannot_be_written(setting, monkeypatch, capsys):
     (setting / "log").write_text("a file")
     monkeypatch.setattr(sys, "argv", ["test.py", "--cfg", str(setting / "my.yaml")])
-    assert run_main("", run_test) == 2
+    assert run_main("", JOBS["test"]) == 2
     assert names(capsys.readouterr().err, "OUTPUT_DIR", setting / "log")

@@ -6,21 +6,30 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-
-from yacs.config import CfgNode
+from pkgutil import resolve_name
 
 from method_config import add_config_arguments, load_config
 from utils.errors import ProcessError, UserError
 from utils.signals import Interrupted, interruptible
 
 
-def run_main(description: str, job: Callable[[CfgNode, str], Path]) -> int:
-    """Parse the command line, load the config and run a job; returns the exit code."""
+def run_main(description: str, job: str) -> int:
+    """Parse the command line, load the config and run a job; returns the exit code.
+
+    Args:
+        description: for --help.
+        job: of the config and the name of its last file, as `module:function`; imported, with PyTorch, only when the
+            config has proved right, as that takes seconds.
+    """
     parser = argparse.ArgumentParser(description=description)
     add_config_arguments(parser)
     args = parser.parse_args()
-    return exit_code(lambda: job(load_config(args.cfg, args.opts), args.cfg[-1]))
+
+    def call() -> None:
+        cfg = load_config(args.cfg, args.opts)
+        resolve_name(job)(cfg, args.cfg[-1])
+
+    return exit_code(call)
 
 
 def exit_code(call: Callable[[], object]) -> int:

@@ -13,11 +13,9 @@ from datasets import vision_v1
 from tests.fuzz.coco import annotations, contents
 from tests.fuzz.guards import fuzzed, writes_only
 from tests.fuzz.images import broken_files
-from tests.helpers import SIZE, TINY, own_logging, write_product
+from tests.helpers import JOBS, SIZE, TINY, own_logging, write_product
 from tests.tools.open_domain_data import write_object
 from tools.cli import run_main
-from tools.tester import run_test
-from tools.trainer import run_training
 
 NAMES = ["spot_0.png", "spot_1.png", "line_0.png", "line_1.png"]
 
@@ -36,7 +34,7 @@ def run_job(monkeypatch, job, root, output, **changes):
         sys, "argv", ["job", "--cfg", "/dev/null", "--opts", *map(str, (p for i in values.items() for p in i))]
     )
     with own_logging():
-        return run_main("", job)
+        return run_main("", JOBS[job])
 
 
 @pytest.fixture
@@ -61,9 +59,7 @@ def test_tests_and_trainings_on_odd_data_end_with_0_or_2(places, monkeypatch, ca
         (folder / name).write_bytes(image)
         objects = {"DATASET__train_objects": ["Disk"], "DATASET__test_objects": ["Plate"]} if train else {}
         with writes_only(output):
-            code = run_job(
-                monkeypatch, run_training if train else run_test, data, output, TRAIN_SETUPS__epochs=1, **objects
-            )
+            code = run_job(monkeypatch, "train" if train else "test", data, output, TRAIN_SETUPS__epochs=1, **objects)
         told = capsys.readouterr()
         assert code in (0, 2) and "Traceback" not in told.err + told.out
         assert code == 0 or told.err.rpartition("error: ")[2].strip()
@@ -85,7 +81,7 @@ def test_open_domain_on_odd_files_ends_with_0_or_2(places, monkeypatch, capsys):
         whole = path.read_bytes()
         path.write_bytes(content)
         with writes_only(output):
-            code = run_job(monkeypatch, run_test, root, output, **options)
+            code = run_job(monkeypatch, "test", root, output, **options)
         told = capsys.readouterr()
         assert code in (0, 2) and "Traceback" not in told.err + told.out
         assert code == 0 or path.name in told.err

@@ -18,7 +18,7 @@ from models.backbone import Backbone
 from models.build import build_prior_method
 from models.prior_method import PriorMethod
 from tests.anomaly_data import write_converted_visa, write_mvtec, write_visa
-from tests.helpers import tiny_config
+from tests.helpers import JOBS, tiny_config
 from tests.plain_measures import plain_measures
 from tools.anomaly import MEASURES, AnomalyTest
 from tools.cli import run_main
@@ -26,7 +26,6 @@ from tools.methods import PRIOR
 from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.tester import run_test
-from tools.trainer import run_training
 from utils.curves import ScoreHistogram
 from utils.errors import DataError
 
@@ -236,13 +235,13 @@ def test_supports_of_fewer_shots_come_first_in_those_of_more(data, tmp_path):
     assert not (tmp_path / "log" / "more").exists()
 
 
-def test_any_number_of_processes_finds_the_same(bottles, tmp_path):
+def test_three_processes_find_what_one_does(bottles, tmp_path):
     """Also one that has no object to test, and with a broken image that another process reports."""
     root = shutil.copytree(bottles, tmp_path / "data")
     (root / "cable" / "test" / "spot" / "001.png").write_bytes(b"")
-    folders = [run(root, tmp_path, NUM_GPUS=n, RUN_NAME=str(n)) for n in (1, 2, 3)]
-    first, *others = [(read(f)["anomaly"], read(f)["unreadable"], rows(f), read(f, "curves")) for f in folders]
-    assert all(other == first for other in others)
+    folders = [run(root, tmp_path, NUM_GPUS=n, RUN_NAME=str(n)) for n in (1, 3)]
+    first, other = [(read(f)["anomaly"], read(f)["unreadable"], rows(f), read(f, "curves")) for f in folders]
+    assert other == first
     assert first[0]["objects"]["cable"]["images"] == 5 and "spot/001.png" in first[1][0]
 
 
@@ -348,7 +347,7 @@ def fault(data, tmp_path, monkeypatch, capsys):
     def fault(job, *opts):
         (tmp_path / "my.yaml").write_text(config(data, tmp_path).dump())
         monkeypatch.setattr(sys, "argv", ["job", "--cfg", str(tmp_path / "my.yaml"), "--opts", *map(str, opts)])
-        assert run_main("", job) == 2
+        assert run_main("", JOBS[job]) == 2
         output = capsys.readouterr()
         (line,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
         assert "Traceback" not in output.err + output.out
@@ -366,44 +365,42 @@ def says(line, *parts):
 def test_every_test_image_broken(fault, data):
     for path in (data / "cable" / "test").rglob("*.png"):
         path.write_bytes(b"")
-    assert says(fault(run_test), "cable: no test image could be read", data / "cable/test/good/000.png")
+    assert says(fault("test"), "cable: no test image could be read", data / "cable/test/good/000.png")
 
 
 def test_a_broken_support(fault, data):
     paths = sorted((data / "cable/train/good").iterdir())
     for path in paths:
         path.write_bytes(path.read_bytes()[:80])
-    assert says(fault(run_test), draw_normal(paths, "cable", 1, SEED)[0])
+    assert says(fault("test"), draw_normal(paths, "cable", 1, SEED)[0])
 
 
 def test_more_shots_than_images_are_told_before_anything_runs(fault, data, encoded):
     (data / "cable/train/good/003.png").unlink()
-    line = fault(run_test, "DATASET.shot", 4)
+    line = fault("test", "DATASET.shot", 4)
     assert says(line, "cable has 3 normal images", "DATASET.shot is 4", "at most 3")
     assert not encoded["images"], "bottle would have had enough"
 
 
 def test_objects_that_are_not_there(fault, data):
-    line = fault(run_test, "DATASET.test_objects", "[bottle, botle]")
+    line = fault("test", "DATASET.test_objects", "[bottle, botle]")
     assert says(line, data / "botle", "check the object's name and TEST.dataset_path", "holds: bottle, cable")
-    line = fault(run_test, "DATASET.test_objects", "[]")
+    line = fault("test", "DATASET.test_objects", "[]")
     assert says(line, data, "not all objects of mvtec", "lacks capsule, carpet", "DATASET.test_objects")
-    line = fault(run_test, "TEST.dataset_path", data / "gone")
+    line = fault("test", "TEST.dataset_path", data / "gone")
     assert says(line, f"{data / 'gone'}: no such folder", "set TEST.dataset_path")
-    line = fault(
-        run_test, "DATASET.name", "visa", "TEST.dataset_path", data / "bottle", "DATASET.test_objects", "[test]"
-    )
+    line = fault("test", "DATASET.name", "visa", "TEST.dataset_path", data / "bottle", "DATASET.test_objects", "[test]")
     assert says(line, data / "bottle/split_csv/1cls.csv", "set TEST.dataset_path")
 
 
 @pytest.mark.parametrize("folder", ["train/good", "test"])
 def test_folders_that_are_not_there(fault, data, folder):
     shutil.rmtree(data / "cable" / folder)
-    assert says(fault(run_test), f"{data / 'cable' / folder}: no images")
+    assert says(fault("test"), f"{data / 'cable' / folder}: no images")
 
 
 @pytest.mark.parametrize("name", ["mvtec", "visa_ND"])
 @pytest.mark.parametrize("objects", ["[]", "[capsule]"])
 def test_there_is_nothing_to_train(fault, name, objects):
-    line = fault(run_training, "DATASET.name", name, "DATASET.train_objects", objects)
+    line = fault("train", "DATASET.name", name, "DATASET.train_objects", objects)
     assert says(line, f"DATASET.name is {name}", "nothing to train on", "VISION_V1", "test.py")

@@ -1,8 +1,9 @@
-"""The figures of a report, drawn once for light and once for dark pages, as SVG that the reader's own font fills in."""
+"""The figures of a report, for light and for dark pages, as SVG that the reader's own font fills in."""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,11 +59,19 @@ class Picture:
 
 
 def picture(draw: Callable[[Theme], Figure], alt: str) -> Picture:
-    """Both versions of a figure."""
+    """Both versions of a figure; the dark one is drawn anew only where it holds pixels, whose colours are fixed."""
     with matplotlib.rc_context(STYLE):
-        light, dark = draw(LIGHT), draw(DARK)
-        width, height = (round(96 * inches) for inches in light.get_size_inches())
-        return Picture(_svg(light), _svg(dark), width, height, alt)
+        figure = draw(LIGHT)
+        light = _svg(figure)
+        dark = _svg(draw(DARK)) if "<image" in light else _darkened(light)
+        width, height = (round(96 * inches) for inches in figure.get_size_inches())
+        return Picture(*(data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)), width, height, alt)
+
+
+def _darkened(svg: str) -> str:
+    """The drawing with the dark theme's colours in its tags, wherever those of the light one are; text stays."""
+    dark = dict(zip((LIGHT.text, LIGHT.guide, *LIGHT.series), (DARK.text, DARK.guide, *DARK.series), strict=True))
+    return re.sub(r"(#[0-9a-f]{6})(?=[^<>]*>)", lambda colour: dark.get(colour[1], colour[1]), svg)
 
 
 def class_bars(rows: Sequence[Row], methods: Sequence[str], theme: Theme) -> Figure:
@@ -255,4 +264,4 @@ def _svg(figure: Figure) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's font has what ours lacks
         figure.savefig(target, format="svg", dpi=RASTER, metadata={"Date": None})
-    return data_uri(target.getvalue(), "image/svg+xml")
+    return target.getvalue().decode()

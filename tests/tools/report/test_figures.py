@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import warnings
 from functools import partial
 from xml.etree import ElementTree
@@ -134,6 +135,25 @@ def test_a_picture_is_sound_svg_in_both_themes_whatever_the_names():
         texts = {node.text for node in root.iter("{http://www.w3.org/2000/svg}text")}
         assert {"$x_1$", "a��b", "<&>�", "表面", "_hidden", "SOFS", "prior"} <= texts
         assert theme.series[0] in base64.b64decode(data).decode() and theme.text in base64.b64decode(data).decode()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        partial(figures.class_bars, rows([LIGHT.text, f'style="fill: {LIGHT.series[0]}">']), ["SOFS", "prior"]),
+        partial(figures.size_scatter, {"SOFS": [(0.01, 0.5)], "prior": [(0.1, 0.2)]}, {"SOFS": ranges(0.2, 0.4)}),
+        partial(figures.iou_by_threshold, CURVES[:1] * 6, {"SOFS": 0.5}),
+        partial(figures.loss_and_rate, HISTORY),
+    ],
+)
+def test_the_dark_version_is_what_the_dark_theme_draws(draw):
+    """But for the numbers of marks, which are drawn from their colours."""
+    only_dark = figures.picture(lambda _: draw(DARK), "")
+    drawn, found = (
+        re.sub(r"\b[mp][0-9a-f]{10}\b", "", base64.b64decode(uri.partition(",")[2]).decode())
+        for uri in (only_dark.light, figures.picture(draw, "").dark)
+    )
+    assert found == drawn
 
 
 def test_names_in_a_legend_are_no_formulas():

@@ -7,11 +7,10 @@ with generous bounds on time. Prints a line per figure, writes JSON, and exits w
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tools.benchmark.index import measure_index
 from tools.benchmark.inference import measure_inference, measure_published
 from tools.benchmark.training import measure_training
 from tools.cli import exit_code
+from utils.files import write_json
 from utils.run import provenance
 
 RANDOM = {"TRAIN.backbone_load_state_dict": False, "TRAIN.precision": "auto", "TEST.load_checkpoint": False}
@@ -84,17 +84,26 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.INFO)
     sections = (quick if args.quick else full)(args.opts)
+    if unknown := set(args.only or ()) - set(sections):
+        parser.error(f"--only: no section {', '.join(sorted(unknown))}; there are {', '.join(sections)}")
+    hold([sections[name] for name in args.only or sections], args.json)
+
+
+def hold(sections: Iterable[Callable[[], list[Figure]]], file: Path) -> None:
+    """Measure, print a line per figure as it comes, and write all as JSON.
+
+    Raises:
+        SystemExit: with 1, a bound is missed.
+    """
     figures: list[Figure] = []
     start = time.perf_counter()
-    for name in args.only or sections:
-        for figure in sections[name]():
+    for measure in sections:
+        for figure in measure():
             print(figure.line(), flush=True)
             figures.append(figure)
-    missed = [figure for figure in figures if not figure.kept]
-    print(f"{len(figures)} figures in {time.perf_counter() - start:.0f} s, {len(missed)} bounds missed")
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    content = {"figures": [f.json() for f in figures], "device": _device(), **provenance()}
-    args.json.write_text(json.dumps(content, indent=2) + "\n")
+    missed = sum(not figure.kept for figure in figures)
+    print(f"{len(figures)} figures in {time.perf_counter() - start:.0f} s, {missed} bounds missed")
+    write_json(file, {"figures": [f.json() for f in figures], "device": _device(), **provenance()})
     if missed:
         raise SystemExit(1)
 

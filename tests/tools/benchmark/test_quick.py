@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.benchmark.__main__ import hold
 from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
 
 REPO = Path(__file__).parents[3]
@@ -27,12 +28,22 @@ def test_quick_keeps_every_bound(tmp_path):
     assert all(f["kept"] for f in figures) and "MISSED" not in done.stdout
 
 
-def test_a_missed_bound_exits_with_one(tmp_path):
-    """With all tokens of many supports the comparison outgrows the small backbone."""
-    done = run("--quick", "--only", "supports", "--json", str(tmp_path / "f.json"), "--opts", "TEST.memory_tokens", "0",
-               "DATASET.s_in_shot", "50")  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "MISSED" in done.stdout and "1 bounds missed" in done.stdout
+def test_a_missed_bound_exits_with_one_when_all_is_written(tmp_path, capsys):
+    def sections(*values):
+        return [lambda value=value: [Figure("index", "files", value, bound=3, kind=EXACTLY)] for value in values]
+
+    with pytest.raises(SystemExit) as ended:
+        hold(sections(3, 4, 3), tmp_path / "new" / "f.json")
+    assert ended.value.code == 1
+    assert [f["kept"] for f in json.loads((tmp_path / "new" / "f.json").read_text())["figures"]] == [True, False, True]
+    lines = capsys.readouterr().out.splitlines()
+    assert ["MISSED" in line for line in lines] == [False, True, False, False] and "1 bounds missed" in lines[3]
+    hold(sections(3), tmp_path / "f.json")
+
+
+def test_an_unknown_section_is_named():
+    done = run("--only", "inference", "speed")
+    assert done.returncode == 2 and "no section speed; there are inference, published," in done.stderr
 
 
 @pytest.mark.parametrize(("kind", "kept"), [(AT_MOST, [2, 3]), (AT_LEAST, [3, 4]), (EXACTLY, [3])])

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
-from tests.helpers import tiny_config
+from tests.helpers import JOBS, tiny_config
+from tools.cli import run_main
 from tools.training_state import STATE
 from utils.files import PARTIAL
 
-REPO = Path(__file__).parents[1]
 LIMIT = 240  # seconds, of a wait
+FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported PyTorch, which takes seconds, once
+FORKS.set_forkserver_preload(["tools.trainer"])
 
 
 class Training:
@@ -36,23 +37,16 @@ class Training:
         self.yaml, self.run = folder / "my.yaml", folder / "log" / "run"
         self.yaml.write_text(cfg.dump())
 
-    def start(self, *opts, largest_file=resource.RLIM_INFINITY):
+    def start(self, largest_file=resource.RLIM_INFINITY):
         """The process, whose files may have so many bytes; its errors are kept in a file."""
-        command = [sys.executable, str(REPO / "train.py"), "--cfg", str(self.yaml), "--opts", *opts]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
         self.errors = self.yaml.with_suffix(".stderr")
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors.open("w"),
-            start_new_session=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
-        )
+        process = FORKS.Process(target=_train, args=(self.yaml, self.errors, largest_file))
+        process.start()
+        return process
 
-    def finish(self, *opts, **limits):
+    def finish(self, **limits):
         """Run to the end; returns the code."""
-        return self.start(*opts, **limits).wait(LIMIT)
+        return ended(self.start(**limits))
 
     def last_error(self):
         return self.errors.read_text().splitlines()[-1]
@@ -72,11 +66,29 @@ class Training:
         return json.loads((self.run / "history.json").read_text())
 
 
+def _train(yaml, errors, largest_file):
+    """What `train.py --cfg FILE` does, as a process that shares nothing with the others."""
+    os.setsid()
+    for stream, path in ((1, os.devnull), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    torch.set_num_threads(1)
+    sys.argv = ["train.py", "--cfg", str(yaml)]
+    sys.exit(run_main("", JOBS["train"]))
+
+
+def ended(process):
+    """Wait for its end; returns the code."""
+    process.join(LIMIT)
+    assert process.exitcode is not None, "it does not end"
+    return process.exitcode
+
+
 def until(condition, process, pause=0.001):
     """Wait for something; False if the process ends before."""
     end = time.monotonic() + LIMIT
     while not condition():
-        if process.poll() is not None:
+        if not process.is_alive():
             return False
         assert time.monotonic() < end, "in vain"
         time.sleep(pause)
@@ -90,7 +102,7 @@ def kill_somewhere(training, rng):
     if until(lambda: training.log().count("episodes/s") > seen, process):
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
-    process.wait()
+    ended(process)
 
 
 def kill_while_it_saves(training):
@@ -102,7 +114,7 @@ def kill_while_it_saves(training):
             break
         os.kill(process.pid, signal.SIGCONT)
     process.kill()
-    process.wait()
+    ended(process)
 
 
 def equal(first, second):

@@ -166,7 +166,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_product(root, "Disk", {"spot": 5, "line": 3, "stain": 2}, size=(700, 600))
     (root / "Disk" / "train" / "line_0.png").write_bytes(b"")
-    options = {"DATASET__few_shot_repeated_multiple": 2, "TEST__threshold": "auto"}
+    options = {"DATASET__few_shot_repeated_multiple": 2, "TEST__threshold": "auto", "DATASET__crop_size": 256}
     return run_test(tiny_config(root, tmp_path_factory.mktemp("log"), **options), "")
 
 

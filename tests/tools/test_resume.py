@@ -11,7 +11,7 @@ import torch
 
 from method_config import load_config
 from tests.helpers import EARLY_BEST, own_logging, read_index
-from tests.killing import Training, equal, kill_somewhere, kill_while_it_saves, until
+from tests.killing import Training, ended, equal, kill_somewhere, kill_while_it_saves, until
 from tools.trainer import run_training
 from tools.training_state import STATE, Progress
 
@@ -81,7 +81,7 @@ def told_to_end(training, number):
     process, seen = training.start(), training.log().count("episodes/s")
     assert until(lambda: training.log().count("episodes/s") > seen + 3, process)
     os.kill(process.pid, number)
-    assert process.wait(60) == 128 + number
+    assert ended(process) == 128 + number
     state = training.state()
     step = f" and {state['within']['step']} steps of the next" if state["within"] else ""
     where = f"after epoch {state['epoch']}{step} in {training.run}/checkpoints/state.pth"

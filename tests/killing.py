@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers import JOBS, tiny_config
 from tools.cli import run_main
-from tools.training_state import STATE
+from tools.training.state import STATE
 from utils.files import PARTIAL
 
 LIMIT = 240  # seconds, of a wait

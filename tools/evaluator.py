@@ -21,8 +21,8 @@ from datasets.samples import SampleIndex
 from datasets.supports import SupportSet, ViewSettings
 from models.sofs import SupportMemory
 from models.support_tokens import LabelledTokens
-from tools.answers import Prediction
 from tools.loading import Loader
+from tools.prediction.answers import Prediction
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size

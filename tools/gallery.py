@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.crops import cut
 from datasets.tiling import Box
-from tools.answers import Prediction
+from tools.prediction.answers import Prediction
 from tools.results import Evaluation, QueryResult
 from utils.files import write_json
 from utils.visualize import TRUTH, heat, outline, overlay, write_image

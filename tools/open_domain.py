@@ -15,9 +15,9 @@ from datasets.images import limit_pixels, read_image, read_mask
 from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
 from datasets.orientation import turned_back
 from models.sofs import SupportMemory
-from tools.answers import Outcome
 from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
 from tools.open_domain_files import write_answers
+from tools.prediction.answers import Outcome
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.strips import ImageStrips
-from tools.answers import Prediction
+from tools.prediction.answers import Prediction
 from utils.memory import allocate, let_go
 from utils.names import file_name
 from utils.visualize import overlay, overlay_labels, write_image

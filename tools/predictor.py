@@ -26,12 +26,12 @@ from datasets.supports import SupportSet, ViewSettings, is_windowed, normal_view
 from models.comparison import Comparison
 from models.sofs import SupportMemory
 from models.support_tokens import LabelledTokens
-from tools.answers import Answering, Outcome, Prediction
 from tools.methods import test_methods
-from tools.pipeline import Window, WindowFeed, shared
-from tools.support_encoder import SupportEncoder
-from tools.support_file import fingerprint, load_memory, save_memory, widths
-from tools.thresholds import choose_thresholds
+from tools.prediction.answers import Answering, Outcome, Prediction
+from tools.prediction.pipeline import Window, WindowFeed, shared
+from tools.prediction.support_encoder import SupportEncoder
+from tools.prediction.support_file import fingerprint, load_memory, save_memory, widths
+from tools.prediction.thresholds import choose_thresholds
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
@@ -53,7 +53,7 @@ class Predictor:
         mirrored: compare windows with the supports' mirror images, too.
         merge: `probability`, or `reference` for the published stitching.
         threshold: probability above which a pixel is defect; None: chosen on the supports, see
-            `tools.thresholds.choose_thresholds`.
+            `tools.prediction.thresholds.choose_thresholds`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """

@@ -88,7 +88,7 @@ class Evaluation:
             at: number of the repeat and of the query.
             key, image: see `QueryResult`.
             target: (h, w) uint8 {0, 1}, the true mask.
-            answers: `tools.answers.Prediction` by method.
+            answers: `tools.prediction.answers.Prediction` by method.
         """
         share = float((target == 1).mean())
         for method, answer in answers.items():

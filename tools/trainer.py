@@ -22,17 +22,17 @@ from datasets.feature_bank import BankEpisodes
 from datasets.samples import SampleIndex
 from models.build import build_model
 from tools.checkpoint import load_head, save_head, save_state
-from tools.feature_bank import bank_episodes, filled
 from tools.job import run_job
-from tools.learner import Learner
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
 from tools.predictor import Predictor
-from tools.steps import Batch, add_to_meter, to_device
 from tools.tester import SplitTest
-from tools.training_log import TrainingLog
-from tools.training_state import STATE, Progress, as_state, set_random_state, state_to_resume, where_it_stands
-from tools.validation import Validation
+from tools.training.feature_bank import bank_episodes, filled
+from tools.training.learner import Learner
+from tools.training.log import TrainingLog
+from tools.training.state import STATE, Progress, as_state, set_random_state, state_to_resume, where_it_stands
+from tools.training.steps import Batch, add_to_meter, to_device
+from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
 from utils.errors import DataError
 from utils.files import write_json

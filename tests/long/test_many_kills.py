@@ -9,7 +9,7 @@ import pytest
 from method_config import load_config
 from tests.helpers import own_logging
 from tests.killing import Training, kill_somewhere, kill_while_it_saves
-from tests.tools.test_resume import CHANGES, same_end
+from tests.tools.training.test_resume import CHANGES, same_end
 from tools.trainer import run_training
 
 KILLS = 30

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny_config, write_product
-from tools.answers import Prediction
 from tools.gallery import (
     DETAIL,
     SIDE,
@@ -21,6 +20,7 @@ from tools.gallery import (
     support_panels,
     write_gallery,
 )
+from tools.prediction.answers import Prediction
 from tools.results import Evaluation, QueryResult
 from tools.tester import run_test
 

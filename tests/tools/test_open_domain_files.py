@@ -6,8 +6,8 @@ import pytest
 
 from datasets.strips import ImageStrips
 from tools import open_domain_files
-from tools.answers import Prediction
 from tools.open_domain_files import write_answers
+from tools.prediction.answers import Prediction
 from utils import memory
 
 

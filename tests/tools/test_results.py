@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from tools.answers import Prediction
+from tools.prediction.answers import Prediction
 from tools.results import HEADER, Evaluation, QueryResult
 from utils.curves import ScoreHistogram
 from utils.metrics import SegmentationMeter

@@ -15,7 +15,7 @@ from tests.helpers import tiny_config, train_without_dropout, trainer_of
 from tools.checkpoint import load_state
 from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
-from tools.training_state import STATE
+from tools.training.state import STATE
 from utils.errors import DataError
 from utils.launch import launch
 from utils.precision import autocast

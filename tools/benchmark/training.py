@@ -19,8 +19,8 @@ from datasets.demo import write_demo_data
 from datasets.demo.products import TEST_PRODUCTS, TRAIN_PRODUCTS
 from datasets.samples import SampleIndex
 from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
-from tools.steps import Batch
 from tools.trainer import Trainer
+from tools.training.steps import Batch
 from utils.precision import autocast
 
 SECTION = "training"

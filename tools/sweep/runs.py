@@ -15,7 +15,7 @@ from tools.checkpoint import load_state
 from tools.sweep.plan import CHECKPOINTS, LAST_HEAD, Run
 from tools.tester import run_test
 from tools.trainer import run_training
-from tools.training_state import AUTO, STATE
+from tools.training.state import AUTO, STATE
 from utils.errors import ConfigError, WeightsError
 from utils.logging import setup_logging
 

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from models.comparison import Comparison
-from tools.support_encoder import NORMAL_POOL, SupportEncoder
+from tools.prediction.support_encoder import NORMAL_POOL, SupportEncoder
 
 SIDE = 64
 TOKENS = (SIDE // 8) ** 2

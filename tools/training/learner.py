@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from models.losses import MixedNormalDiceLoss
 from models.sofs import SOFS
 from models.weights import load_checked
-from tools.schedule import build_optimizer, build_schedule
-from tools.steps import Batch, EpisodeLoss
+from tools.training.schedule import build_optimizer, build_schedule
+from tools.training.steps import Batch, EpisodeLoss
 from utils.distributed import world_size
 from utils.precision import autocast, half_type
 

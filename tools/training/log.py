@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from datasets.transforms import denormalise
 from models.priors import upsample
 from tools.predictor import AUTO, DEFAULT_THRESHOLD
-from tools.steps import Batch
+from tools.training.steps import Batch
 from utils.errors import OutputError
 from utils.visualize import TRUTH, outline, overlay, panels
 

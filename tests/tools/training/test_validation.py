@@ -23,7 +23,7 @@ from tools.methods import with_baseline
 from tools.predictor import Predictor
 from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
-from tools.validation import Validation, held_out
+from tools.training.validation import Validation, held_out
 from utils.errors import DataError
 from utils.run import create_run_folder
 

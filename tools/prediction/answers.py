@@ -10,7 +10,7 @@ from torch import Tensor
 from datasets.merging import Blender, merge_reference
 from datasets.strips import ImageStrips
 from datasets.tiling import Box
-from tools.pipeline import ImageStart
+from tools.prediction.pipeline import ImageStart
 from utils.errors import DataError
 
 

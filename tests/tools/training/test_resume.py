@@ -13,7 +13,7 @@ from method_config import load_config
 from tests.helpers import EARLY_BEST, own_logging, read_index
 from tests.killing import Training, ended, equal, kill_somewhere, kill_while_it_saves, until
 from tools.trainer import run_training
-from tools.training_state import STATE, Progress
+from tools.training.state import STATE, Progress
 
 CHANGES = EARLY_BEST | {
     "TRAIN_SETUPS__epochs": 30,

@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.supports import Pair
 from models.support_tokens import LabelledTokens
-from tools.support_encoder import EncodedSupport
+from tools.prediction.support_encoder import EncodedSupport
 from utils.curves import ScoreHistogram
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.helpers import SIZE, surface, tiny_config, untrained_predictor
+from tools.prediction.support_encoder import MIRRORS
+from tools.prediction.thresholds import best_threshold
 from tools.predictor import Predictor
-from tools.support_encoder import MIRRORS
-from tools.thresholds import best_threshold
 from utils.curves import LEVELS, ScoreHistogram
 
 AXES = ((1,), (0,), (0, 1))

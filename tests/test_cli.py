@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,21 @@ def test_a_bad_config_is_told_before_pytorch_is_loaded(setting):
     command = [sys.executable, "-c", f"{code}; sys.exit(10 * code + ('torch' in sys.modules))"]
     command += ["--cfg", str(setting / "my.yaml"), "--opts", "DATASET.split", "first"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 20
+
+
+def test_told_to_end_while_it_loads_its_modules(setting):
+    """Some of which turn an interruption into another error."""
+    (setting / "slow.py").write_text(
+        "import time\nprint('loading', flush=True)\ntry:\n    time.sleep(1)\n"
+        "except BaseException:\n    raise ValueError\n"
+    )
+    command = [sys.executable, "-c", "import sys; from tools.cli import run_main; sys.exit(run_main('', 'slow:job'))"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{setting}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--cfg", "my.yaml"], cwd=setting, env=environment, **pipes)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "interrupted by SIGINT\n" and process.returncode == 130
 
 
 def test_a_missing_yaml_file(fault, setting):

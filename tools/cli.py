@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 
 from method_config import add_config_arguments, load_config
 from utils.errors import ProcessError, UserError
-from utils.signals import Interrupted, interruptible
+from utils.signals import Interrupted, interruptible, postponed
 
 
 def run_main(description: str, job: str) -> int:
@@ -27,7 +27,9 @@ def run_main(description: str, job: str) -> int:
 
     def call() -> None:
         cfg = load_config(args.cfg, args.opts)
-        resolve_name(job)(cfg, args.cfg[-1])
+        with postponed(alone=True):  # what a signal cuts off half imported may go on, and fail otherwise
+            function = resolve_name(job)
+        function(cfg, args.cfg[-1])
 
     return exit_code(call)
 

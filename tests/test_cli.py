@@ -78,18 +78,43 @@ def test_a_bad_config_is_told_before_pytorch_is_loaded(setting):
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 20
 
 
-def test_told_to_end_while_it_loads_its_modules(setting):
+SLOW = """
+import time
+from multiprocessing import current_process
+
+def job():
+    pass
+
+if ("Spawn" in current_process().name) == {spawned}:
+    print("loading", flush=True)
+    try:
+        time.sleep(1)
+    except BaseException:
+        raise ValueError
+"""
+SPAWN = """
+import sys
+from tools.cli import exit_code
+
+if __name__ == "__main__":
+    import slow
+    from utils.launch import launch
+    sys.exit(exit_code(lambda: launch(slow.job, 2, "gloo")))
+"""
+PLAIN = "import sys; from tools.cli import run_main; sys.exit(run_main('', 'slow:job'))"
+
+
+@pytest.mark.parametrize(("main", "processes"), [(PLAIN, 1), (SPAWN, 2)])
+def test_told_to_end_while_modules_are_loaded(setting, main, processes):
     """Some of which turn an interruption into another error."""
-    (setting / "slow.py").write_text(
-        "import time\nprint('loading', flush=True)\ntry:\n    time.sleep(1)\n"
-        "except BaseException:\n    raise ValueError\n"
-    )
-    command = [sys.executable, "-c", "import sys; from tools.cli import run_main; sys.exit(run_main('', 'slow:job'))"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{setting}"}
+    (setting / "slow.py").write_text(SLOW.format(spawned=processes > 1))
+    (setting / "main.py").write_text(main)
+    command = [sys.executable, str(setting / "main.py"), "--cfg", "my.yaml"]
+    options = {"cwd": setting, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "start_new_session": True}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, "--cfg", "my.yaml"], cwd=setting, env=environment, **pipes)
-    assert process.stdout.readline() == "loading\n"
-    process.send_signal(signal.SIGINT)
+    process = subprocess.Popen(command, **options, **pipes)
+    assert [process.stdout.readline() for _ in range(processes)] == ["loading\n"] * processes
+    os.killpg(process.pid, signal.SIGINT)
     assert process.communicate()[1] == "interrupted by SIGINT\n" and process.returncode == 130
 
 

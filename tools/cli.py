@@ -6,11 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from multiprocessing import current_process
 from pkgutil import resolve_name
 
 from method_config import add_config_arguments, load_config
 from utils.errors import ProcessError, UserError
-from utils.signals import Interrupted, interruptible, postponed
+from utils.signals import Interrupted, hold_signals, interruptible, postponed
+
+MAIN = "MainProcess"  # as multiprocessing names who has not been started by it
+
+if current_process().name != MAIN:  # one of NUM_GPUS, which imports PyTorch before its part begins
+    hold_signals()
 
 
 def run_main(description: str, job: str) -> int:

@@ -80,6 +80,11 @@ def postponed(*, alone: bool) -> Iterator[Pending]:
         raise Interrupted(pending.number)
 
 
+def hold_signals() -> None:
+    """Let SIGTERM and Ctrl-C wait until a block of this module begins."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 def _let_workers_end() -> None:
     """From here on the process ends, and that loader workers do is no fault: they may be told, too."""
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # not SIG_DFL: one that waits would be told as lost
@@ -105,4 +110,5 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,37 @@ def test_a_fault_that_all_processes_have_is_told_once(run):
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(told) == 1 and "/gone: no such folder" in told[0]
     assert "DataError" not in done.stderr and not folder.exists()
+
+
+def test_processes_whose_launcher_is_killed_save_and_end(surfaces, tmp_path):
+    """Or they would train on, and the same command be refused meanwhile."""
+    yaml, folder = tmp_path / "my.yaml", tmp_path / "log" / "run"
+    options = {"TRAIN_SETUPS__epochs": 10_000, "TRAIN_SETUPS__batch_size": 1, "TRAIN__resume": "auto"}
+    yaml.write_text(tiny_config(surfaces, tmp_path / "log", **options).dump())
+    with (tmp_path / "stderr").open("w") as errors:
+        command = [*torchrun(2), str(REPO / "train.py"), "--cfg", str(yaml)]
+        launcher = subprocess.Popen(command, stderr=errors, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait(lambda: (folder / "history.json").exists())
+    own = processes_below(launcher.pid)
+    launcher.kill()
+    assert launcher.wait() == -signal.SIGKILL and len(own) == 2
+    wait(lambda: not any(map(is_there, own)))
+    told = (tmp_path / "stderr").read_text().splitlines()
+    assert sum(line.startswith("interrupted by SIGTERM: saved after epoch") for line in told) == 1
+
+
+def processes_below(number):
+    return [int(n) for n in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+
+
+def is_there(number):
+    """Whether a process lives; one that has ended may wait for its parent to ask how."""
+    status = Path(f"/proc/{number}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def wait(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from utils.distributed import local_rank
 from utils.errors import ConfigError, ProcessError, UserError
@@ -64,7 +66,10 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
     except SignalException as error:
         raise _first(faults) or Interrupted(error.sigval) from None
     except ChildFailedError as error:
-        raise _first(faults) or _killed(error) from None
+        fault, killed = _first(faults), _killed(error)
+        if isinstance(fault, Interrupted) and isinstance(killed, ProcessError):  # told to end as another was killed
+            fault = None
+        raise fault or killed from None
 
 
 def started_by_torchrun() -> bool:
@@ -74,12 +79,14 @@ def started_by_torchrun() -> bool:
 
 @contextmanager
 def process_group(backend: str) -> Iterator[None]:
-    """A block in which this process, started by torchrun or its engine, and its siblings are a group.
+    """A block in which this process, started by torchrun or its engine, and its siblings are a group. When who has
+    started it dies, it is told to end.
 
     Of a UserError that all have the main process tells, the others end silently. Any other fault leaves the block a
     little later than it came: the launcher takes the first process that ends for the cause, and those who merely miss
     it must not be first.
     """
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)  # or it would train on, and the same command be refused
     if torch.cuda.is_available():
         count = int(os.environ["LOCAL_WORLD_SIZE"])
         _check_gpus(count, f"torchrun has started {count} processes", "lower --nproc_per_node")

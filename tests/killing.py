@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
+import subprocess
 import sys
-import time
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +20,7 @@ from tools.training.state import STATE
 from utils.files import PARTIAL
 
 LIMIT = 240  # seconds, of a wait
+HALF = 10_000  # bytes of a state that is never whole
 FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported PyTorch, which takes seconds, once
 FORKS.set_forkserver_preload(["tools.trainer"])
 
@@ -37,10 +40,10 @@ class Training:
         self.yaml, self.run = folder / "my.yaml", folder / "log" / "run"
         self.yaml.write_text(cfg.dump())
 
-    def start(self, largest_file=resource.RLIM_INFINITY):
+    def start(self, *, largest_file=resource.RLIM_INFINITY, blow=None):
         """The process, whose files may have so many bytes; its errors are kept in a file."""
         self.errors = self.yaml.with_suffix(".stderr")
-        process = FORKS.Process(target=_train, args=(self.yaml, self.errors, largest_file))
+        process = FORKS.Process(target=_train, args=(self.yaml, self.errors, largest_file, blow))
         process.start()
         return process
 
@@ -66,13 +69,46 @@ class Training:
         return json.loads((self.run / "history.json").read_text())
 
 
-def _train(yaml, errors, largest_file):
+@dataclass
+class Blow:
+    """What comes over a training when it writes a file for the `time`-th time, however fast it and its test are.
+
+    Attributes:
+        time: counted from 1.
+        number: of the signal that it gets.
+        seconds: between beginning to write and the signal; None: the kernel ends it in the midst of writing.
+        file: its name.
+    """
+
+    time: int
+    number: int = signal.SIGKILL
+    seconds: float | None = None
+    file: str = STATE.name
+
+    def note(self, event, arguments):
+        """For `sys.addaudithook`."""
+        if event != "open" or not re.search(rf"/\.{self.file}\..*{PARTIAL}$", str(arguments[0])):
+            return
+        self.time -= 1
+        if self.time == 0 and self.seconds is None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, resource.RLIM_INFINITY))
+        elif self.time == 0 and self.seconds == 0:
+            os.kill(os.getpid(), self.number)
+        elif self.time == 0:
+            subprocess.Popen(["sh", "-c", f"sleep {self.seconds}; kill -{int(self.number)} {os.getpid()}"])
+
+
+def _train(yaml, errors, largest_file, blow):
     """What `train.py --cfg FILE` does, as a process that shares nothing with the others."""
     os.setsid()
     for stream, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
+    if blow:
+        sys.addaudithook(blow.note)
     sys.argv = ["train.py", "--cfg", str(yaml)]
     sys.exit(run_main("", JOBS["train"]))
 
@@ -84,37 +120,15 @@ def ended(process):
     return process.exitcode
 
 
-def until(condition, process, pause=0.001):
-    """Wait for something; False if the process ends before."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        if not process.is_alive():
-            return False
-        assert time.monotonic() < end, "in vain"
-        time.sleep(pause)
-    return True
-
-
 def kill_somewhere(training, rng):
     """Start it and kill it a few epochs later, at any moment, as the system does when the memory is full."""
-    seen = training.log().count("episodes/s") + rng.randrange(1, 5)
-    process = training.start()
-    if until(lambda: training.log().count("episodes/s") > seen, process):
-        time.sleep(rng.uniform(0, 0.2))
-        process.kill()
-    ended(process)
+    blow = Blow(rng.randrange(2, 6), seconds=rng.uniform(0, 0.1))
+    assert ended(training.start(blow=blow)) == -signal.SIGKILL
 
 
 def kill_while_it_saves(training):
-    """Start it and kill it with the state half written."""
-    process = training.start()
-    while until(training.partial, process, 0):
-        os.kill(process.pid, signal.SIGSTOP)
-        if training.partial():
-            break
-        os.kill(process.pid, signal.SIGCONT)
-    process.kill()
-    ended(process)
+    """Start it and have it end with the state half written."""
+    assert ended(training.start(blow=Blow(2))) == -signal.SIGXFSZ and training.partial()
 
 
 def equal(first, second):

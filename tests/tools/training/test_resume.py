@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 
 import pytest
-import torch
 
 from method_config import load_config
-from tests.helpers import EARLY_BEST, own_logging, read_index
-from tests.killing import Training, ended, equal, kill_somewhere, kill_while_it_saves, until
+from tests.helpers import EARLY_BEST, own_logging
+from tests.killing import Blow, Training, ended, equal, kill_somewhere, kill_while_it_saves
 from tools.trainer import run_training
-from tools.training.state import STATE, Progress
+from tools.training.state import STATE
 
 CHANGES = EARLY_BEST | {
     "TRAIN_SETUPS__epochs": 30,
@@ -23,7 +21,7 @@ CHANGES = EARLY_BEST | {
     "TRAIN_SETUPS__TEST_SETUPS__val_state": True,
     "TRAIN_SETUPS__TEST_SETUPS__test_state": False,
 }
-KEPT = ("head", "optimizer", "schedule", "scaler", "epoch", "history", "best")
+KEPT = ("head", "optimizer", "scaler", "epoch", "history", "best")
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +63,9 @@ def test_a_full_disk_leaves_the_last_state_and_is_told(surfaces, straight, tmp_p
     assert training.finish() == 0 and same_end(training, straight)
 
 
-@pytest.mark.parametrize("batch_size, step", [(4, 5), (3, 6), (40, 0)])
-def test_other_processes_go_on_after_the_same_episodes(surfaces, caplog, batch_size, step):
-    """What two processes have begun with batches of 2, one ends with other batches."""
-    progress, device = Progress.of(read_index(surfaces, "Plate")), torch.device("cpu")
-    progress.losses = [torch.tensor(1.0)] * 5
-    own = progress.gathered(device, batch_size)["processes"]
-    progress = Progress.of(read_index(surfaces, "Plate"))
-    progress.restore({"step": 5, "batch_size": 2, "processes": own * 2}, device, batch_size)
-    assert progress.step == step and not progress.losses and "may come twice" in caplog.text
-
-
 def told_to_end(training, number):
     """Start it, tell it to end a few epochs later, and check what it says; returns the state."""
-    process, seen = training.start(), training.log().count("episodes/s")
-    assert until(lambda: training.log().count("episodes/s") > seen + 3, process)
-    os.kill(process.pid, number)
-    assert ended(process) == 128 + number
+    assert ended(training.start(blow=Blow(4, number, seconds=0.02))) == 128 + number
     state = training.state()
     step = f" and {state['within']['step']} steps of the next" if state["within"] else ""
     where = f"after epoch {state['epoch']}{step} in {training.run}/checkpoints/state.pth"
@@ -95,3 +79,12 @@ def test_told_to_end_it_saves_within_the_epoch_and_goes_on_there(surfaces, strai
     first, second = (told_to_end(training, number) for number in (signal.SIGTERM, signal.SIGINT))
     assert first["epoch"] < second["epoch"] < 30
     assert training.finish() == 0 and same_end(training, straight)
+
+
+def test_told_to_end_while_it_validates_it_says_what_is_kept(surfaces, tmp_path):
+    training = Training(surfaces, tmp_path, **CHANGES | {"TRAIN_SETUPS__TEST_SETUPS__epoch_test": 2})
+    blow = Blow(1, signal.SIGTERM, seconds=0, file="metrics_validation.json")
+    assert ended(training.start(blow=blow)) == 143
+    where = f"after epoch 2 in {training.run}/checkpoints/state.pth"
+    assert training.last_error() == f"interrupted by SIGTERM: saved {where}; TRAIN.resume auto goes on there"
+    assert training.state()["epoch"] == 2 and "validation" not in training.state()["history"][-1]

@@ -16,7 +16,7 @@ from models.weights import load_checked
 from utils.errors import WeightsError
 from utils.files import write_whole
 
-STATE_KEYS = {"head", "optimizer", "schedule", "scaler", "epoch", "within", "config", "history", "best"}
+STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}
 
 
 def save_head(path: Path, model: SOFS, config: str) -> None:

@@ -21,21 +21,21 @@ from datasets.episodes import EpisodeSampler, derive_seed
 from datasets.feature_bank import BankEpisodes
 from datasets.samples import SampleIndex
 from models.build import build_model
-from tools.checkpoint import load_head, save_head, save_state
+from tools.checkpoint import load_head
 from tools.job import run_job
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
 from tools.predictor import Predictor
 from tools.tester import SplitTest
+from tools.training.checkpoints import Checkpoints
 from tools.training.feature_bank import bank_episodes, filled
 from tools.training.learner import Learner
 from tools.training.log import TrainingLog
-from tools.training.state import STATE, Progress, as_state, set_random_state, state_to_resume, where_it_stands
+from tools.training.state import Progress, as_state, read_state, set_random_state, state_to_resume, where_it_stands
 from tools.training.steps import Batch, add_to_meter, to_device
 from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
 from utils.errors import DataError
-from utils.files import write_json
 from utils.logging import setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import half_type, pick_device
@@ -81,7 +81,7 @@ class Trainer:
     """
 
     def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
-        self.cfg, self.folder = cfg, folder
+        self.cfg, self.files = cfg, Checkpoints(cfg, folder)
         self.device = pick_device(cfg.DEVICE)
         torch.manual_seed(cfg.RNG_SEED)
         self.model = build_model(cfg).to(self.device)
@@ -102,9 +102,9 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.progress: Progress | None = None  # None: between epochs
-        if cfg.TRAIN.resume and (state := state_to_resume(cfg, folder)):
-            with as_state(cfg.TRAIN.resume):
-                self._resume(state)
+        if cfg.TRAIN.resume and (file := state_to_resume(cfg, folder)):
+            with as_state(file):
+                self._resume(read_state(cfg, file), file)
         pin = self.device.type == "cuda"
         self.loader = Loader(self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin)
         self.batches = iter(self.loader)
@@ -114,8 +114,19 @@ class Trainer:
         the head that validation found best, or of the last.
 
         Raises:
-            Interrupted: the process was told to end; what is trained is kept.
+            Interrupted: the process was told to end; it says what is kept.
         """
+        try:
+            self._epochs(tests)
+            if self.validation is not None and self.validation.best is not None:
+                self.model.head.load_state_dict(self.validation.best.head)
+                self._save_best()  # it may be of the run that this one has resumed
+            self._test(tests, final=True)
+        except Interrupted as error:
+            raise error if error.told else self.files.interrupted(error.number) from None
+        self.log.close()
+
+    def _epochs(self, tests: list[SplitTest]) -> None:
         setups = self.cfg.TRAIN_SETUPS
         with self.features_ready() if self.epoch < setups.epochs else nullcontext(), closing(self.batches):
             while self.epoch < setups.epochs or self._validation_due():
@@ -126,11 +137,6 @@ class Trainer:
                     self._save()
                 if self._due() and self.epoch < setups.epochs:
                     self._test(tests)
-        if self.validation is not None and self.validation.best is not None:
-            self.model.head.load_state_dict(self.validation.best.head)
-            self._save_best()  # it may be of the run that this one has resumed
-        self._test(tests, final=True)
-        self.log.close()
 
     def _due(self) -> bool:
         """Whether validation and test follow the epochs so far."""
@@ -160,11 +166,12 @@ class Trainer:
             except DataError:  # told, too, the loader's workers may have ended
                 if not pending.number or world_size() > 1:
                     raise
-                self._leave(pending.number)
+                self._save()
+                raise self.files.interrupted(pending.number) from None
             self.epoch, self.progress = self.epoch + 1, None
             self._save()
             if told := largest(pending.number):
-                self._leave(told)
+                raise self.files.interrupted(told)
 
     def _steps(self, progress: Progress, pending: Pending) -> None:
         """1. draw  2. update  3. tell."""
@@ -189,7 +196,8 @@ class Trainer:
                 self._picture(batch, probability)
             progress.step += 1
             if progress.step < steps and (told := largest(pending.number)):
-                self._leave(told)
+                self._save()
+                raise self.files.interrupted(told)
         mean = float(torch.stack(progress.losses).mean())
         self._tell(mean, self._rate(steps - first, start), progress.meter if measures else None)
 
@@ -200,15 +208,6 @@ class Trainer:
         if self.progress.random:
             set_random_state(self.progress.random, self.device)
         return self.progress
-
-    def _leave(self, told: int) -> None:
-        """Save, unless it is done, and end."""
-        if self.progress is not None:
-            self._save()
-        if not self.cfg.TRAIN.save_model:
-            raise Interrupted(told, "not saved: TRAIN.save_model is False")
-        where = f"{where_it_stands(self.epoch, self.progress)} in {self.folder / STATE}"
-        raise Interrupted(told, f"saved {where}; TRAIN.resume auto goes on there")
 
     def _rate(self, steps: int, start: float) -> float:
         """Episodes per second of all processes."""
@@ -262,21 +261,16 @@ class Trainer:
             self.log.scalars(scalars, self.epoch)
 
     def _save_best(self) -> None:
-        if is_main() and self.cfg.TRAIN.save_model:
-            save_head(self.folder / "checkpoints" / "best.safetensors", self.model, self.cfg.dump())
+        if is_main():
+            self.files.save_best(self.model)
 
     def _save(self) -> None:
-        """Keep the state, and between epochs the head and the history; all processes call it."""
-        batch_size, progress = self.cfg.TRAIN_SETUPS.batch_size, self.progress
-        within = None if progress is None else progress.gathered(self.device, batch_size)
-        if not is_main():
-            return
-        if self.cfg.TRAIN.save_model:
-            save_state(self.folder / STATE, self._state(within))
-        if progress is None:
-            if self.cfg.TRAIN.save_model:
-                save_head(self.folder / "checkpoints" / "head.safetensors", self.model, self.cfg.dump())
-            write_json(self.folder / "history.json", self.history)
+        """All processes call it."""
+        progress = self.progress
+        within = None if progress is None else progress.gathered(self.device, self.cfg.TRAIN_SETUPS.batch_size)
+        if is_main():
+            self.files.save(self._state(within), self.model)
+        self.files.stand = where_it_stands(self.epoch, progress)
 
     def _state(self, within: dict[str, Any] | None) -> dict[str, Any]:
         return self.learner.state() | {
@@ -287,14 +281,17 @@ class Trainer:
             "best": None if self.validation is None else self.validation.state(),
         }
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state, f"TRAIN.resume: {self.cfg.TRAIN.resume}")
+    def _resume(self, state: dict[str, Any], file: Path) -> None:
         self.epoch, self.history = state["epoch"], list(state["history"])
         if self.validation is not None and state["best"] is not None:
-            self.validation.restore(state["best"])
+            self.validation.restore(state["best"], self.model.head)
         if state["within"] is not None:
             self.progress = Progress.of(self.index)
             self.progress.restore(state["within"], self.device, self.cfg.TRAIN_SETUPS.batch_size)
             self.numbers.skip = self.progress.step = min(self.progress.step, self.numbers.per_epoch - 1)
+        done = self.epoch * self.numbers.per_epoch + self.numbers.skip
+        self.learner.restore(state, done, f"TRAIN.resume: {file}")
         self.numbers.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
-        LOG.info("going on %s", where_it_stands(self.epoch, self.progress))
+        stand = where_it_stands(self.epoch, self.progress)
+        self.files.stand = stand if file == self.files.state else ""
+        LOG.info("going on %s", stand)

@@ -17,6 +17,8 @@ from tools.training.steps import Batch, EpisodeLoss
 from utils.distributed import world_size
 from utils.precision import autocast, half_type
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
 
 class Learner:
     """Changes the head of a model.
@@ -35,7 +37,8 @@ class Learner:
                            per_pixel=own.resolution == "pixel")  # fmt: skip
         self.step = DistributedDataParallel(step) if world_size() > 1 else step
         self.optimizer = build_optimizer(model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
-        self.schedule = build_schedule(self.optimizer, max(1, iterations), setups.poly_training)
+        self.iterations, self.polynomial = max(1, iterations), setups.poly_training
+        self.schedule = build_schedule(self.optimizer, self.iterations, self.polynomial)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_type(device, self.precision) == torch.float16)
 
     @property
@@ -59,17 +62,26 @@ class Learner:
         return {
             "head": self.model.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
-    def restore(self, state: dict[str, Any], source: str) -> None:
-        """Take up what `state` gave.
+    def restore(self, state: dict[str, Any], done: int, source: str) -> None:
+        """Take up what `state` gave; rates and decay are those of the config.
+
+        Args:
+            state: what `state` gave.
+            done: iterations of this training that the state stands for.
+            source: of the state, for messages.
 
         Raises:
-            WeightsError: it is of another head; names the source.
+            WeightsError: it is of another head.
+            ValueError: of another optimizer.
         """
         load_checked(self.model.head, state["head"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        known, groups = state["optimizer"]["state"], self.optimizer.state_dict()["param_groups"]
+        for number, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
+            if number in known and any(known[number][name].shape != parameter.shape for name in MOMENTS):
+                raise ValueError(f"moments of parameter {number} have other shapes than the head")
+        self.optimizer.load_state_dict({"state": known, "param_groups": groups})
+        self.schedule = build_schedule(self.optimizer, self.iterations, self.polynomial, done)
         self.scaler.load_state_dict(state["scaler"])

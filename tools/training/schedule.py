@@ -24,6 +24,6 @@ def build_optimizer(head: Head, learning_rate: float, lr_multiple: float, weight
     return AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
-def build_schedule(optimizer: AdamW, max_iter: int, polynomial: bool) -> LambdaLR:
-    """Polynomial decay per iteration, or a constant rate."""
-    return LambdaLR(optimizer, lambda i: polynomial_factor(i, max_iter) if polynomial else 1.0)
+def build_schedule(optimizer: AdamW, max_iter: int, polynomial: bool, done: int = 0) -> LambdaLR:
+    """Polynomial decay per iteration, or a constant rate, after so many iterations."""
+    return LambdaLR(optimizer, lambda i: polynomial_factor(i, max_iter) if polynomial else 1.0, last_epoch=done - 1)

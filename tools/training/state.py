@@ -27,7 +27,7 @@ STATE = Path("checkpoints", "state.pth")
 # settings that say which images are held out, and with them whether the best score so far holds
 FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
 # of no effect on what is learnt
-FREE = ("NUM_GPUS", "DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST", "TEST_SETUPS")
+FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST", "TEST_SETUPS")
 FREE += tuple(f"DATASET.vision_data_{name}" for name in ("save", "load", "save_path"))
 FREE += tuple(f"TRAIN.{name}" for name in ("enable", "resume", "save_model"))
 FREE += tuple(f"TRAIN_SETUPS.{name}" for name in ("num_workers", "TEST_SETUPS"))
@@ -58,20 +58,22 @@ class Progress:
         """That of all processes, with the state of their random numbers, in tensors and plain values; all call it."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
         own = {"losses": losses, "counts": self.meter.counts, "random": random_state(device)}
-        return {"step": self.step, "batch_size": batch_size, "processes": gather_objects(own)}
+        together = {"step": self.step, "batch_size": batch_size, "classes": list(self.meter.classes)}
+        return together | {"processes": gather_objects(own)}
 
     def restore(self, state: dict[str, Any], device: torch.device, batch_size: int) -> None:
-        """Take up what `gathered` gave. Other processes or batches go on after as many episodes, at least."""
-        processes = state["processes"]
-        if (len(processes), state["batch_size"]) == (world_size(), batch_size):
-            own = processes[rank()]
-            self.step, self.losses = state["step"], list(own["losses"].to(device))
-            self.meter.counts, self.random = own["counts"], own["random"]
+        """Take up what `gathered` gave. Other processes, batches or classes go on after as many episodes, at least."""
+        processes, own = state["processes"], (world_size(), batch_size, list(self.meter.classes))
+        if (len(processes), state["batch_size"], state["classes"]) == own:
+            mine = processes[rank()]
+            self.step, self.losses = state["step"], list(mine["losses"].to(device))
+            self.meter.counts, self.random = mine["counts"], mine["random"]
             return
         done = state["step"] * len(processes) * state["batch_size"]
         self.step = done // (world_size() * batch_size)
-        LOG.warning("%d processes with batches of %d began this epoch, %d with batches of %d end it: some episodes may "
-                    "come twice", len(processes), state["batch_size"], world_size(), batch_size)  # fmt: skip
+        LOG.warning("%d processes with batches of %d from %d classes began this epoch, %d with batches of %d from %d "
+                    "end it: its loss and IoU are those of its rest, and some episodes may come twice",
+                    len(processes), state["batch_size"], len(state["classes"]), *own[:2], len(own[2]))  # fmt: skip
 
 
 def random_state(device: torch.device) -> list[Tensor]:
@@ -92,28 +94,34 @@ def where_it_stands(epoch: int, progress: Progress | None) -> str:
     return f"after epoch {epoch}{within}"
 
 
-def state_to_resume(cfg: CfgNode, folder: Path) -> dict[str, Any] | None:
-    """The training state that TRAIN.resume names; `auto` is that of the run itself, None where it has none yet.
+def state_to_resume(cfg: CfgNode, folder: Path) -> Path | None:
+    """The file that TRAIN.resume names; `auto` is that of the run itself, None where it has none yet."""
+    if cfg.TRAIN.resume != AUTO:
+        return Path(cfg.TRAIN.resume)
+    if (file := folder / STATE).exists():
+        return file
+    LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
+    return None
+
+
+def read_state(cfg: CfgNode, file: Path) -> dict[str, Any]:
+    """A training state, held against the config.
 
     Raises:
         WeightsError: missing, unreadable, or something else.
         ConfigError: it is of a training that held out other images.
+        ValueError: no epochs, or not as many as its history has.
     """
-    file = Path(cfg.TRAIN.resume)
-    if cfg.TRAIN.resume == AUTO:
-        file = folder / STATE
-        if not file.exists():
-            LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
-            return None
     state = load_state(file)
-    with as_state(str(file)):
-        earlier = dict(leaves(yaml.safe_load(state["config"])))
-    _compare(cfg, earlier, file)
+    epoch, history = state["epoch"], [entry["epoch"] for entry in state["history"]]
+    if epoch < 0 or history != list(range(1, epoch + 1)):
+        raise ValueError(f"it is of epoch {epoch}, which its history is not")
+    _compare(cfg, dict(leaves(yaml.safe_load(state["config"]))), file)
     return state
 
 
 @contextmanager
-def as_state(file: str) -> Iterator[None]:
+def as_state(file: Path) -> Iterator[None]:
     """A block that takes up a state.
 
     Raises:
@@ -121,7 +129,7 @@ def as_state(file: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise WeightsError(
             f"TRAIN.resume: {file} does not hold what a training state does ({type(error).__name__}: {error!s:.200}); "
             "take another copy, or remove it to train anew"

@@ -74,9 +74,12 @@ class Validation:
         """The best so far in plain values and tensors, for a training state."""
         return None if self.best is None else dict(vars(self.best))
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
-        self.best = Best(**state)
+    def restore(self, state: dict[str, Any], head: nn.Module) -> None:
+        """Take up what `state` gave. Raises ValueError where that is of another head."""
+        best, own = Best(**state), head.state_dict()
+        if {n: t.shape for n, t in best.head.items()} != {n: t.shape for n, t in own.items()}:
+            raise ValueError("the best head is of another shape")
+        self.best = best
 
 
 def _without_normal(cfg: CfgNode) -> CfgNode:

@@ -55,7 +55,7 @@ def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
     """
     if item.mask is None:
         return np.zeros(size, np.uint8)
-    mask = turned_back(read_mask(item.mask), item.image)
+    mask = turned_back(read_mask(item.mask), item.image, item.mask)
     if mask.shape != tuple(size):
         raise DataError(
             f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} is "

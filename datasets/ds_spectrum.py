@@ -33,7 +33,7 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
     pairs = _pairs(folder)
     samples, black = [], 0
     for image, mask in pairs:
-        labels = turned_back(read_labels(mask), image)
+        labels = turned_back(read_labels(mask), image, mask)
         categories = [int(value) for value in np.unique(labels) if value > 0]
         black += not categories
         for category in categories:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.images import image_size
-from datasets.orientation import orientation_of_annotation
+from datasets.images import exif_orientation, image_size
+from datasets.orientation import STORED, orientations_of_mask
 from utils.errors import DataError
 from utils.notices import warn_once
 
@@ -95,10 +95,14 @@ def missing_object(root: Path, tried: Sequence[Path], key: str, parents: Sequenc
 
 def check_same_size(image: Path, mask: Path) -> None:
     """Raises DataError where the headers of an image and its mask say different sizes, turned by EXIF or not."""
-    mask_hw = image_size(mask)
-    if orientation_of_annotation(image, mask_hw) is None:
-        image_hw = image_size(image)
+    if orientations_of_mask(image, mask, image_size(mask)) is None:
         raise DataError(
-            f"{mask} is {mask_hw[0]} x {mask_hw[1]} (h x w), but its image {image} is {image_hw[0]} x {image_hw[1]}; "
-            "a mask needs the size of its image"
+            f"{mask} is {_told_size(mask)}, but its image {image} is {_told_size(image)}; "
+            "a mask needs the size of its image, as stored or as viewers show both"
         )
+
+
+def _told_size(path: Path) -> str:
+    height, width = image_size(path)
+    turn = exif_orientation(path, search=True)
+    return f"{height} x {width} (h x w)" + (f" with EXIF orientation {turn}" if turn != STORED else "")

@@ -126,10 +126,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def exif_orientation(path: str | Path, *, search: bool = False) -> int:
     """How a viewer turns the stored pixels, 1 (not at all) to 8, as EXIF numbers it; 1 where the file says nothing.
 
-    search: also where it takes reading all of the file (PNG). Raises DataError as read_image does.
+    search: also behind the pixels of a PNG file, through which it takes a walk. Raises DataError as read_image does.
     """
     with named_errors(path), _file(path) as image:
-        if image.format == "PNG" and not search and "exif" not in image.info:
+        if image.format == "PNG" and "exif" not in image.info and not (search and _may_tell_exif(path)):
             return 1
         try:
             found = _tiff_orientation(image) if image.format == "TIFF" else image.getexif().get(_TIFF_ORIENTATION, 1)
@@ -183,6 +183,17 @@ def _check(image: Image.Image, path: str | Path) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         warn_once(_LOG, f"{path}: holds {frames} frames or pages, of which the first is used")
+
+
+def _may_tell_exif(path: str | Path) -> bool:
+    """Whether a PNG file has a chunk that may hold EXIF, wherever it stands; without decoding the pixels."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            if head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # and the checksum
+    return False
 
 
 def _tiff_orientation(image: Image.Image) -> int:

@@ -95,7 +95,7 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports
 
 
 def _support(image: Path, mask: Path, category: int, category_num: int) -> tuple[np.ndarray, np.ndarray]:
-    marked = turned_back(support_mask(mask, category, category_num), image)
+    marked = turned_back(support_mask(mask, category, category_num), image, mask)
     if marked.all():
         LOG.warning("%s marks every pixel: it shows no normal surface, and all of it is taken for the defect", mask)
     return read_image(image), marked
@@ -180,8 +180,8 @@ class ObjectJob:
         return memory
 
     def _target(self, kind: str, query: Path) -> np.ndarray | None:
-        labels = self.item.true_labels[kind]
-        return turned_back(read_mask(labels[query.name]), query) if query.name in labels else None
+        label = self.item.true_labels[kind].get(query.name)
+        return turned_back(read_mask(label), query, label) if label else None
 
     def _count(self, place: int, number: int, outcome: Outcome, target: np.ndarray | None) -> None:
         """Add the answer about one type of defect to the figures and, of the first queries, to the gallery."""

@@ -264,6 +264,6 @@ def _pixels(image: Picture) -> np.ndarray:
 
 def _marks(mask: Picture, image: Picture) -> np.ndarray:
     if isinstance(mask, str | Path):
-        return turned_back(read_mask(mask), image) if isinstance(image, str | Path) else read_mask(mask)
+        return turned_back(read_mask(mask), image, mask) if isinstance(image, str | Path) else read_mask(mask)
     values = np.asarray(mask) != 0
     return (values.any(2) if values.ndim == 3 else values).astype(np.uint8)

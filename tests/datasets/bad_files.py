@@ -25,6 +25,15 @@ def with_orientation(path, pixels, orientation, **options):
     return saved(path, pixels, exif=exif, **options)
 
 
+def exif_behind_the_pixels(path):
+    """Move the EXIF of a PNG file to its end."""
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    path.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+
+
 def truncated(path, pixels=RGB):
     """Write the first two thirds of an image file."""
     saved(path, pixels)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets import strips
 from datasets.images import exif_orientation, image_size, limit_pixels, most_pixels, read_image, read_labels, read_mask
-from tests.datasets.bad_files import GREY, REFUSED, RGB, saved, with_orientation
+from tests.datasets.bad_files import GREY, REFUSED, RGB, exif_behind_the_pixels, saved, with_orientation
 from utils.errors import DataError
 
 REPO = Path(__file__).parents[2]
@@ -133,11 +133,7 @@ def test_an_orientation_that_is_none_counts_as_upright(tmp_path, value):
 
 def test_an_orientation_after_the_pixels_is_found_where_it_is_searched(tmp_path):
     path = with_orientation(tmp_path / "a.png", GREY, 6)
-    content = path.read_bytes()
-    start = content.index(b"eXIf") - 4
-    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
-    last = content.index(b"IEND") - 4
-    path.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    exif_behind_the_pixels(path)
     assert (exif_orientation(path), exif_orientation(path, search=True)) == (1, 6)
 
 

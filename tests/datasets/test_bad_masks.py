@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from datasets import ds_spectrum, mvtec
 from datasets.anomaly import read_target
+from datasets.files import check_same_size
 from datasets.images import read_labels, read_mask
 from datasets.open_domain import read_open_domain
 from datasets.orientation import turned_back
-from tests.datasets.bad_files import REFUSED, RGB, saved, with_orientation
+from tests.datasets.bad_files import REFUSED, RGB, exif_behind_the_pixels, saved, with_orientation
 from utils.errors import DataError
 
 DISC = (np.hypot(*np.mgrid[-30:30, -40:40]) < 20).astype(np.uint8)
@@ -121,21 +122,91 @@ def test_where_sizes_cannot_tell_a_warning_names_the_image_once(tmp_path, orient
     assert len(told(caplog, image)) == warns
 
 
-def write_turned(folder, shown):
-    """An image that a viewer turns right (6), and its mask as drawn there or on the stored pixels."""
+def shown_by(pixels, orientation):
+    """What a viewer shows of stored pixels: Pillow's own turning."""
+    image = Image.fromarray(pixels)
+    image.getexif()[274] = orientation
+    return np.array(ImageOps.exif_transpose(image))
+
+
+def stored_for(shown, orientation):
+    """Pixels that a viewer shows so: tried out, one way of Pillow's after the other."""
+    ways = [shown, *(np.array(Image.fromarray(shown).transpose(way)) for way in Image.Transpose)]
+    return next(way for way in ways if np.array_equal(shown_by(way, orientation), shown))
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tif"])
+@pytest.mark.parametrize("side", [12, 18])
+@pytest.mark.parametrize("own", range(2, 9))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_with_an_orientation_of_its_own_lies_on_its_image_as_both_are_shown(
+    tmp_path, orientation, own, side, name
+):
+    marks = np.zeros((side, 18), np.uint8)
+    marks[1:4, 2:9] = 255
+    image = with_orientation(tmp_path / "i.jpg", np.zeros((side, 18, 3), np.uint8), orientation)
+    mask = with_orientation(tmp_path / name, stored_for(shown_by(marks, orientation), own), own)
+    check_same_size(image, mask)
+    np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), marks > 0)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "own", "side", "warns"),
+    [(1, 3, 12, True), (1, 6, 18, True), (3, 2, 12, True), (3, 3, 12, False), (6, 6, 12, False), (1, 6, 12, False)],
+)
+def test_a_mask_that_also_fits_as_stored_is_named_once(tmp_path, orientation, own, side, warns, caplog):
+    image = with_orientation(tmp_path / "i.png", np.zeros((side, 18, 3), np.uint8), orientation)
+    stored = stored_for(shown_by(np.eye(side, 18, dtype=np.uint8), orientation), own)
+    mask = with_orientation(tmp_path / "m.png", stored, own)
+    for _ in range(2):
+        turned_back(read_mask(mask), image, mask)
+    assert len(told(caplog, mask)) == warns
+
+
+@pytest.mark.parametrize(("orientation", "own"), [(1, 6), (6, 3)])
+def test_where_only_the_stored_sizes_fit_the_orientation_of_a_mask_is_left_aside(tmp_path, orientation, own, caplog):
+    image = with_orientation(tmp_path / "i.png", RGB, orientation)
+    mask = with_orientation(tmp_path / "m.png", MARKS, own)
+    check_same_size(image, mask)
+    np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), MARKS)
+    (message,) = told(caplog, mask)
+    assert f"orientation {own}, it does not fit" in message
+
+
+@pytest.mark.parametrize(("orientation", "own", "size"), [(1, 3, (18, 12)), (6, 6, (18, 12)), (6, 8, (18, 13))])
+def test_a_turned_mask_that_fits_no_way_is_refused_by_name(tmp_path, orientation, own, size):
+    image = with_orientation(tmp_path / "i.png", RGB, orientation)
+    mask = with_orientation(tmp_path / "m.png", np.zeros(size, np.uint8), own)
+    with pytest.raises(DataError, match=rf"m\.png is 18 x 1\d .*EXIF orientation {own}, but its image .*i\.png is 12"):
+        check_same_size(image, mask)
+
+
+def test_the_orientation_of_a_mask_is_found_behind_its_pixels(tmp_path):
+    image = saved(tmp_path / "i.png", RGB)
+    mask = with_orientation(tmp_path / "m.png", np.rot90(MARKS, 2), 3)
+    exif_behind_the_pixels(mask)
+    np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), MARKS)
+
+
+def write_turned(folder, drawn):
+    """An image that a viewer turns right (6), and its mask as drawn there, on the stored pixels, or with an orientation
+    of its own."""
     (folder / "image").mkdir(parents=True)
     (folder / "mask").mkdir()
     with_orientation(folder / "image" / "a.jpg", RGB, 6)
-    saved(folder / "mask" / "a.png", np.rot90(MARKS, -1) if shown else MARKS)
+    if drawn == "tagged":
+        with_orientation(folder / "mask" / "a.png", np.rot90(MARKS, 2), 8)
+    else:
+        saved(folder / "mask" / "a.png", np.rot90(MARKS, -1) if drawn == "shown" else MARKS)
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_every_layout_turns_masks_back(tmp_path, shown):
-    write_turned(tmp_path / "ds" / "cup", shown)
+@pytest.mark.parametrize("drawn", ["shown", "stored", "tagged"])
+def test_every_layout_turns_masks_back(tmp_path, drawn):
+    write_turned(tmp_path / "ds" / "cup", drawn)
     (sample,), _ = ds_spectrum.read_object(tmp_path / "ds", "cup")
     np.testing.assert_array_equal(sample.decode_mask(), MARKS)
 
-    write_turned(tmp_path / "mvtec" / "x", shown)
+    write_turned(tmp_path / "mvtec" / "x", drawn)
     cup = tmp_path / "mvtec" / "cup"
     for place in ("train/good", "test/bad", "ground_truth/bad"):
         (cup / place).mkdir(parents=True)
@@ -145,14 +216,14 @@ def test_every_layout_turns_masks_back(tmp_path, shown):
     (item,) = mvtec.read_object(tmp_path / "mvtec", "cup").test
     np.testing.assert_array_equal(read_target(item, (12, 18)), MARKS)
 
-    write_turned(tmp_path / "open" / "cup" / "support", shown)
+    write_turned(tmp_path / "open" / "cup" / "support", drawn)
     (tmp_path / "open" / "cup" / "query" / "image").mkdir(parents=True)
     saved(tmp_path / "open" / "cup" / "query" / "image" / "q.png", RGB)
     assert list(read_open_domain(tmp_path / "open", "cup").supports) == [""]
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
-    write_turned(tmp_path / "cup", True)
+    write_turned(tmp_path / "cup", "shown")
     saved(tmp_path / "cup" / "mask" / "a.png", np.zeros((18, 13), np.uint8))
     with pytest.raises(DataError, match=r"mask/a\.png is 18 x 13 .*/image/a\.jpg is 12 x 18"):
         ds_spectrum.read_object(tmp_path, "cup")
@@ -160,7 +231,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(set(REFUSED) - {"folder"}))
 def test_a_mask_that_is_no_image_is_refused_by_name(tmp_path, kind):
-    write_turned(tmp_path / "cup", False)
+    write_turned(tmp_path / "cup", "stored")
     (tmp_path / "cup" / "mask" / "a.png").unlink()
     REFUSED[kind](tmp_path / "cup" / "mask" / "a.png")
     with pytest.raises(DataError, match=r"mask/a\.png"):

@@ -15,7 +15,7 @@ from PIL import Image
 from datasets import vision_v1
 from tests.anomaly_data import write_mvtec
 from tests.datasets.bad_files import REFUSED, saved, with_orientation
-from tests.helpers import SIZE, surface, tiny_config, write_product
+from tests.helpers import SIZE, surface, tiny_config, variant, write_product
 from tests.tools.open_domain_data import config, run, write_object, write_typed, written
 from tools.tester import run_test
 from tools.trainer import run_training
@@ -153,9 +153,10 @@ def test_a_full_support_mask_is_used_with_a_warning(tmp_path, capsys):
     assert "support/mask/s.png marks every pixel" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("drawn_on", ["stored", "shown"])
+@pytest.mark.parametrize("drawn_on", ["stored", "shown", "tagged"])
 def test_answers_do_not_depend_on_where_masks_of_turned_images_were_drawn(tmp_path, drawn_on):
-    """Support and query have EXIF orientation 8; masks of either frame say the same as those of upright images."""
+    """Support and query have EXIF orientation 8; masks of either frame, and those that are turned themselves (6), say
+    the same as those of upright images."""
     folders = {}
     for name in ("plain", "turned"):
         write_object(tmp_path / name, "steel", {"one.png": SIZE}, labels=("one.png",))
@@ -167,11 +168,28 @@ def test_answers_do_not_depend_on_where_masks_of_turned_images_were_drawn(tmp_pa
             ):
                 with_orientation(root / f"{image}.png", np.array(Image.open(root / f"{image}.png")), 8)
                 marks = np.array(Image.open(root / f"{mask}.png"))
-                saved(root / f"{mask}.png", marks if drawn_on == "stored" else np.rot90(marks))
+                if drawn_on == "tagged":
+                    with_orientation(root / f"{mask}.png", np.rot90(marks, 2), 6)
+                else:
+                    saved(root / f"{mask}.png", marks if drawn_on == "stored" else np.rot90(marks))
         folders[name] = run(tmp_path / name, tmp_path, RUN_NAME=name)
     plain, turned = (json.loads((f / "metrics.json").read_text())["objects"] for f in folders.values())
     assert plain == turned
     np.testing.assert_array_equal(*(written(f / "steel", "scores", "one") for f in folders.values()))
+
+
+def test_a_support_mask_that_is_turned_itself_teaches_the_same(predictor, tmp_path):
+    rng = np.random.default_rng(0)
+    image, mask = surface(SIZE, rng), np.zeros(SIZE, np.uint8)
+    mask[10:30, 20:50] = 255
+    saved(tmp_path / "image.png", image)
+    with_orientation(tmp_path / "mask.png", np.rot90(mask, 2), 3)
+    answers = []
+    for support in ((image, mask), (tmp_path / "image.png", tmp_path / "mask.png")):
+        taught = variant(predictor)
+        taught.set_support([support[0]], [support[1]])
+        answers.append(taught.predict(image).score)
+    np.testing.assert_array_equal(*answers)
 
 
 NAMES = [

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from datasets import vision_v1
 from tests.anomaly_data import write_mvtec
-from tests.datasets.bad_files import REFUSED, saved, with_orientation
+from tests.datasets.bad_files import REFUSED, saved, truncated, with_orientation
 from tests.helpers import SIZE, surface, tiny_config, variant, write_product
 from tests.tools.open_domain_data import config, run, write_object, write_typed, written
 from tools.tester import run_test
@@ -176,6 +176,84 @@ def test_answers_do_not_depend_on_where_masks_of_turned_images_were_drawn(tmp_pa
     plain, turned = (json.loads((f / "metrics.json").read_text())["objects"] for f in folders.values())
     assert plain == turned
     np.testing.assert_array_equal(*(written(f / "steel", "scores", "one") for f in folders.values()))
+
+
+LABELS = ("one.png", "two.jpg", "three.bmp", "void.png", "whole.png")
+PLAIN = dict.fromkeys(("one.png", "three.bmp", "void.png", "whole.png"), SIZE) | {"two.jpg": (97, 65)}
+
+
+def odd_queries(folder, grey):
+    """Queries of many pixel types beside good ones; returns the stems of those that show the grey pixels (h, w)."""
+    image = Image.fromarray(grey)
+    saved(folder / "a_bit.png", grey, "1")
+    saved(folder / "p_cmyk.jpg", grey, "CMYK", quality=95)
+    saved(folder / "deep.png", grey.astype(np.uint16) * 257)
+    for mode in ("L", "P", "RGBA"):
+        saved(folder / f"q_{mode}.png", grey, mode)
+    frames = {"save_all": True, "append_images": [image.rotate(180)]}
+    image.save(folder / "u_animated.png", **frames)
+    image.save(folder / "zz_pages.tif", **frames)
+    truncated(folder / "r_broken.png", grey)
+    return ("deep", "q_L", "q_P", "q_RGBA", "u_animated", "zz_pages")
+
+
+def odd_masks(folder):
+    """Save the masks of supports and queries in other ways that mean the same."""
+    support, labels = folder / "support", folder / "query" / "true_label"
+    saved(support / "mask" / "s.png", np.uint8(1) * (np.array(Image.open(support / "mask" / "s.png")) > 0))
+    (support / "image" / "void.png").write_bytes((support / "good" / "void.png").read_bytes())
+    saved(support / "mask" / "void.png", np.zeros(SIZE, np.uint8), "RGB")
+    shutil.rmtree(support / "good")
+    saved(support / "mask" / "full.png", np.full(SIZE, 255, np.uint8), "1")
+    one, two, three = (np.array(Image.open(labels / f"{stem}_mask.png")) for stem in ("one", "two", "three"))
+    saved(labels / "one_mask.png", one // 255)
+    soft = np.array(Image.fromarray(two).filter(ImageFilter.MaxFilter(3)))
+    saved(labels / "two_mask.png", np.where(two, two, soft // 255 * 127))
+    saved(labels / "three_mask.png", three[:, :, None] * np.array([0, 1, 0], np.uint8))
+    saved(labels / "void_mask.png", np.zeros(SIZE, np.uint8), "1")
+    saved(labels / "whole_mask.png", np.ones(SIZE, np.uint8), "RGBA")
+
+
+def test_answers_to_good_files_are_those_of_a_run_without_odd_ones(tmp_path):
+    """Supports: one of a defect, a normal one, and one of which all is marked; among the labels, too."""
+    runs = {}
+    for name in ("good", "odd"):
+        folder = tmp_path / name / "steel"
+        write_object(tmp_path / name, "steel", PLAIN, labels=LABELS)
+        for stem, value in (("void", 0), ("whole", 255)):
+            saved(folder / "query" / "true_label" / f"{stem}_mask.png", np.full(SIZE, value, np.uint8))
+        saved(folder / "support" / "image" / "full.png", np.full((*SIZE, 3), 250, np.uint8))
+        saved(folder / "support" / "mask" / "full.png", np.full(SIZE, 255, np.uint8))
+        (folder / "support" / "good").mkdir()
+        saved(folder / "support" / "good" / "void.png", surface(SIZE, np.random.default_rng(5)))
+        if name == "odd":
+            grey = np.array(Image.open(folder / "query" / "image" / "one.png"))[:, :, 0]
+            alike = odd_queries(folder / "query" / "image", grey)
+            odd_masks(folder)
+        alone = {"TEST_SETUPS__ND_batch_size": 1}  # windows that share a pass differ by a rounding
+        runs[name] = run(tmp_path / name, tmp_path, RUN_NAME=name, **alone)
+    good, odd = (json.loads((f / "metrics.json").read_text())["objects"]["steel"] for f in runs.values())
+    (fault,) = odd["unreadable"]
+    assert "r_broken.png" in fault and odd["queries"] == good["queries"] + 9
+    assert {k: v for k, v in odd.items() if k not in ("queries", "unreadable")} == {
+        k: v for k, v in good.items() if k not in ("queries", "unreadable")
+    }
+    for kind in ("masks", "scores"):
+        for stem in ("one", "two", "three", "void", "whole"):
+            np.testing.assert_array_equal(*(written(f / "steel", kind, stem) for f in runs.values()))
+        for stem in alike:
+            np.testing.assert_array_equal(*(written(runs["odd"] / "steel", kind, s) for s in ("one", stem)))
+        for stem in ("a_bit", "p_cmyk"):
+            assert written(runs["odd"] / "steel", kind, stem).shape == SIZE
+
+
+@pytest.mark.parametrize("mask", ["support/mask/s.png", "query/true_label/one_mask.png"])
+def test_a_mask_of_another_size_is_refused_before_anything_is_answered(tmp_path, mask):
+    write_object(tmp_path / "data", "steel", labels=("one.png",))
+    saved(tmp_path / "data" / "steel" / mask, np.zeros((SIZE[0] + 1, SIZE[1]), np.uint8))
+    with pytest.raises(DataError, match=rf"{mask} is 97 x 128 .* is 96 x 128"):
+        run(tmp_path / "data", tmp_path)
+    assert not (tmp_path / "log").exists() or not any((tmp_path / "log").iterdir())
 
 
 def test_a_support_mask_that_is_turned_itself_teaches_the_same(predictor, tmp_path):

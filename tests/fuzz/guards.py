@@ -1,10 +1,12 @@
-"""What every invented input is held to: time, memory, and that nothing is written outside one folder."""
+"""What every invented input is held to: time, memory, and that nothing is written outside one folder; and a count."""
 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import re
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -13,8 +15,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 TIMES = int(os.environ.get("SOFS_FUZZ", "1"))  # as many inputs as `make test` tries; other ones from 2 on
-SECONDS = 5.0  # of CPU, for one input
-HANGS = 120  # seconds
+TALLY = os.environ.get("SOFS_FUZZ_TALLY")  # file to which each test adds a line: how many inputs it tried
+SECONDS = 30.0  # of CPU, for one input: far more than any takes, on a slow machine too, far less than a blow-up
+HANGS = 120  # seconds for one input, on the clock
 GROWTH = 400 << 20  # bytes of memory, for all inputs of a test
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
@@ -24,28 +27,63 @@ _CHANGES = {
 _watch: dict[str, list] = {"folders": [], "outside": []}
 
 
-def fuzzed(count: int) -> settings:
-    """Settings of a test that tries `count` inputs, always the same; SOFS_FUZZ=N tries N times as many, new ones."""
-    return settings(
-        max_examples=count * TIMES,
+class Hang(BaseException):
+    """Not an Exception: neither a job nor Hypothesis is to catch it and go on."""
+
+
+def fuzzed(count: int):
+    """Decorates a `given` test, which then tries `count` inputs, always the same, and fails where it tried fewer;
+    SOFS_FUZZ=N tries N times as many, new ones."""
+    wanted = count * TIMES
+    chosen = settings(
+        max_examples=wanted,
         derandomize=TIMES == 1,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
 
+    def decorate(test):
+        inner, tried = test.hypothesis.inner_test, 0
+
+        @functools.wraps(inner)
+        def counted(*args, **kwargs):
+            nonlocal tried
+            tried += 1
+            return inner(*args, **kwargs)
+
+        def run():
+            test.hypothesis.inner_test = counted
+            chosen(test)()
+            assert tried >= wanted, f"{tried} inputs were tried, not {wanted}"
+            if TALLY:
+                with open(TALLY, "a") as file:
+                    file.write(f"{tried}\n")
+
+        return run
+
+    return decorate
+
 
 @contextmanager
 def bounded_time():
-    """The block takes at most SECONDS of this process's CPU time; one that hangs ends the process."""
-    start = time.process_time()
-    faulthandler.dump_traceback_later(HANGS, exit=True)
+    """The block takes at most SECONDS of this process's CPU time; one that hangs is broken off after HANGS seconds, or
+    ends the process where it cannot be."""
+
+    def break_off(*_):
+        raise Hang(f"an input took more than {HANGS} s")
+
+    start, before = time.process_time(), signal.signal(signal.SIGALRM, break_off)
+    signal.setitimer(signal.ITIMER_REAL, HANGS)
+    faulthandler.dump_traceback_later(2 * HANGS, exit=True, file=sys.__stderr__)  # no handler runs in compiled code
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     taken = time.process_time() - start
-    assert taken < SECONDS, f"{taken:.1f} s"
+    assert taken < SECONDS, f"{taken:.1f} s of CPU for one input"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whole jobs on broken data: exit code 0 or 2, no traceback, and nothing is written outside OUTPUT_DIR."""
+"""Whole jobs on broken data: exit code 0 or 2, in time, no traceback, and nothing is written outside OUTPUT_DIR."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datasets import vision_v1
 from tests.fuzz.coco import annotations, contents
-from tests.fuzz.guards import fuzzed, writes_only
+from tests.fuzz.guards import bounded_time, fuzzed, writes_only
 from tests.fuzz.images import broken_files
 from tests.helpers import JOBS, SIZE, TINY, own_logging, write_product
 from tests.tools.open_domain_data import write_object
@@ -58,7 +58,7 @@ def test_tests_and_trainings_on_odd_data_end_with_0_or_2(places, monkeypatch, ca
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(image)
         objects = {"DATASET__train_objects": ["Disk"], "DATASET__test_objects": ["Plate"]} if train else {}
-        with writes_only(output):
+        with bounded_time(), writes_only(output):
             code = run_job(monkeypatch, "train" if train else "test", data, output, TRAIN_SETUPS__epochs=1, **objects)
         told = capsys.readouterr()
         assert code in (0, 2) and "Traceback" not in told.err + told.out
@@ -80,7 +80,7 @@ def test_open_domain_on_odd_files_ends_with_0_or_2(places, monkeypatch, capsys):
     def run(content, path):
         whole = path.read_bytes()
         path.write_bytes(content)
-        with writes_only(output):
+        with bounded_time(), writes_only(output):
             code = run_job(monkeypatch, "test", root, output, **options)
         told = capsys.readouterr()
         assert code in (0, 2) and "Traceback" not in told.err + told.out

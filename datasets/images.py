@@ -72,7 +72,7 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.repeat(_eight_bits(np.asarray(pixels), path)[:, :, None], 3, axis=2)
         if pixels.mode == "F":
             raise DataError(f"{path}: floating point pixels have no fixed range; save the image with 8 or 16 bits")
-        return np.array(pixels.convert("RGB"))
+        return _rgb(pixels)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -234,15 +234,29 @@ def _read_values(path: str | Path) -> tuple[np.ndarray, bool]:
         if pixels.mode in ("1", "L", "P") or pixels.mode.startswith("I"):
             values = np.array(pixels)
             return values.astype(np.uint8) if values.dtype == bool else values, is_index
-        return np.array(pixels.convert("RGB")), is_index
+        return _rgb(pixels), is_index
 
 
 def _holds_few_colours(values: np.ndarray) -> bool:
     """Whether values (h, w, 3) are a mask whose colours stand for classes: true colours, but few of them."""
-    if values.ndim == 2 or (values == values[:, :, :1]).all():
+    if values.ndim == 2:
         return False
-    colours = values.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    return len(np.unique(colours)) <= MOST_CLASSES
+    colours: set[int] = set()
+    for top in range(0, len(values), _ROWS):  # in parts: four bytes a value are much for a large mask
+        packed = values[top : top + _ROWS].astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+        colours.update(np.unique(packed).tolist())
+        if len(colours) > MOST_CLASSES:
+            return False
+    return any(colour % 0x010101 for colour in colours)  # one is not grey
+
+
+def _rgb(pixels: Image.Image) -> np.ndarray:
+    """Pixels as uint8 (h, w, 3), converted in parts: Pillow's copies of a large image would take twice its memory."""
+    width, height = pixels.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _ROWS):
+        rgb[top : top + _ROWS] = pixels.crop((0, top, width, min(top + _ROWS, height))).convert("RGB")
+    return rgb
 
 
 def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:

@@ -101,19 +101,30 @@ def test_a_hundred_thousand_by_a_hundred_thousand_is_refused_by_its_header(tmp_p
         read_image(path)
 
 
-def test_what_does_not_fit_into_the_memory_is_refused_by_name(tmp_path):
-    """In a process of its own, which may have 200 MB more than it has."""
-    Image.new("RGB", (9000, 9000)).save(tmp_path / "a.png")
+def read_with(path, memory):
+    """What reading tells in a process of its own, which may have so many bytes more than it has."""
     code = (
         "import re, resource, sys\n"
         "from datasets.images import read_image\n"
         "used = 1024 * int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)\n"
-        "try:\n    read_image(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)\n"
+        "try:\n    print(read_image(sys.argv[1]).shape)\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], cwd=REPO, capture_output=True, text=True)
-    assert found.stdout.startswith("DataError") and "a.png: does not fit into the memory" in found.stdout, found
+    command = [sys.executable, "-c", code, path, str(memory)]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout
+
+
+def test_what_does_not_fit_into_the_memory_is_refused_by_name(tmp_path):
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "a.png")
+    told = read_with(tmp_path / "a.png", 200_000_000)
+    assert told.startswith("DataError") and "a.png: does not fit into the memory" in told, told
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_reading_takes_at_most_eight_bytes_a_pixel(tmp_path, mode):
+    Image.new(mode, (5000, 4000)).save(tmp_path / "a.png")
+    assert read_with(tmp_path / "a.png", 8 * 5000 * 4000 + 20_000_000).strip() == "(4000, 5000, 3)"
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])

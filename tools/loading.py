@@ -3,19 +3,22 @@ traceback), and whose other errors say which sample they come from."""
 
 from __future__ import annotations
 
-import signal
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data._utils.pin_memory import pin_memory as pinned
 
 from datasets.episodes import EpisodeSampler
-from tools.workers import Positions, Watch
+from tools.workers import Positions, Watch, start_worker
 from utils.errors import UserError
+
+DYING = 5  # seconds that a process may take to end once its connections are closed
 
 
 class Described(Protocol):
@@ -57,7 +60,7 @@ class Loader:
             num_workers=num_workers,
             collate_fn=partial(_collate, collate),
             pin_memory=pin_memory,
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=start_worker,
             # in a spawned process the default is to spawn, which imports everything anew
             multiprocessing_context="fork" if num_workers else None,
             generator=torch.Generator(),  # the global one would be drawn from whenever the workers start
@@ -78,15 +81,45 @@ class Loader:
                 del batches  # and its workers with it, even while a traceback holds this frame
 
 
-def _next(batches: Iterator[Any], watch: Watch) -> Any:
+def _next(batches: Iterator[Handed], watch: Watch) -> Any:
     """The next batch, or what a worker has died of, or None at the end."""
     try:
-        return next(batches, None)
-    except Exception:
-        death = watch.death()
+        handed = next(batches, None)
+        return None if handed is None else handed.opened()
+    except Exception as error:
+        death = watch.death(DYING if isinstance(error, (OSError, EOFError)) else 0)
         if death is None:
             raise
         return death
+
+
+class Handed:
+    """A batch on its way from a worker, of which it can be fetched only while that one lives.
+
+    Queues unpickle what they hand out, for page-locked memory in a thread of PyTorch's that such an error would end. So
+    the batch is pickled apart, and unpickled where an error is told.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self.batch, self.pickled = batch, None
+
+    def __getstate__(self) -> bytes:
+        return bytes(ForkingPickler.dumps(self.batch))
+
+    def __setstate__(self, pickled: bytes) -> None:
+        self.batch, self.pickled = None, pickled
+
+    def opened(self) -> Any:
+        """The batch.
+
+        Raises:
+            OSError, EOFError: its worker has died.
+        """
+        return self.batch if self.pickled is None else ForkingPickler.loads(self.pickled)
+
+    def pin_memory(self) -> Handed:
+        """In page-locked memory; PyTorch calls it."""
+        return Handed(pinned(self.opened()))
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -135,10 +168,5 @@ class _Caught(Dataset):
             return named
 
 
-def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, Exception)), None) or collate(items)
-
-
-def _leave_interrupts(_: int) -> None:
-    """In a worker: Ctrl-C reaches all processes of a terminal, and the main one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Handed:
+    return Handed(next((item for item in items if isinstance(item, Exception)), None) or collate(items))

@@ -1,15 +1,17 @@
-"""Loader processes: the sample that each is at, and what is said where one dies."""
+"""Loader processes: how they start, the sample that each is at, and what is said where one dies."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import ClassVar, TypeVar
 
 import torch
@@ -19,6 +21,22 @@ from utils.errors import DataError
 
 T = TypeVar("T")
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+def start_worker(_: int) -> None:
+    """In a worker, before it loads anything: it leaves to the main process what that one tells.
+
+    Ctrl-C reaches all processes of a terminal, and the main one ends the others. And where the main process leaves, be
+    it for Ctrl-C or because another worker has died, it hangs up on the thread that hands tensors to it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _unless_hung_up
+
+
+def _unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In a worker only the thread that hands over calls the hook: the fetcher's errors reach the main process."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 class Positions:
@@ -75,8 +93,17 @@ class Watch:
             _name_deaths()
         return started
 
-    def death(self) -> DataError | None:
-        """What a worker has died of; None while all live."""
+    def death(self, patience: float = 0) -> DataError | None:
+        """What a worker has died of; None while all live.
+
+        Args:
+            patience: seconds to wait for it, as the connections of a process are closed before it has ended.
+        """
+        if patience and self.processes:
+            ended = wait([process.sentinel for process in self.processes], patience)
+            for process in self.processes:
+                if process.sentinel in ended:
+                    process.join()
         dead = [process for process in self.processes if process.exitcode is not None]
         if not dead:
             return None

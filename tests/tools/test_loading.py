@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
+import socket
 import time
 import traceback
 from contextlib import closing
-from multiprocessing import active_children
+from multiprocessing import active_children, resource_sharer
+from multiprocessing.reduction import DupFd, ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +22,8 @@ from datasets.episodes import EpisodeList, EpisodeSampler
 from datasets.feature_bank import BankCrops, BankEpisodes, FeatureBank
 from datasets.queries import EvaluationQueries
 from tests.helpers import read_index, tiny_config
-from tools.loading import EpochBatches, Loader
+from tests.killing import Training, ended, until
+from tools.loading import EpochBatches, Handed, Loader
 from utils.errors import DataError
 
 
@@ -144,6 +150,78 @@ def test_a_worker_that_dies_while_it_hands_over_is_noticed():
         list(batches)
     batches.close()
     assert not active_children()
+
+
+class CutOff(Numbers):
+    """Number 2 cuts off what its worker has handed over before, a while before that ends, as dying processes do."""
+
+    def __init__(self, cut):
+        self.cut = cut
+
+    def __getitem__(self, number):
+        if number == 2:
+            time.sleep(0.5)  # batch 0 is handed over
+            resource_sharer.stop()
+            self.cut.set()
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor(number)
+
+
+def test_a_batch_whose_worker_is_about_to_end_is_no_other_error():
+    cut = multiprocessing.Event()
+
+    def numbers():
+        yield from ([0], [1], [2])
+        assert cut.wait(60)
+        yield [3]  # only now are batches fetched
+
+    with pytest.raises(DataError, match=r"was ended by SIGKILL at 2\.png"):
+        list(Loader(CutOff(cut), numbers(), num_workers=2))
+
+
+def test_a_batch_can_be_sent_on_although_its_worker_is_gone():
+    sent, words = (ForkingPickler.dumps(Handed(batch)) for batch in (torch.ones(2), {"class": ["spot"]}))
+    assert ForkingPickler.loads(words).pin_memory().opened() == {"class": ["spot"]}
+    resource_sharer.stop()
+    handed = ForkingPickler.loads(sent)
+    with pytest.raises(OSError):
+        handed.opened()
+
+
+class Resource(Numbers):
+    """What a worker shares as it shares tensors."""
+
+    def __getitem__(self, number):
+        return DupFd(0)
+
+
+def test_a_worker_is_silent_where_the_main_process_hangs_up(capfd):
+    with closing(iter(load(Resource(None), 1, collate=list))) as batches:
+        shared, *_ = next(batches)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(shared._id[0])
+        os.close(shared.detach())  # by the same thread, after it has noticed
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_job_whose_worker_is_killed_says_so_in_one_line(surfaces, tmp_path, killed):
+    """While the main process fetches a batch of worker 0, in most cases."""
+    training = Training(surfaces, tmp_path, TRAIN_SETUPS__num_workers=2, TRAIN_SETUPS__epochs=10000)
+    process = training.start()
+    assert until(lambda: training.log().count("episodes/s") > 1, process)
+    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGSTOP)
+    time.sleep(0.5)
+    os.kill(workers[killed], signal.SIGKILL)
+    if killed != 0:
+        time.sleep(0.2)
+        os.kill(workers[0], signal.SIGCONT)
+    assert ended(process) == 2
+    told = r"error: a loader process was ended by SIGKILL at \S+\.png \(Plate/\w+\) with supports \S+\.png; that is how"
+    assert re.match(told, training.last_error()) and "Traceback" not in training.errors.read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

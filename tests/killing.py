@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +119,17 @@ def ended(process):
     process.join(LIMIT)
     assert process.exitcode is not None, "it does not end"
     return process.exitcode
+
+
+def until(condition, process):
+    """Wait for something; False if the process ends before."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        if not process.is_alive():
+            return False
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.001)
+    return True
 
 
 def kill_somewhere(training, rng):

@@ -124,7 +124,6 @@ class Trainer:
             self._test(tests, final=True)
         except Interrupted as error:
             raise error if error.told else self.files.interrupted(error.number) from None
-        self.log.close()
 
     def _epochs(self, tests: list[SplitTest]) -> None:
         setups = self.cfg.TRAIN_SETUPS

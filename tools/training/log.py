@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import socket
+import time
 from pathlib import Path
 
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import image, scalar
 
 from datasets.transforms import denormalise
 from models.priors import upsample
@@ -16,41 +19,49 @@ from tools.training.steps import Batch
 from utils.errors import OutputError
 from utils.visualize import TRUTH, outline, overlay, panels
 
+VERSION = "brain.Event:2"  # of the files' format, their first event
+
 
 class TrainingLog:
-    """Events in a folder, of the main process alone; before `open` nothing is written."""
+    """Events in a file, of the main process alone; before `open` nothing is written.
+
+    What is told is in the file at once: PyTorch's writer has a thread that prints a traceback where the disk is full.
+    """
 
     def __init__(self) -> None:
-        self.writer: SummaryWriter | None = None
+        self.file: Path | None = None
 
     def open(self, folder: Path) -> None:
-        """Begin to write, beside what earlier runs have written there.
+        """Begin a file in a folder, beside those of earlier runs.
 
         Raises:
-            OutputError: the folder cannot be written; so do the others.
+            OutputError: it cannot be written; so do the others.
         """
-        with _told(folder):
-            self.writer = SummaryWriter(folder)
+        self.file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._write(Event(file_version=VERSION))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Figures by name."""
-        if self.writer is not None:
-            with _told(Path(self.writer.log_dir)):
-                for name, value in values.items():
-                    self.writer.add_scalar(name, value, step)
+        self._write(*(Event(summary=scalar(name, value), step=step) for name, value in values.items()))
 
     def episode(self, batch: Batch, probability: Tensor, threshold: float | str, step: int) -> None:
         """The first support and query of a batch, with token probabilities (B, h, w) cut at a threshold."""
-        if self.writer is not None:
-            with _told(Path(self.writer.log_dir)):
-                picture = _episode_picture(batch, probability, DEFAULT_THRESHOLD if threshold == AUTO else threshold)
-                self.writer.add_image("train/episode", picture, step, dataformats="HWC")
+        if self.file is not None:
+            picture = _episode_picture(batch, probability, DEFAULT_THRESHOLD if threshold == AUTO else threshold)
+            self._write(Event(summary=image("train/episode", picture, dataformats="HWC"), step=step))
 
-    def close(self) -> None:
-        """Write what is left."""
-        if self.writer is not None:
-            with _told(Path(self.writer.log_dir)):
-                self.writer.close()
+    def _write(self, *events: Event) -> None:
+        if self.file is None:
+            return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab") as stream:
+                for event in events:
+                    event.wall_time = time.time()
+                    RecordWriter(stream).write(event.SerializeToString())
+        except OSError as error:
+            raise OutputError(f"{self.file} cannot be written ({error.strerror}); free space there, or see to the "
+                              "folder's permissions") from error  # fmt: skip
 
 
 def _episode_picture(batch: Batch, probability: Tensor, threshold: float) -> object:
@@ -64,13 +75,3 @@ def _episode_picture(batch: Batch, probability: Tensor, threshold: float) -> obj
             ("query: prediction", overlay(query, mask)),
         ]
     )
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """The writer's thread raises here what it met before."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror}); free space there, or see to the folder's "
-                          "permissions") from error  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 
 import pytest
@@ -88,3 +89,12 @@ def test_told_to_end_while_it_validates_it_says_what_is_kept(surfaces, tmp_path)
     where = f"after epoch 2 in {training.run}/checkpoints/state.pth"
     assert training.last_error() == f"interrupted by SIGTERM: saved {where}; TRAIN.resume auto goes on there"
     assert training.state()["epoch"] == 2 and "validation" not in training.state()["history"][-1]
+
+
+@pytest.mark.parametrize("size", [6000, 20000])
+def test_a_disk_too_full_for_events_is_told_in_one_line(surfaces, tmp_path, size):
+    training = Training(surfaces, tmp_path, **CHANGES)
+    assert training.finish(largest_file=size) == 2
+    told = rf"error: {training.run}/events/events\.out\.tfevents\.\S+ cannot be written \(File too large\); free space"
+    assert re.match(told, training.last_error())
+    assert "Traceback" not in training.errors.read_text()

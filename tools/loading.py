@@ -78,7 +78,8 @@ class Loader:
                         raise batch
                     yield batch
             finally:
-                del batches  # and its workers with it, even while a traceback holds this frame
+                if self.loader.num_workers:
+                    batches._shutdown_workers()  # tracebacks may hold what would end them when it is forgotten
 
 
 def _next(batches: Iterator[Handed], watch: Watch) -> Any:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import re
 import signal
 import socket
+import stat
+import sys
+import termios
 import time
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing import active_children, resource_sharer
 from multiprocessing.reduction import DupFd, ForkingPickler
 from pathlib import Path
@@ -22,7 +26,7 @@ from datasets.episodes import EpisodeList, EpisodeSampler
 from datasets.feature_bank import BankCrops, BankEpisodes, FeatureBank
 from datasets.queries import EvaluationQueries
 from tests.helpers import read_index, tiny_config
-from tests.killing import Training, ended, until
+from tests.killing import LIMIT, Training, ended, until
 from tools.loading import EpochBatches, Handed, Loader
 from utils.errors import DataError
 
@@ -91,11 +95,16 @@ def test_batches_of_an_epoch_that_was_cut_off():
 
 
 class Deadly(Numbers):
-    """Number 4 ends the process that loads it, by a call."""
+    """Number 4 ends the process that loads it, by a call, as soon as the reader allows it."""
+
+    def __init__(self, broken, allowed=True):
+        self.broken, self.allowed = broken, multiprocessing.Event()
+        if allowed:
+            self.allowed.set()
 
     def __getitem__(self, number):
         if number == 4:
-            time.sleep(0.3)  # the batch before it arrives first
+            assert self.allowed.wait(LIMIT)
             self.broken()
         return number
 
@@ -117,13 +126,14 @@ def end(code):
 )
 def test_a_dead_worker_is_noticed_and_its_sample_named(code, cause, remedy, busy):
     """Also while the process is at work on the batch before."""
-    with closing(iter(load(Deadly(end(code)), 2))) as batches:
+    data = Deadly(end(code), allowed=False)
+    with closing(iter(load(data, 2))) as batches:
         assert next(batches).tolist() == [0, 1, 2]
-        start = time.monotonic()
+        last = time.monotonic() + LIMIT
         with pytest.raises(DataError, match=rf"a loader process {cause} at 4\.png \(Disk/spot\); .*{remedy}"):
-            while True:
+            data.allowed.set()
+            while time.monotonic() < last:
                 next(batches) if not busy else sum(range(1000))
-        assert time.monotonic() - start < 8
 
 
 def test_a_worker_that_leaves_without_an_error_is_noticed():
@@ -138,12 +148,23 @@ class Large(Numbers):
         return os.getpid(), np.zeros(1 << 22, np.uint8)
 
 
+def pipe_is_full():
+    """Whether a pipe of this process holds about all that it can."""
+    for handle in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the folder's own is closed
+            if stat.S_ISFIFO(os.fstat(handle).st_mode):
+                held = int.from_bytes(fcntl.ioctl(handle, termios.FIONREAD, bytes(4)), sys.byteorder)
+                if held > fcntl.fcntl(handle, fcntl.F_GETPIPE_SZ) / 2:
+                    return True
+    return False
+
+
 def test_a_worker_that_dies_while_it_hands_over_is_noticed():
     batches = iter(load(Large(None), 2, size=1, collate=list))
     ((first, _),) = next(batches)
     ((second, _),) = next(batches)
     assert first != second
-    time.sleep(0.5)  # both have filled the pipe, or wait for it
+    assert until(pipe_is_full, multiprocessing.current_process())  # one of them is in the midst of a batch
     with pytest.raises(DataError, match="SIGKILL"):
         for pid in (first, second):
             os.kill(pid, signal.SIGKILL)
@@ -160,10 +181,10 @@ class CutOff(Numbers):
 
     def __getitem__(self, number):
         if number == 2:
-            time.sleep(0.5)  # batch 0 is handed over
+            time.sleep(0.3)  # batch 0 is handed over; if not, it arrives, and the test proves less
             resource_sharer.stop()
             self.cut.set()
-            time.sleep(0.5)
+            time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.tensor(number)
 
@@ -173,11 +194,12 @@ def test_a_batch_whose_worker_is_about_to_end_is_no_other_error():
 
     def numbers():
         yield from ([0], [1], [2])
-        assert cut.wait(60)
+        assert cut.wait(LIMIT)
         yield [3]  # only now are batches fetched
 
-    with pytest.raises(DataError, match=r"was ended by SIGKILL at 2\.png"):
+    with pytest.raises(DataError, match=r"was ended by SIGKILL at 2\.png") as held:
         list(Loader(CutOff(cut), numbers(), num_workers=2))
+    assert held.value and not active_children()
 
 
 def test_a_batch_can_be_sent_on_although_its_worker_is_gone():
@@ -242,12 +264,14 @@ def test_no_worker_outlives_its_loader(fault):
     def fail():
         raise fault
 
-    batches = iter(load(Deadly(fail if isinstance(fault, Exception) else fault), 2, size=1))
+    data = Deadly(fail if isinstance(fault, Exception) else fault, allowed=False)
+    batches = iter(load(data, 2, size=1))
     assert len(active_children()) == 0
     next(batches)
     assert len(active_children()) == 2
     held = None
     try:
+        data.allowed.set()
         for _ in range(2 if fault is None else 9):
             next(batches)
     except Exception as error:

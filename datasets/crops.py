@@ -16,11 +16,13 @@ def whole(mask: np.ndarray) -> Box:
 
 def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
     """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None where there is none."""
-    pixels = np.flatnonzero(candidates)
-    if not len(pixels):
+    up_to = np.cumsum([np.count_nonzero(row) for row in candidates])  # a list of all pixels would take 8 bytes each
+    if not up_to[-1]:
         return None
-    row, column = divmod(int(pixels[rng.randint(0, len(pixels) - 1)]), candidates.shape[1])
-    return row, column
+    number = rng.randint(0, int(up_to[-1]) - 1)
+    row = int(np.searchsorted(up_to, number, side="right"))
+    pixels = np.flatnonzero(candidates[row])
+    return row, int(pixels[number - int(up_to[row])])  # counted from the row's end
 
 
 def crop_around(

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 from datasets.tiling import fitted_shape
 
 MASK_THRESHOLD = 0.1
+LONGEST = 8192  # pixels, side of what is augmented, which takes up to 50 bytes a pixel
 BLUR = 5  # pixels, side of the kernel
 NORMALISED = TF.normalize(
     torch.arange(256).expand(3, 1, 256).float() / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -102,7 +103,10 @@ class TrainTransform:
         )
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Augment a (h, w, 3) uint8 image and its (h, w) uint8 mask alike."""
+        """Augment a (h, w, 3) uint8 image and its (h, w) uint8 mask alike; where a side is longer than LONGEST, shrunk
+        to it."""
+        if max(mask.shape) > LONGEST:
+            image, mask = _resized(image, LONGEST), (_resized((mask > 0) * np.uint8(255), LONGEST) > 0).astype(np.uint8)
         picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
         picture, marks = self.pipeline(picture, tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask))))
         return picture.permute(1, 2, 0).numpy(), marks.numpy()

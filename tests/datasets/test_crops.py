@@ -62,6 +62,14 @@ def test_every_marked_pixel_is_drawn_and_no_other():
     assert random_pixel(np.zeros((5, 5), bool), rng) is None
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+def test_a_pixel_is_drawn_by_its_number_in_row_major_order(share):
+    candidates = np.random.default_rng(5).random((9, 13)) < share
+    for seed in range(100):
+        number = random.Random(seed).randint(0, int(candidates.sum()) - 1)
+        assert random_pixel(candidates, random.Random(seed)) == tuple(np.argwhere(candidates)[number])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_support_crops_of_a_small_defect_always_show_it(seed):
     rng = random.Random(seed)

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from datasets.tiling import fitted_shape
-from datasets.transforms import TrainTransform, prepare_image, prepare_mask
+from datasets.transforms import LONGEST, TrainTransform, prepare_image, prepare_mask
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -148,3 +148,18 @@ def test_augmentation_follows_from_torchs_seed_and_leaves_its_input():
     assert equal == [True, False]
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(mask, before[1])
+
+
+def test_a_side_over_the_longest_is_shrunk_to_it_before_the_augmentation():
+    image, mask = np.full((60, 20_000, 3), 99, np.uint8), np.zeros((60, 20_000), np.uint8)
+    image[20:40, 5000:6000], mask[20:40, 5000:6000] = 255, 1
+    mask[59, 19_999] = 1
+    torch.manual_seed(0)
+    found, marks = TrainTransform((0, 0))(image, mask)
+    assert found.shape == (*marks.shape, 3) and max(marks.shape) == LONGEST == 8192
+    assert set(np.unique(marks)) == {0, 1} and marks[-1, [0, -1]].any()
+    grey = found.mean(-1)
+    bright = grey > (grey.min() + grey.max()) / 2
+    assert (bright == marks).mean() > 0.99
+    kept = TrainTransform((0, 0))(image[:, :LONGEST], mask[:, :LONGEST])
+    assert kept[1].shape == (60, LONGEST)

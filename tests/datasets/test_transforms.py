@@ -161,5 +161,4 @@ def test_a_side_over_the_longest_is_shrunk_to_it_before_the_augmentation():
     grey = found.mean(-1)
     bright = grey > (grey.min() + grey.max()) / 2
     assert (bright == marks).mean() > 0.99
-    kept = TrainTransform((0, 0))(image[:, :LONGEST], mask[:, :LONGEST])
-    assert kept[1].shape == (60, LONGEST)
+    assert TrainTransform((0, 0))(image[:, :5000], mask[:, :5000])[1].shape == (60, 5000)

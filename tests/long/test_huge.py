@@ -62,6 +62,21 @@ def test_400_megapixels_are_answered_in_bounded_memory(tmp_path, usual, suffix):
     assert peak < usual + MORE, (peak, usual)
 
 
+def test_400_megapixels_teach_a_defect_in_bounded_memory(tmp_path, usual):
+    """As a support, whose pixels are all held: at most 10 bytes a pixel."""
+    write_object(tmp_path / "data", "steel", {"one.png": SIZE})
+    mark = {"image": ((90, 120, 100), (250, 250, 250)), "mask": (0, 255)}
+    for part, (ground, defect) in mark.items():
+        surface, spot = (
+            pyvips.Image.new_from_array(np.full((1, 1, np.size(v)), v, np.uint8)) for v in (ground, defect)
+        )
+        whole = surface.replicate(SIDE, SIDE).insert(spot.replicate(60, 40), SIDE // 2, SIDE // 3)
+        whole.write_to_file(str(tmp_path / "data" / "steel" / "support" / part / "large.png"))
+    report, peak = run(tmp_path / "data", tmp_path / "log")
+    assert report["unreadable"] == [] and report["queries"] == 1
+    assert peak < usual + (10 * SIDE**2 >> 20), (peak, usual)
+
+
 def test_what_is_over_the_bound_costs_nothing(tmp_path, usual):
     write_object(tmp_path / "data", "steel", {"one.png": SIZE})
     path = tmp_path / "data" / "steel" / "query" / "image" / "large.png"

@@ -13,17 +13,15 @@ import torch
 from PIL import Image
 
 from datasets import vision_v1
-from datasets.build import build_test_index, build_train_index, view_settings
+from datasets.build import build_test_index, build_train_index
 from datasets.samples import load_or_build
 from method_config import load_config
 from models.build import build_model
-from tools.evaluator import Protocol, evaluate
 from tools.methods import with_baseline
 from tools.predictor import Predictor
 from tools.tester import SplitTest
 from tools.trainer import Trainer
 from utils.distributed import is_main
-from utils.files import write_json
 from utils.run import create_run_folder
 
 SIZE = (96, 128)
@@ -154,15 +152,6 @@ def train_without_dropout(cfg, folder):
     trainer.run([SplitTest(cfg, build_test_index(cfg), folder, "original")])
     if is_main():
         torch.save({n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth")
-
-
-def evaluate_into(cfg, protocol, file):
-    """Job: evaluate an untrained head; write the report, and the queries beside it as CSV."""
-    predictor = untrained_predictor(cfg)
-    result = evaluate(predictor, build_test_index(cfg), view_settings(cfg), Protocol(**protocol))
-    if is_main():
-        write_json(file, result.report())
-        result.write_queries(file.with_suffix(".csv"))
 
 
 def picture(height, width, seed=0):

@@ -282,14 +282,14 @@ class Trainer:
 
     def _resume(self, state: dict[str, Any], file: Path) -> None:
         self.epoch, self.history = state["epoch"], list(state["history"])
-        if self.validation is not None and state["best"] is not None:
-            self.validation.restore(state["best"], self.model.head)
         if state["within"] is not None:
             self.progress = Progress.of(self.index)
             self.progress.restore(state["within"], self.device, self.cfg.TRAIN_SETUPS.batch_size)
             self.numbers.skip = self.progress.step = min(self.progress.step, self.numbers.per_epoch - 1)
         done = self.epoch * self.numbers.per_epoch + self.numbers.skip
         self.learner.restore(state, done, f"TRAIN.resume: {file}")
+        if self.validation is not None and state["best"] is not None:
+            self.validation.restore(state["best"], self.model.head)
         self.numbers.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         stand = where_it_stands(self.epoch, self.progress)
         self.files.stand = stand if file == self.files.state else ""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from dataclasses import replace
 
@@ -14,10 +13,9 @@ from datasets.build import build_test_index, view_settings
 from datasets.episodes import EpisodeList
 from datasets.images import read_image
 from datasets.queries import EvaluationQueries
-from tests.helpers import SIZE, evaluate_into, surface, tiny_config, untrained_predictor, write_product
+from tests.helpers import SIZE, surface, tiny_config, untrained_predictor, write_product
 from tools.evaluator import REPEATS_AT_ONCE, Protocol, evaluate
 from utils.errors import DataError
-from utils.launch import launch
 
 METHODS = ("SOFS", "prior")
 
@@ -66,21 +64,6 @@ def test_metrics_agree_with_the_masks_of_the_predictor(predictor, surfaces, tmp_
         assert {n: c["queries"] for n, c in report[method]["classes"].items()} == {"Disk/spot": 4, "Disk/line": 4}
         assert report[method]["miou"]["mean"] == pytest.approx(np.mean(list(ious.values())))
         assert report[method]["fb_iou"]["mean"] == pytest.approx((total[0] / total[1] + total[2] / total[3]) / 2)
-
-
-def test_one_and_three_processes_find_the_same(broken, tmp_path):
-    """Also with an image that cannot be read: each process reports what it met, all get the whole."""
-    root, path = broken
-    cfg = tiny_config(root, tmp_path / "log")
-    protocol = {"shot": 2, "seed": 5, "repeats": 2}
-    for processes in (1, 3):
-        launch(evaluate_into, processes, "gloo", cfg, protocol, tmp_path / f"{processes}.json")
-    one, three = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 3))
-    assert one["methods"] == three["methods"]
-    assert one["failed_queries"] == three["failed_queries"] == 2
-    assert one["unreadable"] == three["unreadable"]
-    assert len(one["unreadable"]) == 1 and str(path) in one["unreadable"][0]
-    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "3.csv").read_bytes()
 
 
 def test_a_bad_image_is_reported_and_the_rest_goes_on(predictor, broken, tmp_path, caplog):

@@ -15,7 +15,7 @@ from tests.killing import Training, ended, equal, until
 
 CHANGES = {
     "NUM_GPUS": 2,
-    "TRAIN_SETUPS__epochs": 24,
+    "TRAIN_SETUPS__epochs": 16,
     "TRAIN_SETUPS__batch_size": 1,
     "TRAIN_SETUPS__TEST_SETUPS__test_state": False,
 }

@@ -93,4 +93,4 @@ def test_of_a_training(surfaces, tmp_path, bank):
     options = {"TRAIN__feature_bank": bank, "TRAIN_SETUPS__TEST_SETUPS__val_state": True}
     names = {f"{stem}{suffix}" for stem in ("metrics", "curves") for suffix in (".json", "_validation.json")}
     names |= {"queries.csv", "queries_validation.csv", "history.json"}
-    check(run_training, surfaces, tmp_path, names, **options)
+    check(run_training, surfaces, tmp_path, names, LOADERS[::2], **options)

@@ -56,6 +56,15 @@ def hear_of_a_signal():
     time.sleep(60)
 
 
+def die_while_the_other_saves():
+    if rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        time.sleep(60)
+    except Interrupted as error:
+        raise Interrupted(error.number, "saved") from None
+
+
 def name_of_the_process():
     return f"process {rank()} of {world_size()}"
 
@@ -84,10 +93,11 @@ def test_any_other_error_keeps_its_traceback():
         launch(fail_otherwise, 2, "gloo")
 
 
-def test_a_killed_process_ends_the_others_within_a_minute():
+@pytest.mark.parametrize("job", [die, die_while_the_other_saves])
+def test_a_killed_process_ends_the_others_within_a_minute(job):
     start = time.monotonic()
     with pytest.raises(ProcessError, match=r"process 1 was killed by SIGKILL"):
-        launch(die, 2, "gloo")
+        launch(job, 2, "gloo")
     assert time.monotonic() - start < 60
 
 

@@ -106,19 +106,20 @@ def test_a_second_run_waits_for_the_first_and_is_refused_if_that_goes_on(tmp_pat
     with claimed(tmp_path / "run"), refused, claimed(tmp_path / "run", patience=2):
         pass
     assert "waiting for another run" in caplog.text
-    inside = threading.Event()
+    inside, over = threading.Event(), threading.Event()
 
     def hold():
         with claimed(tmp_path / "run"):
             inside.set()
             time.sleep(1.5)
+            over.set()
 
     first = threading.Thread(target=hold)
     first.start()
     inside.wait()
     with claimed(tmp_path / "run"):
-        first.join(1)
-        assert not first.is_alive()
+        assert over.is_set()
+    first.join()
     assert (tmp_path / "run").is_dir()
 
 
@@ -159,12 +160,12 @@ def test_revision_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
 def test_when_and_on_what_a_run_ran_is_kept_apart_from_its_figures(tmp_path):
     cfg = load_config([])
     facts = run_facts(cfg)
-    before = datetime.now().astimezone().replace(microsecond=0)
+    before, start = datetime.now().astimezone().replace(microsecond=0), time.perf_counter()
     with recorded(cfg, tmp_path):
         time.sleep(0.2)
     known = json.loads((tmp_path / "run.json").read_text())
     assert before <= datetime.fromisoformat(known.pop("finished")) <= datetime.now().astimezone()
-    assert 0.2 <= known.pop("seconds") < 5
+    assert 0.2 <= known.pop("seconds") <= round(time.perf_counter() - start, 1)
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     assert known == {"processes": 1, "device": device}
     assert run_facts(cfg) == facts

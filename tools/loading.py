@@ -7,12 +7,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
-from torch.utils.data._utils.pin_memory import pin_memory as pinned
 
 from datasets.episodes import EpisodeSampler
 from tools.workers import Positions, Watch, start_worker
@@ -82,45 +80,15 @@ class Loader:
                     batches._shutdown_workers()  # tracebacks may hold what would end them when it is forgotten
 
 
-def _next(batches: Iterator[Handed], watch: Watch) -> Any:
+def _next(batches: Iterator[Any], watch: Watch) -> Any:
     """The next batch, or what a worker has died of, or None at the end."""
     try:
-        handed = next(batches, None)
-        return None if handed is None else handed.opened()
+        return next(batches, None)
     except Exception as error:
         death = watch.death(DYING if isinstance(error, (OSError, EOFError)) else 0)
         if death is None:
             raise
         return death
-
-
-class Handed:
-    """A batch on its way from a worker, of which it can be fetched only while that one lives.
-
-    Queues unpickle what they hand out, for page-locked memory in a thread of PyTorch's that such an error would end. So
-    the batch is pickled apart, and unpickled where an error is told.
-    """
-
-    def __init__(self, batch: Any) -> None:
-        self.batch, self.pickled = batch, None
-
-    def __getstate__(self) -> bytes:
-        return bytes(ForkingPickler.dumps(self.batch))
-
-    def __setstate__(self, pickled: bytes) -> None:
-        self.batch, self.pickled = None, pickled
-
-    def opened(self) -> Any:
-        """The batch.
-
-        Raises:
-            OSError, EOFError: its worker has died.
-        """
-        return self.batch if self.pickled is None else ForkingPickler.loads(self.pickled)
-
-    def pin_memory(self) -> Handed:
-        """In page-locked memory; PyTorch calls it."""
-        return Handed(pinned(self.opened()))
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -169,5 +137,5 @@ class _Caught(Dataset):
             return named
 
 
-def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Handed:
-    return Handed(next((item for item in items if isinstance(item, Exception)), None) or collate(items))
+def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, Exception)), None) or collate(items)

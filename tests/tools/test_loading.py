@@ -13,7 +13,7 @@ import time
 import traceback
 from contextlib import closing, suppress
 from multiprocessing import active_children, resource_sharer
-from multiprocessing.reduction import DupFd, ForkingPickler
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from datasets.feature_bank import BankCrops, BankEpisodes, FeatureBank
 from datasets.queries import EvaluationQueries
 from tests.helpers import read_index, tiny_config
 from tests.killing import LIMIT, Training, ended, until
-from tools.loading import EpochBatches, Handed, Loader
+from tools.loading import EpochBatches, Loader
 from utils.errors import DataError
 
 
@@ -200,15 +200,6 @@ def test_a_batch_whose_worker_is_about_to_end_is_no_other_error():
     with pytest.raises(DataError, match=r"was ended by SIGKILL at 2\.png") as held:
         list(Loader(CutOff(cut), numbers(), num_workers=2))
     assert held.value and not active_children()
-
-
-def test_a_batch_can_be_sent_on_although_its_worker_is_gone():
-    sent, words = (ForkingPickler.dumps(Handed(batch)) for batch in (torch.ones(2), {"class": ["spot"]}))
-    assert ForkingPickler.loads(words).pin_memory().opened() == {"class": ["spot"]}
-    resource_sharer.stop()
-    handed = ForkingPickler.loads(sent)
-    with pytest.raises(OSError):
-        handed.opened()
 
 
 class Resource(Numbers):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.episodes import derive_seed
-from datasets.images import read_mask
+from datasets.mask_files import read_mask
 from datasets.orientation import turned_back
 from utils.errors import DataError
 from utils.notices import warn_once

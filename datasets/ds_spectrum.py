@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files import ANY_PATH_KEY, list_images, missing_object, named_files, pair_masks
-from datasets.images import read_labels
+from datasets.mask_files import read_labels
 from datasets.masks import rle_encode
 from datasets.orientation import turned_back
 from datasets.samples import Sample

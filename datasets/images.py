@@ -1,4 +1,5 @@
-"""Images and mask files of any common format as arrays; whatever cannot be read is a DataError that names the file.
+"""Images as arrays, whatever way they come in: files of any common format, PIL images, arrays. What cannot be read, or
+cannot be meant, is a DataError that names it.
 
 Annotations refer to the stored pixels, so EXIF orientation is applied nowhere; see `datasets.orientation` for masks
 that were drawn on the turned image.
@@ -11,7 +12,6 @@ import logging
 import os
 import stat
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,19 +19,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.image_faults import DECODER_ERRORS, named_errors
 from utils.errors import DataError
 from utils.notices import warn_once
 
+Picture = str | os.PathLike | Image.Image | np.ndarray
 # Not all that Pillow knows: some of its formats start other programs.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MOST_CLASSES = 32  # distinct values of a mask of classes; more are shades
-_GRADED_FROM = {8: 128, 16: 128 * 257}  # bits: greatest value from which on a mask is black and white, not labels
+ROWS = 256  # converted at once
+_PIXELS = (np.bool_, np.uint8, np.uint16, np.int32)  # of arrays; int32 is what Pillow makes of 32-bit files
+_FULL_RANGE = 1 << 14  # 16-bit images without any value from here on leave two bits or more unused
 _TIFF_ORIENTATION = 274
-_ROWS = 256  # converted at once
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, AttributeError),
-    *(AssertionError, RuntimeError, struct.error, zlib.error),
-)
 _LOG = logging.getLogger(__name__)
 _most_pixels = 500_000_000
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound warns of what inspection cameras deliver; `limit_pixels` sets ours
@@ -51,7 +49,7 @@ def most_pixels() -> int:
 def check_pixels(where: object, size: tuple[int, int]) -> None:
     """Raises DataError for a size (h, w) without pixels, or of more than `limit_pixels` has set. where: it stands."""
     if min(size) < 1:
-        raise DataError(f"{where}: {size[0]} x {size[1]} pixels (h x w); expected at least 1 x 1, copy the file again")
+        raise DataError(f"{where}: {size[0]} x {size[1]} pixels (h x w); expected at least 1 x 1")
     if size[0] * size[1] > _most_pixels:
         raise DataError(
             f"{where}: {size[0]} x {size[1]} pixels (h x w) are more than DATASET.max_pixels, {_most_pixels}; "
@@ -59,134 +57,192 @@ def check_pixels(where: object, size: tuple[int, int]) -> None:
         )
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Pixels of an image file, uint8 (h, w, 3) RGB, contiguous; of an animation or of several pages the first.
+def shown(picture: object) -> str:
+    """What a picture is called in messages: the path of a file, else its type and shape."""
+    if isinstance(picture, str | os.PathLike):
+        return str(picture)
+    if isinstance(picture, np.ndarray):
+        return f"an array of {picture.dtype}, shape {picture.shape}"
+    if isinstance(picture, Image.Image):
+        return f"a PIL image of mode {picture.mode}, {picture.height} x {picture.width} pixels (h x w)"
+    return f"a value of type {type(picture).__name__}"
 
-    Grey, palette and alpha images become RGB (alpha is dropped); 16-bit values v become v / 257, rounded.
-    Raises DataError for a file that is missing, truncated, larger than DATASET.max_pixels or of a pixel type that has
-    no 8-bit meaning.
+
+def read_image(picture: Picture) -> np.ndarray:
+    """Pixels of an image, uint8 (h, w, 3) RGB, contiguous; of an animation or of several pages the first.
+
+    Grey, palette and alpha images become RGB (alpha is dropped). Grey 16-bit values v become v / 257, rounded; of
+    16-bit colours the upper 8 bits are taken. Arrays are (h, w) grey or (h, w, channels) of bool, uint8, uint16 or
+    int32; uint8 RGB is returned as it is. An image all of one value, and 16-bit values that leave two bits or more
+    unused, are named in a warning.
+    Raises DataError for what is missing, truncated, larger than DATASET.max_pixels, or has no 8-bit meaning.
     """
-    with _opened(path) as image:
-        pixels = _loaded(image)
-        if pixels.mode.startswith("I"):
-            return np.repeat(_eight_bits(np.asarray(pixels), path)[:, :, None], 3, axis=2)
-        if pixels.mode == "F":
-            raise DataError(f"{path}: floating point pixels have no fixed range; save the image with 8 or 16 bits")
-        return _rgb(pixels)
+    where = shown(picture)
+    if isinstance(picture, np.ndarray):
+        pixels = _rgb_of_array(picture, where)
+    else:
+        with opened(picture) as image:
+            pixels = _rgb_of_image(image, where)
+    if pixels[:, :, 0].size > 1 and all((rows == pixels[0, 0]).all() for rows in np.array_split(pixels, len(pixels))):
+        warn_once(_LOG, f"{where}: every pixel is {tuple(pixels[0, 0].tolist())} (RGB); is this the image?")
+    return pixels
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Binary mask of a mask file, uint8 (h, w) in {0, 1}: 1 where any colour channel (or the palette index) is not 0.
-
-    A mask that reaches the upper half of its range and has shades below its greatest value was smoothed, or compressed
-    with losses: it is cut at half of that value, with a warning. Raises DataError as read_image does.
-    """
-    values, is_index = _read_values(path)
-    shades = values.max(axis=2) if values.ndim == 3 else values
-    most = int(shades.max())
-    if is_index or most < _GRADED_FROM.get(8 * shades.itemsize, most + 1) or _holds_few_colours(values):
-        return (shades != 0).astype(np.uint8)
-    between = np.count_nonzero(shades) - np.count_nonzero(shades == most)
-    if between:
-        share = 100 * between / shades.size
-        warn_once(
-            _LOG,
-            f"{path}: {share:.2g} % of the mask's pixels lie between 0 and {most} (smoothed, or saved with losses): "
-            f"those from {-(-most // 2)} on are taken for marked; save masks as PNG with two values",
-        )
-    return (shades >= most / 2).astype(np.uint8)
+def image_size(picture: Picture) -> tuple[int, int]:
+    """Size (h, w) in pixels; of a file its header is all that is read. Raises DataError as read_image."""
+    if isinstance(picture, np.ndarray):
+        return checked_array(picture).shape[:2]
+    with opened(picture) as image:
+        return image.height, image.width
 
 
-def read_labels(path: str | Path) -> np.ndarray:
-    """Class values of a mask file, integers (h, w): grey values as stored, or palette indices.
-
-    Raises DataError as read_image does, and for masks of true colours or of more than 32 values, which are no classes.
-    """
-    values, _ = _read_values(path)
-    if values.ndim == 3:
-        if (values != values[:, :, :1]).any():
-            raise DataError(f"{path}: a coloured mask; expected class values as grey values or palette indices")
-        values = values[:, :, 0]
-    count = len(np.unique(values))
-    if count > MOST_CLASSES:
-        raise DataError(
-            f"{path}: {count} different values in a mask of classes, of which {MOST_CLASSES} are the most: it was "
-            "smoothed, or saved with losses (JPEG); save the classes as PNG, without resizing them smoothly"
-        )
-    return values
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Size (h, w) in pixels from the header of the file, which is all that is read. Raises DataError as read_image."""
-    with _opened(path) as image:
-        width, height = image.size
-        return height, width
-
-
-def exif_orientation(path: str | Path, *, search: bool = False) -> int:
-    """How a viewer turns the stored pixels, 1 (not at all) to 8, as EXIF numbers it; 1 where the file says nothing.
+def exif_orientation(picture: Picture, *, search: bool = False) -> int:
+    """How a viewer turns the stored pixels, 1 (not at all) to 8, as EXIF numbers it; 1 where nothing is said.
 
     search: also behind the pixels of a PNG file, through which it takes a walk. Raises DataError as read_image does.
     """
-    with named_errors(path), _file(path) as image:
-        if image.format == "PNG" and "exif" not in image.info and not (search and _may_tell_exif(path)):
+    if isinstance(picture, np.ndarray):
+        return 1
+    with named_errors(picture), _pillow(picture) as image:
+        if image.format == "PNG" and "exif" not in image.info and not (search and _may_tell_exif(picture)):
             return 1
         try:
-            found = _tiff_orientation(image) if image.format == "TIFF" else image.getexif().get(_TIFF_ORIENTATION, 1)
-        except _DECODER_ERRORS:  # broken EXIF says nothing; the pixels may be whole
+            turned = image.format == "TIFF" and image is not picture  # one that Pillow has opened is turned already
+            found = _tiff_orientation(image) if turned else image.getexif().get(_TIFF_ORIENTATION, 1)
+        except DECODER_ERRORS:  # broken EXIF says nothing; the pixels may be whole
             return 1
     return found if found in range(1, 9) else 1
 
 
 @contextmanager
-def named_errors(path: str | Path) -> Iterator[None]:
-    """Turns what a decoder stumbles over into a DataError that names the file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the data set's path and whether it was copied whole") from error
-    except PermissionError as error:
-        raise DataError(f"{path}: may not be read; see to the permissions of the file and its folders") from error
-    except MemoryError as error:
-        raise DataError(
-            f"{path}: does not fit into the memory; cut the image into parts, or lower DATASET.max_pixels to have "
-            "such images refused"
-        ) from error
-    except _DECODER_ERRORS as error:
-        raise DataError(
-            f"{path}: cannot be read as an image ({error!s:.300}); the file is broken, copy it again"
-        ) from error
+def opened(picture: str | os.PathLike | Image.Image) -> Iterator[Image.Image]:
+    """A file opened by Pillow, or a PIL image as it is, whose pixels come as they are stored. Raises DataError as
+    read_image does, also for what the decoder stumbles over within the block."""
+    with named_errors(picture):
+        with _pillow(picture) as image:
+            turned = image is not picture and image.format == "TIFF" and _tiff_orientation(image) != 1
+            if not turned:
+                _check(image, picture)
+                yield image
+        if turned:  # Pillow would turn the pixels, for TIFF alone
+            with Image.open(io.BytesIO(_without_orientation(picture)), formats=("TIFF",)) as image:
+                _check(image, picture)
+                yield image
+
+
+def checked_array(array: np.ndarray) -> np.ndarray:
+    """An array that has the shape of a picture: (h, w), or (h, w, channels) with 1 to 4 channels.
+
+    Raises DataError for any other shape, and as check_pixels.
+    """
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        turned = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        advice = "; channels come last here: array.transpose(1, 2, 0)" if turned else ""
+        raise DataError(f"{shown(array)}: expected (h, w) grey or (h, w, 3) RGB{advice}")
+    check_pixels(shown(array), array.shape[:2])
+    return array
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    with named_errors(path):
-        with _file(path) as image:
-            turned = image.format == "TIFF" and _tiff_orientation(image) != 1
-            if not turned:
-                _check(image, path)
-                yield image
-        if turned:  # Pillow would turn the pixels, for TIFF alone
-            with Image.open(io.BytesIO(_without_orientation(path)), formats=("TIFF",)) as image:
-                _check(image, path)
-                yield image
+def _pillow(picture: object) -> Iterator[Image.Image]:
+    if isinstance(picture, Image.Image):
+        yield picture
+        return
+    if not isinstance(picture, str | os.PathLike):
+        raise DataError(f"{shown(picture)}: expected a path, a PIL image, or an array (h, w) or (h, w, 3)")
+    if not stat.S_ISREG(os.stat(picture).st_mode):  # a pipe would be waited for
+        raise DataError(f"{picture}: not a file; put the image itself there")
+    with Image.open(picture, formats=FORMATS) as image:
+        yield image
 
 
-def _file(path: str | Path) -> Image.Image:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-        raise DataError(f"{path}: not a file; put the image itself there")
-    return Image.open(path, formats=FORMATS)
-
-
-def _check(image: Image.Image, path: str | Path) -> None:
-    check_pixels(path, image.size[::-1])
+def _check(image: Image.Image, picture: object) -> None:
+    check_pixels(shown(picture), (image.height, image.width))
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        warn_once(_LOG, f"{path}: holds {frames} frames or pages, of which the first is used")
+    if frames > 1 and image is not picture:
+        warn_once(_LOG, f"{picture}: holds {frames} frames or pages, of which the first is used")
 
 
-def _may_tell_exif(path: str | Path) -> bool:
+def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype not in _PIXELS:
+        raise DataError(
+            f"{where}: expected uint8 (0 to 255) or uint16 (0 to 65535); bring floats and other integers to "
+            "one of these, all images by the same factor"
+        )
+    channels = checked_array(array).reshape(*array.shape[:2], -1)
+    colour = channels.shape[2] >= 3
+    channels = channels[:, :, : 3 if colour else 1]  # what follows is alpha
+    if array.dtype == np.bool_:
+        channels = channels * np.uint8(255)
+    elif array.dtype == np.uint16 and colour:
+        _tell_range(where, int(channels.max()))
+        channels = (channels >> 8).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        channels = np.dstack([_eight_bits(channels[:, :, i], where) for i in range(channels.shape[2])])
+    return np.ascontiguousarray(channels if colour else np.repeat(channels, 3, axis=2))
+
+
+def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
+    deep_colour = image.mode == "RGB" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    pixels = loaded(image)
+    if pixels.mode.startswith("I"):
+        return np.repeat(_eight_bits(np.asarray(pixels), where)[:, :, None], 3, axis=2)
+    if pixels.mode == "F":
+        raise DataError(f"{where}: floating point pixels have no fixed range; save the image with 8 or 16 bits")
+    rgb = rgb_pixels(pixels)
+    if deep_colour:  # of which Pillow has taken the upper 8 bits
+        _tell_range(where, int(rgb.max()) << 8)
+    return rgb
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    """The image with its pixels in memory, as they are stored, and without what Pillow would blend or warn about."""
+    image.load()
+    if "transparency" in image.info:
+        image = image.copy()
+        image.info.pop("transparency")
+    return image
+
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels as uint8 (h, w, 3), converted in parts: Pillow's copies of a large image would take twice its memory."""
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, ROWS):
+        rgb[top : top + ROWS] = image.crop((0, top, width, min(top + ROWS, height))).convert("RGB")
+    return rgb
+
+
+def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most > 65535:
+        raise DataError(
+            f"{where}: its values go from {least} to {most}; expected 8 bits (0 to 255) or 16 bits (0 to 65535): bring "
+            "them into one of these ranges, all images by the same factor"
+        )
+    _tell_range(where, most)
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), ROWS):  # in parts: four bytes a pixel are much for a large image
+        grey[top : top + ROWS] = (values[top : top + ROWS].astype(np.uint32) + 128) // 257
+    return grey
+
+
+def _tell_range(where: str, most: int) -> None:
+    """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost; once for a folder."""
+    if most < _FULL_RANGE:
+        warn_once(
+            _LOG,
+            f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that {(most + 128) // 257 + 1} of 256 grey "
+            "levels are left; scale it to the full range, all images by the same factor (12-bit images by 16)",
+            key=f"range {Path(where).parent}",
+        )
+
+
+def _may_tell_exif(path: str | os.PathLike) -> bool:
     """Whether a PNG file has a chunk that may hold EXIF, wherever it stands; without decoding the pixels."""
+    if isinstance(path, Image.Image):
+        return False
     with open(path, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
@@ -200,7 +256,7 @@ def _tiff_orientation(image: Image.Image) -> int:
     return image.tag_v2.get(_TIFF_ORIENTATION, 1)
 
 
-def _without_orientation(path: str | Path) -> bytearray:
+def _without_orientation(path: str | os.PathLike) -> bytearray:
     """Content of a TIFF file whose orientation tag is set to 1, none."""
     content = bytearray(Path(path).read_bytes())
     order = "<" if content[:2] == b"II" else ">"
@@ -212,57 +268,3 @@ def _without_orientation(path: str | Path) -> bytearray:
         if struct.unpack_from(f"{order}H", content, entry) == (_TIFF_ORIENTATION,):
             struct.pack_into(f"{order}H", content, entry + 8, 1)
     return content
-
-
-def _loaded(image: Image.Image) -> Image.Image:
-    """The image with its pixels in memory, as they are stored."""
-    image.load()
-    image.info.pop("transparency", None)  # alpha is dropped; Pillow would warn about some of its forms
-    return image
-
-
-def _read_values(path: str | Path) -> tuple[np.ndarray, bool]:
-    """Stored values: (h, w) for grey, palette and bit images, (h, w, 3) for colour, alpha dropped; and whether they are
-    palette indices."""
-    with _opened(path) as image:
-        pixels = _loaded(image)
-        is_index = pixels.mode in ("P", "PA")
-        if pixels.mode == "F":
-            raise DataError(f"{path}: a mask of floating point values; expected 8-bit grey values")
-        if pixels.mode in ("LA", "PA"):
-            return np.array(pixels)[:, :, 0], is_index
-        if pixels.mode in ("1", "L", "P") or pixels.mode.startswith("I"):
-            values = np.array(pixels)
-            return values.astype(np.uint8) if values.dtype == bool else values, is_index
-        return _rgb(pixels), is_index
-
-
-def _holds_few_colours(values: np.ndarray) -> bool:
-    """Whether values (h, w, 3) are a mask whose colours stand for classes: true colours, but few of them."""
-    if values.ndim == 2:
-        return False
-    colours: set[int] = set()
-    for top in range(0, len(values), _ROWS):  # in parts: four bytes a value are much for a large mask
-        packed = values[top : top + _ROWS].astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-        colours.update(np.unique(packed).tolist())
-        if len(colours) > MOST_CLASSES:
-            return False
-    return any(colour % 0x010101 for colour in colours)  # one is not grey
-
-
-def _rgb(pixels: Image.Image) -> np.ndarray:
-    """Pixels as uint8 (h, w, 3), converted in parts: Pillow's copies of a large image would take twice its memory."""
-    width, height = pixels.size
-    rgb = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _ROWS):
-        rgb[top : top + _ROWS] = pixels.crop((0, top, width, min(top + _ROWS, height))).convert("RGB")
-    return rgb
-
-
-def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{path}: 32-bit pixels outside 0..65535; save the image with 8 or 16 bits")
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), _ROWS):  # in parts: four bytes a pixel are much for a large image
-        grey[top : top + _ROWS] = (values[top : top + _ROWS].astype(np.uint32) + 128) // 257
-    return grey

@@ -17,7 +17,7 @@ from datasets.files import (
     pair_masks,
     some_images,
 )
-from datasets.images import read_labels, read_mask
+from datasets.mask_files import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 
 NORMAL = "good"  # folder of support images without defect
@@ -93,8 +93,8 @@ def _normal(folder: Path) -> list[Path]:
     return (list_images(inner) if inner.is_dir() else []) + list_images(folder) or some_images(folder)
 
 
-def support_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:
-    """Mask of one category, uint8 (h, w) in {0, 1}.
+def category_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:
+    """Mask of one category in the mask file of a support or in a true label, uint8 (h, w) in {0, 1}.
 
     category_num 1: whatever is not 0. Above: the pixels of value category + 1, category counted from 0.
     Raises ConfigError for a category out of range, DataError for values that stand for no category.

@@ -5,11 +5,10 @@ pixels of its image."""
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
-from datasets.images import exif_orientation, image_size
+from datasets.images import Picture, exif_orientation, image_size, shown
 from utils.errors import DataError
 from utils.notices import warn_once
 
@@ -29,7 +28,7 @@ _BACK = _SHOWN | {6: _SHOWN[8], 8: _SHOWN[6]}  # the other way; all but these tw
 _SWAPPED = (5, 6, 7, 8)  # orientations in which the sides change places
 
 
-def orientation_of_annotation(image: Path, size: tuple[int, int]) -> int | None:
+def orientation_of_annotation(image: Picture, size: tuple[int, int]) -> int | None:
     """How an annotation of size (h, w) lies to its image, by the headers alone.
 
     Returns:
@@ -46,15 +45,15 @@ def orientation_of_annotation(image: Path, size: tuple[int, int]) -> int | None:
         if found in (2, 3, 4) or (found in _SWAPPED and stored[0] == stored[1]):
             warn_once(
                 _LOG,
-                f"{image}: viewers turn it (EXIF orientation {found}) and its annotation has the same size either way: "
-                "taken to refer to the pixels as stored; save the image without EXIF orientation to be sure",
+                f"{shown(image)}: viewers turn it (EXIF orientation {found}) and its annotation has the same size "
+                "either way: taken to refer to the pixels as stored; save images without EXIF orientation to be sure",
             )
         return STORED
     return found if found in _SWAPPED and stored == tuple(size)[::-1] else None
 
 
-def orientations_of_mask(image: Path, mask: Path, size: tuple[int, int]) -> tuple[int, int] | None:
-    """How a mask file lies to its image, by the headers alone. size: (h, w) of the mask as stored.
+def orientations_of_mask(image: Picture, mask: Picture, size: tuple[int, int]) -> tuple[int, int] | None:
+    """How a mask lies to its image, by the headers alone. size: (h, w) of the mask as stored.
 
     A mask with an EXIF orientation of its own is taken to lie on its image as a viewer shows the two; where that does
     not fit but the stored sizes do, its orientation is left aside.
@@ -79,30 +78,30 @@ def orientations_of_mask(image: Path, mask: Path, size: tuple[int, int]) -> tupl
         if fits_stored and own != found:
             warn_once(
                 _LOG,
-                f"{mask}: viewers turn it by its EXIF orientation {own}, its image by {found}: taken to fit as both "
-                "are shown; save masks and images without EXIF orientation to be sure",
+                f"{shown(mask)}: viewers turn it by its EXIF orientation {own}, its image by {found}: taken to fit as "
+                "both are shown; save masks and images without EXIF orientation to be sure",
             )
         return own, found
     if fits_stored:
         warn_once(
             _LOG,
-            f"{mask}: turned by its EXIF orientation {own}, it does not fit its image, shown by {found}: taken as it "
-            "is stored; save masks without EXIF orientation to be sure",
+            f"{shown(mask)}: turned by its EXIF orientation {own}, it does not fit its image, shown by {found}: taken "
+            "as it is stored; save masks without EXIF orientation to be sure",
         )
         return STORED, STORED
     return None
 
 
-def turned_back(mask: np.ndarray, image: str | Path, file: str | Path | None = None) -> np.ndarray:
+def turned_back(mask: np.ndarray, image: Picture, file: Picture | None = None) -> np.ndarray:
     """A mask (h, w) in the frame of its image's stored pixels, contiguous; as it is where it fits none.
 
     file: where the mask was read from, as stored; None for an annotation that is no image file.
     Raises DataError for a file that cannot be read.
     """
     if file is None:
-        ways = STORED, orientation_of_annotation(Path(image), mask.shape)
+        ways = STORED, orientation_of_annotation(image, mask.shape)
     else:
-        ways = orientations_of_mask(Path(image), Path(file), mask.shape) or (STORED, None)
+        ways = orientations_of_mask(image, file, mask.shape) or (STORED, None)
     own, found = ways
     return np.ascontiguousarray(_BACK[found or STORED](_SHOWN[own](mask)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import cv2
 import numpy as np
 import pyvips
 
-from datasets.images import image_size, read_image
+from datasets.image_faults import cause
+from datasets.images import Picture, image_size, read_image
 from utils.errors import DataError
 from utils.memory import pages, trim_heap
 
@@ -22,7 +24,7 @@ class ImageStrips:
     """An image whose rows are asked for from top to bottom.
 
     Args:
-        image: a file, or its pixels (h, w, 3) uint8 RGB.
+        image: a file, a PIL image or an array, see `datasets.images.read_image`.
 
     Attributes:
         size: (h, w) in pixels.
@@ -32,9 +34,9 @@ class ImageStrips:
         DataError: see `datasets.images.read_image`.
     """
 
-    def __init__(self, image: str | Path | np.ndarray) -> None:
-        self.path = None if isinstance(image, np.ndarray) else Path(image)
-        self.pixels: np.ndarray | None = image if self.path is None else None
+    def __init__(self, image: Picture) -> None:
+        self.path = Path(image) if isinstance(image, str | os.PathLike) else None
+        self.pixels: np.ndarray | None = read_image(image) if self.path is None else None
         self._file: _Decoder | None = None
         if self.path is not None:
             self.size = image_size(self.path)
@@ -77,9 +79,7 @@ class ImageStrips:
         try:
             pixels = self._file.rows(top, bottom)
         except pyvips.Error as error:
-            raise DataError(
-                f"{self.path}: cannot be read as an image ({error.message}); the file is broken, copy it again"
-            ) from error
+            raise DataError(f"{self.path}: {cause(self.path, error)}") from error
         return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]  # alpha is dropped, grey is spread
 
 

@@ -147,8 +147,7 @@ def train_without_dropout(cfg, folder):
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
-    if is_main():
-        create_run_folder(folder, cfg)
+    create_run_folder(folder, cfg)
     trainer.run([SplitTest(cfg, build_test_index(cfg), folder, "original")])
     if is_main():
         torch.save({n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth")

@@ -169,7 +169,7 @@ def test_an_unreadable_training_image(fault, setting, workers):
     path = setting / "data" / "Plate" / "train" / "spot_1.png"
     path.write_bytes(path.read_bytes()[:2000])
     line = fault("train", "TRAIN_SETUPS.num_workers", workers)
-    assert names(line, path, "broken") and "worker" not in line
+    assert names(line, path, "cannot be read", "copy it again") and "worker" not in line
 
 
 def test_every_test_image_unreadable(fault, setting):

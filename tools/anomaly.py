@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from datasets.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
@@ -19,14 +18,14 @@ from datasets.images import read_image
 from models.build import build_prior_method
 from models.sofs import SupportMemory
 from tools.gallery import Entry, ranks, write_gallery
-from tools.methods import PRIOR
+from tools.methods import PRIOR, weights_files
 from tools.predictor import Predictor
 from tools.results import summary
 from utils.detection import ScoreCounts, precision_recall
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError
 from utils.files import write_json, write_text
-from utils.logging import setup_logging
+from utils.logging import progress_bar, setup_logging
 from utils.metrics import mean_std
 from utils.run import create_run_folder, provenance, run_facts
 from utils.tables import anomaly_table
@@ -59,27 +58,37 @@ class ObjectResult:
         return {"images": images} | {name: summary(values) for name, values in self.measures.items()}
 
 
-def detect_anomalies(cfg: CfgNode, folder: Path) -> None:
-    """Test every object of the config; each process takes its share of the objects.
+def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
+    """Test every object of the config; each process takes its share of the objects. Returns a line for each object that
+    could not be tested.
 
     Writes metrics.json, the score of every image to images.csv, curves.json and a gallery.
     """
     setup_logging()
     objects = build_anomaly_objects(cfg)
     predictor = Predictor.from_config(cfg, {PRIOR: build_prior_method(cfg)})
-    if is_main():
-        create_run_folder(folder, cfg)
-        setup_logging(folder / "test.log")
+    create_run_folder(folder, cfg, reads=weights_files(cfg))
+    setup_logging(folder / "test.log")
     if cfg.TEST.method != PRIOR:
         LOG.warning("TEST.method is %s: with normal images alone the answer is that of %r", cfg.TEST.method, PRIOR)
     detection = AnomalyTest(cfg, predictor)
-    own = {item.name: detection.run(item) for item in objects[rank() :: world_size()]}
+    own: dict[str, ObjectResult | str] = {}
+    for item in objects[rank() :: world_size()]:
+        try:
+            own[item.name] = detection.run(item)
+        except DataError as error:  # what is found on the others is not lost
+            own[item.name] = f"{item.name}: {error}"
     found = {name: result for part in gather_objects(own) for name, result in part.items()}
+    results = {item.name: found[item.name] for item in objects if isinstance(found[item.name], ObjectResult)}
+    failed = [found[item.name] for item in objects if item.name not in results]
+    if not results:
+        raise DataError("; ".join(failed))
     if is_main():
-        results = {item.name: found[item.name] for item in objects}
-        _record(cfg, results, folder)
-        shown = (entry for item in objects for entry in detection.entries(item, results[item.name]))
+        _record(cfg, results, failed, folder)
+        tested = (item for item in objects if item.name in results)
+        shown = (entry for item in tested for entry in detection.entries(item, results[item.name]))
         write_gallery(folder / "gallery", shown)
+    return failed
 
 
 class AnomalyTest:
@@ -104,7 +113,7 @@ class AnomalyTest:
         memories = [self.memory(item, repeat) for repeat in range(self.repeats)]
         result, images, pixels = ObjectResult(), *([ScoreCounts() for _ in memories] for _ in range(2))
         outcomes = self.predictor.segment_all((test.image for test in item.test), memories)
-        for test, answers in zip(tqdm(item.test, desc=item.name, disable=not is_main()), outcomes, strict=True):
+        for test, answers in zip(progress_bar(item.test, desc=item.name), outcomes, strict=True):
             try:
                 if answers[0].error is not None:
                     raise answers[0].error
@@ -158,10 +167,10 @@ class AnomalyTest:
         return test.image.relative_to(self.root).as_posix()
 
 
-def _record(cfg: CfgNode, results: dict[str, ObjectResult], folder: Path) -> None:
+def _record(cfg: CfgNode, results: dict[str, ObjectResult], failed: list[str], folder: Path) -> None:
     objects = {name: result.report() for name, result in results.items()}
     report = {"objects": objects, "mean": {measure: mean_of(results, measure) for measure in MEASURES}}
-    faults = [fault for result in results.values() for fault in result.faults]
+    faults = [fault for result in results.values() for fault in result.faults] + failed
     LOG.info("%d-shot anomaly detection\n%s", cfg.DATASET.shot, anomaly_table(report))
     write_json(folder / "metrics.json", run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance())
     write_json(folder / "curves.json", {"curves": [result.curve for result in results.values()]})

@@ -10,6 +10,7 @@ from multiprocessing import current_process
 from pkgutil import resolve_name
 
 from method_config import add_config_arguments, load_config
+from utils.console import say
 from utils.errors import ProcessError, UserError
 from utils.signals import Interrupted, hold_signals, interruptible, postponed
 
@@ -27,11 +28,11 @@ def run_main(description: str, job: str) -> int:
         job: of the config and the name of its last file, as `module:function`; imported, with PyTorch, only when the
             config has proved right, as that takes seconds.
     """
-    parser = argparse.ArgumentParser(description=description)
-    add_config_arguments(parser)
-    args = parser.parse_args()
 
     def call() -> None:
+        parser = argparse.ArgumentParser(description=description)
+        add_config_arguments(parser)
+        args = parser.parse_args()
         cfg = load_config(args.cfg, args.opts)
         with postponed(alone=True):  # what a signal cuts off half imported may go on, and fail otherwise
             function = resolve_name(job)
@@ -49,13 +50,15 @@ def exit_code(call: Callable[[], object]) -> int:
         with interruptible():
             call()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
     except ProcessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 1
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # of several processes one tells it
-            print(error, file=sys.stderr)
+            say(str(error), sys.stderr)
         return error.exit_code
+    finally:
+        say()  # what is still to be printed, such as --help
     return 0

@@ -22,6 +22,7 @@ import numpy as np
 
 from tools.cli import exit_code
 from utils.bootstrap import paired_bootstrap
+from utils.console import say
 from utils.errors import BROKEN, ConfigError, DataError
 from utils.files import write_json
 
@@ -203,7 +204,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     suffix = f"_{args.set}" if args.set else ""
     report = compare([read_run(argument, suffix) for argument in args.runs], args.samples, args.seed)
-    print(table(report))
+    say(table(report))
     if args.json is not None:
         try:
             write_json(args.json, report)
@@ -222,8 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=10000, help="bootstrap samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too, as fractions")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: _run(args))
+    return exit_code(lambda: _run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

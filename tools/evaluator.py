@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import BatchSampler, SequentialSampler
-from tqdm import tqdm
 
 from datasets.anomaly import draw_normal
 from datasets.episodes import EpisodeList, derive_seed
@@ -25,8 +24,9 @@ from tools.loading import Loader
 from tools.prediction.answers import Prediction
 from tools.predictor import Predictor
 from tools.results import Evaluation
-from utils.distributed import gather_objects, is_main, rank, world_size
+from utils.distributed import gather_objects, rank, world_size
 from utils.errors import DataError
+from utils.logging import progress_bar
 from utils.names import file_name
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
@@ -182,7 +182,7 @@ class Teacher:
 def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:
     batches = BatchSampler(SequentialSampler(queries), protocol.batch_size, drop_last=False)
     loader = Loader(queries, batches, num_workers=protocol.num_workers, collate=list)
-    with tqdm(total=len(queries), desc="test", unit="query", disable=not is_main()) as bar:
+    with progress_bar(total=len(queries), desc="test", unit="query") as bar:
         for batch in loader:
             for query in batch:
                 yield query

@@ -57,7 +57,7 @@ def write_gallery(folder: Path, entries: Iterator[Entry]) -> None:
     """Write the pictures, and index.json which lists them.
 
     Raises:
-        ConfigError: a file cannot be written.
+        OutputError: a file cannot be written.
     """
     listed = []
     for number, entry in enumerate(entries):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from tools.report import write_report
 from utils.distributed import from_main, is_main
+from utils.errors import DataError
 from utils.launch import launch
 from utils.run import claimed, recorded, run_folder
 
-Job = Callable[[CfgNode, Path], None]
+Job = Callable[[CfgNode, Path], Sequence[str] | None]  # what failed beside what was written, for people
 
 
 def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
@@ -23,6 +24,9 @@ def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
         cfg: the config.
         config_file: whose folder names a run without RUN_NAME.
         processes: how many, unless torchrun has started them.
+
+    Raises:
+        UserError: what ends the job; DataError: a part of it failed, and the results of the rest are written.
     """
     return launch(_in_folder, processes, cfg.DIST_BACKEND, job, cfg, config_file)
 
@@ -31,7 +35,9 @@ def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
     folder = from_main(run_folder(cfg, config_file))  # the name may hold the time
     with claimed(folder):
         with recorded(cfg, folder):
-            job(cfg, folder)
+            failed = job(cfg, folder)
         if is_main():
             write_report(folder)
+    if failed:
+        raise DataError(f"{'; '.join(failed)} (the results of the rest are in {folder})")
     return folder

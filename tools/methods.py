@@ -33,6 +33,12 @@ def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
     return with_baseline(cfg, model)
 
 
+def weights_files(cfg: CfgNode) -> list[str]:
+    """The weights files that a test reads."""
+    head = [] if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint else [cfg.TEST.load_model_path]
+    return head + ([cfg.TRAIN.backbone_checkpoint] if cfg.TRAIN.backbone_checkpoint else [])
+
+
 def with_baseline(cfg: CfgNode, model: SOFS) -> dict[str, nn.Module]:
     """The model and, with TEST.baseline, the prior on the same backbone."""
     baseline = {PRIOR: build_prior_method(cfg, model.backbone)} if cfg.TEST.baseline else {}

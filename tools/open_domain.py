@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from datasets.images import limit_pixels, read_image, read_mask
-from datasets.open_domain import OpenDomainObject, read_open_domain, support_mask
+from datasets.images import limit_pixels, read_image
+from datasets.open_domain import OpenDomainObject, category_mask, read_open_domain
 from datasets.orientation import turned_back
 from models.sofs import SupportMemory
 from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
+from tools.methods import weights_files
 from tools.open_domain_files import write_answers
 from tools.prediction.answers import Outcome
 from tools.predictor import Predictor
@@ -35,8 +36,9 @@ SHOWN = 8  # queries of an object in the gallery
 Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]
 
 
-def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
-    """Segment every query of every object of the config; each process takes its share of the queries.
+def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
+    """Segment every query of every object of the config; each process takes its share of the queries. Returns a line
+    for each object of which no query could be read.
 
     Writes what `tools.open_domain_files.write_answers` writes for each query; per object and type of defect a support
     file, for `Predictor.load_support`; metrics.json, and queries.csv and curves.json where there are true labels.
@@ -45,23 +47,27 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> None:
     limit_pixels(cfg.DATASET.max_pixels)
     names = cfg.DATASET.open_domain_test_object
     objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
-    supports = [read_supports(cfg, item, number) for number, item in enumerate(objects)]
+    categories = [chosen_category(cfg, number) for number in range(len(objects))]
+    supports = [read_supports(item, category) for item, category in zip(objects, categories, strict=True)]
     predictor = Predictor.from_config(cfg)
-    if is_main():
-        create_run_folder(folder, cfg)
-        setup_logging(folder / "test.log")
+    create_run_folder(folder, cfg, reads=weights_files(cfg))
+    setup_logging(folder / "test.log")
     classes = {(o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)}
     own, jobs, first = Evaluation(classes, list(predictor.methods)), [], 0
-    for item, known in zip(objects, supports, strict=True):
-        jobs.append(ObjectJob(predictor, item, known, folder / item.name, own, first))
+    for item, category, known in zip(objects, categories, supports, strict=True):
+        jobs.append(ObjectJob(predictor, item, category, known, folder / item.name, own, first))
         jobs[-1].run()
         first += len(item.queries)
     evaluation = Evaluation(classes, list(predictor.methods))
     evaluation.join(gather_objects(own))
     for job in jobs:
         job.join()
+    failed = [job.failure for job in jobs if job.failure]
+    if len(failed) == len(jobs):
+        raise DataError("; ".join(failed))
     if is_main():
         _record(cfg, folder, jobs, evaluation)
+    return failed
 
 
 def _record(cfg: CfgNode, folder: Path, jobs: list[ObjectJob], evaluation: Evaluation) -> None:
@@ -75,15 +81,17 @@ def _record(cfg: CfgNode, folder: Path, jobs: list[ObjectJob], evaluation: Evalu
     LOG.info("masks, scores and overlays in %s", folder)
 
 
-def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports:
-    """Images and masks of the chosen category of the supports of object `number`, by type of defect; to each type the
-    images without defect, whose mask is None."""
-    category_num, category = (
-        values[number if len(values) > 1 else 0]
-        for values in (cfg.DATASET.open_domain_object_category_num, cfg.DATASET.open_domain_specific_defect_category)
-    )
+def chosen_category(cfg: CfgNode, number: int) -> tuple[int, int]:
+    """The category to segment of object `number`, counted from 0, and how many categories its masks hold."""
+    chosen, counts = cfg.DATASET.open_domain_specific_defect_category, cfg.DATASET.open_domain_object_category_num
+    return chosen[number if len(chosen) > 1 else 0], counts[number if len(counts) > 1 else 0]
+
+
+def read_supports(item: OpenDomainObject, category: tuple[int, int]) -> Supports:
+    """Images and masks of the category of an object's supports, see `chosen_category`, by type of defect; to each type
+    the images without defect, whose mask is None."""
     supports = {
-        kind: [_support(image, mask, category, category_num) for image, mask in files]
+        kind: [(read_image(image), turned_back(category_mask(mask, *category), image, mask)) for image, mask in files]
         for kind, files in item.supports.items()
     }
     for kind, pairs in supports.items():
@@ -94,19 +102,13 @@ def read_supports(cfg: CfgNode, item: OpenDomainObject, number: int) -> Supports
     return {kind: [*pairs, *normal] for kind, pairs in supports.items()}
 
 
-def _support(image: Path, mask: Path, category: int, category_num: int) -> tuple[np.ndarray, np.ndarray]:
-    marked = turned_back(support_mask(mask, category, category_num), image, mask)
-    if marked.all():
-        LOG.warning("%s marks every pixel: it shows no normal surface, and all of it is taken for the defect", mask)
-    return read_image(image), marked
-
-
 class ObjectJob:
     """The segmentation of one object.
 
     Args:
         predictor: who answers.
         item: the object's files.
+        category: what is segmented, see `chosen_category`.
         supports: what is known of it, by type of defect.
         folder: for its files.
         evaluation: where answers to labelled queries are counted.
@@ -117,12 +119,13 @@ class ObjectJob:
         self,
         predictor: Predictor,
         item: OpenDomainObject,
+        category: tuple[int, int],
         supports: Supports,
         folder: Path,
         evaluation: Evaluation,
         first: int = 0,
     ) -> None:
-        self.predictor, self.item, self.supports = predictor, item, supports
+        self.predictor, self.item, self.category, self.supports = predictor, item, category, supports
         self.folder, self.evaluation, self.first = folder, evaluation, first
         self.shown: list[Shown] = []
         self.faults: list[tuple[int, str]] = []
@@ -147,19 +150,19 @@ class ObjectJob:
                 self._count(place, number, outcome, target)
 
     def join(self) -> None:
-        """Take in what the other processes have found; all call it.
-
-        Raises:
-            DataError: no query could be read.
-        """
+        """Take in what the other processes have found; all call it."""
         parts = gather_objects((self.shown, self.faults))
         self.shown = sorted((one for shown, _ in parts for one in shown), key=lambda one: (one.place, one.number))
         self.faults = sorted(fault for _, faults in parts for fault in faults)
         for _, fault in self.faults:
             LOG.warning("left out: %s", fault)
-        if len(self.faults) == len(self.item.queries):
-            told = "; ".join(fault for _, fault in self.faults[:3])
-            raise DataError(f"{self.item.name}: no query could be read: {told}")
+
+    @property
+    def failure(self) -> str:
+        """What is told where no query of the object could be read; "" otherwise."""
+        if len(self.faults) < len(self.item.queries):
+            return ""
+        return f"{self.item.name}: no query could be read: {'; '.join(fault for _, fault in self.faults[:3])}"
 
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
         """The object's part of metrics.json."""
@@ -181,7 +184,7 @@ class ObjectJob:
 
     def _target(self, kind: str, query: Path) -> np.ndarray | None:
         label = self.item.true_labels[kind].get(query.name)
-        return turned_back(read_mask(label), query, label) if label else None
+        return turned_back(category_mask(label, *self.category), query, label) if label else None
 
     def _count(self, place: int, number: int, outcome: Outcome, target: np.ndarray | None) -> None:
         """Add the answer about one type of defect to the figures and, of the first queries, to the gallery."""
@@ -201,14 +204,14 @@ class ObjectJob:
             self.shown.append(Shown(place, number, math.inf if iou is None else iou, entry))
 
     def _report(self, place: int, evaluation: Evaluation) -> dict[str, Any]:
-        kind = list(self.supports)[place]
-        labelled, name, iou = len(self.item.true_labels[kind]), self.item.class_name(kind), {}
+        name, key, iou = self.item.class_name(list(self.supports)[place]), (self.item.name, place), {}
+        labelled = len({result.number for result in evaluation.results if result.key == key})
         if labelled:
-            key = (self.item.name, place)
             iou = {method: evaluation.meters(method)[0].class_iou()[key] for method in evaluation.methods}
             shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
             LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
-        return {"queries": len(self.item.queries), "iou": iou, "unreadable": [fault for _, fault in self.faults]}
+        counts = {"queries": len(self.item.queries) - len(self.faults), "labelled": labelled}
+        return counts | {"iou": iou, "unreadable": [fault for _, fault in self.faults]}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ for prediction in predictor.predict_many(paths): ...
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +23,8 @@ from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
-from datasets.images import limit_pixels, read_image, read_mask
+from datasets.images import Picture, limit_pixels, read_image, shown
+from datasets.mask_files import read_mask
 from datasets.orientation import turned_back
 from datasets.supports import SupportSet, ViewSettings, is_windowed, normal_views, support_set
 from models.comparison import Comparison
@@ -35,7 +39,6 @@ from tools.prediction.thresholds import choose_thresholds
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
-Picture = str | Path | Image.Image | np.ndarray
 AUTO = "auto"  # value of TEST.threshold
 DEFAULT_THRESHOLD = 0.5
 
@@ -123,16 +126,22 @@ class Predictor:
         """Teach a defect: one mask per image, of its size, not 0 where the defect is; None, or a mask without a marked
         pixel, for an image of the normal surface. Without any defect the answer is how abnormal a pixel looks.
 
+        Args:
+            images: what `datasets.images.read_image` takes: paths, PIL images, arrays.
+            masks: what `datasets.mask_files.read_mask` takes, or None.
+
         Raises:
-            DataError: there is no image, a file cannot be read, or a mask has another size than its image.
+            DataError: there is no image, one cannot be read or meant, or a mask has another size than its image.
         """
-        if len(images) == 0:
+        images, masks = list(_several(images, "images")), list(_several(masks, "masks"))
+        if not images:
             raise DataError("no support image is given; give at least one, of the defect or of the normal surface")
-        pairs = [(_pixels(i), None if m is None else _marks(m, i)) for i, m in zip(images, masks, strict=True)]
-        for number, (image, mask) in enumerate(pairs):
-            if mask is not None and image.shape[:2] != mask.shape:
-                raise DataError(f"support {number} has {image.shape[0]} x {image.shape[1]} pixels, its mask "
-                                f"{mask.shape[0]} x {mask.shape[1]}; give a mask of the image's size")  # fmt: skip
+        if len(images) != len(masks):
+            raise DataError(
+                f"{len(images)} support images, but {len(masks)} masks; give one mask per image, None for one of the "
+                "normal surface"
+            )
+        pairs = [_support(number, *pair) for number, pair in enumerate(zip(images, masks, strict=True))]
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
         windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
         images = [image for image, mask in pairs if mask is None or not mask.any()]
@@ -164,8 +173,9 @@ class Predictor:
         return self.memory
 
     def predict(self, image: Picture) -> Prediction:
-        """Segment one image: a path, a PIL image or (h, w, 3) uint8 RGB pixels."""
-        return next(self.predict_many([image]))
+        """Segment one image, whatever `datasets.images.read_image` takes. Raises DataError where it cannot be read."""
+        (outcome,) = self.segment([image], self._known())
+        return self._answer_of(outcome)
 
     def predict_many(self, images: Iterable[Picture]) -> Iterator[Prediction]:
         """Segment images in order; files are read, decoded and cut by threads, and windows of several images share a
@@ -174,10 +184,11 @@ class Predictor:
         Raises:
             DataError: an image cannot be read; `segment` goes on after one.
         """
-        for outcome in self.segment(images, self._known()):
-            if outcome.error is not None:
-                raise outcome.error
-            yield outcome.answers[self.main]
+        memory = self._known()
+        for number, outcome in enumerate(self.segment(_several(images, "images"), memory)):
+            with _named(f"image {number}"):
+                answer = self._answer_of(outcome)
+            yield answer
 
     def remember(self, supports: SupportSet, normal: Sequence[LabelledTokens] = ()) -> SupportMemory:
         """A memory of supports with a defect and of normal images, see `normality`; where the threshold is chosen on
@@ -213,11 +224,10 @@ class Predictor:
         self, windowed: bool, images: Iterable[Picture], memories: Sequence[SupportMemory]
     ) -> Iterator[list[Outcome]]:
         feed = WindowFeed(self.settings.image_size, self.settings.crop_size if windowed else None, self.overlap)
-        sources = (np.asarray(i.convert("RGB")) if isinstance(i, Image.Image) else i for i in images)
         thresholds = [{name: m.thresholds.get(name, self.threshold) for name in self.methods} for m in memories]
         open_images: list[Answering] = []
         batch: list[tuple[Answering, Window]] = []
-        for part in feed.stream(sources, self.window_batch):
+        for part in feed.stream(images, self.window_batch):
             if isinstance(part, Window):
                 open_images[-1].taken += 1
                 batch.append((open_images[-1], part))
@@ -247,6 +257,11 @@ class Predictor:
         for number, (image, window) in enumerate(batch):
             image.add(window.box, [{name: answer[number] for name, answer in answers.items()} for answers in maps])
 
+    def _answer_of(self, outcome: Outcome) -> Prediction:
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.answers[self.main]
+
     def _known(self) -> SupportMemory:
         if self.memory is None:
             raise ConfigError("no support is known yet; call set_support or load_support first")
@@ -256,14 +271,32 @@ class Predictor:
         return fingerprint(self.methods[self.main], self.settings)
 
 
-def _pixels(image: Picture) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(image)
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+def _several(pictures: Any, name: str) -> Iterable[Any]:
+    """The same pictures. Raises DataError for a single one, which would be taken apart, and for what holds none."""
+    is_one = isinstance(pictures, str | os.PathLike | Image.Image) or not isinstance(pictures, Iterable)
+    if is_one or (isinstance(pictures, np.ndarray) and pictures.ndim in (2, 3)):
+        raise DataError(f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] around it")
+    return pictures
 
 
-def _marks(mask: Picture, image: Picture) -> np.ndarray:
-    if isinstance(mask, str | Path):
-        return turned_back(read_mask(mask), image, mask) if isinstance(image, str | Path) else read_mask(mask)
-    values = np.asarray(mask) != 0
-    return (values.any(2) if values.ndim == 3 else values).astype(np.uint8)
+def _support(number: int, image: Picture, mask: Picture | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels (h, w, 3) uint8 RGB of a support and its mask (h, w) uint8."""
+    with _named(f"support image {number}"):
+        pixels = read_image(image)
+    if mask is None:
+        return pixels, None
+    with _named(f"mask {number}"):
+        marked = turned_back(read_mask(mask), image, mask)
+        if pixels.shape[:2] != marked.shape:
+            raise DataError(f"{shown(mask)} has {marked.shape[0]} x {marked.shape[1]} pixels (h x w), its image "
+                            f"{pixels.shape[0]} x {pixels.shape[1]}; give a mask of the image's size")  # fmt: skip
+    return pixels, marked
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """A block whose DataErrors begin with what they are about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.cli import exit_code
+from utils.console import say
 from utils.errors import BROKEN, DataError
 from utils.tables import anomaly_table, method_table, object_table
 
@@ -43,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for faults the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m tools.summary", description="Print what runs have found.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, log/<run>")
-    folders = parser.parse_args(argv).folders
-    return exit_code(lambda: print("\n\n".join(map(summarise, folders))))
+    return exit_code(lambda: say("\n\n".join(map(summarise, parser.parse_args(argv).folders))))
 
 
 if __name__ == "__main__":

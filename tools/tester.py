@@ -16,6 +16,7 @@ from tools.anomaly import detect_anomalies
 from tools.evaluator import Protocol, Teacher, episode_queries, evaluate, test_episodes
 from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
 from tools.job import run_job
+from tools.methods import weights_files
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
 from tools.results import Evaluation
@@ -40,9 +41,8 @@ def test_split(cfg: CfgNode, folder: Path) -> None:
     setup_logging()
     tests = {name: SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in cfg.DATASET.sub_datasets}
     predictor = Predictor.from_config(cfg)
-    if is_main():
-        create_run_folder(folder, cfg)
-        setup_logging(folder / "test.log")
+    create_run_folder(folder, cfg, reads=weights_files(cfg))
+    setup_logging(folder / "test.log")
     for test in tests.values():
         evaluation = test.run(predictor)
         if is_main():

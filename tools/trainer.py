@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from datasets.build import build_test_index, build_train_index, build_training_episodes
@@ -36,7 +35,7 @@ from tools.training.steps import Batch, add_to_meter, to_device
 from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
 from utils.errors import DataError
-from utils.logging import setup_logging
+from utils.logging import progress_bar, setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import half_type, pick_device
 from utils.run import create_run_folder
@@ -52,7 +51,7 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
 
 def train(cfg: CfgNode, folder: Path) -> None:
     """Train, test every `epoch_test` epochs and at the end, keep head and state."""
-    setup_logging(folder / "train.log")
+    setup_logging()
     index = build_train_index(cfg)
     missing = index.missing_images()
     if missing:
@@ -61,8 +60,9 @@ def train(cfg: CfgNode, folder: Path) -> None:
     names = cfg.DATASET.sub_datasets if cfg.TRAIN_SETUPS.TEST_SETUPS.test_state else []
     tests = [SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in names]
     trainer = Trainer(cfg, index, folder)
+    create_run_folder(folder, cfg, reads=trainer.reads, goes_on=trainer.goes_on)
+    setup_logging(folder / "train.log")
     if is_main():
-        create_run_folder(folder, cfg)
         trainer.log.open(folder / "events")
     for note in index.notes:
         LOG.info("%s", note)
@@ -78,6 +78,10 @@ class Trainer:
         cfg: the config.
         index: the training samples.
         folder: of the run.
+
+    Attributes:
+        reads: files that it has taken weights or a state from.
+        goes_on: it resumes the run that is in the folder.
     """
 
     def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
@@ -87,8 +91,10 @@ class Trainer:
         self.model = build_model(cfg).to(self.device)
         if half := half_type(self.device, cfg.TRAIN.precision):
             self.model.backbone.hold_weights(half)
+        self.reads = [cfg.TRAIN.backbone_checkpoint] if cfg.TRAIN.backbone_checkpoint else []
         if cfg.TRAIN.load_checkpoint:
             load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path")
+            self.reads.append(cfg.TRAIN.load_model_path)
         setups = cfg.TRAIN_SETUPS
         self.validation = Validation(cfg, index, folder) if setups.TEST_SETUPS.val_state else None
         self.index = index = self.validation.rest if self.validation else index
@@ -102,7 +108,10 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.progress: Progress | None = None  # None: between epochs
-        if cfg.TRAIN.resume and (file := state_to_resume(cfg, folder)):
+        file = state_to_resume(cfg, folder) if cfg.TRAIN.resume else None
+        self.goes_on = file is not None and file.resolve() == self.files.state.resolve()
+        if file is not None:
+            self.reads.append(str(file))
             with as_state(file):
                 self._resume(read_state(cfg, file), file)
         pin = self.device.type == "cuda"
@@ -181,14 +190,14 @@ class Trainer:
         shown = torch.zeros((), pin_memory=self.device.type == "cuda")
         name, steps = f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", self.numbers.per_epoch
         batches = islice(self.batches, steps - first)
-        bar = tqdm(batches, desc=name, total=steps, initial=first, disable=not is_main())
+        bar = progress_bar(batches, desc=name, total=steps, initial=first)
         for batch in bar:
             batch = to_device(batch, self.device)
             loss, probability = self.learner.update(batch)
             progress.losses.append(loss)
             shown.copy_(loss, non_blocking=True)  # what has arrived is shown: to ask the GPU itself is to wait for it
             rate = self._rate(progress.step + 1 - first, start)
-            bar.set_postfix(loss=f"{shown.item():.3f}", episodes_per_s=f"{rate:.2f}")
+            bar.set_postfix(refresh=False, loss=f"{shown.item():.3f}", episodes_per_s=f"{rate:.2f}")
             if measures:
                 add_to_meter(progress.meter, batch, probability)
             if progress.step == 0:
@@ -197,8 +206,8 @@ class Trainer:
             if progress.step < steps and (told := largest(pending.number)):
                 self._save()
                 raise self.files.interrupted(told)
-        mean = float(torch.stack(progress.losses).mean())
-        self._tell(mean, self._rate(steps - first, start), progress.meter if measures else None)
+        loss = sum_over_processes(torch.stack(progress.losses).mean().cpu()) / world_size()
+        self._tell(float(loss), self._rate(steps - first, start), progress.meter if measures else None)
 
     def _begin(self) -> Progress:
         """The progress of the epoch that comes now; a new one draws its random numbers from its seed."""

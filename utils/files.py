@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from utils.errors import OutputError
 
@@ -13,7 +15,18 @@ PARTIAL = ".partial"  # ending of what is not whole yet
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file aside, have the disk confirm it, and rename it; folders are made as needed.
+    """Write a file as `whole_file` does, confirmed by the disk: not even a power failure leaves less."""
+    with whole_file(path, confirmed=True) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
+    """A file aside that gets the name `path` at the end of the block; folders are made as needed.
+
+    Args:
+        path: of the file.
+        confirmed: wait until the disk has it.
 
     Raises:
         OutputError: it cannot be written; what was there before is as it was.
@@ -23,14 +36,16 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                yield file
+                if confirmed:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(aside, path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        _confirm_name(path.parent)
+        if confirmed:
+            _confirm_name(path.parent)
     except OSError as error:
         earlier = "; the earlier file is unchanged" if path.exists() else ""
         raise OutputError(f"{path} cannot be written ({error.strerror}){earlier}; free space there, or see to the "

@@ -1,17 +1,36 @@
-"""Log lines on the console and in the run's file."""
+"""Log lines on the console and in the run's file, and the progress of long loops."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
+from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
-from tqdm.contrib.logging import _TqdmLoggingHandler as TqdmHandler
+from tqdm import tqdm
 
+from utils.console import say
 from utils.distributed import is_main
 from utils.errors import OutputError
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+NOW_AND_THEN = 60  # seconds between lines of progress where they are kept
+_HELD = 10_000  # lines that wait for the run's file
+LOG = logging.getLogger(__name__)
+
+
+class _Console(logging.Handler):
+    """Standard output, around progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            with tqdm.external_write_mode(file=sys.stdout):
+                say(self.format(record))
+        except Exception:  # as every handler of the library does
+            self.handleError(record)
 
 
 class _RunFile(logging.FileHandler):
@@ -32,29 +51,62 @@ class _RunFile(logging.FileHandler):
 def setup_logging(file: Path | None = None) -> None:
     """Send INFO and above to standard output, beside progress bars, and to `file`; other processes tell errors only.
 
+    Until a file is given the lines are held, and it begins with them.
+
     Raises:
         OutputError: the file cannot be opened.
     """
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.INFO if is_main() else logging.ERROR)
-    handlers: list[logging.Handler] = [TqdmHandler()]
-    handlers[0].stream = sys.stdout
-    if hasattr(sys.stdout, "reconfigure"):  # a file name may be no text
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if file is not None and is_main():
+    held = next((handler for handler in root.handlers if isinstance(handler, MemoryHandler)), None)
+    handlers: list[logging.Handler] = [_Console()]
+    if file is None:
+        handlers.append(MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1))
+    elif is_main():
         handlers.append(_run_file(file))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
+    if held is not None and file is not None and is_main():
+        held.setTarget(handlers[1])  # closing hands over what is held
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    root.setLevel(logging.INFO if is_main() else logging.ERROR)
+    for handler in handlers:
         root.addHandler(handler)
 
 
 def _run_file(file: Path) -> _RunFile:
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         return _RunFile(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(
             f"{file} cannot be written ({error.strerror}); see to what stands there and to the folder's permissions"
         ) from error
+
+
+class _Lines:
+    """What a progress bar writes, as lines of the log."""
+
+    def write(self, text: str) -> None:
+        """Log the bar's text, which begins with a carriage return."""
+        if text := text.strip("\r\n \x1b[A"):
+            LOG.info("%s", text)
+
+    def flush(self) -> None:
+        """Lines are written at once."""
+
+
+def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """A progress bar of the main process; where standard error is no terminal, a line of the log now and then.
+
+    Args:
+        items: what is gone through; None: the caller calls `update`.
+        options: of `tqdm`.
+    """
+    if sys.stderr.isatty():
+        return tqdm(items, disable=not is_main(), **options)
+    calm = {"file": _Lines(), "mininterval": NOW_AND_THEN, "delay": NOW_AND_THEN, "maxinterval": 2 * NOW_AND_THEN}
+    return tqdm(items, disable=not is_main(), ncols=100, **calm, **options)

@@ -7,8 +7,8 @@ import logging
 _given: set[str] = set()
 
 
-def warn_once(logger: logging.Logger, message: str) -> None:
-    """Log a warning that this process has not logged before."""
-    if message not in _given:
-        _given.add(message)
+def warn_once(logger: logging.Logger, message: str, key: str = "") -> None:
+    """Log a warning that this process has not logged before. key: what it is about, if that is less than its text."""
+    if (key or message) not in _given:
+        _given.add(key or message)
         logger.warning("%s", message)

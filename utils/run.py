@@ -10,23 +10,26 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
-from utils.distributed import from_main, is_main, world_size
+from utils.distributed import barrier, from_main, is_main, world_size
 from utils.errors import ConfigError, UserError
-from utils.files import remove_partial, write_json, write_text
+from utils.files import PARTIAL, remove_partial, write_json, write_text
 from utils.precision import pick_device
 
 LOG = logging.getLogger(__name__)
 LOCK_WAIT = 30  # seconds
+CONFIG = "config.yaml"
+BY_THE_WAY = (CONFIG, "train.log", "test.log", "events", "feature_bank")  # what of a run is no result
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
@@ -40,22 +43,62 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
     return Path(cfg.OUTPUT_DIR) / name
 
 
-def create_run_folder(folder: Path, cfg: CfgNode) -> None:
-    """Make the folder, write config.yaml, and delete what a killed run has left unfinished.
+def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), goes_on: bool = False) -> None:
+    """Make the folder this run's alone and write config.yaml; all processes of the run call it.
+
+    The results of an earlier run that are there move into a folder beside it, `NAME.1`, `NAME.2` and so on.
+
+    Args:
+        folder: of the run.
+        cfg: the config.
+        reads: files that the run reads, such as weights.
+        goes_on: the run is the earlier one, resumed, and its files stay.
 
     Raises:
+        ConfigError: a file that is read lies there.
         OutputError: it cannot be written.
     """
-    write_text(folder / "config.yaml", cfg.dump())
-    remove_partial(folder)
+    if is_main():
+        if not goes_on and (folder / CONFIG).is_file():
+            for file in reads:
+                if Path(file).resolve().is_relative_to(folder.resolve()):
+                    raise ConfigError(f"RUN_NAME: {file}, which this run reads, lies in its folder {folder}, where the "
+                                      "files of an earlier run make room; choose another RUN_NAME")  # fmt: skip
+            _make_room(folder)
+        write_text(folder / CONFIG, cfg.dump())
+        remove_partial(folder)
+    barrier()
+
+
+def _make_room(folder: Path) -> None:
+    """Move what an earlier run has found into a folder of its own; if it has found nothing, delete what it left."""
+    try:
+        if not _holds_results(folder):
+            for path in (folder / name for name in BY_THE_WAY):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            return
+        beside = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+        earlier = next(path for path in beside if not path.exists())
+        earlier.mkdir()
+        for path in folder.iterdir():
+            path.rename(earlier / path.name)
+    except OSError as error:
+        raise _unfit(folder, error) from error
+    LOG.warning("%s holds an earlier run, which is in %s from here on", folder, earlier)
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether there is more than settings, log lines and what a run needs on its way."""
+    files = (path for path in folder.rglob("*") if not path.is_dir() and path.suffix != PARTIAL)
+    return any(file.relative_to(folder).parts[0] not in BY_THE_WAY for file in files)
 
 
 @contextmanager
 def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
     """A block in which the folder is this run's alone; all its processes call it.
 
-    What is new of the folder and those above it goes again where a UserError ends the block before a checkpoint
-    is there.
+    What is new of the folder and those above it goes again where a UserError ends the block before any result is
+    there.
 
     Args:
         folder: of the run.
@@ -112,7 +155,7 @@ def _lock(folder: Path, patience: int) -> int:
 
 
 def _discard(made: list[Path], folder: Path) -> None:
-    if folder not in made or (folder / "checkpoints").exists():
+    if folder not in made or _holds_results(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for path in made[1:]:

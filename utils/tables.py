@@ -24,11 +24,15 @@ def object_table(objects: dict[str, Any]) -> str:
     """IoU pooled over the labelled queries of each of the `objects` of an open domain run."""
     lines = []
     for name, report in objects.items():
+        cells = [_percent({"iou": value}, "iou") for value in report["iou"].values()]
         lines.append(_line(name, ["queries", *report["iou"]]))
-        lines.append(
-            _line("IoU", [str(report["queries"]), *(_percent({"iou": v}, "iou") for v in report["iou"].values())])
-        )
+        lines.append(_line("IoU", [str(measured_queries(report)), *cells]))
     return "\n".join(lines)
+
+
+def measured_queries(report: dict[str, Any]) -> int:
+    """How many queries the IoU of an open domain object stands on; without any label, how many were segmented."""
+    return int(report.get("labelled") or report["queries"])
 
 
 MEASURES = {

@@ -6,11 +6,12 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
-from utils.errors import ConfigError
+from utils.files import whole_file
 from utils.memory import let_go
 
 PREDICTION = (255, 64, 64)
@@ -119,30 +120,26 @@ def write_image(path: Path, image: np.ndarray) -> None:
     """Write PNG: (h, w) uint8 or uint16, or (h, w, 3) uint8 RGB; (h, w) in a temporary file is written in pieces.
 
     Raises:
-        ConfigError: the file cannot be written.
+        OutputError: the file cannot be written; it is there whole or not at all.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
         if isinstance(image, np.memmap):
-            return _write_in_pieces(path, image)
-        coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        path.write_bytes(cv2.imencode(path.suffix, coded)[1].data)  # OpenCV itself opens no name that is not UTF-8
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR: {path} cannot be written ({error.strerror}); free space there, or see to the "
-                          "folder's permissions") from error  # fmt: skip
+            _write_in_pieces(file, image)
+        else:
+            coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+            file.write(cv2.imencode(path.suffix, coded)[1].data)  # OpenCV itself opens no name that is not UTF-8
 
 
-def _write_in_pieces(path: Path, image: np.memmap) -> None:
+def _write_in_pieces(file: BinaryIO, image: np.memmap) -> None:
     """Write grey values as PNG without ever holding them as a whole, which no imaging library here does."""
     size, coder = struct.pack(">II", image.shape[1], image.shape[0]), zlib.compressobj(1)
-    with path.open("wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0])))
-        for top in range(0, len(image), ROWS):
-            values = image[top : top + ROWS].astype(image.dtype.newbyteorder(">")).view(np.uint8)
-            rows = np.pad(values, ((0, 0), (1, 0)))  # a 0 before each row: stored as it is
-            file.write(_chunk(b"IDAT", coder.compress(rows.tobytes())))
-            let_go(image)
-        file.write(_chunk(b"IDAT", coder.flush()) + _chunk(b"IEND", b""))
+    file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0])))
+    for top in range(0, len(image), ROWS):
+        values = image[top : top + ROWS].astype(image.dtype.newbyteorder(">")).view(np.uint8)
+        rows = np.pad(values, ((0, 0), (1, 0)))  # a 0 before each row: stored as it is
+        file.write(_chunk(b"IDAT", coder.compress(rows.tobytes())))
+        let_go(image)
+    file.write(_chunk(b"IDAT", coder.flush()) + _chunk(b"IEND", b""))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -23,6 +23,7 @@ import numpy as np
 from datasets.demo.defects import outlines
 from datasets.demo.products import OPEN_DOMAIN_OBJECTS, PRODUCTS, TEST_PRODUCTS, TRAIN_PRODUCTS, Product
 from datasets.demo.render import Instance, render
+from utils.console import say
 from utils.errors import DataError, UserError
 
 VERSION = 1
@@ -235,9 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         summary = write_demo_data(args.root, args.seed, args.images_per_class)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
-    print(
+    say(
         f"{args.root}: {summary.images} images of {len(summary.products)} products, {summary.annotations} annotations, "
         f"median area share {100 * summary.median_area_share:.3f} %"
     )

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from datasets import strips
-from datasets.images import exif_orientation, image_size, limit_pixels, most_pixels, read_image, read_labels, read_mask
+from datasets.images import exif_orientation, image_size, limit_pixels, most_pixels, read_image
+from datasets.mask_files import read_labels, read_mask
 from tests.datasets.bad_files import GREY, REFUSED, RGB, exif_behind_the_pixels, saved, with_orientation
 from utils.errors import DataError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.open_domain import read_open_domain, support_mask
+from datasets.open_domain import category_mask, read_open_domain
 from utils.errors import ConfigError, DataError
 
 
@@ -53,7 +53,7 @@ def test_pixels_are_not_read(steel):
         path.write_bytes(path.read_bytes()[:-20])
     found = read_open_domain(steel.parent, "steel")
     with pytest.raises(DataError, match=r"a\.bmp"):
-        support_mask(found.supports[""][0][1], 0, 1)
+        category_mask(found.supports[""][0][1], 0, 1)
 
 
 @pytest.mark.parametrize("remove", ["support/mask/a.bmp", "support/mask"])
@@ -90,29 +90,29 @@ def test_a_missing_object_lists_those_that_are_there(steel):
 
 def test_one_category_is_whatever_is_not_zero(tmp_path):
     Image.fromarray(np.array([[0, 1, 2, 127]], np.uint8)).save(tmp_path / "m.png")
-    mask = support_mask(tmp_path / "m.png", 0, 1)
+    mask = category_mask(tmp_path / "m.png", 0, 1)
     assert mask.tolist() == [[0, 1, 1, 1]] and mask.dtype == np.uint8
 
 
 def test_several_categories_are_values_from_one(tmp_path):
     Image.fromarray(np.array([[0, 1, 2, 2, 3]], np.uint8)).save(tmp_path / "m.png")
-    masks = [support_mask(tmp_path / "m.png", category, 3) for category in range(3)]
+    masks = [category_mask(tmp_path / "m.png", category, 3) for category in range(3)]
     assert [mask.tolist() for mask in masks] == [[[0, 1, 0, 0, 0]], [[0, 0, 1, 1, 0]], [[0, 0, 0, 0, 1]]]
     assert masks[0].dtype == np.uint8
 
 
 def test_black_masks_are_allowed(tmp_path):
     write(tmp_path / "m.png")
-    assert not support_mask(tmp_path / "m.png", 0, 1).any() and not support_mask(tmp_path / "m.png", 1, 2).any()
+    assert not category_mask(tmp_path / "m.png", 0, 1).any() and not category_mask(tmp_path / "m.png", 1, 2).any()
 
 
 def test_values_and_categories_out_of_range(tmp_path):
     write(tmp_path / "m.png", value=255)
     with pytest.raises(DataError, match=r"m\.png.*255.*open_domain_object_category_num is 3"):
-        support_mask(tmp_path / "m.png", 0, 3)
+        category_mask(tmp_path / "m.png", 0, 3)
     for category, count in ((1, 1), (-1, 2), (2, 2)):
         with pytest.raises(ConfigError, match=rf"specific_defect_category is {category}.*category_num is {count}"):
-            support_mask(tmp_path / "m.png", category, count)
+            category_mask(tmp_path / "m.png", category, count)
 
 
 def add_type(folder, name, labelled=()):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from datasets import vision_v1
-from datasets.images import image_size, read_image, read_mask
-from datasets.open_domain import read_open_domain, support_mask
+from datasets.images import image_size, read_image
+from datasets.mask_files import read_mask
+from datasets.open_domain import category_mask, read_open_domain
 from datasets.samples import load_or_build
 
 DATA = Path(os.environ.get("SOFS_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -66,7 +67,7 @@ def test_severstal_steel():
     steel = read_open_domain(DATA, "severstal_steel")
     assert [len(steel.supports[""]), len(steel.queries), len(steel.true_labels[""])] == [1, 6, 6]
     image, mask = steel.supports[""][0]
-    marked = support_mask(mask, 0, 1)
+    marked = category_mask(mask, 0, 1)
     assert read_image(image).shape == (256, 1600, 3) and marked.shape == (256, 1600)
     assert 0.0005 < marked.mean() < 0.05
     for query in steel.queries:

@@ -12,7 +12,8 @@ import pytest
 
 from datasets import ds_spectrum, mvtec, visa, vision_v1
 from datasets.build import build_normal_images, build_test_index, build_train_index
-from datasets.images import image_size, read_image, read_mask
+from datasets.images import image_size, read_image
+from datasets.mask_files import read_mask
 from datasets.open_domain import read_open_domain
 from datasets.strips import ImageStrips
 from tests.anomaly_data import write_mvtec, write_visa

@@ -32,7 +32,8 @@ def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
         assert np.array_equal(overlay[mask == 0][:, ::-1], image[mask == 0])
         assert not np.array_equal(overlay[mask > 0][:, ::-1], image[mask > 0])
     report = json.loads((folder / "metrics.json").read_text())
-    assert report["objects"] == {"steel": {"queries": 3, "iou": {}, "unreadable": []}} and report["shot"] == [1]
+    assert report["objects"] == {"steel": {"queries": 3, "labelled": 0, "iou": {}, "unreadable": []}}
+    assert report["shot"] == [1]
     assert "'prior'" in capsys.readouterr().out, "a notice: no checkpoint, so the method without training"
     assert (folder / "test.log").is_file() and (folder / "config.yaml").is_file()
 
@@ -106,17 +107,18 @@ def test_an_unreadable_query_is_reported_and_the_rest_goes_on(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:100])
     folder = run(tmp_path / "data", tmp_path)
     report = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]
-    assert report["queries"] == 3 and len(report["unreadable"]) == 1 and str(path) in report["unreadable"][0]
+    assert report["queries"] == 2 and len(report["unreadable"]) == 1 and str(path) in report["unreadable"][0]
     assert capsys.readouterr().out.count(str(path)) == 1
     assert {p.name for p in (folder / "steel" / "masks").iterdir()} == {"one.png", "three.png"}
 
 
-def test_no_readable_query_is_an_error_and_leaves_nothing(tmp_path):
+def test_no_readable_query_is_an_error_and_leaves_no_figures(tmp_path):
     write_object(tmp_path / "data", "steel", {"one.png": (96, 128)})
     (tmp_path / "data" / "steel" / "query" / "image" / "one.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"steel: no query could be read.*one\.png"):
         run(tmp_path / "data", tmp_path)
-    assert not (tmp_path / "log" / "run").exists()
+    left = {path.name for path in (tmp_path / "log" / "run").rglob("*") if path.is_file()}
+    assert left == {"config.yaml", "test.log", "support.safetensors"}
 
 
 @pytest.mark.parametrize("part", ["support/image", "support/mask"])

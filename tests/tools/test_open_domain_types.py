@@ -106,7 +106,8 @@ def test_figures_of_every_type(tmp_path):
         assert counts == [(int(r["intersection"]), int(r["union"])) for r in rows if r["class"] == f"steel/{kind}"]
         iou = sum(i for i, _ in counts) / sum(u for _, u in counts)
         entry = report["objects"][f"steel/{kind}"]
-        assert entry == {"queries": 3, "iou": {"prior": pytest.approx(iou)}, "unreadable": []}
+        counts = {"queries": 3, "labelled": len(files)}
+        assert entry == counts | {"iou": {"prior": pytest.approx(iou)}, "unreadable": []}
     assert (folder / "curves.json").is_file()
     shown = json.loads((folder / "gallery" / "index.json").read_text())
     assert [entry["class"] for entry in shown] == ["steel/line"] * 3 + ["steel/spot"] * 3
@@ -224,7 +225,8 @@ def test_pictures_for_the_gallery_are_kept_small(tmp_path):
     cfg = config(tmp_path / "data", tmp_path)
     item = read_open_domain(tmp_path / "data", "steel")
     evaluation = Evaluation({("steel", 0): "steel/line", ("steel", 1): "steel/spot"}, ["prior"])
-    job = ObjectJob(Predictor.from_config(cfg), item, read_supports(cfg, item, 0), tmp_path / "log", evaluation)
+    supports = read_supports(item, (0, 1))
+    job = ObjectJob(Predictor.from_config(cfg), item, (0, 1), supports, tmp_path / "log", evaluation)
     job.run()
     assert list(job.report(evaluation)) == ["steel/line", "steel/spot"]
     entries = job.entries()

@@ -16,6 +16,7 @@ import torch
 from method_config import load_config
 from utils import run
 from utils.errors import ConfigError, DataError
+from utils.files import write_text
 from utils.run import (
     claimed,
     create_run_folder,
@@ -69,11 +70,14 @@ def test_a_folder_whose_name_is_too_long(tmp_path):
         pass
 
 
-def test_a_new_folder_is_discarded_on_a_user_error(tmp_path):
+def test_a_new_folder_without_results_is_discarded_on_a_user_error(tmp_path):
     """And those above it; what lies beside it stays."""
     folder = tmp_path / "a" / "b" / "run"
     for beside in (False, True):
         with pytest.raises(DataError, match="mine"), claimed(folder):
+            create_run_folder(folder, load_config([]))
+            (folder / "test.log").write_text("a line")
+            (folder / "events").mkdir()
             (folder / "figures").mkdir()
             if beside:
                 (tmp_path / "a" / "b" / "other").mkdir()
@@ -85,19 +89,73 @@ def test_a_new_folder_is_discarded_on_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("error", [DataError, ValueError])
-def test_a_folder_with_anything_of_worth_stays(tmp_path, error):
-    """An older folder, one with a checkpoint, and any after an error of the program."""
-    old, kept, failed = (tmp_path / n for n in ("old", "kept", "failed"))
-    old.mkdir()
-    for folder, inside, kind in (
-        (old, "figures", error),
-        (kept, "checkpoints", error),
-        (failed, "figures", ValueError),
-    ):
-        with pytest.raises(kind), claimed(folder):
-            (folder / inside).mkdir(parents=True)
-            raise kind
-        assert (folder / inside).is_dir()
+@pytest.mark.parametrize("result", ["metrics.json", "part/masks/0.png", "checkpoints/state.pth", "report.html"])
+def test_a_folder_with_any_result_stays(tmp_path, error, result):
+    """A late fault takes nothing from what was found before it."""
+    with pytest.raises(error), claimed(tmp_path / "run"):
+        create_run_folder(tmp_path / "run", load_config([]))
+        write_text(tmp_path / "run" / result, "found")
+        raise error
+    assert (tmp_path / "run" / result).read_text() == "found"
+
+
+def test_an_older_folder_and_that_of_an_error_of_the_program_stay(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name, error in (("old", DataError), ("new", ValueError)):
+        with pytest.raises(error), claimed(tmp_path / name):
+            raise error
+        assert (tmp_path / name).is_dir()
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_an_earlier_run_has_found_moves_beside_the_folder(tmp_path):
+    """Whatever it is, and as often as there is another run; a folder's name that is taken is passed over."""
+    folder, found = tmp_path / "run", []
+    (tmp_path / "run.2").mkdir()
+    for number in range(3):
+        create_run_folder(folder, load_config([], ["RNG_SEED", number]))
+        assert files_below(folder) == {"config.yaml"}
+        for name in (f"part{number}/masks/q.png", "queries.csv", "train.log"):
+            write_text(folder / name, str(number))
+        found.append(files_below(folder))
+    assert [files_below(tmp_path / name) for name in ("run.1", "run.3", "run")] == found
+    assert (tmp_path / "run.3" / "queries.csv").read_text() == "1"
+
+
+def test_what_a_run_without_results_has_left_goes(tmp_path):
+    """But for what nobody knows to be a run's."""
+    create_run_folder(tmp_path / "run", load_config([]))
+    for name in ("train.log", "events/1", "feature_bank/features.bf16"):
+        write_text(tmp_path / "run" / name, "")
+    create_run_folder(tmp_path / "run", load_config([]))
+    assert files_below(tmp_path) == {"run/config.yaml"}
+
+
+def test_a_folder_of_no_run_is_left_as_it_is(tmp_path):
+    write_text(tmp_path / "run" / "notes.txt", "mine")
+    create_run_folder(tmp_path / "run", load_config([]))
+    assert files_below(tmp_path) == {"run/config.yaml", "run/notes.txt"}
+
+
+def test_a_run_that_goes_on_keeps_its_files(tmp_path):
+    create_run_folder(tmp_path / "run", load_config([]))
+    write_text(tmp_path / "run" / "checkpoints" / "state.pth", "")
+    create_run_folder(tmp_path / "run", load_config([]), goes_on=True)
+    assert files_below(tmp_path) == {"run/config.yaml", "run/checkpoints/state.pth"}
+
+
+@pytest.mark.parametrize("way", ["direct", "link"])
+def test_what_a_run_reads_does_not_move_under_it(tmp_path, way):
+    create_run_folder(tmp_path / "run", load_config([]))
+    write_text(tmp_path / "run" / "checkpoints" / "head.safetensors", "")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    head = tmp_path / ("run" if way == "direct" else "link") / "checkpoints" / "head.safetensors"
+    with pytest.raises(ConfigError, match=rf"RUN_NAME: {head}, which this run reads, .* choose another RUN_NAME"):
+        create_run_folder(tmp_path / "run", load_config([]), reads=[str(head)])
+    assert head.is_file()
 
 
 def test_a_second_run_waits_for_the_first_and_is_refused_if_that_goes_on(tmp_path, caplog):

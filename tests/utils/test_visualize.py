@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from utils import memory
-from utils.errors import ConfigError
+from utils.errors import OutputError
 from utils.visualize import (
     PANEL,
     PREDICTION,
@@ -180,7 +180,7 @@ def test_colours_come_back(tmp_path, image):
 
 def test_a_file_that_cannot_be_written(tmp_path, image):
     (tmp_path / "x.png").mkdir()
-    with pytest.raises(ConfigError, match=rf"OUTPUT_DIR: {tmp_path}/x\.png cannot be written"):
+    with pytest.raises(OutputError, match=rf"{tmp_path}/x\.png cannot be written"):
         write_image(tmp_path / "x.png", image)
 
 
@@ -195,5 +195,5 @@ def test_what_lies_in_a_temporary_file_is_written_the_same(tmp_path, monkeypatch
     rows, whole = (cv2.imread(str(tmp_path / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in ("rows", "whole"))
     assert rows.dtype == dtype and np.array_equal(rows, whole) and np.array_equal(rows, image)
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_image(tmp_path / "folder.png", image)

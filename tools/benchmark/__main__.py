@@ -24,6 +24,7 @@ from tools.benchmark.index import measure_index
 from tools.benchmark.inference import measure_inference, measure_published
 from tools.benchmark.training import measure_training
 from tools.cli import exit_code
+from utils.console import say
 from utils.files import write_json
 from utils.run import provenance
 
@@ -99,10 +100,10 @@ def hold(sections: Iterable[Callable[[], list[Figure]]], file: Path) -> None:
     start = time.perf_counter()
     for measure in sections:
         for figure in measure():
-            print(figure.line(), flush=True)
+            say(figure.line())
             figures.append(figure)
     missed = sum(not figure.kept for figure in figures)
-    print(f"{len(figures)} figures in {time.perf_counter() - start:.0f} s, {missed} bounds missed")
+    say(f"{len(figures)} figures in {time.perf_counter() - start:.0f} s, {missed} bounds missed")
     write_json(file, {"figures": [f.json() for f in figures], "device": _device(), **provenance()})
     if missed:
         raise SystemExit(1)

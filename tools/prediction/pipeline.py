@@ -10,12 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, tee
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from datasets.images import Picture
 from datasets.strips import ImageStrips
 from datasets.tiling import Box, tile
 from datasets.transforms import prepare_image
@@ -24,8 +23,6 @@ from utils.errors import DataError
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2  # images that are decoded before their turn
 _END = object()
-
-Source = str | Path | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,13 @@ class WindowFeed:
     def __init__(self, image_size: int, crop_size: int | None, overlap: float = 0.0) -> None:
         self.image_size, self.crop_size, self.overlap = image_size, crop_size, overlap
 
-    def stream(self, images: Iterable[Source], window_batch: int) -> Iterator[ImageStart | Window]:
+    def stream(self, images: Iterable[Picture], window_batch: int) -> Iterator[ImageStart | Window]:
         """For each image its start and then its windows, in order; about one batch is prepared ahead."""
         with ThreadPoolExecutor(THREADS) as pool, _in_thread(self._parts(images, pool), window_batch) as parts:
             for part in parts:
                 yield part if isinstance(part, ImageStart) else Window(part[0], part[1].result())
 
-    def _parts(self, images: Iterable[Source], pool: ThreadPoolExecutor) -> Iterator[ImageStart | tuple[Box, Future]]:
+    def _parts(self, images: Iterable[Picture], pool: ThreadPoolExecutor) -> Iterator[ImageStart | tuple[Box, Future]]:
         for start in _ahead(pool, self._start, images):
             yield start
             try:
@@ -83,7 +80,7 @@ class WindowFeed:
             for box in row:
                 yield box, pool.submit(prepare_image, strip[:, box[2] : box[3]], self.image_size)
 
-    def _start(self, image: Source) -> ImageStart:
+    def _start(self, image: Picture) -> ImageStart:
         try:
             opened = ImageStrips(image)
         except DataError as error:

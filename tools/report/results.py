@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.report.files import number, read_json, text
+from utils.tables import measured_queries
 
 CLASSES, OBJECTS, ANOMALY = "classes", "objects", "anomaly"
 FAULTS = ("unreadable", "failed_queries")
@@ -116,7 +117,7 @@ def _of_classes(methods: dict[str, Any]) -> dict[str, Any]:
 def _of_objects(objects: dict[str, Any]) -> dict[str, Any]:
     columns = list(dict.fromkeys(method for entry in objects.values() for method in entry["iou"]))
     rows = [
-        Row(name, int(entry["queries"]), {m: Value(number(entry["iou"].get(m))) for m in columns})
+        Row(name, measured_queries(entry), {m: Value(number(entry["iou"].get(m))) for m in columns})
         for name, entry in objects.items()
     ]
     return {"kind": OBJECTS, "columns": columns, "rows": rows, "totals": []}

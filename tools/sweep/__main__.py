@@ -16,6 +16,7 @@ from tools.sweep.plan import Sweep
 from tools.sweep.protocols import protocol_names, read_protocol
 from tools.sweep.runs import METRICS, carry_out, check_folders
 from tools.sweep.summary import write_summary
+from utils.console import say
 from utils.errors import ConfigError
 from utils.launch import started_by_torchrun
 
@@ -59,18 +60,17 @@ def sweep(args: argparse.Namespace) -> None:
     planned = build_sweep(args)
     runs = planned.runs()
     if args.list:
-        print("\n".join(run.command() for run in runs))
+        say("\n".join(run.command() for run in runs))
         return
     check_folders(runs)
     carry_out(runs)
-    print(write_summary(planned.folder(), [run.folder / METRICS for run in runs if not run.trains]))
+    say(write_summary(planned.folder(), [run.folder / METRICS for run in runs if not run.trains]))
     LOG.info("summary in %s", planned.folder())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for faults the user can mend."""
-    args = build_parser().parse_args(argv)
-    return exit_code(lambda: sweep(args))
+    return exit_code(lambda: sweep(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from datasets.episodes import TrainingEpisodes
@@ -19,6 +18,7 @@ from datasets.feature_bank import BankCrops, BankEpisodes, FeatureBank
 from models.backbone import Backbone
 from tools.loading import Loader
 from utils.distributed import barrier, is_main, rank, world_size
+from utils.logging import progress_bar
 from utils.precision import autocast
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _fill(cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: torc
     images_per_pass = setups.batch_size * (1 + views)  # what a step without the bank takes
     samples = BatchSampler(own, max(1, images_per_pass // crops.per_sample), drop_last=False)
     loader = Loader(crops, samples, num_workers=setups.num_workers, pin_memory=device.type == "cuda")
-    for batch in tqdm(loader, desc="feature bank", disable=not is_main()):
+    for batch in progress_bar(loader, desc="feature bank"):
         images = batch["images"].flatten(0, 1).split(images_per_pass)
         with autocast(device, cfg.TRAIN.precision):
             features = torch.cat([_encode(backbone, part.to(device, non_blocking=True)) for part in images])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from datasets import ds_spectrum, mvtec, visa, vision_v1
 from datasets.anomaly import AnomalyObject, draw_normal
+from datasets.categories import CategoryNumbers
 from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
-from datasets.files import list_images, named_files
+from datasets.files import list_images, named_files, tell_unread
 from datasets.images import limit_pixels
 from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
@@ -43,10 +46,12 @@ def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
 
 @named_files()
 def build_train_index(cfg: CfgNode) -> SampleIndex:
-    """Samples of the training objects, each from the first of the training roots that has it.
+    """Samples of the training objects, each from all of the training roots that have it; categories of one name are
+    one.
 
     Raises:
         ConfigError: the data set is not one to train on, or has no training objects.
+        DataError: an object is in no root, or two roots disagree about its categories.
     """
     _reader(cfg)
     roots = [cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths]
@@ -55,7 +60,9 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
         raise ConfigError(
             f"DATASET.name {cfg.DATASET.name} has no training objects; name some in DATASET.train_objects"
         )
-    return _joined([_index(cfg, _root_of(cfg, roots, name), [name], "TRAIN.dataset_path") for name in objects])
+    key, places = "TRAIN.dataset_path", [(root, name) for name in objects for root in _roots_of(cfg, roots, name)]
+    indices = [_index(cfg, root, [name], key) for root, name in places]
+    return _joined(indices, [_reader(cfg).source_files(root, name, key)[0] for root, name in places])
 
 
 @named_files()
@@ -78,6 +85,7 @@ def build_normal_images(cfg: CfgNode, objects: list[str], sub_dataset: str = "or
         root = Path(cfg.TEST.dataset_path)
         folder = root / data.normal_folder
         images = dict.fromkeys(objects, list_images(folder) if folder.is_dir() else [])
+        tell_unread(folder, images[objects[0]], "those of DATASET.normal_folder itself are")
     else:
         root, reader = _test_root(cfg, sub_dataset), _reader(cfg)
         images = {name: reader.normal_images(root, name, "TEST.dataset_path") for name in objects}
@@ -168,17 +176,21 @@ def _reader(cfg: CfgNode) -> Reader:
     return READERS[name]
 
 
-def _root_of(cfg: CfgNode, roots: list[str], name: str) -> Path:
-    """The first root that has the object; the first root where none has it, so that its reader names it."""
-    reader = READERS.get(cfg.DATASET.name.removesuffix(NATIVE_SUFFIX), vision_v1)
-    return next((Path(r) for r in roots if reader.has_object(Path(r), name)), Path(roots[0]))
+def _roots_of(cfg: CfgNode, roots: list[str], name: str) -> list[Path]:
+    """The roots that have the object; the first root where none has it, so that its reader names it."""
+    reader = _reader(cfg)
+    return [Path(root) for root in dict.fromkeys(roots) if reader.has_object(Path(root), name)] or [Path(roots[0])]
 
 
-def _joined(indices: list[SampleIndex]) -> SampleIndex:
-    """One index, its images relative to the first root; links are resolved, for `..` leads elsewhere through them."""
-    first = indices[0].root.resolve()
-    folders = [os.path.relpath(index.root.resolve(), first) for index in indices]
-    samples = [s.moved(folder) for index, folder in zip(indices, folders, strict=True) for s in index.samples]
-    if not samples:
-        raise DataError(f"{first}: no training sample")
+def _joined(indices: list[SampleIndex], files: list[Path]) -> SampleIndex:
+    """One index of indices of an object each, read from these files among others, its images relative to the first
+    root; links are resolved, for `..` leads elsewhere through them."""
+    first, samples = indices[0].root.resolve(), []
+    numbers: dict[str, CategoryNumbers] = defaultdict(CategoryNumbers)
+    for index, file in zip(indices, files, strict=True):
+        folder = os.path.relpath(index.root.resolve(), first)
+        (name,) = index.objects()
+        names = {sample.category: sample.category_name for sample in index.samples}
+        given = numbers[name].add(file, names, names)
+        samples += [replace(sample.moved(folder), category=given[sample.category]) for sample in index.samples]
     return SampleIndex(first, samples, [note for i in indices for note in i.notes])

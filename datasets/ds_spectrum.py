@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, list_images, missing_object, named_files, pair_masks
+from datasets.files import (
+    ANY_PATH_KEY,
+    list_images,
+    missing_object,
+    named_files,
+    pair_masks,
+    subfolders,
+    tell_unread,
+)
 from datasets.mask_files import read_labels
 from datasets.masks import rle_encode
 from datasets.orientation import turned_back
@@ -18,6 +26,7 @@ from datasets.samples import Sample
 from utils.errors import DataError
 
 _NORMAL = "good"  # folder of images without defect
+_PICTURES_OF_MASKS = ("rbg_mask", "rgb_mask")  # folders of the download that show the masks in colours
 _VISION_SUFFIX = "_VISION"
 
 
@@ -39,6 +48,9 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
         for category in categories:
             relative = image.relative_to(root).as_posix()
             samples.append(Sample(relative, object, category, str(category), rle_encode(labels == category)))
+    read = [path for pair in pairs for path in pair]
+    expected = "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/"
+    tell_unread(folder, read, expected, masks=["mask"], silent=[_NORMAL, *_PICTURES_OF_MASKS])
     notes = [f"{folder}: {black} of {len(pairs)} masks are black and left out"] if black else []
     return samples, notes
 
@@ -82,6 +94,6 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
         if not needed.is_dir():
             raise DataError(f"{needed}: no such folder; an object of Defect Spectrum has image/ and mask/")
     pairs = []
-    for images in [image_root, *sorted(p for p in image_root.iterdir() if p.is_dir() and p.name != _NORMAL)]:
+    for images in [image_root, *(p for p in subfolders(image_root) if p.name != _NORMAL)]:
         pairs += pair_masks(list_images(images), mask_root / images.relative_to(image_root))
     return pairs

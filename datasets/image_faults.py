@@ -68,14 +68,19 @@ def cause(picture: object, error: Exception) -> str:
         return f"{told}; see whether its disk can be read"
     if not head:
         return f"{told}; the file is empty, copy it again"
-    for start, kind, remedy in _FOREIGN:
-        if head.lower().lstrip().startswith(start):
-            return f"not an image but {kind}; {remedy}"
+    if other := foreign(head):
+        return f"not an image but {other}"
     if head[4:8] == b"ftyp" and head[8:12] in _FAMILIES:
         return f"an image in the format {_FAMILIES[head[8:12]]}, which is not read; {_SAVE}"
     if head[:4] in _TIFF and (kind := _whole_tiff(Path(picture))):
         return f"a TIFF of {kind}, which the decoder does not know; {_SAVE}"
     return f"{told}; copy it again where it is cut off or damaged; where other programs open it, {_SAVE}"
+
+
+def foreign(head: bytes) -> str:
+    """What a file is, and the remedy, that begins so and was saved in place of an image or a text; "" if not known."""
+    start = head.lower().lstrip()
+    return next((f"{kind}; {remedy}" for known, kind, remedy in _FOREIGN if start.startswith(known)), "")
 
 
 def _whole_tiff(path: Path) -> str:

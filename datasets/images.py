@@ -235,7 +235,7 @@ def _tell_range(where: str, most: int) -> None:
             _LOG,
             f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that {(most + 128) // 257 + 1} of 256 grey "
             "levels are left; scale it to the full range, all images by the same factor (12-bit images by 16)",
-            key=f"range {Path(where).parent}",
+            key=f"range {os.path.dirname(where) or where}",
         )
 
 

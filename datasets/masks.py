@@ -71,6 +71,12 @@ def rle_area(rle: Rle) -> int:
     return int(coco.area(rle))
 
 
+def rle_box(rle: Rle) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what is marked, pixels; zeros for an empty mask."""
+    left, top, width, height = coco.toBbox(rle).tolist()
+    return left, top, left + width, top + height
+
+
 def rle_merge(rles: Sequence[Rle]) -> Rle:
     """Union of one or more masks of the same size."""
     return _as_json(coco.merge(list(rles)))

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import ANY_PATH_KEY, list_images, missing_object, named_files, pair_masks, some_images
+from datasets.files import (
+    ANY_PATH_KEY,
+    list_images,
+    missing_object,
+    named_files,
+    pair_masks,
+    some_images,
+    subfolders,
+    tell_unread,
+)
 from utils.errors import DataError
 
 MVTEC_OBJECTS = (
@@ -27,7 +36,10 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], key)
     normal = some_images(training_folder(folder))
-    test = [item for kind in _kinds(folder / "test") for item in _test_images(folder, kind)]
+    test = [item for kind in subfolders(folder / "test") for item in _test_images(folder, kind.name)]
+    read = [*normal, *(path for item in test for path in (item.image, item.mask) if path)]
+    expected = f"images are read from train/{NORMAL}/, test/{NORMAL}/ and test/DEFECT/, masks from ground_truth/DEFECT/"
+    tell_unread(folder, read, expected, masks=["ground_truth"])
     if not test:
         raise DataError(f"{folder / 'test'}: no images; expected test/{NORMAL}/ and one folder per kind of defect")
     return AnomalyObject(name, normal, test)
@@ -36,12 +48,6 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
 def training_folder(folder: Path) -> Path:
     """Where the normal training images of an object's folder lie."""
     return folder / "train" / NORMAL
-
-
-def _kinds(folder: Path) -> list[str]:
-    """Names of the folders in test/, sorted; hidden folders and files beside them are left out."""
-    inside = folder.iterdir() if folder.is_dir() else []
-    return sorted(p.name for p in inside if p.is_dir() and not p.name.startswith("."))
 
 
 def _test_images(folder: Path, kind: str) -> list[AnomalyImage]:

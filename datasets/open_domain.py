@@ -3,6 +3,7 @@ query/image and, to measure, query/true_label; support/good holds images without
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,15 @@ from datasets.files import (
     named_files,
     pair_masks,
     some_images,
+    subfolders,
+    tell_unread,
 )
 from datasets.mask_files import read_labels, read_mask
 from utils.errors import ConfigError, DataError
+from utils.notices import warn_once
 
 NORMAL = "good"  # folder of support images without defect
+_LOG = logging.getLogger(__name__)
 RESERVED = (NORMAL, "image", "mask")  # folders of support that are no types
 
 
@@ -63,26 +68,33 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     if kinds and labels.is_dir() and (flat := list_images(labels)):
         raise DataError(f"{flat[0]} tells no type; put true labels into {labels}/TYPE, one of {', '.join(kinds)}")
     known = {kind: match_masks(queries, labels / kind) for kind in supports}
-    return OpenDomainObject(
-        object,
-        supports,
-        _normal(support / NORMAL),
-        queries,
-        {kind: {q.name: m for q, m in found.items()} for kind, found in known.items()},
-    )
+    true_labels = {kind: {q.name: m for q, m in found.items()} for kind, found in known.items()}
+    normal = _normal(support / NORMAL)
+    pairs = [path for files in supports.values() for pair in files for path in pair]
+    read = [*pairs, *normal, *queries, *(path for found in known.values() for path in found.values())]
+    types = "support/TYPE/image" if kinds else "support/image"
+    expected = f"images are read from {types}, support/{NORMAL} and query/image themselves, masks beside image/"
+    tell_unread(folder, read, f"{expected} and true labels from query/true_label", masks=["mask", "true_label"])
+    return OpenDomainObject(object, supports, normal, queries, true_labels)
 
 
 def _kinds(support: Path) -> list[str]:
-    """Types of defect, one folder each, sorted; none where the supports lie in support/image itself."""
-    found = support.iterdir() if support.is_dir() else []
-    folders = sorted(p for p in found if p.is_dir() and p.name not in RESERVED and not p.name.startswith("."))
-    if not (support / "image").is_dir():
-        return [p.name for p in folders]
-    if kinds := [p.name for p in folders if (p / "image").is_dir()]:
-        raise DataError(
-            f"{support} has image/ and the types {', '.join(kinds)}; keep supports in one of the two layouts"
-        )
-    return []
+    """Types of defect, one folder each, sorted; none where the supports lie in support/image itself. A folder of
+    another content is no type, and named in a warning."""
+    inside = support.iterdir() if support.is_dir() else []
+    folders = sorted(p for p in inside if p.is_dir() and p.name not in RESERVED and not p.name.startswith("."))
+    kinds = [p.name for p in folders if (p / "image").is_dir() or (p / "mask").is_dir()]
+    if (support / "image").is_dir():
+        if kinds:
+            raise DataError(
+                f"{support} has image/ and the types {', '.join(kinds)}; keep supports in one of the two layouts"
+            )
+        return []
+    for folder in folders:
+        if folder.name not in kinds:
+            found = ", ".join(f"{p.name}/" for p in subfolders(folder)) or "no folders"
+            warn_once(_LOG, f"{folder} is no type of defect: it has no image/ and mask/, but {found}")
+    return kinds
 
 
 def _normal(folder: Path) -> list[Path]:

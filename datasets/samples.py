@@ -167,7 +167,8 @@ def load_or_build(
         path = Path(cache_dir) / name / f"{object_name}.json"
         index = _object_index(read, Path(root), object_name, path, save, load, key)
         if not index.samples:
-            raise DataError(f"{object_name} in {root} ({key}) has no sample with a marked defect; {index.notes}")
+            told = f": {'; '.join(index.notes)}" if index.notes else ""
+            raise DataError(f"{object_name} in {root} ({key}) has no sample with a marked defect{told}")
         merged.samples += index.samples
         merged.notes += index.notes
     return merged

@@ -7,12 +7,14 @@ paths relative to the root; the mask is empty for a normal image.
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import mvtec
 from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import ANY_PATH_KEY, check_same_size, missing_object, named_files
+from datasets.files import ANY_PATH_KEY, ListedFiles, check_same_size, missing_object, named_files, tell_unread
+from datasets.text_files import read_text
 from utils.errors import DataError
 
 VISA_OBJECTS = (
@@ -35,14 +37,15 @@ class _Row:
     def is_one(self, split: str, label: str) -> bool:
         return (self.cells["split"], self.cells["label"]) == (split, label)
 
-    def file(self, root: Path, column: str) -> Path:
+    def file(self, there: ListedFiles, column: str) -> Path:
         """The file that a column names, below the root."""
-        relative = Path(self.cells[column])
+        root, relative = there.folder, Path(self.cells[column])
         if relative.is_absolute() or ".." in relative.parts:
             raise DataError(f"{self.where}: {column} {relative} leads out of {root}; paths start there, without ..")
-        if not (root / relative).is_file():
-            raise DataError(f"{self.where}: {column} {root / relative}: no such file; unpack the data set again")
-        return root / relative
+        file = there.find(self.cells[column])
+        if not file.is_file():
+            raise DataError(f"{self.where}: {column} {file}: no such file; see whether the data set was copied whole")
+        return file
 
 
 @named_files()
@@ -68,9 +71,12 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
 
 
 def _listed_object(root: Path, name: str) -> AnomalyObject:
-    rows = _rows(root / TABLE, name)
-    normal = [row.file(root, "image") for row in rows if row.is_one("train", "normal")]
-    test = [_test_image(row, root) for row in rows if row.cells["split"] == "test"]
+    rows, there = _rows(root / TABLE, name), ListedFiles(root)
+    normal = [row.file(there, "image") for row in rows if row.is_one("train", "normal")]
+    test = [_test_image(row, there) for row in rows if row.cells["split"] == "test"]
+    there.tell(root / TABLE)
+    read = [*normal, *(path for item in test for path in (item.image, item.mask) if path)]
+    tell_unread(root / name, read, f"what {TABLE} lists as normal for the training, or for the test, is")
     for images, split, label in ((normal, "train", "normal"), (test, "test", "normal or anomaly")):
         if not images:
             raise DataError(f"{root / TABLE}: no row of {name} with split {split} and label {label}")
@@ -78,15 +84,15 @@ def _listed_object(root: Path, name: str) -> AnomalyObject:
     return AnomalyObject(name, sorted(normal), sorted(test, key=lambda item: item.image))
 
 
-def _test_image(row: _Row, root: Path) -> AnomalyImage:
-    image = row.file(root, "image")
+def _test_image(row: _Row, there: ListedFiles) -> AnomalyImage:
+    image = row.file(there, "image")
     if row.is_one("test", "normal"):
         if row.cells["mask"]:
             raise DataError(f"{row.where}: {image} has the label normal, but a mask; empty it or set label to anomaly")
         return AnomalyImage(image, NORMAL, None)
     if not row.cells["mask"]:
         raise DataError(f"{row.where}: {image} has the label anomaly, but no mask; name one in the column mask")
-    mask = row.file(root, "mask")
+    mask = row.file(there, "mask")
     check_same_size(image, mask)
     return AnomalyImage(image, _DEFECT, mask)
 
@@ -107,15 +113,16 @@ def _rows(table: Path, name: str) -> list[_Row]:
 
 def _read_table(table: Path) -> list[_Row]:
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = reader.fieldnames or ()
-            rows = [_Row(f"{table}: line {reader.line_num}", cells) for cells in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{table}: cannot be read as a table ({error}); copy the file again") from error
+        reader = csv.DictReader(io.StringIO(read_text(table), newline=""), restval="")
+        columns = reader.fieldnames or ()
+        rows = [_Row(f"{table}: line {reader.line_num}", cells) for cells in reader]
+    except csv.Error as error:
+        raise DataError(f"{table}: cannot be read as a table ({error}); save it as CSV with commas") from error
     missing = [column for column in _COLUMNS if column not in columns]
     if missing:
-        raise DataError(f"{table}: no column {', '.join(missing)}; its first line must be {','.join(_COLUMNS)}")
+        other = next((sign for sign in (";", "\t", "|") if any(sign in column for column in columns)), "")
+        parted = f"its columns are parted by {other!r}, expected commas" if other else f"no column {', '.join(missing)}"
+        raise DataError(f"{table}: {parted}; its first line must be {','.join(_COLUMNS)}")
     return rows
 
 

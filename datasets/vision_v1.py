@@ -2,77 +2,53 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+import logging
+from itertools import groupby
+from pathlib import Path
 
-import numpy as np
-
-from datasets.files import ANY_PATH_KEY, missing_object, named_files
-from datasets.images import check_pixels, image_size
-from datasets.masks import (
-    Rle,
-    polygon_corners,
-    rle_area,
-    rle_decode,
-    rle_encode,
-    rle_merge,
-    rle_of_annotation,
-    rle_of_polygons,
-)
+from datasets.categories import CategoryNumbers
+from datasets.coco import CocoFile, Shapes, listed_size, read_coco
+from datasets.files import ANY_PATH_KEY, ListedFiles, missing_object, named_files, subfolders, tell_unread
+from datasets.images import image_size
+from datasets.mask_files import tell_inverted
+from datasets.masks import Rle, rle_area, rle_decode, rle_encode
 from datasets.orientation import STORED, orientation_of_annotation, turned_back
 from datasets.samples import Sample
 from utils.errors import DataError
+from utils.notices import warn_once
 
 ANNOTATIONS = "_annotations.coco.json"
-PARTS = ("train", "val")
-_TEXT, _NUMBER = ((str,), "a string"), ((int,), "an integer")
-_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what neither file names nor UTF-8 can hold
-_PARSER_ERRORS = (ValueError, RecursionError, MemoryError)
-_NEEDED: dict[str, tuple[str, dict]] = {
-    "images": ("image", {"file_name": _TEXT, "height": _NUMBER, "width": _NUMBER}),
-    "categories": ("category", {"name": _TEXT}),
-    "annotations": (
-        "annotation",
-        {"image_id": _NUMBER, "category_id": _NUMBER, "segmentation": ((list, dict), "polygons or run lengths")},
-    ),
-}
-
-
-@dataclass
-class _Shapes:
-    """What one image holds of one category: the corners (n, 2) of polygons, and run lengths."""
-
-    polygons: list[np.ndarray] = field(default_factory=list)
-    rles: list[Rle] = field(default_factory=list)
-
-    def mask(self, size: tuple[int, int]) -> Rle:
-        drawn = rle_of_polygons(self.polygons, size)
-        return rle_merge([drawn, *self.rles]) if self.rles else drawn
+PARTS = ("train", "val", "valid")  # valid: as Roboflow calls it
+UNLABELLED = "inference"
+_LOG = logging.getLogger(__name__)
 
 
 @named_files()
 def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
     """Samples of one product, sorted by (part, image, category), and notes on what was left out.
 
-    A sample is an image and one category: all its polygons and run lengths merged. Category ids are kept as they are.
+    A sample is an image and one category: all its polygons and run lengths merged. Categories of one name are one, in
+    whatever part and under whatever id; a sample's category is the id in the first part.
     key: the setting that holds root, named in errors.
     Raises DataError, naming file and annotation, for whatever does not fit together; a missing image is none
     (SampleIndex.missing_images lists them).
     """
     samples: list[Sample] = []
     notes: list[str] = []
-    known: dict[int, str] = {}
+    numbers, listed = CategoryNumbers(), []
     for path in source_files(root, object, key):
-        images, names, shapes = _read(path)
-        for category, name in names.items():
-            if known.setdefault(category, name) != name:
-                notes.append(f"{path}: category {category} is {name!r} here, but {known[category]!r} in {PARTS[0]}/")
-        part_samples = _samples(path, Path(root), object, images, shapes, known)
-        samples += part_samples
-        notes += _notes(path, len(images), shapes, len(part_samples))
+        coco = read_coco(path)
+        files = _image_files(coco, {image_id for image_id, _ in coco.shapes})
+        used = sorted({category for _, category in coco.shapes})
+        given = numbers.add(path, coco.names, used)
+        notes += _joined_categories(coco, used)
+        part = _samples(coco, Path(root), object, files, given)
+        notes += _left_out(coco, len(part), given)
+        samples += part
+        listed += files.values()
+    folder = Path(root) / object
+    tell_unread(folder, listed, f"no {ANNOTATIONS} that is read lists them", silent=[UNLABELLED])
+    _tell_other_annotations(folder)
     return samples, notes
 
 
@@ -84,10 +60,11 @@ def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> lis
     """
     normal: list[Path] = []
     for path in source_files(root, object, key):
-        images, _, shapes = _read(path)
-        marked = {images[image_id]["file_name"] for image_id, _ in shapes}
-        files = _image_files(path, [image for image in images.values() if image["file_name"] not in marked])
-        normal += [file for file in files.values() if file.is_file()]
+        coco = read_coco(path)
+        marked = {coco.images[image_id]["file_name"] for image_id, _ in coco.shapes}
+        unmarked = {number for number, image in coco.images.items() if image["file_name"] not in marked}
+        files = _image_files(coco, unmarked)
+        normal += [files[number] for number in unmarked if files[number].is_file()]
     return sorted(normal)
 
 
@@ -98,118 +75,52 @@ def has_object(root: Path, object: str) -> bool:
 
 @named_files()
 def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
-    """Annotation files of one product, one or two. Raises DataError where the product or they are missing."""
+    """Annotation files of one product, one or more. Raises DataError where the product or they are missing."""
     folder = Path(root) / object
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], key)
     parts = [folder / part for part in PARTS if (folder / part).is_dir() or (folder / part).is_symlink()]
     if not parts:
-        raise DataError(f"{folder} has neither {PARTS[0]}/ nor {PARTS[1]}/; expected {folder / PARTS[0] / ANNOTATIONS}")
+        others = _other_annotations(folder)
+        hint = f"; {others[0]} is there: put it and its images so" if others else ""
+        raise DataError(f"{folder} has neither train/ nor val/; expected {folder / 'train' / ANNOTATIONS}{hint}")
     for part in parts:
         if not (part / ANNOTATIONS).is_file():
-            raise DataError(f"{part / ANNOTATIONS}: no such file; put the annotations there or remove the folder")
+            found = sorted(path.name for path in part.glob("*.json"))
+            hint = f" ({found[0]} is there: rename it)" if found else ""
+            raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; put the annotations there or remove the folder")
     return [part / ANNOTATIONS for part in parts]
 
 
-def _read(path: Path) -> tuple[dict[int, dict], dict[int, str], dict[tuple[int, int], _Shapes]]:
-    """Images by id, names of categories by id, and shapes by (image id, category id) of an annotation file."""
-    content = _load_json(path)
-    names = {number: entry["name"] for number, entry in _by_id(path, content, "categories").items()}
-    images = {number: _with_plain_name(path, entry) for number, entry in _by_id(path, content, "images").items()}
-    return images, names, _shapes_per_class(path, content, images, names)
+def _other_annotations(folder: Path) -> list[Path]:
+    """JSON files of an object's folder, and of those in it, that are not read."""
+    places = [folder, *(p for p in subfolders(folder) if p.name != UNLABELLED)]
+    found = [path for place in places for path in sorted(place.glob("*.json"))]
+    return [path for path in found if not (path.parent.name in PARTS and path.name == ANNOTATIONS)]
 
 
-def _with_plain_name(path: Path, image: dict) -> dict:
-    """An image's entry whose file_name is below the folder of the annotations, the same however it is spelt."""
-    name = PurePosixPath(image["file_name"])
-    if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise DataError(
-            f"{path}: image {image['id']}: file_name {image['file_name']!r:.200} must be relative to {path.parent}, "
-            "without .."
+def _tell_other_annotations(folder: Path) -> None:
+    for place, files in groupby(_other_annotations(folder), lambda path: path.parent):
+        names = [path.name for path in files]
+        warn_once(
+            _LOG,
+            f"{place}: {len(names)} files, such as {names[0]}, are not read; annotations are read from "
+            f"train/{ANNOTATIONS} and val/{ANNOTATIONS}: to have these read, too, rename the folder to train or val",
         )
-    return image | {"file_name": name.as_posix()}
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except _PARSER_ERRORS as error:
-        raise DataError(f"{path}: not valid JSON ({error!s:.200}); copy the file again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected an object with images, annotations and categories")
-    return content
-
-
-def _entries(path: Path, content: dict, key: str) -> list[dict]:
-    """The list under a key, each entry with an integer id and the keys it needs."""
-    noun, needed = _NEEDED[key]
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: no list {key!r}; is this a COCO annotation file?")
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int:
-            raise DataError(f"{path}: entry {position} of {key!r} has no integer 'id'")
-        for name, (kind, expected) in needed.items():
-            if type(entry.get(name)) not in kind:
-                found = f"{entry[name]!r:.40}" if name in entry else "missing"
-                raise DataError(f"{path}: {noun} {entry['id']}: {name!r} is {found}, expected {expected}")
-            if kind == (str,) and _NO_TEXT.search(entry[name]):
-                raise DataError(f"{path}: {noun} {entry['id']}: {name!r} is {entry[name]!a:.80}, which no name can be")
-    return entries
-
-
-def _by_id(path: Path, content: dict, key: str) -> dict[int, dict]:
-    entries: dict[int, dict] = {}
-    for entry in _entries(path, content, key):
-        if entry["id"] in entries:
-            raise DataError(f"{path}: two entries of {key!r} have the id {entry['id']}; ids must be unique")
-        entries[entry["id"]] = entry
-    return entries
-
-
-def _shapes_per_class(
-    path: Path, content: dict, images: dict[int, dict], names: dict[int, str]
-) -> dict[tuple[int, int], _Shapes]:
-    """Shapes by (image id, category id)."""
-    shapes: dict[tuple[int, int], _Shapes] = {}
-    for annotation in _entries(path, content, "annotations"):
-        image_id, category = annotation["image_id"], annotation["category_id"]
-        where = f"{path}: annotation {annotation['id']}"
-        if image_id not in images:
-            raise DataError(f"{where} belongs to image {image_id!r}, which 'images' does not list")
-        if category not in names:
-            raise DataError(f"{where} is of category {category!r}, which 'categories' does not list")
-        try:
-            size = _size(images[image_id])
-            _add(shapes.setdefault((image_id, category), _Shapes()), annotation["segmentation"], size)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-    return shapes
-
-
-def _size(image: dict) -> tuple[int, int]:
-    size = image["height"], image["width"]
-    check_pixels(f"image {image['id']}", size)  # polygons are drawn at this size
-    return size
-
-
-def _add(shapes: _Shapes, segmentation: list | dict, size: tuple[int, int]) -> None:
-    if isinstance(segmentation, dict):
-        shapes.rles.append(rle_of_annotation(segmentation, size))
-    elif segmentation:
-        shapes.polygons += [polygon_corners(polygon) for polygon in segmentation]
-    else:
-        raise DataError("no segmentation; expected a list of polygons or run lengths, a box alone marks no pixels")
-
-
-def _samples(
-    path: Path, root: Path, name: str, images: dict[int, dict], shapes: dict[tuple[int, int], _Shapes], names: dict
-) -> list[Sample]:
+def _samples(coco: CocoFile, root: Path, name: str, files: dict[int, Path], numbers: dict[int, int]) -> list[Sample]:
+    merged: dict[tuple[int, int], Shapes] = {}
+    for (image_id, category), shapes in coco.shapes.items():
+        known = merged.setdefault((image_id, numbers[category]), Shapes())
+        known.polygons += shapes.polygons
+        known.rles += shapes.rles
+    names = {numbers[category]: coco.names[category] for category in numbers}
     samples = []
-    files = _image_files(path, [images[number] for number in dict.fromkeys(image_id for image_id, _ in shapes)])
-    for (image_id, category), shape in shapes.items():
-        mask = _stored(shape.mask(_size(images[image_id])), files[image_id])
-        if rle_area(mask):
+    for (image_id, category), shapes in merged.items():
+        mask = _stored(shapes.mask(listed_size(coco.images[image_id])), files[image_id])
+        if area := rle_area(mask):
+            tell_inverted(f"{coco.path}: image {image_id}", area / (mask["size"][0] * mask["size"][1]))
             image = files[image_id].relative_to(root).as_posix()
             samples.append(Sample(image, name, category, names[category], mask))
     return sorted(samples, key=lambda sample: (sample.image, sample.category))
@@ -222,21 +133,24 @@ def _stored(mask: Rle, image: Path) -> Rle:
     return rle_encode(turned_back(rle_decode(mask), image))
 
 
-def _image_files(path: Path, images: list[dict]) -> dict[int, Path]:
-    """Where each image lies, by its id."""
-    owners: dict[str, int] = {}
-    for image in images:
-        if owners.setdefault(image["file_name"], image["id"]) != image["id"]:
-            first = owners[image["file_name"]]
-            raise DataError(f"{path}: images {first} and {image['id']} are both {image['file_name']}")
-    return {image["id"]: _image_file(path, image) for image in images}
+def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
+    """Where the images of a file lie, by their id; those that are needed must be different, of the size listed."""
+    there, owners = ListedFiles(coco.path.parent), {}
+    files = {number: there.find(image["file_name"]) for number, image in coco.images.items()}
+    there.tell(coco.path)
+    for number in sorted(needed):
+        first = owners.setdefault(files[number], number)
+        if first != number:
+            name = files[number].relative_to(coco.path.parent)
+            raise DataError(f"{coco.path}: images {first} and {number} are both {name}")
+        _check_listed_size(coco.path, coco.images[number], files[number])
+    return files
 
 
-def _image_file(path: Path, image: dict) -> Path:
-    """Where an image lies; if it is there, its header must agree with what is listed, turned by EXIF or not."""
-    file = path.parent / image["file_name"]
+def _check_listed_size(path: Path, image: dict, file: Path) -> None:
+    """Raises DataError where an image is there and its header does not agree with what is listed, turned or not."""
     try:
-        size = _size(image)
+        size = listed_size(image)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     if orientation_of_annotation(file, size) is None:
@@ -244,14 +158,26 @@ def _image_file(path: Path, image: dict) -> Path:
             f"{path}: image {image['id']} is listed as {size} (h, w), but {file} is {image_size(file)}; list the size "
             "of the stored pixels"
         )
-    return file
 
 
-def _notes(path: Path, image_count: int, shapes: dict[tuple[int, int], _Shapes], sample_count: int) -> list[str]:
+def _joined_categories(coco: CocoFile, used: list[int]) -> list[str]:
+    """A note on each name that several ids have."""
+    ids: dict[str, list[int]] = {}
+    for number in used:
+        ids.setdefault(coco.names[number], []).append(number)
+    return [
+        f"{coco.path}: the categories {', '.join(map(str, same))} are all called {name!r} and count as one"
+        for name, same in ids.items()
+        if len(same) > 1
+    ]
+
+
+def _left_out(coco: CocoFile, sample_count: int, numbers: dict[int, int]) -> list[str]:
     notes = []
-    unmarked = image_count - len({image_id for image_id, _ in shapes})
+    unmarked = len(coco.images) - len({image_id for image_id, _ in coco.shapes})
     if unmarked:
-        notes.append(f"{path}: {unmarked} of {image_count} images have no annotation and are left out")
-    if len(shapes) > sample_count:
-        notes.append(f"{path}: {len(shapes) - sample_count} masks lie entirely outside their image and are left out")
+        notes.append(f"{coco.path}: {unmarked} of {len(coco.images)} images have no annotation and are left out")
+    empty = len({(image_id, numbers[category]) for image_id, category in coco.shapes}) - sample_count
+    if empty:
+        notes.append(f"{coco.path}: {empty} masks mark nothing within their image and are left out")
     return notes

@@ -71,6 +71,11 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     setup_logging(folder / "test.log")
     if cfg.TEST.method != PRIOR:
         LOG.warning("TEST.method is %s: with normal images alone the answer is that of %r", cfg.TEST.method, PRIOR)
+    for item in objects:
+        kinds = {test.is_anomalous for test in item.test}
+        if len(kinds) == 1:
+            lacking, figures = ("without", "figure of whole images") if True in kinds else ("with", "figure")
+            LOG.warning("%s: there is no test image %s a defect, so no %s can be given", item.name, lacking, figures)
     detection = AnomalyTest(cfg, predictor)
     own: dict[str, ObjectResult | str] = {}
     for item in objects[rank() :: world_size()]:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, p
     episodes = test_episodes(index, protocol)
     queries = (index.samples[i] for i in episodes.queries)
     names = {sample.class_key: sample.class_name for sample in queries}
+    for name, repeat in product(protocol.normal, range(protocol.repeats)):
+        for path in _drawn_normal(protocol, name, repeat):
+            read_image(path)  # one that is broken ends the test before it has taken hours
     result = Evaluation(names, list(predictor.methods), protocol.repeats)
     for first in range(0, protocol.repeats, REPEATS_AT_ONCE):
         repeats = range(first, min(first + REPEATS_AT_ONCE, protocol.repeats))
@@ -170,13 +174,15 @@ class Teacher:
         if name != self.object:
             self.object, self.normality = name, {}
         if (repeat, windowed) not in self.normality:
-            protocol = self.protocol
-            drawn = draw_normal(
-                protocol.normal[name], name, protocol.normal_shot, protocol.seed + repeat, "DATASET.normal_shot"
-            )
-            images = (read_image(path) for path in drawn)
+            images = (read_image(path) for path in _drawn_normal(self.protocol, name, repeat))
             self.normality[repeat, windowed] = self.predictor.normality(images, windowed=windowed)
         return self.normality[repeat, windowed]
+
+
+def _drawn_normal(protocol: Protocol, name: str, repeat: int) -> list[Path]:
+    """The normal images of an object that join its supports in a repeat."""
+    seed = protocol.seed + repeat
+    return draw_normal(protocol.normal[name], name, protocol.normal_shot, seed, "DATASET.normal_shot")
 
 
 def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from utils.curves import ScoreHistogram
+from utils.errors import DataError
 from utils.files import write_text
 from utils.metrics import SegmentationMeter, intersection_union, mean_std
 from utils.sizes import SizeMeter
@@ -78,6 +80,9 @@ class Evaluation:
     failed_queries: int = 0
 
     def __post_init__(self) -> None:
+        twice = sorted(name for name, count in Counter(self.class_names.values()).items() if count > 1)
+        if twice:
+            raise DataError(f"two classes are called {twice[0]!r}, and a table would show one of them; rename one")
         self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
         self.curves = self.curves or {method: ScoreHistogram() for method in self.methods}
 

@@ -237,3 +237,94 @@ def test_a_mask_that_is_no_image_is_refused_by_name(tmp_path, kind):
     REFUSED[kind](tmp_path / "cup" / "mask" / "a.png")
     with pytest.raises(DataError, match=r"mask/a\.png"):
         ds_spectrum.read_object(tmp_path, "cup")
+
+
+def with_alpha(colour, alpha):
+    return np.dstack([np.broadcast_to(np.array(colour, np.uint8), (*alpha.shape, 3)), alpha])
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
+@pytest.mark.parametrize("name", ["m.png", "m.tif", "m.webp"])
+def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there_and_that_is_said(tmp_path, caplog, colour, name):
+    path, options = tmp_path / name, {"lossless": True, "exact": True} if name == "m.webp" else {}
+    saved(path, with_alpha(colour, DISC * 255), **options)
+    for _ in range(2):
+        np.testing.assert_array_equal(read_mask(path), DISC)
+    (message,) = told(caplog, path)
+    assert "taken from its alpha channel" in message
+    np.testing.assert_array_equal(read_labels(path), DISC * 255)
+
+
+def test_what_is_transparent_is_not_marked(tmp_path):
+    """A red drawing on a white, transparent ground; a mask whose alpha says nothing of it is as its colours are."""
+    drawing = with_alpha((255, 255, 255), DISC * 255)
+    drawing[DISC > 0, :3] = 255, 0, 0
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), DISC)
+    for alpha in (np.full_like(DISC, 255), np.zeros_like(DISC), 255 - 255 * DISC):
+        plain = np.dstack([DISC * 255] * 3 + [alpha])
+        np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", plain)), DISC)
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.91, "91 %"), (0.985, "98.5 %"), (1, "every pixel")])
+def test_a_mask_of_nearly_everything_is_told(tmp_path, caplog, share, words):
+    values = np.zeros((200, 10), np.uint8)
+    values[: round(200 * share)] = 255
+    for read in (read_mask, read_labels):
+        read(saved(tmp_path / f"{read.__name__}.png", values))
+        read(saved(tmp_path / f"{read.__name__}.png", values))
+    messages = told(caplog, tmp_path)
+    assert len(messages) == 2 and all(f"the mask marks {words}" in text for text in messages)
+    values[: round(200 * 0.9)], values[round(200 * 0.9) :] = 255, 0
+    read_mask(saved(tmp_path / "less.png", values))
+    assert len(told(caplog, tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [(80, 160, 240), (1, 128), (128, 255), (200, 201, 255), tuple(range(7, 255, 8)), (3, 254)],
+)
+def test_grey_values_that_fill_areas_are_classes_whatever_their_height(tmp_path, caplog, classes):
+    values = np.zeros((60, 12 * len(classes)), np.uint8)
+    for number, value in enumerate(classes):
+        values[5 + number : 25, 12 * number + 1 : 12 * number + 9] = value
+        values[40, 12 * number + 1 : 12 * number + 9] = value  # a scratch, a pixel wide
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", values)), values > 0)
+    assert told(caplog, tmp_path) == []
+
+
+def test_classes_that_touch_are_classes_still(tmp_path):
+    values = np.zeros((60, 80), np.uint8)
+    values[10:50, 10:40], values[10:50, 40:70], values[25:35, 30:50] = 90, 170, 250
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", values)), values > 0)
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (255, 255, 255), (0, 200, 255)])
+@pytest.mark.parametrize("radius", [0.6, 1, 3])
+def test_smoothed_drawings_of_any_colour_and_size_are_cut_at_half(tmp_path, caplog, colour, radius):
+    """With few values, too: what tells shades is that they lie beside others."""
+    sharp = np.zeros((60, 80), np.uint8)
+    sharp[10:14, 8:30], sharp[30:50, 40:45], sharp[52, 5:60] = 255, 255, 255
+    grown = np.array(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(radius)))
+    for levels in (256, 8):
+        shades = (grown // (256 // levels) * (255 // (levels - 1))).clip(0, 255)
+        picture = (shades[:, :, None] / 255 * np.array(colour)).round().astype(np.uint8)
+        bright = picture.max(axis=2)
+        mask = read_mask(saved(tmp_path / f"{levels}.png", picture))
+        np.testing.assert_array_equal(mask, bright >= bright.max() / 2)
+    assert len(told(caplog, tmp_path)) == 2
+
+
+@pytest.mark.parametrize("classes", [(1,), (1, 2, 3), (31,)])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_255_beside_small_class_values_is_refused_as_not_sure(tmp_path, classes, mode):
+    values = np.zeros((40, 60), np.uint8)
+    for number, value in enumerate(classes):
+        values[5:15, 14 * number + 3 : 14 * number + 13] = 255
+        values[6:14, 14 * number + 4 : 14 * number + 12] = value
+    image = Image.fromarray(values)
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    image.save(tmp_path / "m.png")
+    for read in (read_mask, read_labels):
+        with pytest.raises(DataError, match=r"m\.png: holds .* and 255, which stands for 'not sure' in most tools"):
+            read(tmp_path / "m.png")

@@ -57,19 +57,29 @@ def test_a_sub_dataset_is_a_folder_of_the_test_root(surfaces, tmp_path):
 def test_further_roots_join_the_training(tmp_path, linked):
     """Also where a root is a link, through which `..` leads elsewhere."""
     root = tmp_path / "deep" / "down" / "main"
-    write_product(root, "Plate", {"spot": 3})
+    write_product(root, "Plate", {"spot": 3, "line": 2})
     write_product(tmp_path / "extra", "Ring", {"line": 2})
-    write_product(tmp_path / "extra", "Plate", {"line": 4})
+    write_product(tmp_path / "extra", "Plate", {"line": 4, "spot": 2})
     if linked:
         (tmp_path / "link").symlink_to(root)
         root = tmp_path / "link"
     objects = ["Plate", "Ring"]
     cfg = config(root, tmp_path, DATASET__train_objects=objects, TRAIN__extra_dataset_paths=[str(tmp_path / "extra")])
     index = build_train_index(cfg)
-    assert index.objects() == objects and len(index) == 5, "Plate is that of the first root"
-    assert {s.class_name for s in index.samples} == {"Ring/line", "Plate/spot"}
+    assert index.objects() == objects and len(index) == 5 + 6 + 2
+    classes = {index.samples[members[0]].class_name: len(members) for members in index.classes().values()}
+    assert classes == {"Plate/spot": 3 + 2, "Plate/line": 2 + 4, "Ring/line": 2}, "by name, whatever its number there"
     assert index.missing_images() == []
     assert all(read_image(index.image_path(s)).shape[:2] == s.size for s in index.samples)
+
+
+def test_roots_that_call_a_category_differently_are_refused_with_both_files(tmp_path):
+    write_product(tmp_path / "one", "Plate", {"spot": 3})
+    write_product(tmp_path / "two", "Plate", {"line": 3})
+    cfg = config(tmp_path / "one", tmp_path, TRAIN__extra_dataset_paths=[str(tmp_path / "two")])
+    with pytest.raises(DataError, match=r"two/Plate/train/\S+\.json: category 0 is 'line', but in "
+                                        r"\S+/one/Plate/train/\S+\.json it is 'spot'"):  # fmt: skip
+        build_train_index(cfg)
 
 
 def test_an_object_in_no_root(surfaces, tmp_path):

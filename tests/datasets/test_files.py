@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.files import list_images, match_masks, missing_object, pair_masks
+from datasets.files import (
+    ListedFiles,
+    list_images,
+    match_masks,
+    missing_object,
+    pair_masks,
+    some_images,
+    subfolders,
+    tell_unread,
+)
 from utils.errors import DataError
 
 
@@ -65,13 +74,69 @@ def test_a_missing_object_lists_what_is_there(tmp_path):
     assert "no folders" in str(missing_object(tmp_path / "Wood", [tmp_path / "Wood" / "Lens"], "A.key"))
 
 
-def test_images_that_are_not_listed_and_masks_of_no_image_are_told_once(tmp_path, caplog):
-    image, mask = write(tmp_path / "image" / "x.png"), write(tmp_path / "mask" / "x.png")
-    for name in ("b.webp", "c.GIF", "notes.txt", ".d.gif"):
-        (tmp_path / "image" / name).touch()
-    write(tmp_path / "mask" / "y_mask.png")
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("Pr\u00fcf.png", "Pru\u0308f.png"), ("A.PNG", "a_mask.png"), ("a b.png", "a%20b.png"), ("x.png", "X_MASK.PNG")],
+)
+def test_a_mask_whose_name_is_spelt_differently_is_found(tmp_path, image, mask):
+    image, mask = write(tmp_path / "image" / image), write(tmp_path / "mask" / mask)
+    assert match_masks([image], tmp_path / "mask") == {image: mask}
+
+
+def test_a_mask_of_the_very_name_comes_before_one_that_is_like_it(tmp_path):
+    images = [write(tmp_path / "image" / name) for name in ("a.png", "A.png")]
+    masks = [write(tmp_path / "mask" / name) for name in ("a.png", "A.png")]
+    assert match_masks(images, tmp_path / "mask") == dict(zip(images, masks, strict=True))
+
+
+@pytest.mark.parametrize("other", ["x.bmp", "X.png"])
+def test_one_mask_for_two_images_is_refused(tmp_path, other):
+    images = [write(tmp_path / "image" / name) for name in ("x.png", other)]
+    write(tmp_path / "mask" / "x.png")
+    with pytest.raises(DataError, match=rf"mask/x\.png is the mask of two images, .*image/x\.png and .*image/{other}"):
+        match_masks(images, tmp_path / "mask")
+
+
+def test_a_folder_with_a_name_in_the_plural_or_in_capitals_is_named(tmp_path):
+    for there in ("images", "Image"):
+        write(tmp_path / there / there / "x.png")
+        with pytest.raises(DataError, match=rf"image: no images; .*; {there}/ is there, rename it to image/"):
+            some_images(tmp_path / there / "image")
+
+
+def test_an_object_in_another_spelling_is_named(tmp_path):
+    (tmp_path / "Pru\u0308f").mkdir()
+    error = missing_object(tmp_path, [tmp_path / "Pr\u00fcf"], "A.key")
+    assert "'Pru\u0308f' is there in another spelling" in str(error)
+
+
+def test_folders_that_systems_make_are_no_data(tmp_path):
+    for name in ("@eaDir", "__MACOSX", ".git", "#recycle", "scratch"):
+        write(tmp_path / name / "x.png")
+    assert [path.name for path in subfolders(tmp_path)] == ["scratch"]
+    assert subfolders(tmp_path / "gone") == []
+
+
+def test_what_is_not_read_is_told_once_by_folder_and_reason(tmp_path, caplog):
+    """Of a suffix that is not listed, masks of no image, and images in folders that are not looked into; nothing of
+    hidden files, folders of the system and those that are to be silent."""
+    read = [write(tmp_path / "image" / "x.png"), write(tmp_path / "mask" / "x.png")]
+    for name in ("image/b.webp", "image/c.GIF", "notes.txt", "image/.d.gif", "mask/y_mask.png", "image/day1/y.png"):
+        write(tmp_path / name) if name.endswith("png") else (tmp_path / name).touch()
+    for name in ("z.JPG", "@eaDir/z.png", "__MACOSX/z.png", ".git/z.png", "inference/z.png", "image/inference/z.png"):
+        write(tmp_path / name)
     for _ in range(2):
-        assert match_masks(list_images(tmp_path / "image"), tmp_path / "mask") == {image: mask}
-    suffix, stray = (record.message for record in caplog.records)
-    assert f"{tmp_path}/image: 2 files, such as b.webp" in suffix
+        tell_unread(tmp_path, read, "they go into image/", masks=["mask"], silent=["inference"])
+    beside, suffix, deep, stray = (record.getMessage() for record in caplog.records)
+    assert beside == f"{tmp_path}: 1 files, such as z.JPG, are not read; they go into image/"
+    assert f"{tmp_path}/image: 2 files, such as b.webp, are left out for their suffix" in suffix
+    assert f"{tmp_path}/image/day1: 1 files, such as y.png, are not read; they go into image/" in deep
     assert f"{tmp_path}/mask: 1 files, such as y_mask.png, are masks of no image" in stray
+
+
+@pytest.mark.parametrize("name", ["../x.png", "..\\x.png", "a/../../x.png", "", ".", "x" * 300, "a\0.png"])
+def test_no_spelling_of_a_name_leads_out_of_the_folder(tmp_path, name):
+    write(tmp_path / "x.png")
+    (tmp_path / "data").mkdir()
+    files = ListedFiles(tmp_path / "data")
+    assert files.find(name) == tmp_path / "data" / name and files.respelt == []

@@ -141,11 +141,42 @@ def test_an_empty_table(visa, text):
         read_object(visa, "candle")
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe\x00\xd8", b"object," + b"x" * 200_000])
-def test_what_is_no_table(visa, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"object," + b"x" * 200_000, "cannot be read as a table .*commas"),
+        ("object,split".encode("utf-16"), "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16"),
+        ("object,stra\u00dfe".encode("cp1252"), r"is not UTF-8 \(byte 0xdf at 11\); save it as UTF-8: iconv"),
+        (b"object;split;label;image;mask", "its columns are parted by ';', expected commas"),
+        (b"object\tsplit\tlabel\timage\tmask", r"its columns are parted by '\\t', expected commas"),
+        (b"object,split", "no column label, image, mask; its first line must be object,split,label,image,mask"),
+        (b"<!DOCTYPE html><p>not found", "but a web page; download"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS; fetch the file itself: git lfs pull"),
+    ],
+)
+def test_what_is_no_table_is_refused_for_what_it_is(visa, text, words):
     (visa / TABLE).write_bytes(text)
-    with pytest.raises(DataError, match=r"1cls\.csv: cannot be read as a table"):
+    with pytest.raises(DataError, match=rf"1cls\.csv: .*{words}") as error:
         read_object(visa, "candle")
+    assert "copy" not in str(error.value)
+
+
+def test_a_table_of_windows_paths_is_read(visa, caplog):
+    expected = read_object(visa, "candle")
+    (visa / TABLE).write_text((visa / TABLE).read_text().replace("/", "\\"))
+    assert read_object(visa, "candle") == expected
+    assert "are there under another spelling than listed" in caplog.text
+
+
+def test_images_that_the_table_does_not_list_for_training_or_test_are_counted(visa, caplog):
+    table = (visa / TABLE).read_text()
+    rows = [line for line in table.splitlines() if "0001.JPG" not in line]
+    rows = [line.replace("test,anomaly", "train,anomaly") if "/000.JPG" in line else line for line in rows]
+    (visa / TABLE).write_text("\n".join(rows))
+    read_object(visa, "candle")
+    told = "\n".join(record.getMessage() for record in caplog.records)
+    assert "Images/Normal: 1 files, such as 0001.JPG, are not read" in told
+    assert "Images/Anomaly: 1 files, such as 000.JPG, are not read" in told
 
 
 @pytest.mark.parametrize(

@@ -161,17 +161,145 @@ def test_masks_outside_their_image_are_left_out_with_a_note(tmp_path):
     samples, notes = read_object(tmp_path, "Ring")
     assert [s.image for s in samples] == ["Ring/train/b.png"]
     np.testing.assert_array_equal(samples[0].decode_mask(), boxes(BOX))
-    assert len(notes) == 1 and notes[0].split(": ")[1].startswith("1 masks lie entirely outside")
+    assert len(notes) == 1 and notes[0].split(": ")[1].startswith("1 masks mark nothing within their image")
 
 
-def test_names_that_differ_between_the_parts_are_noted(tmp_path):
-    write(tmp_path, content(), "train")
-    other = content()
-    other["categories"][0]["name"] = "hole"
+def renamed(**names):
+    """The data set with other categories, by the names of the numbers 4 and 0."""
+    data = content()
+    for category in data["categories"]:
+        category["name"] = names[f"n{category['id']}"]
+    return data
+
+
+def classes_of(root):
+    samples, notes = read_object(root, "Ring")
+    return sorted((s.image.split("/")[1], s.category, s.category_name) for s in samples), notes
+
+
+def test_the_name_of_a_category_decides_whatever_its_number_in_a_part(tmp_path):
+    write(tmp_path, renamed(n4="pit", n0="scratch"), "train")
+    write(tmp_path, renamed(n4="scratch", n0="pit"), "val")
+    found = [("train", 0, "scratch"), ("train", 4, "pit"), ("val", 0, "scratch"), ("val", 4, "pit")]
+    assert classes_of(tmp_path) == (found, [])
+
+
+def test_a_part_that_counts_in_its_own_way_may_have_a_category_more(tmp_path):
+    write(tmp_path, renamed(n4="pit", n0="scratch"), "train")
+    other = renamed(n4="scratch", n0="hole")
+    other["categories"].append({"id": 7, "name": "pit"})
     write(tmp_path, other, "val")
+    found, _ = classes_of(tmp_path)
+    assert found == [("train", 0, "scratch"), ("train", 4, "pit"), ("val", 0, "scratch"), ("val", 8, "hole")]
+
+
+@pytest.mark.parametrize(("name", "words"), [("hole", "it is 'pit'"), ("PIT ", "is spelt 'pit' in"),
+                                             ("p\u0131t", "it is 'pit'")])  # fmt: skip
+def test_a_clash_of_names_is_refused_with_both_files(tmp_path, name, words):
+    write(tmp_path, content(), "train")
+    write(tmp_path, renamed(n4=name, n0="scratch"), "val")
+    with pytest.raises(DataError, match=rf"val/_annotations\.coco\.json: category .*{words}") as error:
+        read_object(tmp_path, "Ring")
+    assert "train/_annotations.coco.json" in str(error.value)
+
+
+def test_a_category_without_annotations_clashes_with_none(tmp_path):
+    write(tmp_path, content(), "train")
+    other = renamed(n4="everything", n0="scratch")
+    other["annotations"] = other["annotations"][1:2]
+    write(tmp_path, other, "val")
+    assert [found for found in classes_of(tmp_path)[0] if found[0] == "val"] == [("val", 0, "scratch")]
+
+
+def test_two_ids_of_one_name_are_one_category_and_that_is_said(tmp_path):
+    data = renamed(n4="pit", n0="pit")
+    data["annotations"].append(annotation(9, 9, 0, [1, 1, 2, 2]))
+    write(tmp_path, data)
     samples, notes = read_object(tmp_path, "Ring")
-    assert {s.category_name for s in samples if s.category == 4} == {"pit"}
-    assert len(notes) == 1 and "'hole'" in notes[0] and "'pit'" in notes[0]
+    assert [(s.image, s.category, s.category_name) for s in samples] == [
+        ("Ring/train/a.png", 0, "pit"),
+        ("Ring/train/b.png", 0, "pit"),
+    ]
+    np.testing.assert_array_equal(samples[1].decode_mask()[1:3, 1:3], np.eye(2))
+    assert len(notes) == 1 and "categories 0, 4 are all called 'pit' and count as one" in notes[0]
+
+
+def test_valid_is_read_as_val(tmp_path):
+    write(tmp_path, content(), "train")
+    write(tmp_path, content(), "valid")
+    assert [s.image.split("/")[1] for s in read_object(tmp_path, "Ring")[0]] == ["train", "train", "valid", "valid"]
+
+
+@pytest.mark.parametrize(
+    "place", ["test/_annotations.coco.json", "Train/_annotations.coco.json", "annotations/instances_default.json",
+              "result.json", "validation/labels.json"]
+)  # fmt: skip
+def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog, place):
+    write(tmp_path, content())
+    other = tmp_path / "Ring" / place
+    other.parent.mkdir(exist_ok=True)
+    other.write_text(json.dumps(content()))
+    read_object(tmp_path, "Ring")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{other.parent}: 1 files, such as {other.name}, are not read" in message and "rename" in message
+    (tmp_path / "Ring" / "train" / "_annotations.coco.json").unlink()
+    (tmp_path / "Ring" / "train").rename(tmp_path / "gone")
+    with pytest.raises(DataError, match=rf"neither train/ nor val/; .* {other} is there"):
+        read_object(tmp_path, "Ring")
+
+
+def test_images_that_no_annotations_list_are_counted(tmp_path, caplog):
+    folder = write(tmp_path, content())
+    for place in (folder, tmp_path / "Ring" / "images", tmp_path / "Ring" / "inference"):
+        place.mkdir(exist_ok=True)
+        Image.new("RGB", SIZE).save(place / "more.png")
+    read_object(tmp_path, "Ring")
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert told == [str(tmp_path / "Ring" / "images"), str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("listed", "there"),
+    [
+        ("images\\a.png", "images/a.png"), ("images/a.png", "a.png"), ("a.png", "images/a.png"),
+        ("a%20b.png", "a b.png"), ("A.PNG", "a.png"), ("Pru\u0308f.png", "Pr\u00fcf.png"),
+        ("C:\\data\\a.png", "a.png"), ("Images/a.png", "images/a.png"),
+    ],
+)  # fmt: skip
+def test_an_image_under_another_spelling_of_its_name_is_read_and_that_is_said(tmp_path, caplog, listed, there):
+    data = content()
+    data["images"][1]["file_name"] = listed
+    folder = write(tmp_path, data)
+    (folder / "a.png").unlink()
+    (folder / there).parent.mkdir(exist_ok=True)
+    Image.new("RGB", SIZE[::-1]).save(folder / there)
+    samples, _ = read_object(tmp_path, "Ring")
+    assert f"Ring/train/{there}" in [s.image for s in samples]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "1 files are there under another spelling than listed" in message and str(folder / there) in message
+
+
+def test_a_file_of_the_very_name_comes_before_one_that_is_like_it(tmp_path, caplog):
+    data = content()
+    data["images"][0]["file_name"] = "A.png"
+    folder = write(tmp_path, data)
+    Image.new("RGB", SIZE[::-1]).save(folder / "A.png")
+    (folder / "b.png").unlink()
+    assert [s.image for s in read_object(tmp_path, "Ring")[0]] == ["Ring/train/A.png", "Ring/train/a.png"]
+    assert not caplog.records
+    data["images"][0]["file_name"] = "a.PNG"
+    write(tmp_path, data, images=False)
+    samples, _ = read_object(tmp_path, "Ring")
+    assert "Ring/train/a.PNG" in [s.image for s in samples], "which of the two is meant cannot be told"
+
+
+def test_one_file_for_two_listed_names_is_refused(tmp_path):
+    data = content()
+    data["images"][0]["file_name"] = "A.PNG"
+    folder = write(tmp_path, data)
+    (folder / "b.png").unlink()
+    with pytest.raises(DataError, match=r"images 5 and 9 are both a\.png"):
+        read_object(tmp_path, "Ring")
 
 
 def test_missing_images_are_no_error_of_the_reader(tmp_path):

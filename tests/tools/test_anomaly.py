@@ -362,17 +362,34 @@ def says(line, *parts):
     return all(str(part) in line for part in parts)
 
 
-def test_every_test_image_broken(fault, data):
-    for path in (data / "cable" / "test").rglob("*.png"):
-        path.write_bytes(b"")
-    assert says(fault("test"), "cable: no test image could be read", data / "cable/test/good/000.png")
+@pytest.mark.parametrize("broken", ["test", "train"])
+def test_an_object_that_cannot_be_tested_takes_nothing_from_the_others(data, tmp_path, broken):
+    """Its fault ends the job with what was found on the others, report and all; where nothing was found, nothing is
+    left."""
+    alone = read(run(data, tmp_path, RUN_NAME="alone", DATASET__test_objects=["bottle"]))
+    for path in (data / "cable" / broken).rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    words = "cable: no test image could be read" if broken == "test" else r"cable: .*cable/train/good/\d+\.png"
+    with pytest.raises(DataError, match=rf"{words}.*\(the results of the rest are in .*log/run\)"):
+        run(data, tmp_path)
+    report = read(tmp_path / "log" / "run")
+    assert report["anomaly"]["objects"] == alone["anomaly"]["objects"]
+    assert any(fault.startswith("cable") for fault in report["unreadable"])
+    assert {"report.html", "images.csv", "run.json"} <= {path.name for path in (tmp_path / "log" / "run").iterdir()}
+    with pytest.raises(DataError, match=words):
+        run(data, tmp_path, RUN_NAME="none", DATASET__test_objects=["cable"])
+    assert not (tmp_path / "log" / "none").exists()
 
 
-def test_a_broken_support(fault, data):
-    paths = sorted((data / "cable/train/good").iterdir())
-    for path in paths:
-        path.write_bytes(path.read_bytes()[:80])
-    assert says(fault("test"), draw_normal(paths, "cable", 1, SEED)[0])
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [("spot line", "with a defect, so no figure can"), ("good", "without a defect, so no figure of whole images can")],
+)
+def test_a_test_of_one_kind_alone_says_what_figure_is_lacking(data, tmp_path, capsys, gone, words):
+    for kind in gone.split():
+        shutil.rmtree(data / "cable" / "test" / kind)
+    run(data, tmp_path, DATASET__test_objects=["cable"])
+    assert f"cable: there is no test image {words} be given" in capsys.readouterr().out
 
 
 def test_more_shots_than_images_are_told_before_anything_runs(fault, data, encoded):

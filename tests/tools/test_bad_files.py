@@ -302,11 +302,11 @@ def test_odd_names_of_files_and_types(tmp_path):
 def test_odd_names_of_objects_and_categories(tmp_path):
     for name in ("Plate", "Di sk\n漢"):
         write_product(tmp_path / "data", name, {"spot": 2, "line": 2})
-    path = tmp_path / "data" / "Di sk\n漢" / "train" / vision_v1.ANNOTATIONS
-    content = json.loads(path.read_text())
-    for category, name in zip(content["categories"], ("../" * 9 + "x", "y" * 4000), strict=True):
-        category["name"] = name
-    path.write_text(json.dumps(content))
+    for path in (tmp_path / "data" / "Di sk\n漢").rglob(vision_v1.ANNOTATIONS):
+        content = json.loads(path.read_text())
+        for category, name in zip(content["categories"], ("../" * 9 + "x", "y" * 4000), strict=True):
+            category["name"] = name
+        path.write_text(json.dumps(content))
     options = {"DATASET__test_objects": ["Di sk\n漢"], "TEST__VISUALIZE__save_figure": True}
     folder = run_test(tiny_config(tmp_path / "data", tmp_path / "log", TEST__VISUALIZE__sample_prob=1.0, **options), "")
     assert len(list((folder / "figures").iterdir())) == 4

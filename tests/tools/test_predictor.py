@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -223,3 +224,68 @@ def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_pa
 def test_a_mask_of_another_size_than_its_support_is_refused(predictor):
     with pytest.raises(DataError, match=r"mask 1: .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"):
         predictor.set_support([picture(64, 64)] * 2, [np.ones((64, 64)), np.ones((64, 65))])
+
+
+@pytest.mark.parametrize("one", ["a.png", Path("a.png"), Image.new("L", (64, 64)), picture(64, 64), None, 3])
+def test_one_picture_in_place_of_a_list_is_refused(predictor, one):
+    taught = variant(predictor)
+    with pytest.raises(DataError, match=r"images is .*; expected a list of paths, PIL images or arrays"):
+        taught.set_support(one, [None])
+    with pytest.raises(DataError, match=r"masks is .*; expected a list"):
+        taught.set_support([picture(64, 64)], one)
+    taught.set_support([picture(64, 64)], [None])
+    with pytest.raises(DataError, match=r"images is .*; expected a list"):
+        list(taught.predict_many(one))
+
+
+def test_a_picture_that_cannot_be_meant_is_refused_by_its_number(predictor):
+    good, bad = picture(64, 64), picture(64, 64).transpose(2, 0, 1)
+    taught = variant(predictor)
+    with pytest.raises(DataError, match=r"support image 1: an array of uint8, shape \(3, 64, 64\): expected \(h, w\)"):
+        taught.set_support([good, bad], [None, None])
+    with pytest.raises(DataError, match=r"mask 1: an array of float64, .*whole numbers"):
+        taught.set_support([good, good], [None, np.full((64, 64), 0.5)])
+    with pytest.raises(DataError, match=r"2 support images, but 1 masks; .* None for one of the normal surface"):
+        taught.set_support([good, good], [None])
+    taught.set_support([good], [None])
+    answers = taught.predict_many([good, None])
+    assert next(answers).mask.shape == (64, 64)
+    with pytest.raises(DataError, match="image 1: a value of type NoneType"):
+        next(answers)
+    for wrong in (None, bad, np.zeros((0, 64, 3), np.uint8), good / 255, [good]):
+        with pytest.raises(DataError):
+            taught.predict(wrong)
+
+
+@pytest.mark.parametrize("container", [np.stack, iter, tuple])
+def test_several_pictures_may_come_in_any_container(predictor, container):
+    taught, images = variant(predictor), container([picture(64, 70)] * 2)
+    taught.set_support((picture(64, 64),), [np.eye(64, dtype=bool)])
+    assert [p.mask.shape for p in taught.predict_many(images)] == [(64, 70)] * 2
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "JPEG noise", "16 bit", "grey", "alpha"])
+def test_answers_are_the_same_whatever_way_the_pictures_come_in(predictor, tmp_path, kind):
+    image, mask = picture(96, 128), np.zeros((96, 128), np.uint8)
+    mask[20:40, 30:70] = 255
+    if kind == "RGBA":
+        opaque = np.full((96, 128), 255, np.uint8)
+        image, mask = np.dstack([image, opaque]), np.dstack([mask, mask, mask, opaque])
+    if kind == "JPEG noise":
+        noise = np.random.default_rng(0).integers(-9, 10, mask.shape)
+        mask = np.clip(mask.astype(int) + noise, 0, 255).astype(np.uint8)
+    if kind == "16 bit":
+        image = image[:, :, 0].astype(np.uint16) * 257
+    if kind == "grey":
+        image = image[:, :, 0]
+    if kind == "alpha":
+        mask = np.dstack([np.full((96, 128, 3), 255, np.uint8), mask])
+    scores = []
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for way in (lambda path, _: path, lambda path, _: Image.open(path), lambda path, pixels: pixels):
+        taught = variant(predictor)
+        taught.set_support([way(tmp_path / "image.png", image)], [way(tmp_path / "mask.png", mask)])
+        assert float(taught.memory.known.share.gt(0).float().mean()) > 0.05, "something is marked"
+        scores.append(taught.predict(way(tmp_path / "image.png", image)).score)
+    assert np.array_equal(scores[0], scores[1]) and np.array_equal(scores[0], scores[2])

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from method_config.checks import check_config
 from method_config.defaults import get_defaults
-from method_config.merge import decode_opts, leaves, merge, read_yaml
+from method_config.merge import decode_opts, expand_paths, leaves, merge, read_yaml
 
 __all__ = ["add_config_arguments", "check_config", "get_defaults", "load_config"]
 
@@ -34,6 +34,7 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
     for file in [path] if isinstance(path, str | Path) else path:
         sources |= dict.fromkeys(merge(cfg, leaves(read_yaml(Path(file))), str(file)), str(file))
     sources |= dict.fromkeys(merge(cfg, decode_opts(cfg, opts), "command line"), "command line")
+    expand_paths(cfg)
     check_config(cfg, sources)
     cfg.freeze()
     return cfg

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from yacs.config import CfgNode
 
-from method_config.defaults import WORDS, get_defaults
+from method_config.defaults import PATHS, WORDS, get_defaults
 from method_config.merge import get, hint, leaves, merge, shown
 from utils.errors import ConfigError
 
@@ -212,6 +212,13 @@ def _paths(cfg: CfgNode) -> Iterator[Problem]:
             yield key, f"{shown(out[0])} leads out of the data set; names start there, without .. in them."
     if _leads_out(cfg.RUN_NAME):
         yield "RUN_NAME", "it leads out of OUTPUT_DIR; name a folder in it, without .., and set OUTPUT_DIR to the rest."
+    for key in PATHS:
+        value = get(cfg, key)
+        for path in value if isinstance(value, list) else [value]:
+            if path.startswith(("~", "$")):
+                yield key, f"{shown(path)} names a user or a variable that is not known here; write the path out."
+    if cfg.RUN_NAME.startswith(("~", "$")):
+        yield "RUN_NAME", "it is a name below OUTPUT_DIR, where ~ and $ stand for nothing; choose another."
     if cfg.RUN_NAME and not PurePath(cfg.RUN_NAME).parts:
         yield "RUN_NAME", "it names no folder below OUTPUT_DIR; name one."
 

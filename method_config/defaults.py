@@ -141,6 +141,17 @@ _C.TEST_SETUPS.batch_size = 4  # queries per batch
 _C.TEST_SETUPS.ND_batch_size = 4  # windows per pass through the backbone
 
 
+PATHS = (  # keys of files and folders anywhere: `~`, `~user` and `$NAME` are written out
+    "OUTPUT_DIR",
+    "DATASET.vision_data_save_path",
+    "TRAIN.dataset_path",
+    "TRAIN.extra_dataset_paths",
+    "TRAIN.backbone_checkpoint",
+    "TRAIN.load_model_path",
+    "TRAIN.resume",
+    "TEST.dataset_path",
+    "TEST.load_model_path",
+)
 WORDS = {"TEST.threshold": ("auto",)}  # what a number's key takes beside numbers
 
 

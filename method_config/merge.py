@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from method_config.defaults import WORDS
+from method_config.defaults import PATHS, WORDS
 from utils.errors import ConfigError
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # numbers that a YAML 1.1 reader takes for a string
@@ -174,6 +174,18 @@ def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[s
         elif value:  # a section left empty changes nothing
             raise ConfigError(f"{source}: {key} is {shown(value)}, but it is a section of keys: {', '.join(current)}.")
     return changed
+
+
+def expand_paths(cfg: CfgNode) -> None:
+    """Write out `~`, `~user` and `$NAME` in all keys that are paths."""
+    for key in PATHS:
+        value = get(cfg, key)
+        _put(cfg, key, [expanded(path) for path in value] if isinstance(value, list) else expanded(value))
+
+
+def expanded(path: str) -> str:
+    """A path with the home folder in place of `~` or `~user`, and the environment's values in place of `$NAME`."""
+    return os.path.expanduser(os.path.expandvars(path))
 
 
 def parse_yaml(text: str, loader: type = yaml.SafeLoader) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import attend, use_kernel, use_xformers
-from models.weights import load_backbone_weights, load_timm
+from models.weights import digest, load_backbone_weights, load_timm
 from utils.errors import ConfigError
 
 DINOV2_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
@@ -42,6 +42,7 @@ class Backbone(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.layers = list(layers)
         self.stride = stride
+        self._identity = ""  # of the exact weights, once they are no longer held
         self.by_token = isinstance(model, VisionTransformer) and model.patch_embed.patch_size == (stride, stride)
         scale, offset = _renormalisation(model)
         self.register_buffer("scale", scale, persistent=False)
@@ -56,9 +57,15 @@ class Backbone(nn.Module):
         """Keep the frozen model in eval mode; the argument only serves `nn.Module.train`."""
         return super().train(False)
 
+    @property
+    def identity(self) -> str:
+        """A digest that tells these weights from others, whatever precision they are held in."""
+        return self._identity or digest(self.model.state_dict())
+
     def hold_weights(self, dtype: torch.dtype) -> None:
         """Keep the weights of linear and convolution layers in the type that autocast would bring them to at every
         pass: the same figures, half the memory, and no copies. They cannot be made exact again."""
+        self._identity = self.identity
         for module in self.model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
@@ -105,6 +112,47 @@ def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
     return features
 
 
+def timm_name_of(name: str) -> str:
+    """timm's name of a backbone. Raises ConfigError for an unknown one."""
+    known = TIMM_NAMES.get(name) or name.removeprefix(TIMM_PREFIX)
+    if not (name in TIMM_NAMES or name.startswith(TIMM_PREFIX)) or not timm.is_model(known):
+        raise ConfigError(f"TRAIN.backbone: unknown backbone {name!r}; expected one of {', '.join(TIMM_NAMES)}"
+                          f" or {TIMM_PREFIX}NAME with a name from timm.list_models()")  # fmt: skip
+    return known
+
+
+def _prepare(model: nn.Module, name: str, image_size: int) -> None:
+    """Set a model up for square images of this side, where it can be. Raises ConfigError for one without layers."""
+    if not hasattr(model, "forward_intermediates"):
+        raise ConfigError(f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model")
+    if hasattr(model, "set_input_size"):
+        model.set_input_size((image_size, image_size))
+
+
+def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride: int) -> None:
+    """Try a backbone out without weights, data and memory, see `build_backbone`.
+
+    Raises:
+        ConfigError: it lacks a layer, or does not take images of this size.
+    """
+    with torch.device("meta"):
+        model = timm.create_model(timm_name_of(name), num_classes=0)
+        _prepare(model, name, image_size)
+        count = len(model.feature_info)
+        if max(layers) >= count:
+            raise ConfigError(
+                f"TRAIN.SOFS.prior_layer_pointer is {list(layers)}, but the layers of {name} are 0 to {count - 1}"
+            )
+        try:
+            Backbone(model, layers, stride)(torch.empty(1, 3, image_size, image_size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            sides = model.pretrained_cfg.get("input_size", (3, image_size, image_size))[1:]
+            raise ConfigError(
+                f"DATASET.image_size is {image_size}, but {name} does not take images of this size ({error!s:.200}); "
+                f"it was made for {sides[0]} x {sides[1]}: set DATASET.image_size and mask_size, or choose another"
+            ) from error
+
+
 def build_backbone(
     name: str,
     *,
@@ -133,17 +181,10 @@ def build_backbone(
         ConfigError: unknown name, or a model that cannot return intermediate features.
         WeightsError: missing or unfitting weights.
     """
-    own = name in TIMM_NAMES
-    timm_name = TIMM_NAMES.get(name) or name.removeprefix(TIMM_PREFIX)
-    if not (own or name.startswith(TIMM_PREFIX)) or not timm.is_model(timm_name):
-        raise ConfigError(f"TRAIN.backbone: unknown backbone {name!r}; expected one of {', '.join(TIMM_NAMES)}"
-                          f" or {TIMM_PREFIX}NAME with a name from timm.list_models()")  # fmt: skip
+    own, timm_name = name in TIMM_NAMES, timm_name_of(name)
     ready = pretrained and not own
     model = load_timm(timm_name, checkpoint, sha256) if ready else timm.create_model(timm_name, num_classes=0)
-    if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model")
-    if hasattr(model, "set_input_size"):
-        model.set_input_size((image_size, image_size))
+    _prepare(model, name, image_size)
     if own and pretrained:
         load_backbone_weights(model, name, checkpoint, sha256)
     if attention == "xformers":

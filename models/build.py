@@ -8,7 +8,7 @@ import shutil
 import torch
 from yacs.config import CfgNode
 
-from models.backbone import Backbone, build_backbone
+from models.backbone import TIMM_PREFIX, Backbone, build_backbone, check_backbone
 from models.head import Head
 from models.prior_method import PriorMethod
 from models.sofs import SOFS
@@ -38,6 +38,17 @@ def build_model(cfg: CfgNode) -> SOFS:
         area_downsampling=own.conv_vit_down_sampling,
         skip_empty_supports=own.empty_supports == "skip",
     )
+
+
+def check_model(cfg: CfgNode) -> None:
+    """What the config alone cannot tell of a `timm:` backbone, before data are read. Raises ConfigError."""
+    if cfg.TRAIN.backbone.startswith(TIMM_PREFIX):
+        check_backbone(
+            cfg.TRAIN.backbone,
+            layers=cfg.TRAIN.SOFS.prior_layer_pointer,
+            image_size=cfg.DATASET.image_size,
+            stride=cfg.TRAIN.SOFS.vit_patch_size,
+        )
 
 
 def build_prior_method(cfg: CfgNode, backbone: Backbone | None = None) -> PriorMethod:

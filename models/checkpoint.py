@@ -8,7 +8,7 @@ from torch import Tensor
 
 _TRANSFORMER = r"feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 RENAMES = [
-    (r"^module\.", ""),
+    (r"^(?:module\.|model\.|_orig_mod\.)+", ""),  # of DistributedDataParallel, Lightning, torch.compile
     (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_q\.", r"head.transformer.\1.attention.query."),
     (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_k\.", r"head.transformer.\1.attention.key."),
     (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_v\.", r"head.transformer.\1.attention.value."),

@@ -5,7 +5,7 @@ Shapes: B queries or sets of keys, M query tokens, N keys, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -47,23 +47,28 @@ class PlainKeys:
     def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """See `Keys.compare`."""
         rows = (queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries).to(self.transposed.dtype)
-        own, best = _reduced(lambda part: part @ self.transposed, rows, self.transposed.shape[-1], first)
-        return own.view(*queries.shape[:2], first), best.view(queries.shape[:2])
+        own, best = [], []
+        for part in _pieces(rows, self.transposed.shape[-1]):
+            values = part @ self.transposed
+            own.append(values[..., :first].float())
+            best.append(values[..., first:].amax(-1).float())
+        return torch.cat(own, 1).view(*queries.shape[:2], first), torch.cat(best, 1).view(queries.shape[:2])
 
 
 class Int8Keys:
     """One set of keys in 8 bits, for CPUs that multiply those twice as fast as bf16.
 
-    Queries are rounded to 8 bits as well, each by its own largest value. As no value of a unit vector is over 1, each
-    rounding moves a cosine by a step of 1 / 127 over the root of 12, 0.0023, at most in the root mean square, which is
-    what bf16 loses at a cosine of 1; where the values are spread over the channels it is a tenth of that.
+    Queries are rounded to 8 bits as well, each by its own largest value, from whatever type by way of float32. As no
+    value of a unit vector is over 1, each rounding moves a cosine by a step of 1 / 127 over the root of 12, 0.0023, at
+    most in the root mean square, which is what bf16 loses at a cosine of 1; where the values are spread over the
+    channels it is a tenth of that.
 
     Args:
         tokens: (1, N, C) of unit length.
     """
 
     def __init__(self, tokens: Tensor) -> None:
-        flat = tokens[0].float()
+        flat = tokens[0].float().contiguous()  # the product takes no notice of strides
         step = flat.abs().max().clamp(min=TINY) / CODES
         self.packed = torch.ops.onednn.qlinear_prepack((flat / step).round().to(torch.int8), None)
         self.scales = step.repeat(len(flat))
@@ -71,11 +76,14 @@ class Int8Keys:
 
     def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """See `Keys.compare`."""
-        rows = queries.flatten(0, 1)
-        step = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True)).clamp(min=TINY) / CODES
-        codes = (rows / step).add_(CODES + 1.5).to(torch.uint8)
-        own, best = _reduced(lambda part: self._product(part[0]).unsqueeze(0), codes[None], len(self.zeros), first)
-        return (own[0] * step).view(*queries.shape[:2], first), (best[0] * step[:, 0]).view(queries.shape[:2])
+        own, best = [], []
+        for part in _pieces(queries.flatten(0, 1), len(self.zeros)):
+            rows = part.float()  # a code has more digits than bf16
+            step = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True)).clamp(min=TINY) / CODES
+            values = self._product((rows / step).add_(CODES + 1.5).to(torch.uint8))
+            own.append(values[:, :first] * step)
+            best.append(values[:, first:].amax(-1) * step[:, 0])
+        return torch.cat(own).view(*queries.shape[:2], first), torch.cat(best).view(queries.shape[:2])
 
     def _product(self, codes: Tensor) -> Tensor:
         """float32 (R, N) of uint8 (R, C) codes around CODES + 1, accumulated without rounding."""
@@ -103,13 +111,7 @@ def best_similarity(queries: Tensor, keys: Keys) -> Tensor:
     return keys.compare(queries)[1]
 
 
-def _reduced(product: Callable[[Tensor], Tensor], rows: Tensor, keys: int, first: int) -> tuple[Tensor, Tensor]:
-    """Products of (B, M, C) rows with the first of the keys, and the largest with the others, taken from pieces of rows
-    so small that their products with all keys stay in the cache."""
-    count = max(1, CHUNK // (len(rows) * keys))
-    own, best = [], []
-    for part in rows.split(count // ROWS * ROWS or count, dim=-2):  # products take multiples of ROWS at full speed
-        values = product(part)
-        own.append(values[..., :first].float())
-        best.append(values[..., first:].amax(-1))
-    return torch.cat(own, dim=1), torch.cat(best, dim=1).float()
+def _pieces(rows: Tensor, keys: int) -> Sequence[Tensor]:
+    """(..., M, C) rows in pieces so small that their products with all keys stay in the cache."""
+    count = max(1, CHUNK // (rows[..., 0, 0].numel() * keys))
+    return rows.split(count // ROWS * ROWS or count, dim=-2)  # products take multiples of ROWS at full speed

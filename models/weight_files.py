@@ -17,6 +17,7 @@ from torch import Tensor
 from utils.errors import WeightsError
 
 STATE = "training state"
+WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict")  # of a state dict; DINOv2's teacher is what it gives
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -24,7 +25,7 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` or PyTorch file, tensors only, on the CPU.
 
     Args:
-        path: the file; a nested `model` or `state_dict` entry is unwrapped.
+        path: the file; a nested state dict, such as under `model`, `state_dict` or `teacher`, is unwrapped.
         key: the config key that names the file, for messages.
 
     Raises:
@@ -32,9 +33,13 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     """
     path = require_file(path, key)
     state = _read_safetensors(path, key) if path.suffix == ".safetensors" else read_torch(path, key, "weights file")
-    for name in ("model", "state_dict"):
+    for name in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
+    if isinstance(state, dict) and isinstance(state.get("head"), dict) and "optimizer" in state:
+        raise WeightsError(
+            f"{key}: {path} is a training state, for TRAIN.resume; set {key} to head.safetensors beside it"
+        )
     return require_state(state, f"{key}: {path}")
 
 

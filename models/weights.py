@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import math
-from collections.abc import Callable
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import timm
@@ -16,8 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.weight_files import not_finite, read_weights, without_code
-from utils.errors import WeightsError
+from utils.errors import OutputError, WeightsError
+from utils.files import write_text
 
+LOG = logging.getLogger(__name__)
+SHOWN = 3  # names of a kind in a message
+SAMPLED = 1024  # values of a tensor in a digest
 TORCHVISION_WEIGHTS = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
     "wideresnet50": torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1,
@@ -31,20 +39,50 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
         WeightsError: lists the first missing, unexpected, misshaped and other unfit names.
     """
     expected = model.state_dict()
-    problems = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
-    problems += [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
+    missing = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
+    unexpected = [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
+    unfit = []
     for name, wanted in expected.items():
         found = state.get(name, wanted)
         if found.shape != wanted.shape:
-            problems.append(f"{name} has shape {tuple(found.shape)}, expected {tuple(wanted.shape)}")
+            unfit.append(f"{name} has shape {tuple(found.shape)}, expected {tuple(wanted.shape)}")
         elif found.is_floating_point() != wanted.is_floating_point():
-            problems.append(f"{name} is of {found.dtype}, expected {wanted.dtype}")
-    if not problems:
-        problems = [f"{name} holds values that are not finite" for name in not_finite(state)]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise WeightsError(f"{source} does not fit the model: {shown}")
+            unfit.append(f"{name} is of {found.dtype}, expected {wanted.dtype}")
+    if not (missing or unexpected or unfit):
+        unfit = [f"{name} holds values that are not finite" for name in not_finite(state)]
+    if problems := missing[:SHOWN] + unexpected[:SHOWN] + unfit[:SHOWN]:  # some of each: they explain each other
+        more = len(missing) + len(unexpected) + len(unfit) - len(problems)
+        raise WeightsError(
+            f"{source} does not fit the model: {'; '.join(problems)}" + (f"; and {more} more" if more else "")
+        )
     model.load_state_dict(state)
+
+
+def own_names(state: dict[str, Tensor], expected: Iterable[str], source: str) -> dict[str, Tensor]:
+    """The part of a state dict that is the model's, under the model's names: without a prefix such as `module.`,
+    `backbone.` or `teacher.backbone.`, and without the chunks into which DINOv2 parts its blocks to train.
+
+    Args:
+        state: of a file.
+        expected: names that the model has.
+        source: of the file, for messages.
+
+    Raises:
+        WeightsError: the names are those of transformers.
+    """
+    if foreign := next((name for name in state if "embeddings.patch_embeddings." in name), None):
+        raise WeightsError(f"{source} has the names of the library transformers, such as {foreign}; take the official "
+                           ".pth file or one of timm")  # fmt: skip
+    state = {re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in state.items()}
+    known, prefixes = set(expected), Counter[str]()
+    for name in state:
+        parts = name.split(".")
+        prefixes.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in known)
+    if not prefixes:
+        return state
+    prefix = max(prefixes, key=lambda p: (prefixes[p], "teacher" in p))
+    prefix += "." if prefix else ""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
@@ -57,20 +95,23 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
     if name == "efficientnet_lite0" and not checkpoint:
         checkpoint = _embedded_efficientnet()
     checkpoint = checkpoint or str(_download(name, key))
+    source = f"{key}: {checkpoint}"
     state = read_weights(checkpoint, key)
     if sha256:
         verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
     if name == "efficientnet_lite0":
-        state = _by_order(model, state, checkpoint)
-    elif "mask_token" in state:  # an official DINOv2 file
-        _require_vit(model, state, checkpoint)
+        state = _by_order(model, state, source)
+    else:
+        state = own_names(state, model.state_dict(), source)
+    if "mask_token" in state:  # an official DINOv2 file
+        _require_vit(model, state, source)
         registers = "register_tokens" in state
         state["pos_embed"] = resize_position_embedding(
             state["pos_embed"], model.patch_embed.grid_size, offset=0.0 if registers else 0.1, antialias=registers
         )
         state = checkpoint_filter_fn(state, model)
     expected = model.state_dict()
-    load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)}, checkpoint)
+    load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)}, source)
 
 
 def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
@@ -100,8 +141,9 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
         ) from error
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise WeightsError(f"{checkpoint} does not fit timm model {name}: it gives no {left[0]}{more}; set "
-                           "TRAIN.backbone_checkpoint to weights of this model")  # fmt: skip
+        known = ", ".join(list(read_weights(checkpoint, "TRAIN.backbone_checkpoint"))[:SHOWN])
+        raise WeightsError(f"TRAIN.backbone_checkpoint: {checkpoint} does not fit timm model {name}: it gives no "
+                           f"{left[0]}{more}, but {known}; take weights of this model under timm's names")  # fmt: skip
     if broken := not_finite(model.state_dict()):
         raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite; take other weights")
     return model
@@ -184,14 +226,20 @@ def _download(name: str, key: str) -> Path:
     url = official_url(name)
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         prefix = Path(url).stem.rsplit("-", 1)[-1] if name in TORCHVISION_WEIGHTS else None
         try:
-            torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WeightsError(
+                f"the folder {target.parent} for downloaded weights cannot be made ({error.strerror}); set TORCH_HOME "
+                f"to a folder that may be written, or {key} to a file of the weights ({url})"
+            ) from error
+        try:
+            torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise WeightsError(
-                f"the weights of {name} could not be downloaded ({error}); fetch {url} on a machine with a connection "
-                f"and set {key} to the file, or place it at {target}"
+                f"the weights of {name} could not be downloaded to {target.parent} ({error}); fetch {url} on a machine "
+                f"with a connection and set {key} to the file, or place it at {target}; TORCH_HOME moves that folder"
             ) from error
         _refuse_broken(target, url, key)
     verify_recorded_sha256(target)
@@ -214,16 +262,29 @@ def verify_recorded_sha256(path: Path) -> None:
     """Compare a cached file with the SHA-256 recorded beside it, `<name>.sha256`; record it the first time.
 
     The publishers of DINOv2 give no checksums: a download is trusted once (over TLS, and its names and shapes are
-    checked when it is loaded), a file that changes afterwards is not.
+    checked when it is loaded), a file that changes afterwards is not. In a folder that may not be written a file
+    without a record is not compared; a warning says so.
 
     Raises:
         WeightsError: the file is not the one that was downloaded.
     """
     record = path.with_name(path.name + ".sha256")
     digest = sha256_of(path)
-    if not record.is_file():
-        record.write_text(f"{digest}  {path.name}\n")
-    elif record.read_text().split()[0] != digest:
+    try:
+        text = record.read_bytes().decode("ascii", "replace")
+    except (FileNotFoundError, IsADirectoryError):
+        text = None
+    except OSError as error:
+        raise WeightsError(f"{record} cannot be read ({error.strerror}); see to its permissions") from error
+    known = re.match(r"[0-9a-f]{64}\b", text or "")
+    if known is None:
+        if text is not None:
+            LOG.warning("%s holds no SHA-256: that of %s, as it is now, is recorded", record, path.name)
+        try:
+            write_text(record, f"{digest}  {path.name}\n")  # whole: other processes may read it meanwhile
+        except OutputError as error:
+            LOG.warning("%s: whether it changes later cannot be told (%s)", path, error)
+    elif known[0] != digest:
         raise WeightsError(f"{path} has changed since its download (its SHA-256 is not that in {record}); "
                            "delete both files and download it again")  # fmt: skip
 
@@ -239,6 +300,17 @@ def verify_sha256(path: str | Path, expected: str, key: str) -> None:
         raise WeightsError(
             f"{path} has SHA-256 {digest}, but {key} expects {expected}; download it again or mend the key"
         )
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and some values of each tensor, which tells weights apart and takes no time."""
+    found = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        flat = value.detach().flatten()
+        some = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(some.view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def sha256_of(path: str | Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from models.build import check_model
 from tools.report import write_report
 from utils.distributed import from_main, is_main
 from utils.errors import DataError
@@ -28,6 +29,7 @@ def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
     Raises:
         UserError: what ends the job; DataError: a part of it failed, and the results of the rest are written.
     """
+    check_model(cfg)
     return launch(_in_folder, processes, cfg.DIST_BACKEND, job, cfg, config_file)
 
 

@@ -163,13 +163,14 @@ class Predictor:
         save_memory(Path(path), self._known(), self._fingerprint())
 
     def load_support(self, path: str | Path) -> SupportMemory:
-        """Read what `save_support` wrote with the same settings and weights.
+        """Read what `save_support` wrote with the same settings and weights, in whatever precision.
 
         Raises:
             WeightsError: missing, unreadable, or written with other settings.
         """
-        known, joint = widths(self.methods[self.main]), self.encoder.needs_joint
-        self.memory = load_memory(Path(path), self._fingerprint(), known, self.device, joint=joint)
+        known, dtype = widths(self.methods[self.main]), half_type(self.device, self.precision) or torch.float32
+        joint = self.encoder.needs_joint
+        self.memory = load_memory(Path(path), self._fingerprint(), known, self.device, dtype=dtype, joint=joint)
         return self.memory
 
     def predict(self, image: Picture) -> Prediction:

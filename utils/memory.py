@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 import tempfile
 from typing import Any
 
 import numpy as np
+
+from utils.errors import OutputError
 
 IN_MEMORY = 1 << 24  # pixels; larger maps lie in a temporary file
 
@@ -23,11 +26,30 @@ def pages(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def allocate(shape: tuple[int, int], dtype: Any) -> np.ndarray:
-    """An empty array; in a temporary file, which goes with it, where it would fill the memory."""
+    """An empty array; in a temporary file, which goes with it, where it would fill the memory.
+
+    Raises:
+        OutputError: the folder for temporary files has no space left, or cannot be written.
+    """
     if shape[0] * shape[1] <= IN_MEMORY:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # not sparse: a map that finds the disk full kills the process
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise OutputError(
+            f"a map of {shape[0]} x {shape[1]} pixels needs {size:,} bytes in the folder for temporary files "
+            f"({error.strerror}); free space in {_temporary_folder()}, or set TMPDIR to a larger disk"
+        ) from error
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # there is none that may be written
+        return os.environ.get("TMPDIR", "/tmp")
 
 
 def let_go(*arrays: np.ndarray) -> None:

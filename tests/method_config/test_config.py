@@ -8,6 +8,7 @@ import yaml
 from yacs.config import CfgNode
 
 from method_config import add_config_arguments, get_defaults, load_config
+from method_config.defaults import PATHS
 from method_config.merge import get, leaves, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,3 +310,26 @@ def test_a_bad_value_in_opts_names_the_key(load, fault):
 def test_a_value_for_a_section_names_its_keys(write, load, fault):
     for message in (fault(load_config, write("TRAIN: {LOSS: 3}")), fault(load, "TRAIN.LOSS", "3")):
         assert "TRAIN.LOSS" in message and "dice_weight, ce_weight" in message
+
+
+def test_home_and_variables_are_written_out_in_every_key_that_is_a_path(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", "/data")
+    expected = {"~": str(tmp_path), "~/a b": f"{tmp_path}/a b", "~root/x": "/root/x", "$DATA/x": "/data/x",
+                "${DATA}x": "/datax", "x/~": "x/~", "./x": "./x", "": ""}  # fmt: skip
+    for key in PATHS:
+        for given, path in expected.items():
+            value = get(load(key, [given] if key.endswith("paths") else given), key)
+            assert value == ([path] if key.endswith("paths") else path)
+
+
+def test_keys_that_name_paths_are_known_as_such():
+    endings = ("_path", "_paths", "_DIR", "_checkpoint", "resume")
+    assert set(PATHS) == {key for key, value in LEAVES.items() if key.endswith(endings) and not isinstance(value, bool)}
+
+
+@pytest.mark.parametrize("path", ["~nobody_of_that_name/x", "$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}"])
+def test_a_user_or_variable_that_is_not_there_is_refused(load, fault, path):
+    for key in PATHS:
+        assert f"{key} is " in fault(load, key, path) and "write the path out" in fault(load, key, path)
+    assert "RUN_NAME" in fault(load, "RUN_NAME", "~/runs")

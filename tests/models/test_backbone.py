@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,7 @@ from timm.layers import SwiGLUPacked
 from torch import nn
 from torch.testing import assert_close
 
-from models.backbone import TIMM_NAMES, Backbone, build_backbone, to_grid
+from models.backbone import TIMM_NAMES, Backbone, build_backbone, check_backbone, to_grid
 from models.weights import load_backbone_weights, resize_position_embedding
 from utils.errors import ConfigError
 
@@ -216,6 +218,32 @@ def test_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ConfigError, match=r"TRAIN\.backbone: .*dinov2_vitb14.*timm:NAME") as error:
         build_backbone(name, layers=[1], image_size=56, stride=14, pretrained=False)
     assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "size", "stride", "words"),
+    [
+        ("timm:resnet18", [1, 5], 64, 8, r"pointer is \[1, 5\], but the layers of timm:resnet18 are 0 to 4"),
+        ("timm:vit_tiny_patch16_224", [11, 12], 64, 16, "the layers of timm:vit_tiny_patch16_224 are 0 to 11"),
+        ("timm:mixer_b16_224", [3], 256, 16, r"DATASET\.image_size is 256, but .* was made for 224 x 224: set DATASET"),
+        ("timm:no_such_model", [1], 64, 8, "unknown backbone"),
+    ],
+)
+def test_what_a_timm_model_lacks_is_told_without_building_it(name, layers, size, stride, words):
+    with pytest.raises(ConfigError, match=words):
+        check_backbone(name, layers=layers, image_size=size, stride=stride)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("timm:resnet18", 72), ("timm:vit_tiny_patch16_224", 64), ("timm:mixer_b16_224", 224), ("timm:convnext_femto", 72),
+     ("timm:vit_giant_patch14_reg4_dinov2", 518)],
+)  # fmt: skip
+def test_what_a_timm_model_has_is_let_through_at_once(name, size):
+    """Also a model of a billion weights, none of which is made."""
+    start = time.perf_counter()
+    check_backbone(name, layers=[1, 2, 3], image_size=size, stride=8)
+    assert time.perf_counter() - start < 5
 
 
 @torch.no_grad()

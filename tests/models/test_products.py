@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models import products
+from models.backbone import build_backbone
 from models.products import Int8Keys, PlainKeys, as_keys, best_similarity, has_int8
 
 KINDS = [PlainKeys, pytest.param(Int8Keys, marks=pytest.mark.skipif(not has_int8(), reason="a CPU without VNNI"))]
@@ -47,6 +48,40 @@ def test_empty_tokens_have_no_similarity():
     known, queries = tokens(1, 5, 32), torch.zeros(1, 3, 32)
     assert products_of(Int8Keys(known), queries, 5).count_nonzero() == 0
     assert products_of(Int8Keys(torch.zeros(1, 5, 32)), known, 5).count_nonzero() == 0
+
+
+FAMILIES = {
+    "dinov2_vits14": ([5, 11], 14), "dinov2_vits14_reg": ([5, 11], 14), "resnet50": ([1, 2, 3], 8),
+    "wideresnet50": ([2, 3], 8), "efficientnet_lite0": ([1, 4], 8), "timm:vit_tiny_patch16_224": ([11], 16),
+    "timm:convnext_femto": ([1, 2, 3], 8),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def features(request):
+    """Features of three images in bf16 by backbone, (3, N, C) tokens of each layer."""
+    layers, stride = FAMILIES[request.param]
+    torch.manual_seed(0)
+    own = request.param == "efficientnet_lite0"
+    backbone = build_backbone(request.param, layers=layers, image_size=224, stride=stride, pretrained=own)
+    images = torch.rand(3, 3, 28, 28)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = backbone(F.interpolate(images, (224, 224), mode="bicubic"))
+    return [layer.flatten(2).transpose(1, 2) for layer in maps]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_similarities_of_every_family_in_bf16_are_those_of_float64(features, kind):
+    """From tokens as the backbone gives them: of any length, some of one sign, and as they lie in memory."""
+    for layer in features:
+        known = F.normalize(layer[:1].float(), dim=-1).bfloat16()
+        exact = F.normalize(layer[1:].double(), dim=-1) @ known[0].double().T
+        own, best = kind(known).compare(layer[1:], 5)
+        length = torch.linalg.vector_norm(layer[1:], dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
+        for found, expected in ((own / length, exact[..., :5]), (best / length[..., 0], exact[..., 5:].amax(-1))):
+            error = (found.double() - expected).abs()
+            assert error.mean() < 0.002 and error.max() < 0.006
+        assert (1 - exact).std() > 0.001, "there is something to tell apart"
 
 
 def test_sets_of_keys_serve_a_query_each():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import multiprocessing
 import re
 import socket
 import threading
@@ -14,7 +15,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models import weights
-from models.weights import load_backbone_weights, load_checked, load_timm, official_url, sha256_of
+from models.weights import (
+    load_backbone_weights,
+    load_checked,
+    load_timm,
+    official_url,
+    sha256_of,
+    verify_recorded_sha256,
+)
 from tests.evil import Evil
 from utils.errors import WeightsError
 
@@ -284,3 +292,97 @@ def test_timm_refuses_a_file_that_leaves_weights_random(tmp_path, left_out):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"w\.pth does not fit timm model test_resnet: it gives no .*weight"):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
+
+
+def vit_state(**changes):
+    torch.manual_seed(3)
+    vit = VisionTransformer(img_size=42, patch_size=14, embed_dim=12, depth=2, num_heads=2, num_classes=0)
+    return vit.state_dict() | {"mask_token": torch.zeros(1, 12)} | changes
+
+
+WAYS = {
+    "DDP": lambda s: {"model": {f"module.{n}": v for n, v in s.items()}},
+    "Lightning": lambda s: {"state_dict": {f"backbone.{n}": v for n, v in s.items()}, "epoch": 3},
+    "compiled": lambda s: {f"_orig_mod.{n}": v for n, v in s.items()},
+    "DINOv2's teacher": lambda s: {
+        "teacher": {f"backbone.{n}": v for n, v in s.items()} | {"dino_head.last_layer.weight": torch.zeros(3, 3)}
+    },
+    "teacher and student": lambda s: {
+        f"{who}.backbone.{n}": v + (who == "student") for who in ("student", "teacher") for n, v in s.items()
+    },
+    "chunks": lambda s: {re.sub(r"blocks\.(\d)\.", r"blocks.0.\1.", n): v for n, v in s.items()},
+    "chunks of a teacher": lambda s: {
+        "teacher": {re.sub(r"blocks\.(\d)\.", r"backbone.blocks.0.\1.", n)
+                    if "blocks" in n else f"backbone.{n}": v for n, v in s.items()}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("official", [True, False])
+def test_a_file_of_the_same_weights_under_a_prefix_is_read(tmp_path, way, official):
+    """As trainings save it; also of a file in timm's names, and without what belongs to no backbone."""
+    state = vit_state()
+    if not official:
+        del state["mask_token"]
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save(WAYS[way](state), tmp_path / "w.pth")
+    models = [VisionTransformer(img_size=42, patch_size=14, embed_dim=12, depth=2, num_heads=2, num_classes=0)
+              for _ in range(2)]  # fmt: skip
+    for model, name in zip(models, ("plain", "w"), strict=True):
+        load_backbone_weights(model, "dinov2_vits14", str(tmp_path / f"{name}.pth"))
+    assert same(*models) and all(torch.equal(v, state[n]) for n, v in models[0].state_dict().items())
+
+
+def test_names_of_transformers_are_refused_with_what_to_take(vit, tmp_path):
+    torch.save({"embeddings.patch_embeddings.projection.weight": torch.zeros(12, 3, 14, 14)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"TRAIN\.backbone_checkpoint: .*w\.pth has the names of .* transformers"):
+        load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
+
+
+def test_a_refusal_shows_names_of_either_side_and_the_key(vit, tmp_path):
+    torch.save({f"encoder.{n}": torch.zeros(1) for n in range(20)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as error:
+        load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
+    words = (KEY, "w.pth", "missing cls_token", "unexpected encoder.0 (1,)", "unexpected encoder.2 (1,)", "more")
+    assert [word for word in words if word not in str(error.value)] == []
+    assert str(error.value).count("missing") == str(error.value).count("unexpected") == 3
+
+
+@pytest.mark.parametrize("content", ["", "\n", "<html>", "abc  a.pth", "\udce9"])
+def test_a_record_that_is_none_is_written_anew_and_that_is_said(server, fetch, caplog, content):
+    server.files["a.pth"] = saved(tiny())
+    fetch("a.pth")
+    record = server.cache / "a.pth.sha256"
+    whole = record.read_text()
+    record.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert same(tiny(), fetch("a.pth"))
+    assert record.read_text() == whole and "a.pth.sha256 holds no SHA-256" in caplog.text
+
+
+def test_a_record_that_cannot_be_written_is_told_and_the_weights_are_used(server, fetch, caplog):
+    server.files["a.pth"] = saved(tiny())
+    server.cache.mkdir(parents=True)
+    (server.cache / "a.pth.sha256").mkdir()
+    assert same(tiny(), fetch("a.pth"))
+    assert "a.pth: whether it changes later cannot be told" in caplog.text
+
+
+def test_a_cache_that_cannot_be_made_names_what_moves_it(server, fetch, tmp_path):
+    (tmp_path / "file").write_text("")
+    torch.hub.set_dir(str(tmp_path / "file" / "hub"))
+    words = r"file/hub/checkpoints for downloaded weights cannot be made .*TORCH_HOME.*TRAIN\.backbone_checkpoint"
+    with pytest.raises(WeightsError, match=words):
+        fetch("a.pth")
+
+
+def _verified(path):
+    for _ in range(20):
+        verify_recorded_sha256(path)
+        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+
+
+def test_processes_that_record_at_the_same_time_do_not_read_half_a_record(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.map(_verified, [tmp_path / "a.pth"] * 8, chunksize=1)

@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from models.backbone import Backbone
 from models.head import Head
 from models.sofs import SOFS
+from models.weight_files import read_weights
 from tools.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
 from utils.errors import WeightsError
 
@@ -39,6 +40,22 @@ def test_a_head_that_does_not_fit(tmp_path):
     save_head(tmp_path / "head.safetensors", model(reduce_dim=4), "")
     with pytest.raises(WeightsError, match=r"TEST\.load_model_path: .*head\.safetensors does not fit.*query_reduce"):
         load_head(tmp_path / "head.safetensors", model(), "TEST.load_model_path")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_a_head_under_the_prefix_of_a_training_is_read(tmp_path, prefix):
+    written, read = model(0), model(1)
+    state = {f"{prefix}{name}": value for name, value in written.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "head.pth")
+    load_head(tmp_path / "head.pth", read, "TEST.load_model_path")
+    assert all(torch.equal(value, written.head.state_dict()[name]) for name, value in read.head.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["TEST.load_model_path", "TRAIN.backbone_checkpoint"])
+def test_a_training_state_in_place_of_weights_is_told_as_that(tmp_path, key):
+    save_state(tmp_path / "state.pth", dict.fromkeys(STATE_KEYS) | {"head": model().head.state_dict(), "optimizer": {}})
+    with pytest.raises(WeightsError, match=rf"{key}: .*state\.pth is a training state, .* head\.safetensors beside it"):
+        read_weights(tmp_path / "state.pth", key)
 
 
 def test_a_file_without_a_head(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from tests.tools.open_domain_data import QUERIES, as_levels, config, run, write_
 from tools.open_domain import output_names
 from tools.predictor import Predictor
 from tools.tester import run_test
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 
 
 def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
@@ -119,6 +121,87 @@ def test_no_readable_query_is_an_error_and_leaves_no_figures(tmp_path):
         run(tmp_path / "data", tmp_path)
     left = {path.name for path in (tmp_path / "log" / "run").rglob("*") if path.is_file()}
     assert left == {"config.yaml", "test.log", "support.safetensors"}
+
+
+def test_the_true_label_of_a_category_is_what_of_that_value(tmp_path):
+    """Supports and true labels hold two categories; each is measured against its own pixels."""
+    write_object(tmp_path / "data", "steel", labels=QUERIES)
+    several = {"DATASET__open_domain_object_category_num": [2]}
+    for path in (tmp_path / "data" / "steel").rglob("*.png"):
+        if path.parent.name in ("mask", "true_label"):
+            mask = np.array(Image.open(path)) // 255
+            mask[:12, :12] = 2
+            Image.fromarray(mask).save(path)
+    for category in (0, 1):
+        chosen = {"DATASET__open_domain_specific_defect_category": [category], "RUN_NAME": str(category)}
+        folder = run(tmp_path / "data", tmp_path, **several, **chosen)
+        entry = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]
+        true, found = [], []
+        for name in QUERIES:
+            path = tmp_path / "data" / "steel" / "query" / "true_label" / f"{Path(name).stem}_mask.png"
+            true.append(np.array(Image.open(path)) == category + 1)
+            found.append(written(folder / "steel", "masks", Path(name).stem) > 0)
+        pairs = list(zip(found, true, strict=True))
+        iou = sum((p & t).sum() for p, t in pairs) / sum((p | t).sum() for p, t in pairs)
+        assert entry["iou"]["prior"] == pytest.approx(iou) and entry["labelled"] == len(QUERIES)
+    label = tmp_path / "data" / "steel" / "query" / "true_label" / "one_mask.png"
+    Image.fromarray(np.full((96, 128), 3, np.uint8)).save(label)
+    folder = run(tmp_path / "data", tmp_path, RUN_NAME="bad", **several)
+    (fault,) = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]["unreadable"]
+    assert "one_mask.png: value 3" in fault and "open_domain_object_category_num is 2" in fault
+
+
+def test_an_object_that_fails_takes_nothing_from_the_others(tmp_path):
+    """Its fault ends the job, with the masks, the figures and the report of the others."""
+    for number, name in enumerate(("steel", "wood")):
+        write_object(tmp_path / "data", name, labels=("one.png",), seed=number)
+    for path in (tmp_path / "data" / "wood" / "query" / "image").iterdir():
+        path.write_bytes(b"")
+    objects = {"DATASET__open_domain_test_object": ["steel", "wood"]}
+    with pytest.raises(DataError, match=r"wood: no query could be read.*\(the results of the rest are in .*run\)"):
+        run(tmp_path / "data", tmp_path, **objects)
+    folder = tmp_path / "log" / "run"
+    assert {p.stem for p in (folder / "steel" / "masks").iterdir()} == {"one", "two", "three"}
+    report = json.loads((folder / "metrics.json").read_text())["objects"]
+    assert report["steel"]["iou"]["prior"] > 0.05 and len(report["wood"]["unreadable"]) == 3
+    assert (folder / "report.html").is_file() and (folder / "run.json").is_file()
+
+
+@pytest.mark.parametrize("late", ["masks", "metrics.json", "report.html"])
+def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(tmp_path, monkeypatch, late):
+    """The disk refuses the second mask, the figures or the report."""
+    write_object(tmp_path / "data", "steel", labels=("one.png",))
+    before = os.replace
+
+    def refuse(source, target):
+        if late in str(target) and (late != "masks" or Path(target).stem == "three"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        before(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match=r"No space left on device"):
+        run(tmp_path / "data", tmp_path)
+    folder = tmp_path / "log" / "run"
+    masks = {p.name for p in (folder / "steel" / "masks").iterdir()}
+    assert masks == {"one.png"} | (set() if late == "masks" else {"three.png", "two.png"}), "and no part of one"
+    assert (folder / "metrics.json").is_file() == (late == "report.html")
+
+
+def test_a_second_run_of_the_same_name_leaves_its_own_files_alone(tmp_path):
+    """Other queries, no labels, no figures: nothing of the first run is among them, and nothing of it is lost."""
+    write_object(tmp_path / "data", "steel", labels=("one.png",))
+    first = run(tmp_path / "data", tmp_path)
+    kept = {p.relative_to(first) for p in first.rglob("*") if p.is_file()}
+    folder = tmp_path / "data" / "steel" / "query"
+    (folder / "image" / "one.png").rename(folder / "image" / "new.png")
+    (folder / "true_label" / "one_mask.png").unlink()
+    second = run(tmp_path / "data", tmp_path)
+    alone = run(tmp_path / "data", tmp_path, RUN_NAME="alone")
+    found = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (second, alone)]
+    assert found[0] == found[1] and not any("one" in p.name or p.name == "queries.csv" for p in found[0])
+    earlier = tmp_path / "log" / "run.1"
+    assert {p.relative_to(earlier) for p in earlier.rglob("*") if p.is_file()} == kept
+    assert "one.png" in (earlier / "report.html").read_text() and "one.png" not in (second / "report.html").read_text()
 
 
 @pytest.mark.parametrize("part", ["support/image", "support/mask"])

@@ -13,7 +13,7 @@ from tests.helpers import EARLY_BEST, own_logging, tiny_config, trainer_of
 from tools.checkpoint import load_head
 from tools.tester import run_test
 from tools.trainer import run_training
-from utils.errors import WeightsError
+from utils.errors import ConfigError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +157,42 @@ def test_training_can_start_from_a_head(finished, surfaces, tmp_path):
     state = load_file(head)
     assert all(torch.equal(value, state[f"head.{name}"]) for name, value in trainer.model.head.state_dict().items())
     assert trainer.epoch == 0
+
+
+def test_runs_that_share_a_name_share_no_file(surfaces, tmp_path):
+    """A training, another one of other settings, and a test: each finds an empty folder, and none is lost."""
+    options = {"TRAIN_SETUPS__epochs": 1, "TEST__VISUALIZE__save_figure": True, "TEST__VISUALIZE__sample_prob": 1.0}
+    validated = {"TRAIN_SETUPS__TEST_SETUPS__val_state": True}
+    first = run_training(tiny_config(surfaces, tmp_path, **options | validated), "")
+    best = (first / "checkpoints" / "best.safetensors").read_bytes()
+    run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=1), "")
+    earlier = tmp_path / "run.1"
+    assert (earlier / "checkpoints" / "best.safetensors").read_bytes() == best
+    assert (earlier / "metrics_validation.json").is_file() and list((earlier / "figures").iterdir())
+    assert not (first / "figures").exists() and not (first / "metrics_validation.json").exists()
+    assert {p.name for p in (first / "checkpoints").iterdir()} == {"head.safetensors", "state.pth"}
+    run_test(tiny_config(surfaces, tmp_path, TEST__method="prior"), "")
+    assert not (first / "checkpoints").exists() and not (first / "history.json").exists()
+    assert (tmp_path / "run.2" / "checkpoints" / "head.safetensors").is_file()
+
+
+def test_a_test_in_the_folder_of_the_head_that_it_reads_is_refused(surfaces, tmp_path):
+    folder = run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=1), "")
+    head = folder / "checkpoints" / "head.safetensors"
+    loaded = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(head)}
+    with pytest.raises(ConfigError, match=r"RUN_NAME: .*head\.safetensors, which this run reads, .*choose another"):
+        run_test(tiny_config(surfaces, tmp_path, **loaded), "")
+    assert head.is_file() and (tmp_path / "run" / "history.json").is_file() and not (tmp_path / "run.1").exists()
+    run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", **loaded), "")
+
+
+def test_a_training_that_goes_on_stays_in_its_folder(surfaces, tmp_path):
+    """By `auto` and by the name of its state; one that begins from there does not."""
+    run = run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=1), "")
+    state = run / "checkpoints" / "state.pth"
+    for number, resume in enumerate(("auto", str(state)), 2):
+        run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=number, TRAIN__resume=resume), "")
+        assert len(json.loads((run / "history.json").read_text())) == number
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    log = (run / "train.log").read_text()
+    assert log.count("training on 8 samples") == 3, "the log goes on, too"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,19 +16,18 @@ from datasets.supports import ViewSettings
 from models.sofs import SupportMemory, SupportSummary
 from models.support_tokens import SupportTokens, with_joint
 from models.weight_files import not_finite
+from models.weights import digest
 from utils.errors import BROKEN, WeightsError
 from utils.files import write_whole
 
-FORMAT = "sofs-support-2"
+FORMAT = "sofs-support-3"
 
 
 def fingerprint(method: nn.Module, settings: ViewSettings) -> dict[str, str]:
-    """What a support file must have in common with the predictor that reads it: views and weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(method.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"format": FORMAT, "settings": json.dumps(asdict(settings), sort_keys=True), "weights": digest.hexdigest()}
+    """What a support file must have in common with the predictor that reads it: views and weights, in any precision."""
+    head = getattr(method, "head", None)
+    weights = f"{method.backbone.identity} {digest(head.state_dict()) if head is not None else ''}"
+    return {"format": FORMAT, "settings": json.dumps(asdict(settings), sort_keys=True), "weights": weights.strip()}
 
 
 def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) -> None:
@@ -62,15 +60,22 @@ def widths(method: nn.Module) -> dict[str, int]:
 
 
 def load_memory(
-    path: Path, fingerprint: dict[str, str], widths: dict[str, int], device: torch.device, *, joint: bool
+    path: Path,
+    fingerprint: dict[str, str],
+    widths: dict[str, int],
+    device: torch.device,
+    *,
+    dtype: torch.dtype,
+    joint: bool,
 ) -> SupportMemory:
-    """Read what `save_memory` wrote.
+    """Read what `save_memory` wrote, in whatever precision it was taught.
 
     Args:
         path: of the file.
         fingerprint: of the predictor that asks.
         widths: of its main method.
         device: where the memory is wanted.
+        dtype: in which tokens are compared.
         joint: whether the joint prior is asked for.
 
     Raises:
@@ -92,7 +97,7 @@ def load_memory(
             )
     if fault := _fault(tensors, widths):
         raise WeightsError(f"{path}: damaged, {fault}; teach the defect again")
-    return _memory_of(tensors, _use(metadata.get("use", ""), path), joint)
+    return _memory_of(tensors, _use(metadata.get("use", ""), path), dtype, joint)
 
 
 def _use(text: str, path: Path) -> dict[str, Any]:
@@ -148,7 +153,10 @@ def _shapes(tensors: dict[str, Tensor], layers: int) -> dict[str, tuple[int | st
     return shapes
 
 
-def _memory_of(tensors: dict[str, Tensor], use: dict[str, Any], joint: bool) -> SupportMemory:
+def _memory_of(tensors: dict[str, Tensor], use: dict[str, Any], dtype: torch.dtype, joint: bool) -> SupportMemory:
+    compared = {n: v.to(dtype) for n, v in tensors.items() if n.startswith(("keys.", "normal."))}
+    exact = {n: v.float() for n, v in tensors.items() if dtype == torch.float32 and v.is_floating_point()}
+    tensors = tensors | exact | compared
     layers = range(sum(name.startswith("keys.") for name in tensors))
     images = range(sum(name.startswith("normal.") for name in tensors) // len(layers))
     known = SupportTokens(

@@ -12,7 +12,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from method_config import load_config
-from method_config.merge import get
+from method_config.merge import expanded, get
 from models.weight_files import require_file
 from tools.methods import PRIOR
 from tools.sweep.protocols import Protocol, Settings
@@ -163,7 +163,7 @@ class Sweep:
         if training:
             own |= {"TEST.load_checkpoint": True, "TEST.load_model_path": str(training.head)}
         elif self.heads:
-            head = self.heads.replace("{split}", str(split)).replace("{seed}", str(seed))
+            head = expanded(self.heads.replace("{split}", str(split)).replace("{seed}", str(seed)))
             own |= {"TEST.load_checkpoint": True, "TEST.load_model_path": str(require_file(head, "--heads"))}
         return self._run(split, self.protocol.test, own, training=training)
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.helpers import picture, variant
+from tests.helpers import picture, tiny_config, untrained_predictor, variant
 from utils.errors import WeightsError
 
 
@@ -98,3 +99,48 @@ def test_normal_images_of_other_numbers_are_refused(predictor, written, tmp_path
     other = {name.replace("normal.1.", "normal.x."): value for name, value in tensors.items()}
     assert other.keys() != tensors.keys()
     assert "normal.1.0 is missing" in refusal(predictor, tmp_path, other, about)
+
+
+@pytest.fixture(scope="module")
+def by_precision(surfaces, tmp_path_factory):
+    """Predictors of the same head and backbone as the config builds them, by precision."""
+    folder = tmp_path_factory.mktemp("log")
+    heads = {"TRAIN__SOFS__prior_residual": True}
+    return {
+        precision: untrained_predictor(tiny_config(surfaces, folder, TRAIN__precision=precision, **heads))
+        for precision in ("fp32", "bf16", "fp16")
+    }
+
+
+@pytest.mark.parametrize("taught", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
+def test_a_defect_taught_in_one_precision_is_known_in_another(by_precision, tmp_path, taught, asked):
+    """It answers as one that was taught there, but for the rounding."""
+    mask = np.zeros((90, 130), np.uint8)
+    mask[20:40, 30:60] = 1
+    teacher, pupil, image = by_precision[taught], by_precision[asked], picture(90, 130, 5)
+    supports = [picture(90, 130, i) for i in range(2)], [mask, None]
+    pupil.set_support(*supports)
+    expected = next(pupil.segment([image], pupil.memory)).answers
+    teacher.set_support(*supports)
+    teacher.save_support(tmp_path / "a.safetensors")
+    pupil.load_support(tmp_path / "a.safetensors")
+    assert {k.dtype for k in pupil.memory.known.keys} == {torch.float32 if asked == "fp32" else torch.bfloat16}
+    for name, answer in next(pupil.segment([image], pupil.memory)).answers.items():
+        difference = np.abs(answer.score - expected[name].score)
+        assert difference.max() < (1e-6 if taught == asked else 0.05), name
+        assert answer.score.std() > 0.003, "there is something to differ in"
+
+
+def test_other_weights_are_refused_in_any_precision(by_precision, surfaces, tmp_path):
+    """Be it of the backbone or of the head."""
+    teacher = by_precision["bf16"]
+    teacher.set_support([picture(90, 130)], [None])
+    teacher.save_support(tmp_path / "a.safetensors")
+    for part in ("backbone", "head"):
+        other = untrained_predictor(tiny_config(surfaces, tmp_path, TRAIN__SOFS__prior_residual=True))
+        with torch.no_grad():
+            parameters = list(getattr(other.methods["SOFS"], part).parameters())
+            parameters[len(parameters) // 2].mul_(1.001)
+        with pytest.raises(WeightsError, match="its weights are not those of this predictor"):
+            other.load_support(tmp_path / "a.safetensors")

@@ -86,7 +86,7 @@ def job():
     pass
 
 if ("Spawn" in current_process().name) == {spawned}:
-    print("loading\n", end="", flush=True)  # one write, whoever else prints
+    print("loading\\n", end="", flush=True)  # one write, whoever else prints
     try:
         time.sleep(1)
     except BaseException:

@@ -174,7 +174,7 @@ class ObjectJob:
         return [entry for place in places for entry in _ranked([one for one in self.shown if one.place == place])]
 
     def _memory(self, kind: str) -> SupportMemory:
-        memory = self.predictor.set_support(*zip(*self.supports[kind], strict=True))
+        memory = self.predictor.teach(self.supports[kind])
         if is_main():
             name = file_name(f"support_{kind}" if kind else "support", ".safetensors")
             self.predictor.save_support(self.folder / name)

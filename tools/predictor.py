@@ -141,7 +141,10 @@ class Predictor:
                 f"{len(images)} support images, but {len(masks)} masks; give one mask per image, None for one of the "
                 "normal surface"
             )
-        pairs = [_support(number, *pair) for number, pair in enumerate(zip(images, masks, strict=True))]
+        return self.teach([_support(number, *pair) for number, pair in enumerate(zip(images, masks, strict=True))])
+
+    def teach(self, pairs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> SupportMemory:
+        """As `set_support`, from images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None, at least one."""
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
         windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
         images = [image for image, mask in pairs if mask is None or not mask.any()]

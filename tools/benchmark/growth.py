@@ -19,7 +19,7 @@ import cv2
 from yacs.config import CfgNode
 
 from tools.benchmark.figures import AT_MOST, EXACTLY, Figure
-from tools.benchmark.inference import counted_passes, random_image, random_predictor, teach
+from tools.benchmark.inference import background_tokens, counted_passes, random_image, random_predictor, teach
 from tools.open_domain_files import write_answers
 
 SECTION = "growth"
@@ -59,7 +59,7 @@ def measure_supports(cfg: CfgNode, supports: int, windows: int, *, repeats: int,
         repeats: the least times of so many are compared.
         slack: factor on the bound.
     """
-    predictor = random_predictor(cfg, cfg.TEST.memory_tokens)
+    predictor = random_predictor(cfg)
     memories = []
     for count in (1, supports):
         teach(predictor, count)
@@ -72,16 +72,16 @@ def measure_supports(cfg: CfgNode, supports: int, windows: int, *, repeats: int,
             start = time.perf_counter()
             predictor.predict(image)
             seconds.append(time.perf_counter() - start)
-    tokens = memories[1].known.keys[0].shape[1]
+    kept = background_tokens(memories[1])
     return [
-        Figure(SECTION, f"support tokens kept, {supports} supports", tokens),
+        Figure(SECTION, f"background tokens of {supports} supports", kept, bound=cfg.TEST.memory_tokens, kind=AT_MOST),
         Figure(SECTION, f"time per window, {supports} supports over 1", min(times[1]) / min(times[0]),
                bound=_MOST_SUPPORTS * slack, kind=AT_MOST),
     ]  # fmt: skip
 
 
 def _measure_here(cfg: CfgNode, counts: list[int]) -> dict[str, dict[str, float]]:
-    predictor = random_predictor(cfg, cfg.TEST.memory_tokens)
+    predictor = random_predictor(cfg)
     teach(predictor)
     side = predictor.settings.crop_size
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -47,9 +48,18 @@ def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
         if confirmed:
             _confirm_name(path.parent)
     except OSError as error:
-        earlier = "; the earlier file is unchanged" if path.exists() else ""
-        raise OutputError(f"{path} cannot be written ({error.strerror}){earlier}; free space there, or see to the "
-                          "folder's permissions") from error  # fmt: skip
+        raise not_written(path, error, "; the earlier file is unchanged" if path.is_file() else "") from error
+
+
+def not_written(path: str | Path, error: OSError, further: str = "") -> OutputError:
+    """The fault that says of a file why it cannot be written, with the remedy for that."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "free space there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "see to the permissions of its folder"
+    else:
+        remedy = "see to what stands there, or choose another place"
+    return OutputError(f"{path} cannot be written ({error.strerror}){further}; {remedy}")
 
 
 def write_text(path: Path, text: str) -> None:

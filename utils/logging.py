@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from utils.console import say
 from utils.distributed import is_main
-from utils.errors import OutputError
+from utils.files import not_written
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 NOW_AND_THEN = 60  # seconds between lines of progress where they are kept
@@ -44,7 +44,7 @@ class _RunFile(logging.FileHandler):
         """
         error = sys.exception()
         if isinstance(error, OSError):
-            raise OutputError(f"{self.baseFilename} cannot be written ({error.strerror}); free space there") from error
+            raise not_written(self.baseFilename, error) from error
         super().handleError(record)
 
 
@@ -82,9 +82,7 @@ def _run_file(file: Path) -> _RunFile:
         file.parent.mkdir(parents=True, exist_ok=True)
         return _RunFile(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise OutputError(
-            f"{file} cannot be written ({error.strerror}); see to what stands there and to the folder's permissions"
-        ) from error
+        raise not_written(file, error) from error
 
 
 class _Lines:

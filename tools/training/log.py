@@ -16,7 +16,7 @@ from datasets.transforms import denormalise
 from models.priors import upsample
 from tools.predictor import AUTO, DEFAULT_THRESHOLD
 from tools.training.steps import Batch
-from utils.errors import OutputError
+from utils.files import not_written
 from utils.visualize import TRUTH, outline, overlay, panels
 
 VERSION = "brain.Event:2"  # of the files' format, their first event
@@ -60,8 +60,7 @@ class TrainingLog:
                     event.wall_time = time.time()
                     RecordWriter(stream).write(event.SerializeToString())
         except OSError as error:
-            raise OutputError(f"{self.file} cannot be written ({error.strerror}); free space there, or see to the "
-                              "folder's permissions") from error  # fmt: skip
+            raise not_written(self.file, error) from error
 
 
 def _episode_picture(batch: Batch, probability: Tensor, threshold: float) -> object:

@@ -12,14 +12,15 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from datasets.image_faults import DECODER_ERRORS, named_errors
+from datasets.image_faults import DECODER_ERRORS, named_errors, shown
 from utils.errors import DataError
 from utils.notices import warn_once
 
@@ -28,6 +29,7 @@ Picture = str | os.PathLike | Image.Image | np.ndarray
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 ROWS = 256  # converted at once
 _PIXELS = (np.bool_, np.uint8, np.uint16, np.int32)  # of arrays; int32 is what Pillow makes of 32-bit files
+_HOT = 1e-4  # share of the pixels of a camera that may be stuck at the top
 _FULL_RANGE = 1 << 14  # 16-bit images without any value from here on leave two bits or more unused
 _TIFF_ORIENTATION = 274
 _LOG = logging.getLogger(__name__)
@@ -57,42 +59,37 @@ def check_pixels(where: object, size: tuple[int, int]) -> None:
         )
 
 
-def shown(picture: object) -> str:
-    """What a picture is called in messages: the path of a file, else its type and shape."""
-    if isinstance(picture, str | os.PathLike):
-        return str(picture)
-    if isinstance(picture, np.ndarray):
-        return f"an array of {picture.dtype}, shape {picture.shape}"
-    if isinstance(picture, Image.Image):
-        return f"a PIL image of mode {picture.mode}, {picture.height} x {picture.width} pixels (h x w)"
-    return f"a value of type {type(picture).__name__}"
-
-
-def read_image(picture: Picture) -> np.ndarray:
+def read_image(picture: Picture, name: str = "") -> np.ndarray:
     """Pixels of an image, uint8 (h, w, 3) RGB, contiguous; of an animation or of several pages the first.
 
     Grey, palette and alpha images become RGB (alpha is dropped). Grey 16-bit values v become v / 257, rounded; of
     16-bit colours the upper 8 bits are taken. Arrays are (h, w) grey or (h, w, channels) of bool, uint8, uint16 or
     int32; uint8 RGB is returned as it is. An image all of one value, and 16-bit values that leave two bits or more
     unused, are named in a warning.
+    name: what a picture that is no file is called in messages.
     Raises DataError for what is missing, truncated, larger than DATASET.max_pixels, or has no 8-bit meaning.
     """
-    where = shown(picture)
+    where = shown(picture, name)
     if isinstance(picture, np.ndarray):
         pixels = _rgb_of_array(picture, where)
     else:
-        with opened(picture) as image:
+        with opened(picture, where) as image:
             pixels = _rgb_of_image(image, where)
     if pixels[:, :, 0].size > 1 and all((rows == pixels[0, 0]).all() for rows in np.array_split(pixels, len(pixels))):
-        warn_once(_LOG, f"{where}: every pixel is {tuple(pixels[0, 0].tolist())} (RGB); is this the image?")
+        tell_constant(where, pixels[0, 0])
     return pixels
+
+
+def tell_constant(where: str, colour: np.ndarray) -> None:
+    """Warn of an image all of one colour, (3,) or (1,) uint8."""
+    warn_once(_LOG, f"{where}: every pixel is {' '.join(map(str, colour.tolist()))}; is this the image?")
 
 
 def image_size(picture: Picture) -> tuple[int, int]:
     """Size (h, w) in pixels; of a file its header is all that is read. Raises DataError as read_image."""
     if isinstance(picture, np.ndarray):
-        return checked_array(picture).shape[:2]
-    with opened(picture) as image:
+        return checked_array(picture, shown(picture)).shape[:2]
+    with opened(picture, shown(picture)) as image:
         return image.height, image.width
 
 
@@ -103,7 +100,7 @@ def exif_orientation(picture: Picture, *, search: bool = False) -> int:
     """
     if isinstance(picture, np.ndarray):
         return 1
-    with named_errors(picture), _pillow(picture) as image:
+    with named_errors(picture, shown(picture)), _pillow(picture, shown(picture)) as image:
         if image.format == "PNG" and "exif" not in image.info and not (search and _may_tell_exif(picture)):
             return 1
         try:
@@ -115,68 +112,95 @@ def exif_orientation(picture: Picture, *, search: bool = False) -> int:
 
 
 @contextmanager
-def opened(picture: str | os.PathLike | Image.Image) -> Iterator[Image.Image]:
+def opened(picture: str | os.PathLike | Image.Image, where: str) -> Iterator[Image.Image]:
     """A file opened by Pillow, or a PIL image as it is, whose pixels come as they are stored. Raises DataError as
-    read_image does, also for what the decoder stumbles over within the block."""
-    with named_errors(picture):
-        with _pillow(picture) as image:
+    read_image does, also for what the decoder stumbles over within the block. where: the picture, for messages."""
+    with named_errors(picture, where):
+        with _pillow(picture, where) as image:
             turned = image is not picture and image.format == "TIFF" and _tiff_orientation(image) != 1
             if not turned:
-                _check(image, picture)
+                _check(image, where)
                 yield image
         if turned:  # Pillow would turn the pixels, for TIFF alone
             with Image.open(io.BytesIO(_without_orientation(picture)), formats=("TIFF",)) as image:
-                _check(image, picture)
+                _check(image, where)
                 yield image
 
 
-def checked_array(array: np.ndarray) -> np.ndarray:
+def checked_array(array: np.ndarray, where: str) -> np.ndarray:
     """An array that has the shape of a picture: (h, w), or (h, w, channels) with 1 to 4 channels.
 
-    Raises DataError for any other shape, and as check_pixels.
+    Raises DataError for any other shape, for masked arrays, and as check_pixels. where: the array, for messages.
     """
+    if isinstance(array, np.ma.MaskedArray):
+        raise DataError(f"{where}: a masked array; give one of plain values, array.filled(0) for instance")
+    array = np.asarray(array)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         turned = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         advice = "; channels come last here: array.transpose(1, 2, 0)" if turned else ""
-        raise DataError(f"{shown(array)}: expected (h, w) grey or (h, w, 3) RGB{advice}")
-    check_pixels(shown(array), array.shape[:2])
+        raise DataError(f"{where}: expected (h, w) grey or (h, w, 3) RGB{advice}")
+    check_pixels(where, array.shape[:2])
     return array
 
 
 @contextmanager
-def _pillow(picture: object) -> Iterator[Image.Image]:
+def _pillow(picture: object, where: str) -> Iterator[Image.Image]:
     if isinstance(picture, Image.Image):
         yield picture
         return
     if not isinstance(picture, str | os.PathLike):
-        raise DataError(f"{shown(picture)}: expected a path, a PIL image, or an array (h, w) or (h, w, 3)")
+        raise DataError(f"{where}: expected a path, a PIL image, or an array (h, w) or (h, w, 3)")
     if not stat.S_ISREG(os.stat(picture).st_mode):  # a pipe would be waited for
         raise DataError(f"{picture}: not a file; put the image itself there")
     with Image.open(picture, formats=FORMATS) as image:
         yield image
 
 
-def _check(image: Image.Image, picture: object) -> None:
-    check_pixels(shown(picture), (image.height, image.width))
+def _check(image: Image.Image, where: str) -> None:
+    check_pixels(where, (image.height, image.width))
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image is not picture:
-        warn_once(_LOG, f"{picture}: holds {frames} frames or pages, of which the first is used")
+    if frames > 1 and image.tell() == 0:
+        warn_once(_LOG, f"{where}: holds {frames} frames or pages, of which the first is used")
+    kind = _odd_tiff(image.tag_v2) if image.format == "TIFF" else ""
+    if (
+        image.format == "BMP"
+        and image.mode == "1"
+        and image.tile
+        and image.tile[0].args[1] != (image.width + 31) // 32 * 4
+    ):
+        kind = "a black and a white palette entry, but more than one bit a pixel"
+    if kind:
+        raise DataError(f"{where}: a {image.format} of {kind}, which the decoder gets wrong; save it as PNG")
+
+
+def _odd_tiff(tags: Mapping[int, Any]) -> str:
+    """A kind of TIFF that Pillow reads without a word, but not as it is meant; "" for any other."""
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    if 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,)) and bits == 8:
+        return "signed 8-bit numbers"
+    if bits == 16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        return "16 bits in which 0 is white"
+    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
+    if bits == 16 and planes:
+        return "16-bit channels in separate planes"
+    return ""
 
 
 def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
+    array = checked_array(array, where)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in _PIXELS:
         raise DataError(
             f"{where}: expected uint8 (0 to 255) or uint16 (0 to 65535); bring floats and other integers to "
             "one of these, all images by the same factor"
         )
-    channels = checked_array(array).reshape(*array.shape[:2], -1)
+    channels = array.reshape(*array.shape[:2], -1)
     colour = channels.shape[2] >= 3
     channels = channels[:, :, : 3 if colour else 1]  # what follows is alpha
     if array.dtype == np.bool_:
         channels = channels * np.uint8(255)
     elif array.dtype == np.uint16 and colour:
-        _tell_range(where, int(channels.max()))
+        _tell_range(where, channels)
         channels = (channels >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
         channels = np.dstack([_eight_bits(channels[:, :, i], where) for i in range(channels.shape[2])])
@@ -184,15 +208,15 @@ def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
-    deep_colour = image.mode == "RGB" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    upper_bits = image.mode[0] != "I" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     pixels = loaded(image)
     if pixels.mode.startswith("I"):
         return np.repeat(_eight_bits(np.asarray(pixels), where)[:, :, None], 3, axis=2)
     if pixels.mode == "F":
         raise DataError(f"{where}: floating point pixels have no fixed range; save the image with 8 or 16 bits")
     rgb = rgb_pixels(pixels)
-    if deep_colour:  # of which Pillow has taken the upper 8 bits
-        _tell_range(where, int(rgb.max()) << 8)
+    if upper_bits:  # of 16, which Pillow has taken
+        _tell_range(where, rgb.astype(np.uint16) << 8)
     return rgb
 
 
@@ -221,16 +245,19 @@ def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
             f"{where}: its values go from {least} to {most}; expected 8 bits (0 to 255) or 16 bits (0 to 65535): bring "
             "them into one of these ranges, all images by the same factor"
         )
-    _tell_range(where, most)
+    _tell_range(where, values)
     grey = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), ROWS):  # in parts: four bytes a pixel are much for a large image
         grey[top : top + ROWS] = (values[top : top + ROWS].astype(np.uint32) + 128) // 257
     return grey
 
 
-def _tell_range(where: str, most: int) -> None:
-    """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost; once for a folder."""
-    if most < _FULL_RANGE:
+def _tell_range(where: str, values: np.ndarray) -> None:
+    """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost; once for a folder. A few
+    pixels that are always bright do not count."""
+    beyond = np.count_nonzero(values >= _FULL_RANGE)
+    if beyond <= _HOT * values.size:
+        most = int(values[values < _FULL_RANGE].max(initial=0))
         warn_once(
             _LOG,
             f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that {(most + 128) // 257 + 1} of 256 grey "

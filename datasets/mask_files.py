@@ -1,38 +1,45 @@
-"""Masks as they come: files, PIL images or arrays, drawn in values, shades, colours, palette indices or alpha."""
+"""Masks as they come: files, PIL images or arrays, drawn in values, shades, colours, palette entries or alpha."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from datasets.images import ROWS, Picture, checked_array, loaded, opened, rgb_pixels, shown
+from datasets.image_faults import shown
+from datasets.images import Picture, checked_array, loaded, opened, rgb_pixels
 from utils.errors import DataError
 from utils.notices import warn_once
 
 MOST_CLASSES = 32  # distinct values of a mask of classes; more are shades
 MOSTLY = 0.9  # of its pixels: a mask that marks more is likely to be inverted
-_LABELS_BELOW = {1: 128, 2: 128 * 257}  # by bytes a value: values that all lie below are labels, of which there are few
+_LABELS_BELOW = {1: 128, 2: 128 * 257}  # by bytes a value: a few values that all lie below are labels
+_LOSS = 0.03  # share of the greatest value by which compression moves values
 _UNSURE, _SMALL = 255, 32  # the one means "not sure" beside values below the other alone
 _MOST_COLOURS = 4096  # more are a photograph
+_ROWS = 256  # looked at together
 _LOG = logging.getLogger(__name__)
 
 
-def read_mask(picture: Picture) -> np.ndarray:
+def read_mask(picture: Picture, name: str = "") -> np.ndarray:
     """Binary mask of a mask file, a PIL image or an array, uint8 (h, w) in {0, 1}.
 
-    A pixel is marked where any colour channel, or the palette index, is not 0. What is transparent is not marked; where
-    the colour is the same everywhere, the alpha channel is the mask. A mask whose values are shades, as smoothing or
-    lossy compression leaves them, is cut at half of its greatest value, with a warning; so is one that marks over 90 %.
+    A pixel is marked where it is not black: where any colour channel is not 0, or, of a palette without black, the
+    index. What is transparent is not marked; where all that is visible has one colour, the alpha channel is the mask. A
+    mask whose values are shades, as smoothing or lossy compression leaves them, is cut at half of its greatest value,
+    with a warning; so is one that marks over 90 %.
+    name: what a picture that is no file is called in messages.
     Raises DataError as `datasets.images.read_image` does, and for values of which 255 seems to mean "not sure".
     """
-    where = shown(picture)
-    values, is_index = _values(picture, where)
+    where = shown(picture, name)
+    values, are_labels = _values(picture, where)
     bright = values.max(axis=2) if values.ndim == 3 else values
     most = int(bright.max())
     _refuse_unsure(bright, where)
-    if is_index or _are_labels(values, bright, most):
+    if are_labels or _are_labels(values, bright, most):
         mask = (bright != 0).astype(np.uint8)
     else:
         share = 100 * np.count_nonzero((bright != 0) & (bright != most)) / bright.size
@@ -46,13 +53,13 @@ def read_mask(picture: Picture) -> np.ndarray:
     return mask
 
 
-def read_labels(picture: Picture) -> np.ndarray:
+def read_labels(picture: Picture, name: str = "") -> np.ndarray:
     """Class values of a mask, integers (h, w): grey values as stored, or palette indices; 0 is background.
 
     Raises DataError as read_mask does, and for masks of true colours or of more than 32 values, which are no classes.
     """
-    where = shown(picture)
-    values, _ = _values(picture, where)
+    where = shown(picture, name)
+    values, _ = _values(picture, where, classes=True)
     if values.ndim == 3:
         raise DataError(f"{where}: a coloured mask; expected class values as grey values or palette indices")
     count = len(np.unique(values))
@@ -76,19 +83,28 @@ def tell_inverted(where: str, share: float) -> None:
         )
 
 
-def _values(picture: Picture, where: str) -> tuple[np.ndarray, bool]:
-    """Stored values, unsigned integers (h, w), of true colours (h, w, 3); and whether they are palette indices."""
+def _values(picture: Picture, where: str, *, classes: bool = False) -> tuple[np.ndarray, bool]:
+    """Values of a mask, unsigned integers (h, w), of true colours (h, w, 3); and whether they are surely labels."""
+    are_labels = False
     if isinstance(picture, np.ndarray):
-        values, is_index = checked_array(picture), False
+        values = checked_array(picture, where)
     else:
-        with opened(picture) as image:
-            values, is_index = _stored(loaded(image), where)
+        with opened(picture, where) as image:
+            if image.mode in ("P", "PA"):
+                values, are_labels = _of_palette(image, classes)
+            else:
+                values = _stored(loaded(image), where)
     values = _unsigned(values, where)
     if values.ndim == 3 and values.shape[2] in (2, 4):
         values = _seen_through(values[:, :, :-1], values[:, :, -1], where)
-    if values.ndim == 3 and (values == values[:, :, :1]).all():
+    if values.ndim == 3 and all((rows == rows[:, :, :1]).all() for rows in _strips(values)):
         values = values[:, :, 0]
-    return values, is_index
+    return values, are_labels
+
+
+def _strips(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of an array, some at a time: what is compared as a whole takes as much memory again."""
+    return (values[top : top + _ROWS] for top in range(0, len(values), _ROWS))
 
 
 def _unsigned(values: np.ndarray, where: str) -> np.ndarray:
@@ -96,56 +112,89 @@ def _unsigned(values: np.ndarray, where: str) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     whole = values.dtype.kind in "bui" or (values.dtype.kind == "f" and bool((values == np.rint(values)).all()))
-    if not whole or not 0 <= values.min() <= values.max() < 2**32:
+    if not whole or not 0 <= float(values.min()) <= float(values.max()) < 2**32:
         raise DataError(f"{where}: expected a mask of whole numbers, 0 for background and above 0 where the defect is")
     return values.astype(np.min_scalar_type(int(values.max())))
 
 
-def _stored(image: Image.Image, where: str) -> tuple[np.ndarray, bool]:
+def _stored(image: Image.Image, where: str) -> np.ndarray:
     """Values of a PIL image whose pixels are in memory: (h, w), or (h, w, channels) with alpha last."""
-    is_index = image.mode in ("P", "PA")
     if image.mode == "F":
         raise DataError(f"{where}: a mask of floating point values; expected 8-bit grey values")
-    if image.mode in ("1", "L", "P", "LA", "PA") or image.mode.startswith("I"):
-        return np.array(image), is_index
-    return np.array(image) if image.mode == "RGBA" else rgb_pixels(image), is_index
+    if image.mode in ("1", "L", "LA", "RGBA") or image.mode.startswith("I"):
+        return np.array(image)
+    return rgb_pixels(image)
+
+
+def _of_palette(image: Image.Image, classes: bool) -> tuple[np.ndarray, bool]:
+    """Values of a palette image, (h, w), or with alpha (h, w, 2); and whether they are labels, not greys.
+
+    Programs that reduce the colours of a mask put them into any order, so black is the background wherever it stands;
+    without black index 0 is. classes: the indices themselves are wanted.
+    """
+    image.load()
+    indices = np.array(image)
+    alpha = indices[:, :, 1] if image.mode == "PA" else None
+    indices = indices if alpha is None else indices[:, :, 0]
+    used = np.unique(indices)
+    shown_as = image.copy()
+    shown_as.apply_transparency()
+    colours = np.zeros((256, 4), np.uint8)
+    known = np.array(shown_as.getpalette("RGBA"), np.uint8).reshape(-1, 4)
+    colours[: len(known)] = known
+    black, grey = ~colours[:, :3].any(axis=1), (colours[used, 0:2] == colours[used, 1:3]).all()
+    if classes:
+        return indices, True
+    if not black[used].any():
+        values = indices
+    elif grey:
+        values = colours[:, 0][indices]
+    else:
+        values = np.where(black, 0, np.arange(1, 257)).astype(np.uint16)[indices]
+    alpha = colours[:, 3][indices] if alpha is None else alpha
+    with_alpha = alpha.min() != alpha.max()
+    return np.dstack([values, alpha.astype(values.dtype)]) if with_alpha else values, not (grey and black[used].any())
 
 
 def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarray:
-    """Values (h, w, channels) without what is transparent; the alpha (h, w) itself where they are all the same."""
+    """Values (h, w, channels) without what is transparent; the alpha (h, w) itself where all else has one colour."""
     if alpha.min() == alpha.max():
         return values
-    if (values == values[0, 0]).all():
-        warn_once(_LOG, f"{where}: its colour is the same everywhere, so the mask is taken from its alpha channel")
+    first = values[np.unravel_index(int((alpha > 0).argmax()), alpha.shape)]
+    pairs = zip(_strips(values), _strips(alpha), strict=True)
+    if all(((rows == first).all(axis=2) | (seen == 0)).all() for rows, seen in pairs):
+        warn_once(_LOG, f"{where}: all that is visible has one colour, so the mask is taken from its alpha channel")
         return alpha
-    visible = values * (alpha > 0)[:, :, None].astype(values.dtype)
-    return visible if visible.any() else values
+    visible = values.copy()
+    visible[alpha == 0] = 0
+    return visible
 
 
 def _are_labels(values: np.ndarray, bright: np.ndarray, most: int) -> bool:
     """Whether the values of a mask, (h, w) or colours (h, w, 3), stand for classes, not for shades of one.
 
     Labels below the brightest, `most`, fill areas of their own. Shades are steps between the background and the
-    brightest, so that each lies beside other ones.
+    brightest, so that each lies beside other ones; what compression leaves of 0 and the brightest is scattered.
     """
-    if most < _LABELS_BELOW.get(bright.itemsize, most + 1):
-        return True
-    pixels: dict[int, int] = {}
-    beside: dict[int, int] = {}
-    for top in range(0, len(values), ROWS):
-        rows = slice(max(0, top - 1), top + ROWS + 1)
-        inner = slice(top - rows.start, top - rows.start + ROWS)
-        codes = _codes(values[rows])
-        between = (codes[inner] != 0) & (bright[rows][inner] != most)
-        for found, chosen in ((pixels, between), (beside, between & _beside_others(codes)[inner])):
-            for code, count in zip(*np.unique(codes[inner][chosen], return_counts=True), strict=True):
-                found[int(code)] = found.get(int(code), 0) + int(count)
+    pixels, odd = Counter[int](), Counter[int]()
+    loss = _LOSS * most
+    for top in range(0, len(values), _ROWS):
+        rows = slice(max(0, top - 1), top + _ROWS + 1)
+        inner = slice(top - rows.start, top - rows.start + _ROWS)
+        codes, light = _codes(values[rows]), bright[rows]
+        between = (codes != 0) & (light != most)
+        beside, amid = _neighbours(codes)
+        scattered = ((light <= loss) | (light >= most - loss)) & ~amid
+        for found, chosen in ((pixels, between), (odd, between & (beside | scattered))):
+            seen, counts = np.unique(codes[inner][chosen[inner]], return_counts=True)
+            found.update(dict(zip(seen.tolist(), counts.tolist(), strict=True)))
         if len(pixels) > _MOST_COLOURS:
             return False
-    if not pixels:
+    few = len(pixels) < MOST_CLASSES
+    if not pixels or (few and most < _LABELS_BELOW.get(bright.itemsize, _LABELS_BELOW[2])):
         return True
-    graded = sum(beside.get(code, 0) > count / 2 for code, count in pixels.items())
-    return graded <= len(pixels) / 2 and sum(beside.values()) <= sum(pixels.values()) / 2
+    graded = sum(odd[code] > count / 2 for code, count in pixels.items())
+    return graded <= len(pixels) / 2 and odd.total() <= pixels.total() / 2
 
 
 def _codes(values: np.ndarray) -> np.ndarray:
@@ -153,23 +202,32 @@ def _codes(values: np.ndarray) -> np.ndarray:
     return values if values.ndim == 2 else values.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
 
 
-def _beside_others(codes: np.ndarray) -> np.ndarray:
-    """(h, w) bool: pixels with a neighbour above, below, left or right that is marked and has another code."""
-    beside = np.zeros(codes.shape, bool)
+def _neighbours(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w) bool each: pixels beside another mark (above, below, left or right), and those amid equal ones."""
+    beside, amid = np.zeros(codes.shape, bool), np.ones(codes.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = (codes[one] != codes[other]) & (codes[one] != 0) & (codes[other] != 0)
-        beside[one] |= differ
-        beside[other] |= differ
-    return beside
+        differ = codes[one] != codes[other]
+        marks = differ & (codes[one] != 0) & (codes[other] != 0)
+        beside[one] |= marks
+        beside[other] |= marks
+        amid[one] &= ~differ
+        amid[other] &= ~differ
+    return beside, amid
 
 
 def _refuse_unsure(values: np.ndarray, where: str) -> None:
-    """Raises DataError for class values of which 255 is likely to be none."""
+    """Raises DataError for class values of which 255 is likely to be none: small ones fill areas, or lie within it."""
     if int(values.max()) != _UNSURE:
         return
-    others = np.unique(values[(values != 0) & (values != _UNSURE)])
-    if len(others) and int(others.max()) < _SMALL:
+    found = np.unique(values)
+    small = found[(found != 0) & (found != _UNSURE)]
+    if not len(small) or int(small.max()) >= _SMALL:
+        return
+    chosen = (values != 0) & (values != _UNSURE)
+    amid = _neighbours(values)[1]
+    by_background = _neighbours((values == 0).astype(np.uint8) + 1)[0]
+    if np.count_nonzero(chosen & (amid | ~by_background)) > np.count_nonzero(chosen) / 2:
         raise DataError(
-            f"{where}: holds {', '.join(map(str, others[:5].tolist()))} and 255, which stands for 'not sure' in most "
+            f"{where}: holds {', '.join(map(str, small[:5].tolist()))} and 255, which stands for 'not sure' in most "
             "tools; save the mask with 0 where there is no defect, and elsewhere with 255 alone or class values alone"
         )

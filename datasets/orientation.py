@@ -8,7 +8,8 @@ import logging
 
 import numpy as np
 
-from datasets.images import Picture, exif_orientation, image_size, shown
+from datasets.image_faults import shown
+from datasets.images import Picture, exif_orientation, image_size
 from utils.errors import DataError
 from utils.notices import warn_once
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyvips
 
 from datasets.image_faults import cause
-from datasets.images import Picture, image_size, read_image
+from datasets.images import image_size, read_image, tell_constant
 from utils.errors import DataError
 from utils.memory import pages, trim_heap
 
@@ -24,7 +24,7 @@ class ImageStrips:
     """An image whose rows are asked for from top to bottom.
 
     Args:
-        image: a file, a PIL image or an array, see `datasets.images.read_image`.
+        image: a file, or its pixels (h, w, 3) uint8 RGB.
 
     Attributes:
         size: (h, w) in pixels.
@@ -34,9 +34,9 @@ class ImageStrips:
         DataError: see `datasets.images.read_image`.
     """
 
-    def __init__(self, image: Picture) -> None:
-        self.path = Path(image) if isinstance(image, str | os.PathLike) else None
-        self.pixels: np.ndarray | None = read_image(image) if self.path is None else None
+    def __init__(self, image: str | os.PathLike | np.ndarray) -> None:
+        self.path = None if isinstance(image, np.ndarray) else Path(image)
+        self.pixels: np.ndarray | None = image if self.path is None else None
         self._file: _Decoder | None = None
         if self.path is not None:
             self.size = image_size(self.path)
@@ -45,6 +45,7 @@ class ImageStrips:
                 self.pixels = read_image(self.path)
         if self.pixels is not None:
             self.size = self.pixels.shape[:2]
+        self._constant = True  # so far
         self._top = 0
         self._rows = np.empty((0, self.size[1], 3), np.uint8)
 
@@ -58,8 +59,12 @@ class ImageStrips:
         done, self._top, self._rows = top + len(known), top, rows
         for start in range(done, bottom, PIECE):
             end = min(start + PIECE, bottom)
-            rows[start - top : end - top] = self._read(start, end)
+            piece = rows[start - top : end - top] = self._read(start, end)
+            self._first = piece[0, 0] if start == 0 else self._first
+            self._constant = self._constant and bool((piece == self._first).all())
         if bottom == self.size[0]:
+            if self._constant:
+                tell_constant(str(self.path), self._first)
             self._file, self._rows = None, rows[:0].copy()  # all is read: what is held for the next strip can go
         trim_heap()  # of what the decoder left
         return rows

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
+from io import IOBase
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
-from datasets.images import Picture, limit_pixels, read_image, shown
+from datasets.image_faults import shown
+from datasets.images import Picture, limit_pixels, read_image
 from datasets.mask_files import read_mask
 from datasets.orientation import turned_back
 from datasets.supports import SupportSet, ViewSettings, is_windowed, normal_views, support_set
@@ -133,15 +135,18 @@ class Predictor:
         Raises:
             DataError: there is no image, one cannot be read or meant, or a mask has another size than its image.
         """
-        images, masks = list(_several(images, "images")), list(_several(masks, "masks"))
-        if not images:
+        pairs, end = [], object()
+        for image, mask in zip_longest(_several(images, "images"), _several(masks, "masks"), fillvalue=end):
+            if image is end or mask is end:
+                more, fewer = ("masks", "images") if image is end else ("images", "masks")
+                raise DataError(
+                    f"there are {len(pairs)} {fewer}, but more {more}; give one mask per image, None for one of the "
+                    "normal surface"
+                )
+            pairs.append(_support(len(pairs), image, mask))
+        if not pairs:
             raise DataError("no support image is given; give at least one, of the defect or of the normal surface")
-        if len(images) != len(masks):
-            raise DataError(
-                f"{len(images)} support images, but {len(masks)} masks; give one mask per image, None for one of the "
-                "normal surface"
-            )
-        return self.teach([_support(number, *pair) for number, pair in enumerate(zip(images, masks, strict=True))])
+        return self.teach(pairs)
 
     def teach(self, pairs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> SupportMemory:
         """As `set_support`, from images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None, at least one."""
@@ -189,10 +194,8 @@ class Predictor:
             DataError: an image cannot be read; `segment` goes on after one.
         """
         memory = self._known()
-        for number, outcome in enumerate(self.segment(_several(images, "images"), memory)):
-            with _named(f"image {number}"):
-                answer = self._answer_of(outcome)
-            yield answer
+        for outcome in self.segment(_several(images, "images"), memory):
+            yield self._answer_of(outcome)
 
     def remember(self, supports: SupportSet, normal: Sequence[LabelledTokens] = ()) -> SupportMemory:
         """A memory of supports with a defect and of normal images, see `normality`; where the threshold is chosen on
@@ -277,30 +280,21 @@ class Predictor:
 
 def _several(pictures: Any, name: str) -> Iterable[Any]:
     """The same pictures. Raises DataError for a single one, which would be taken apart, and for what holds none."""
-    is_one = isinstance(pictures, str | os.PathLike | Image.Image) or not isinstance(pictures, Iterable)
-    if is_one or (isinstance(pictures, np.ndarray) and pictures.ndim in (2, 3)):
+    taken_apart = isinstance(pictures, str | bytes | os.PathLike | IOBase | Image.Image)
+    taken_apart |= isinstance(pictures, np.ndarray) and pictures.ndim in (0, 2, 3)
+    if taken_apart or not isinstance(pictures, Iterable):
         raise DataError(f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] around it")
     return pictures
 
 
 def _support(number: int, image: Picture, mask: Picture | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels (h, w, 3) uint8 RGB of a support and its mask (h, w) uint8."""
-    with _named(f"support image {number}"):
-        pixels = read_image(image)
+    """Pixels (h, w, 3) uint8 RGB of a support and its mask (h, w) uint8; copies, as what is given may change."""
+    pixels = read_image(image, f"support image {number}").copy()
     if mask is None:
         return pixels, None
-    with _named(f"mask {number}"):
-        marked = turned_back(read_mask(mask), image, mask)
-        if pixels.shape[:2] != marked.shape:
-            raise DataError(f"{shown(mask)} has {marked.shape[0]} x {marked.shape[1]} pixels (h x w), its image "
-                            f"{pixels.shape[0]} x {pixels.shape[1]}; give a mask of the image's size")  # fmt: skip
+    name = f"mask {number}"
+    marked = turned_back(read_mask(mask, name), image, mask)
+    if pixels.shape[:2] != marked.shape:
+        raise DataError(f"{shown(mask, name)} has {marked.shape[0]} x {marked.shape[1]} pixels (h x w), its image "
+                        f"{pixels.shape[0]} x {pixels.shape[1]}; give a mask of the image's size")  # fmt: skip
     return pixels, marked
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """A block whose DataErrors begin with what they are about."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{what}: {error}") from error

@@ -57,8 +57,14 @@ def test_two_values_are_taken_without_a_warning(tmp_path, mode, top, caplog):
 
 
 def test_labels_and_colours_that_stand_for_classes_are_all_marked(tmp_path, caplog):
-    labels = np.arange(128, dtype=np.uint8).reshape(8, 16)
+    labels = np.pad(
+        np.arange(128, dtype=np.uint8).reshape(8, 16, 1, 1) + np.zeros((5, 5), np.uint8),
+        ((0, 0), (0, 0), (1, 1), (1, 1)),
+    )
+    labels = labels.transpose(0, 2, 1, 3).reshape(8 * 7, 16 * 7)
     np.testing.assert_array_equal(read_mask(saved(tmp_path / "labels.png", labels)), labels > 0)
+    few = np.arange(32, dtype=np.uint8).reshape(2, 16)
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "few.png", few)), few > 0)
     colours = np.zeros((9, 9, 3), np.uint8)
     for number, colour in enumerate([[64, 0, 0], [0, 128, 0], [192, 0, 128]]):
         colours[:, 3 * number : 3 * number + 3] = colour
@@ -255,12 +261,24 @@ def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there_and_that_is_said(t
     np.testing.assert_array_equal(read_labels(path), DISC * 255)
 
 
+@pytest.mark.parametrize("ground", [(255, 255, 255), (0, 0, 0)])
+@pytest.mark.parametrize("ink", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
+def test_ink_of_one_colour_on_a_transparent_ground_is_its_alpha(tmp_path, caplog, ground, ink):
+    """Cut at half where the brush was soft, whatever colour lies under what cannot be seen."""
+    alpha = np.array(Image.fromarray(DISC * 255).filter(ImageFilter.GaussianBlur(2)))
+    drawing = with_alpha(ground, alpha)
+    drawing[alpha > 0, :3] = ink
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), alpha >= 127.5)
+    assert "taken from its alpha channel" in told(caplog, tmp_path)[0]
+
+
 def test_what_is_transparent_is_not_marked(tmp_path):
-    """A red drawing on a white, transparent ground; a mask whose alpha says nothing of it is as its colours are."""
+    """Of drawings in several colours; a mask whose alpha is the same everywhere is as its colours are."""
     drawing = with_alpha((255, 255, 255), DISC * 255)
     drawing[DISC > 0, :3] = 255, 0, 0
+    drawing[28:32, 38:42, :3] = 0, 255, 0
     np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), DISC)
-    for alpha in (np.full_like(DISC, 255), np.zeros_like(DISC), 255 - 255 * DISC):
+    for alpha in (np.full_like(DISC, 255), np.zeros_like(DISC)):
         plain = np.dstack([DISC * 255] * 3 + [alpha])
         np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", plain)), DISC)
 
@@ -328,3 +346,88 @@ def test_255_beside_small_class_values_is_refused_as_not_sure(tmp_path, classes,
     for read in (read_mask, read_labels):
         with pytest.raises(DataError, match=r"m\.png: holds .* and 255, which stands for 'not sure' in most tools"):
             read(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("quality", [70, 90, 95, 97, 98, 99, 100])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_what_compression_leaves_is_no_class_however_little_it_is(tmp_path, quality, kind):
+    """Values next to 0 and to the greatest one, scattered about the borders of thin lines and small blobs."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        mask = np.zeros((96, 128), np.uint8)
+        for _ in range(3):
+            top, left = rng.integers(5, 80), rng.integers(5, 100)
+            mask[top : top + rng.integers(2, 12), left : left + rng.integers(3, 25)] = 255
+        path = tmp_path / f"{seed}.{kind.lower()}"
+        Image.fromarray(mask).save(path, kind, quality=quality)
+        read, meant = read_mask(path) > 0, mask > 0
+        assert (read & meant).sum() / (read | meant).sum() > (0.85 if quality < 90 else 0.93)
+
+
+@pytest.mark.parametrize("order", ["black first", "white first"])
+@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+def test_a_palette_of_greys_is_read_as_it_is_shown(tmp_path, caplog, order, form):
+    """Programs that reduce colours put them into any order."""
+    image = Image.fromarray((DISC if order == "black first" else 1 - DISC).astype(np.uint8), "P")
+    image.putpalette([0, 0, 0, 255, 255, 255] if order == "black first" else [255, 255, 255, 0, 0, 0])
+    image.save(tmp_path / "m", form)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m"), DISC)
+    assert told(caplog, tmp_path) == []
+
+
+def test_a_bmp_that_the_decoder_gets_wrong_is_refused(tmp_path):
+    image = Image.fromarray(DISC, "P")
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(tmp_path / "m.bmp")
+    with pytest.raises(DataError, match=r"m\.bmp: a BMP of a black and a white palette entry.*; save it as PNG"):
+        read_mask(tmp_path / "m.bmp")
+    image.convert("1").save(tmp_path / "m.bmp")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.bmp"), DISC)
+
+
+@pytest.mark.parametrize("colours", [2, 16])
+def test_a_mask_of_reduced_colours_is_the_mask(tmp_path, colours):
+    smooth = Image.fromarray(DISC * 255).filter(ImageFilter.GaussianBlur(1 if colours > 2 else 0))
+    smooth.convert("RGB").quantize(colours).save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png") != DISC).mean() < 0.01
+
+
+def test_labels_of_a_palette_are_marked_wherever_black_is(tmp_path):
+    values = np.zeros((30, 40), np.uint8)
+    values[5:15, 5:15], values[18:28, 20:35], values[2, 1:39] = 1, 2, 3
+    classes = [128, 0, 0, 0, 128, 0, 1, 2, 3]
+    for name, palette in {"VOC": [0, 0, 0, *classes], "no black": [9, 9, 9, *classes]}.items():
+        image = Image.fromarray(values, "P")
+        image.putpalette(palette)
+        image.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), values > 0)
+        np.testing.assert_array_equal(read_labels(tmp_path / f"{name}.png"), values)
+    image = Image.fromarray(3 - values, "P")
+    image.putpalette([1, 2, 3, 128, 0, 0, 0, 128, 0, 0, 0, 0])
+    image.save(tmp_path / "black last.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "black last.png"), values > 0)
+
+
+def test_a_transparent_index_of_a_palette_is_not_marked(tmp_path):
+    image = Image.fromarray(DISC, "P")
+    image.putpalette([255, 255, 255, 255, 0, 0])
+    image.save(tmp_path / "m.png", transparency=0)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), DISC)
+
+
+def test_small_values_that_compression_leaves_beside_255_are_no_class(tmp_path, caplog):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:30, 20:37] = 255
+    mask[19, 22:30:3] = 1
+    mask[31, 20:37:4] = 2
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", mask)), mask == 255)
+    assert "lie between 0 and 255" in told(caplog, tmp_path)[0]
+
+
+def test_probabilities_in_percent_and_smoothed_masks_of_little_height_are_cut_at_half(tmp_path):
+    for most in (100, 60):
+        shades = np.array(Image.fromarray(DISC * np.uint8(most)).filter(ImageFilter.GaussianBlur(5)))
+        path = saved(tmp_path / f"{most}.png", shades)
+        np.testing.assert_array_equal(read_mask(path), shades >= shades.max() / 2)
+    deep = np.array(Image.fromarray(DISC * np.uint8(255)).filter(ImageFilter.GaussianBlur(5))).astype(np.uint16) * 16
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "deep.png", deep)), deep >= deep.max() / 2)

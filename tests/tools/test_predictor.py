@@ -222,7 +222,7 @@ def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_pa
 
 
 def test_a_mask_of_another_size_than_its_support_is_refused(predictor):
-    with pytest.raises(DataError, match=r"mask 1: .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"):
+    with pytest.raises(DataError, match=r"mask 1, .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"):
         predictor.set_support([picture(64, 64)] * 2, [np.ones((64, 64)), np.ones((64, 65))])
 
 
@@ -241,16 +241,16 @@ def test_one_picture_in_place_of_a_list_is_refused(predictor, one):
 def test_a_picture_that_cannot_be_meant_is_refused_by_its_number(predictor):
     good, bad = picture(64, 64), picture(64, 64).transpose(2, 0, 1)
     taught = variant(predictor)
-    with pytest.raises(DataError, match=r"support image 1: an array of uint8, shape \(3, 64, 64\): expected \(h, w\)"):
+    with pytest.raises(DataError, match=r"support image 1, an array of uint8, shape \(3, 64, 64\): expected \(h, w\)"):
         taught.set_support([good, bad], [None, None])
-    with pytest.raises(DataError, match=r"mask 1: an array of float64, .*whole numbers"):
+    with pytest.raises(DataError, match=r"mask 1, an array of float64, .*whole numbers"):
         taught.set_support([good, good], [None, np.full((64, 64), 0.5)])
-    with pytest.raises(DataError, match=r"2 support images, but 1 masks; .* None for one of the normal surface"):
+    with pytest.raises(DataError, match=r"there are 1 masks, but more images; .* None for one of the normal surface"):
         taught.set_support([good, good], [None])
     taught.set_support([good], [None])
     answers = taught.predict_many([good, None])
     assert next(answers).mask.shape == (64, 64)
-    with pytest.raises(DataError, match="image 1: a value of type NoneType"):
+    with pytest.raises(DataError, match="image 1, a value of type NoneType"):
         next(answers)
     for wrong in (None, bad, np.zeros((0, 64, 3), np.uint8), good / 255, [good]):
         with pytest.raises(DataError):

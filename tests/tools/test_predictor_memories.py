@@ -51,7 +51,7 @@ def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor, windowed):
     assert len(one.memory.known.normal) == 1 and not without.memory.known.normal
     assert one.memory.known.normal[0][0].shape[1] == (6 if windowed else 1) * 64, "windows cover it, or it is one view"
     assert (scores_of(one, query)["prior"] <= scores_of(without, query)["prior"] + 1e-6).all()
-    with pytest.raises(DataError, match=r"mask 1: .* has 100 x 149 pixels .*, its image 100 x 150"):
+    with pytest.raises(DataError, match=r"mask 1, .* has 100 x 149 pixels .*, its image 100 x 150"):
         one.set_support([image, normal], [mask, empty[:, 1:]])
 
 

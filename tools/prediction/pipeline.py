@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import groupby, tee
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from datasets.images import Picture
+from datasets.images import Picture, read_image
 from datasets.strips import ImageStrips
 from datasets.tiling import Box, tile
 from datasets.transforms import prepare_image
@@ -67,7 +68,7 @@ class WindowFeed:
                 yield part if isinstance(part, ImageStart) else Window(part[0], part[1].result())
 
     def _parts(self, images: Iterable[Picture], pool: ThreadPoolExecutor) -> Iterator[ImageStart | tuple[Box, Future]]:
-        for start in _ahead(pool, self._start, images):
+        for start in _ahead(pool, self._start, _kept(images)):
             yield start
             try:
                 yield from self._windows(start, pool)
@@ -80,7 +81,9 @@ class WindowFeed:
             for box in row:
                 yield box, pool.submit(prepare_image, strip[:, box[2] : box[3]], self.image_size)
 
-    def _start(self, image: Picture) -> ImageStart:
+    def _start(self, image: str | os.PathLike | np.ndarray | DataError) -> ImageStart:
+        if isinstance(image, DataError):
+            return ImageStart(None, [], image)
         try:
             opened = ImageStrips(image)
         except DataError as error:
@@ -88,6 +91,19 @@ class WindowFeed:
         if self.crop_size is None:
             return ImageStart(opened, [(0, opened.size[0], 0, opened.size[1])])
         return ImageStart(opened, tile(*opened.size, self.crop_size, self.overlap))
+
+
+def _kept(images: Iterable[Picture]) -> Iterator[str | os.PathLike | np.ndarray | DataError]:
+    """Files by their paths; the pixels of all else, or why there are none, at once and as a copy: who gives them one
+    after the other may use one buffer for all, or close each."""
+    for number, image in enumerate(images):
+        if isinstance(image, str | os.PathLike):
+            yield image
+            continue
+        try:
+            yield read_image(image, f"image {number}").copy()
+        except DataError as error:
+            yield error
 
 
 def shared(items: Iterable[Any], count: int) -> list[Iterator[Any]]:

@@ -118,6 +118,10 @@ def timm_name_of(name: str) -> str:
     if not (name in TIMM_NAMES or name.startswith(TIMM_PREFIX)) or not timm.is_model(known):
         raise ConfigError(f"TRAIN.backbone: unknown backbone {name!r}; expected one of {', '.join(TIMM_NAMES)}"
                           f" or {TIMM_PREFIX}NAME with a name from timm.list_models()")  # fmt: skip
+    model, dot, _ = known.partition(".")
+    tagged = timm.list_models(f"{model}.*", pretrained=True)
+    if dot and known not in tagged:
+        raise ConfigError(f"TRAIN.backbone: timm has no weights {known}; known: {', '.join([model, *tagged])}")
     return known
 
 
@@ -146,6 +150,8 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
         try:
             Backbone(model, layers, stride)(torch.empty(1, 3, image_size, image_size))
         except (AssertionError, RuntimeError, ValueError) as error:
+            if "meta" in str(error):  # a model that looks at values while it runs
+                return
             sides = model.pretrained_cfg.get("input_size", (3, image_size, image_size))[1:]
             raise ConfigError(
                 f"DATASET.image_size is {image_size}, but {name} does not take images of this size ({error!s:.200}); "

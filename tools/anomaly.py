@@ -23,7 +23,7 @@ from tools.predictor import Predictor
 from tools.results import summary
 from utils.detection import ScoreCounts, precision_recall
 from utils.distributed import gather_objects, is_main, rank, world_size
-from utils.errors import DataError
+from utils.errors import DataError, UserError
 from utils.files import write_json, write_text
 from utils.logging import progress_bar, setup_logging
 from utils.metrics import mean_std
@@ -64,7 +64,6 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
 
     Writes metrics.json, the score of every image to images.csv, curves.json and a gallery.
     """
-    setup_logging()
     objects = build_anomaly_objects(cfg)
     predictor = Predictor.from_config(cfg, {PRIOR: build_prior_method(cfg)})
     create_run_folder(folder, cfg, reads=weights_files(cfg))
@@ -81,11 +80,13 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     for item in objects[rank() :: world_size()]:
         try:
             own[item.name] = detection.run(item)
-        except DataError as error:  # what is found on the others is not lost
+        except UserError as error:  # what is found on the others is not lost
             own[item.name] = f"{item.name}: {error}"
     found = {name: result for part in gather_objects(own) for name, result in part.items()}
     results = {item.name: found[item.name] for item in objects if isinstance(found[item.name], ObjectResult)}
     failed = [found[item.name] for item in objects if item.name not in results]
+    for fault in (fault for result in results.values() for fault in result.faults):
+        LOG.warning("left out: %s", fault)
     if not results:
         raise DataError("; ".join(failed))
     if is_main():
@@ -124,7 +125,6 @@ class AnomalyTest:
                     raise answers[0].error
                 target = read_target(test, answers[0].image.size)
             except DataError as error:
-                LOG.warning("left out: %s", error)
                 result.faults.append(str(error))
                 continue
             for repeat, answer in enumerate(answers):
@@ -133,7 +133,7 @@ class AnomalyTest:
                 images[repeat].add(score.max(), test.is_anomalous)
                 result.scores.append((self._name(test), test.defect, repeat, float(score.max())))
         if not result.scores:
-            raise DataError(f"{item.name}: no test image could be read: {'; '.join(result.faults[:3])}")
+            raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
         measured = [_measures(*counts) for counts in zip(images, pixels, strict=True)]
         result.measures = {name: [values[name] for values in measured] for name in MEASURES}
         curve = {"average_precision": measured[0]["pixel_ap"]} | precision_recall(pixels[0])

@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import current_process
 from pkgutil import resolve_name
 
 from method_config import add_config_arguments, load_config
-from utils.console import say
-from utils.errors import ProcessError, UserError
+from utils.console import complete_streams, say
+from utils.errors import OutputError, ProcessError, UserError
 from utils.signals import Interrupted, hold_signals, interruptible, postponed
 
 MAIN = "MainProcess"  # as multiprocessing names who has not been started by it
@@ -44,21 +45,26 @@ def run_main(description: str, job: str) -> int:
 def exit_code(call: Callable[[], object]) -> int:
     """Call it: 0, or with a message on standard error 2 for what the user can mend, 1 for the fault of another process,
     130 after Ctrl-C and 143 after SIGTERM."""
+    complete_streams()
     if hasattr(sys.stdout, "reconfigure"):  # a file name, and so the name of a class, may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with interruptible():
-            call()
+        try:
+            with interruptible():
+                call()
+        finally:
+            say()  # what is still to be printed, such as --help
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        return 2
+        code, told = 2, f"error: {error}"
     except ProcessError as error:
-        say(f"error: {error}", sys.stderr)
-        return 1
+        code, told = 1, f"error: {error}"
     except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one tells it
-            say(str(error), sys.stderr)
-        return error.exit_code
-    finally:
-        say()  # what is still to be printed, such as --help
-    return 0
+        code, told = (
+            error.exit_code,
+            str(error) if os.environ.get("RANK", "0") == "0" else "",
+        )  # of several one tells it
+    else:
+        return 0
+    with suppress(OutputError):  # there is no other place for it
+        say(told, sys.stderr)
+    return code

@@ -35,6 +35,10 @@ LOG = logging.getLogger(__name__)
 REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports at a time
 
 
+class NoQueryError(DataError):
+    """No query of a test could be evaluated."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How a test is run.
@@ -74,7 +78,8 @@ def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, p
     on.
 
     Raises:
-        DataError: no query at all could be evaluated, or a normal image cannot be read.
+        NoQueryError: no query at all could be evaluated; all processes raise it.
+        DataError: a normal image cannot be read.
     """
     episodes = test_episodes(index, protocol)
     queries = (index.samples[i] for i in episodes.queries)
@@ -82,15 +87,17 @@ def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, p
     for name, repeat in product(protocol.normal, range(protocol.repeats)):
         for path in _drawn_normal(protocol, name, repeat):
             read_image(path)  # one that is broken ends the test before it has taken hours
-    result = Evaluation(names, list(predictor.methods), protocol.repeats)
+    result, start = Evaluation(names, list(predictor.methods), protocol.repeats), time.perf_counter()
     for first in range(0, protocol.repeats, REPEATS_AT_ONCE):
         repeats = range(first, min(first + REPEATS_AT_ONCE, protocol.repeats))
         own = _some_repeats(predictor, episodes, settings, protocol, repeats, names)
         result.join(gather_objects(own))
+        answered = len({query.number for query in result.results})
+        LOG.info("%d queries, %d repeats in %.1f s", answered, repeats.stop, time.perf_counter() - start)
     for fault in result.faults:
         LOG.warning("left out: %s", fault)
     if not result.results:
-        raise DataError(f"no query could be evaluated: {'; '.join(result.faults[:3])}")
+        raise NoQueryError(f"no query could be evaluated: {'; '.join(result.faults[:3])}")
     return result
 
 
@@ -108,7 +115,6 @@ def _some_repeats(
     found = Evaluation(names, list(predictor.methods), protocol.repeats)
     teacher = Teacher(predictor, protocol)
     draw = _figure_writer(protocol)
-    start = time.perf_counter()
     for query in _load(queries, protocol):
         found.faults += [fault for fault in query.faults if fault not in found.faults]
         if isinstance(query, FailedQuery):
@@ -120,7 +126,6 @@ def _some_repeats(
             found.add((repeat, query.number), sample.class_key, sample.image, query.target, answers)
             if repeat == 0:
                 draw(query, answers)
-    LOG.info("%d queries, %d repeats in %.1f s", len(queries), len(repeats), time.perf_counter() - start)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from tools.report import write_report
 from utils.distributed import from_main, is_main
 from utils.errors import DataError
 from utils.launch import launch
+from utils.logging import setup_logging
 from utils.run import claimed, recorded, run_folder
 
+LOG = logging.getLogger(__name__)
 Job = Callable[[CfgNode, Path], Sequence[str] | None]  # what failed beside what was written, for people
 
 
@@ -34,11 +37,14 @@ def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
 
 
 def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
+    setup_logging()
     folder = from_main(run_folder(cfg, config_file))  # the name may hold the time
     with claimed(folder):
-        with recorded(cfg, folder):
-            failed = job(cfg, folder)
+        with recorded(cfg, folder) as failed:
+            failed += job(cfg, folder) or []
         if is_main():
+            for fault in failed:
+                LOG.error("%s", fault)
             write_report(folder)
     if failed:
         raise DataError(f"{'; '.join(failed)} (the results of the rest are in {folder})")

@@ -22,7 +22,7 @@ from tools.prediction.answers import Outcome
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 from utils.files import write_json
 from utils.logging import setup_logging
 from utils.metrics import intersection_union
@@ -38,12 +38,11 @@ Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
     """Segment every query of every object of the config; each process takes its share of the queries. Returns a line
-    for each object of which no query could be read.
+    for each object of which no query could be read, or whose files could not all be written.
 
     Writes what `tools.open_domain_files.write_answers` writes for each query; per object and type of defect a support
     file, for `Predictor.load_support`; metrics.json, and queries.csv and curves.json where there are true labels.
     """
-    setup_logging()
     limit_pixels(cfg.DATASET.max_pixels)
     names = cfg.DATASET.open_domain_test_object
     objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
@@ -63,7 +62,7 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
     for job in jobs:
         job.join()
     failed = [job.failure for job in jobs if job.failure]
-    if len(failed) == len(jobs):
+    if not any(job.answered for job in jobs):
         raise DataError("; ".join(failed))
     if is_main():
         _record(cfg, folder, jobs, evaluation)
@@ -129,38 +128,50 @@ class ObjectJob:
         self.folder, self.evaluation, self.first = folder, evaluation, first
         self.shown: list[Shown] = []
         self.faults: list[tuple[int, str]] = []
+        self.answered: list[int] = []
+        self.unwritten: list[str] = []
 
     def run(self) -> None:
-        """Segment this process's queries, each once for all types of defect."""
+        """Segment this process's queries, each once for all types of defect, up to the first file that cannot be
+        written."""
         item, names = self.item, output_names(self.item.queries)
-        memories = [self._memory(kind) for kind in self.supports]
-        numbers = range(rank(), len(item.queries), world_size())
-        answered = self.predictor.segment_all((item.queries[number] for number in numbers), memories)
-        for number, outcomes in zip(numbers, answered, strict=True):
-            try:
-                if outcomes[0].error is not None:
-                    raise outcomes[0].error
-                targets = [self._target(kind, item.queries[number]) for kind in self.supports]
-            except DataError as error:
-                self.faults.append((number, str(error)))
-                continue
-            answers = {k: o.answers[self.predictor.main] for k, o in zip(self.supports, outcomes, strict=True)}
-            write_answers(self.folder, names[number], outcomes[0].image, answers)
-            for place, (outcome, target) in enumerate(zip(outcomes, targets, strict=True)):
-                self._count(place, number, outcome, target)
+        try:
+            memories = [self._memory(kind) for kind in self.supports]
+            numbers = range(rank(), len(item.queries), world_size())
+            answered = self.predictor.segment_all((item.queries[number] for number in numbers), memories)
+            for number, outcomes in zip(numbers, answered, strict=True):
+                try:
+                    if outcomes[0].error is not None:
+                        raise outcomes[0].error
+                    targets = [self._target(kind, item.queries[number]) for kind in self.supports]
+                except DataError as error:
+                    self.faults.append((number, str(error)))
+                    continue
+                answers = {k: o.answers[self.predictor.main] for k, o in zip(self.supports, outcomes, strict=True)}
+                write_answers(self.folder, names[number], outcomes[0].image, answers)
+                self.answered.append(number)
+                for place, (outcome, target) in enumerate(zip(outcomes, targets, strict=True)):
+                    self._count(place, number, outcome, target)
+        except OutputError as error:  # what is found on the others is not lost
+            self.unwritten.append(f"{item.name}: {error}")
 
     def join(self) -> None:
         """Take in what the other processes have found; all call it."""
-        parts = gather_objects((self.shown, self.faults))
-        self.shown = sorted((one for shown, _ in parts for one in shown), key=lambda one: (one.place, one.number))
-        self.faults = sorted(fault for _, faults in parts for fault in faults)
+        parts = gather_objects((self.shown, self.faults, self.answered, self.unwritten))
+        shown, faults, answered, unwritten = (
+            [one for part in kind for one in part] for kind in zip(*parts, strict=True)
+        )
+        self.shown = sorted(shown, key=lambda one: (one.place, one.number))
+        self.faults, self.answered, self.unwritten = sorted(faults), sorted(answered), sorted(set(unwritten))
         for _, fault in self.faults:
             LOG.warning("left out: %s", fault)
 
     @property
     def failure(self) -> str:
-        """What is told where no query of the object could be read; "" otherwise."""
-        if len(self.faults) < len(self.item.queries):
+        """What is told where no query of the object could be read, or not all be written; "" otherwise."""
+        if self.unwritten:
+            return self.unwritten[0]
+        if self.answered:
             return ""
         return f"{self.item.name}: no query could be read: {'; '.join(fault for _, fault in self.faults[:3])}"
 
@@ -210,7 +221,7 @@ class ObjectJob:
             iou = {method: evaluation.meters(method)[0].class_iou()[key] for method in evaluation.methods}
             shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
             LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
-        counts = {"queries": len(self.item.queries) - len(self.faults), "labelled": labelled}
+        counts = {"queries": len(self.answered), "labelled": labelled}
         return counts | {"iou": iou, "unreadable": [fault for _, fault in self.faults]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from datasets.build import build_normal_images, build_test_index, is_anomaly_dat
 from datasets.queries import Query
 from datasets.samples import SampleIndex
 from tools.anomaly import detect_anomalies
-from tools.evaluator import Protocol, Teacher, episode_queries, evaluate, test_episodes
+from tools.evaluator import NoQueryError, Protocol, Teacher, episode_queries, evaluate, test_episodes
 from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
 from tools.job import run_job
 from tools.methods import weights_files
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
 from tools.results import Evaluation
-from utils.distributed import is_main
-from utils.files import write_json
+from utils.distributed import barrier, is_main
+from utils.errors import DataError
+from utils.files import sha256_of, write_json
 from utils.logging import setup_logging
 from utils.run import create_run_folder, provenance, run_facts
 
@@ -36,18 +38,27 @@ def run_test(cfg: CfgNode, config_file: str) -> Path:
     return run_job(job, cfg, config_file, cfg.NUM_GPUS)
 
 
-def test_split(cfg: CfgNode, folder: Path) -> None:
-    """Evaluate every test set of the config and write log, metrics, figures and gallery into `folder`."""
-    setup_logging()
+def test_split(cfg: CfgNode, folder: Path) -> list[str]:
+    """Evaluate every test set of the config and write log, metrics, figures and gallery into `folder`. Returns a line
+    for each set that could not be tested."""
     tests = {name: SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in cfg.DATASET.sub_datasets}
     predictor = Predictor.from_config(cfg)
     create_run_folder(folder, cfg, reads=weights_files(cfg))
     setup_logging(folder / "test.log")
+    head = {"head_sha256": sha256_of(cfg.TEST.load_model_path)} if "SOFS" in predictor.methods else {}
+    failed = []
     for test in tests.values():
-        evaluation = test.run(predictor)
+        try:
+            evaluation = test.run(predictor)
+        except NoQueryError as error:  # what the other sets give is not lost
+            failed.append(f"{test.name} could not be tested: {error}")
+            continue
         if is_main():
-            test.record(evaluation, f"test of {test.name}")
+            test.record(evaluation, f"test of {test.name}", **head)
             test.write_gallery(predictor, evaluation)
+    if len(failed) == len(tests):
+        raise DataError("; ".join(failed))
+    return failed
 
 
 class SplitTest:
@@ -80,10 +91,14 @@ class SplitTest:
         )
 
     def run(self, predictor: Predictor) -> Evaluation:
-        """Evaluate; all processes call it and get the same."""
+        """Evaluate; all processes call it and get the same. Pictures of an earlier test go."""
         for note in self.index.notes:
             LOG.info("%s", note)
         LOG.info("%d samples of %d classes in %s", len(self.index), len(self.index.classes()), self.index.root)
+        if is_main():
+            for kind in ("figures", "gallery"):
+                shutil.rmtree(self.folder / f"{kind}{self.suffix}", ignore_errors=True)
+        barrier()
         return evaluate(predictor, self.index, self.settings, self.protocol)
 
     def record(self, evaluation: Evaluation, title: str, **more: Any) -> None:

@@ -21,6 +21,7 @@ from datasets.feature_bank import BankEpisodes
 from datasets.samples import SampleIndex
 from models.build import build_model
 from tools.checkpoint import load_head
+from tools.evaluator import NoQueryError
 from tools.job import run_job
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
@@ -34,7 +35,7 @@ from tools.training.state import Progress, as_state, read_state, set_random_stat
 from tools.training.steps import Batch, add_to_meter, to_device
 from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.logging import progress_bar, setup_logging
 from utils.metrics import SegmentationMeter
 from utils.precision import half_type, pick_device
@@ -49,9 +50,12 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
     return run_job(train, cfg, config_file, cfg.NUM_GPUS)
 
 
-def train(cfg: CfgNode, folder: Path) -> None:
-    """Train, test every `epoch_test` epochs and at the end, keep head and state."""
-    setup_logging()
+def train(cfg: CfgNode, folder: Path) -> list[str]:
+    """Train, test every `epoch_test` epochs and at the end, keep head and state. Returns a line for each test set that
+    could not be tested."""
+    if not (cfg.TRAIN_SETUPS.epochs or cfg.TRAIN_SETUPS.TEST_SETUPS.test_state):
+        raise ConfigError("TRAIN_SETUPS.epochs is 0 and TRAIN_SETUPS.TEST_SETUPS.test_state is False: nothing is left "
+                          "to do; change one of them")  # fmt: skip
     index = build_train_index(cfg)
     missing = index.missing_images()
     if missing:
@@ -69,6 +73,7 @@ def train(cfg: CfgNode, folder: Path) -> None:
     own = trainer.index
     LOG.info("training on %d samples of %d classes: %s", len(own), len(own.classes()), ", ".join(own.objects()))
     trainer.run(tests)
+    return list(dict.fromkeys(trainer.failed))
 
 
 class Trainer:
@@ -82,6 +87,7 @@ class Trainer:
     Attributes:
         reads: files that it has taken weights or a state from.
         goes_on: it resumes the run that is in the folder.
+        failed: what kept test sets from being tested.
     """
 
     def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
@@ -106,6 +112,7 @@ class Trainer:
         self.learner = Learner(cfg, self.model, self.device, len(self.numbers))
         self.log = TrainingLog()
         self.epoch = 0
+        self.failed: list[str] = []
         self.history: list[dict[str, Any]] = []
         self.progress: Progress | None = None  # None: between epochs
         file = state_to_resume(cfg, folder) if cfg.TRAIN.resume else None
@@ -126,6 +133,8 @@ class Trainer:
             Interrupted: the process was told to end; it says what is kept.
         """
         try:
+            if self.epoch and not self.goes_on:  # of another run, whose weights this one hands on
+                self._save()
             self._epochs(tests)
             if self.validation is not None and self.validation.best is not None:
                 self.model.head.load_state_dict(self.validation.best.head)
@@ -186,7 +195,7 @@ class Trainer:
         cfg, every = self.cfg, self.cfg.TRAIN_SETUPS.TEST_SETUPS.train_miou
         self.model.train()
         measures = (self.epoch + 1) % every == 0
-        start, first = time.perf_counter(), progress.step
+        start, first, episodes = time.perf_counter(), progress.step, 0
         shown = torch.zeros((), pin_memory=self.device.type == "cuda")
         name, steps = f"epoch {self.epoch + 1}/{cfg.TRAIN_SETUPS.epochs}", self.numbers.per_epoch
         batches = islice(self.batches, steps - first)
@@ -196,7 +205,8 @@ class Trainer:
             loss, probability = self.learner.update(batch)
             progress.losses.append(loss)
             shown.copy_(loss, non_blocking=True)  # what has arrived is shown: to ask the GPU itself is to wait for it
-            rate = self._rate(progress.step + 1 - first, start)
+            episodes += len(batch["query_mask"])
+            rate = self._rate(episodes, start)
             bar.set_postfix(refresh=False, loss=f"{shown.item():.3f}", episodes_per_s=f"{rate:.2f}")
             if measures:
                 add_to_meter(progress.meter, batch, probability)
@@ -207,7 +217,7 @@ class Trainer:
                 self._save()
                 raise self.files.interrupted(told)
         loss = sum_over_processes(torch.stack(progress.losses).mean().cpu()) / world_size()
-        self._tell(float(loss), self._rate(steps - first, start), progress.meter if measures else None)
+        self._tell(float(loss), self._rate(episodes, start), progress.meter if measures else None)
 
     def _begin(self) -> Progress:
         """The progress of the epoch that comes now; a new one draws its random numbers from its seed."""
@@ -217,9 +227,9 @@ class Trainer:
             set_random_state(self.progress.random, self.device)
         return self.progress
 
-    def _rate(self, steps: int, start: float) -> float:
-        """Episodes per second of all processes."""
-        return steps * self.cfg.TRAIN_SETUPS.batch_size * world_size() / (time.perf_counter() - start)
+    def _rate(self, episodes: int, start: float) -> float:
+        """Episodes per second of all processes, of this one's."""
+        return episodes * world_size() / (time.perf_counter() - start)
 
     def _tell(self, loss: float, rate: float, meter: SegmentationMeter | None) -> None:
         scalars = {
@@ -260,7 +270,12 @@ class Trainer:
         best = self.validation.best if final and self.validation is not None else None
         tested = self.epoch if best is None else best.epoch
         for test in tests:
-            evaluation = test.run(predictor)
+            try:
+                evaluation = test.run(predictor)
+            except NoQueryError as error:  # what is trained, and what the other sets give, is not lost
+                LOG.warning("%s could not be tested: %s", test.name, error)
+                self.failed.append(f"{test.name} could not be tested: {error}")
+                continue
             if is_main():
                 test.record(evaluation, f"{test.name} after {tested} epochs", epochs=tested)
                 if final:

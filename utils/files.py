@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -70,6 +71,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented, as `write_whole` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file as lower-case hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_partial(folder: Path) -> None:

@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from utils.console import say
 from utils.distributed import is_main
+from utils.errors import OutputError
 from utils.files import not_written
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 NOW_AND_THEN = 60  # seconds between lines of progress where they are kept
+PICTURES = ("datasets.images", "datasets.mask_files", "datasets.orientation")
 _HELD = 10_000  # lines that wait for the run's file
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class _Console(logging.Handler):
         try:
             with tqdm.external_write_mode(file=sys.stdout):
                 say(self.format(record))
+        except OutputError as error:  # once: the run, which has a log of its own, goes on
+            say(f"error: {error}", sys.stderr)
         except Exception:  # as every handler of the library does
             self.handleError(record)
 
@@ -49,7 +53,8 @@ class _RunFile(logging.FileHandler):
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Send INFO and above to standard output, beside progress bars, and to `file`; other processes tell errors only.
+    """Send INFO and above to standard output, beside progress bars, and to `file`. Other processes than the main one
+    tell errors and, once there is a file, what they are warned of in the pictures that they alone read.
 
     Until a file is given the lines are held, and it begins with them.
 
@@ -61,9 +66,11 @@ def setup_logging(file: Path | None = None) -> None:
     handlers: list[logging.Handler] = [_Console()]
     if file is None:
         handlers.append(MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1))
-    elif is_main():
+    else:
         handlers.append(_run_file(file))
     for handler in handlers:
+        if not is_main():
+            handler.addFilter(lambda r: r.levelno >= logging.ERROR or (file is not None and r.name in PICTURES))
         handler.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
     if held is not None and file is not None and is_main():
         held.setTarget(handlers[1])  # closing hands over what is held
@@ -72,7 +79,7 @@ def setup_logging(file: Path | None = None) -> None:
         handler.close()
     if hasattr(sys.stdout, "reconfigure"):  # a file name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
-    root.setLevel(logging.INFO if is_main() else logging.ERROR)
+    root.setLevel(logging.INFO if is_main() else logging.WARNING)
     for handler in handlers:
         root.addHandler(handler)
 
@@ -90,7 +97,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         """Log the bar's text, which begins with a carriage return."""
-        if text := text.strip("\r\n \x1b[A"):
+        if text := text.replace("\x1b[A", "").strip():
             LOG.info("%s", text)
 
     def flush(self) -> None:

@@ -29,6 +29,8 @@ from utils.precision import pick_device
 LOG = logging.getLogger(__name__)
 LOCK_WAIT = 30  # seconds
 CONFIG = "config.yaml"
+RUN = "run.json"
+_LOCKS: dict[Path, int] = {}  # open handles of the folders that this process has locked
 BY_THE_WAY = (CONFIG, "train.log", "test.log", "events", "feature_bank")  # what of a run is no result
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
@@ -46,7 +48,7 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
 def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), goes_on: bool = False) -> None:
     """Make the folder this run's alone and write config.yaml; all processes of the run call it.
 
-    The results of an earlier run that are there move into a folder beside it, `NAME.1`, `NAME.2` and so on.
+    An earlier run that is there moves as a whole to `NAME.1`, `NAME.2` and so on beside it.
 
     Args:
         folder: of the run.
@@ -55,35 +57,52 @@ def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), 
         goes_on: the run is the earlier one, resumed, and its files stay.
 
     Raises:
-        ConfigError: a file that is read lies there.
+        ConfigError: a file that is read lies there, or something else than one earlier run.
         OutputError: it cannot be written.
     """
     if is_main():
-        if not goes_on and (folder / CONFIG).is_file():
-            for file in reads:
-                if Path(file).resolve().is_relative_to(folder.resolve()):
-                    raise ConfigError(f"RUN_NAME: {file}, which this run reads, lies in its folder {folder}, where the "
-                                      "files of an earlier run make room; choose another RUN_NAME")  # fmt: skip
-            _make_room(folder)
-        write_text(folder / CONFIG, cfg.dump())
         remove_partial(folder)
+        if not goes_on and folder.is_dir():
+            _refuse_other_folders(folder, [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path])
+            if (folder / CONFIG).is_file():
+                _make_room(folder)
+        write_text(folder / CONFIG, cfg.dump())
     barrier()
 
 
+def _refuse_other_folders(folder: Path, reads: Sequence[str]) -> None:
+    """Raises ConfigError where the folder holds what is read, other runs, or what is no run."""
+    remedy = "choose another RUN_NAME"
+    if (folder / CONFIG).is_file():
+        for file in filter(None, reads):
+            if Path(file).resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(f"RUN_NAME: {file}, which this run reads, lies in its folder {folder}, where the "
+                                  f"files of an earlier run make room; {remedy}")  # fmt: skip
+        if inner := next((path.parent for path in folder.rglob(f"*/{CONFIG}")), None):
+            raise ConfigError(f"RUN_NAME: {folder} holds another run, {inner}, which would be moved with it; {remedy}")
+    else:
+        found = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and any(path.iterdir()))
+        if other := next((path for path in found if path.name not in BY_THE_WAY), None):
+            raise ConfigError(f"RUN_NAME: {folder} holds {other.name}/, but no {CONFIG}, so it is not of a run; "
+                              f"{remedy}")  # fmt: skip
+
+
 def _make_room(folder: Path) -> None:
-    """Move what an earlier run has found into a folder of its own; if it has found nothing, delete what it left."""
+    """Move an earlier run into a folder of its own; if it has found nothing, delete what it left."""
     try:
         if not _holds_results(folder):
             for path in (folder / name for name in BY_THE_WAY):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             return
-        beside = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
-        earlier = next(path for path in beside if not path.exists())
-        earlier.mkdir()
-        for path in folder.iterdir():
-            path.rename(earlier / path.name)
+        place = folder.resolve()  # a link to it stays
+        beside = (place.with_name(f"{place.name}.{number}") for number in count(1))
+        earlier = next(path for path in beside if not os.path.lexists(path))
+        place.rename(earlier)
     except OSError as error:
         raise _unfit(folder, error) from error
+    if folder in _LOCKS:
+        os.close(_LOCKS.pop(folder))
+        _lock(folder, patience=1)
     LOG.warning("%s holds an earlier run, which is in %s from here on", folder, earlier)
 
 
@@ -108,15 +127,16 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
         ConfigError: the folder cannot be made, or another run goes on in it.
     """
     made = from_main(_not_there(folder))
-    lock = _lock(folder, patience) if is_main() else None
+    if is_main():
+        _lock(folder, patience)
     try:
         yield
     except UserError:  # of any process: the main one may only miss it
         _discard(made, folder)
         raise
     finally:
-        if lock is not None:
-            os.close(lock)
+        if is_main():
+            os.close(_LOCKS.pop(folder))
 
 
 def _not_there(folder: Path) -> list[Path]:
@@ -131,27 +151,35 @@ def _unfit(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror}); choose another place")
 
 
-def _lock(folder: Path, patience: int) -> int:
+def _lock(folder: Path, patience: int) -> None:
     """Make the folder and lock it for as long as the handle is open; loader workers of a killed run hold it for some
     seconds."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise _unfit(folder, error) from error
-    for second in range(patience):
+    waits = 0
+    while True:
+        try:
+            folder.resolve().mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise _unfit(folder, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
         except BlockingIOError:
-            if second == 0:
+            os.close(handle)
+            if waits == patience:
+                raise ConfigError(
+                    f"RUN_NAME: another run goes on in {folder}; choose another name, or end it"
+                ) from None
+            if waits == 0:
                 LOG.warning("waiting for another run that ends in %s", folder)
+            waits += 1
             time.sleep(1)
+            continue
         except OSError as error:  # some network file systems
             LOG.warning("%s cannot be locked (%s): start no other run in it", folder, error.strerror)
-            return handle
-    os.close(handle)
-    raise ConfigError(f"RUN_NAME: another run goes on in {folder}; choose another name, or end it")
+        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            _LOCKS[folder] = handle
+            return
+        os.close(handle)  # another run has moved or removed it meanwhile
 
 
 def _discard(made: list[Path], folder: Path) -> None:
@@ -176,11 +204,12 @@ def run_facts(cfg: CfgNode) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded(cfg: CfgNode, folder: Path) -> Iterator[None]:
-    """Write run.json where the block ends without an error: when, how long, in how many processes and on what. The
-    same command gives the same metrics.json, byte for byte; what differs from run to run is kept apart from it."""
-    start = time.perf_counter()
-    yield
+def recorded(cfg: CfgNode, folder: Path) -> Iterator[list[str]]:
+    """Write run.json where the block ends without an error: when, how long, in how many processes, on what, and what
+    failed, which the block adds to the list. The same command gives the same metrics.json, byte for byte; what differs
+    from run to run is kept apart from it."""
+    start, failed = time.perf_counter(), list[str]()
+    yield failed
     if not is_main():
         return
     device = pick_device(cfg.DEVICE)
@@ -190,7 +219,7 @@ def recorded(cfg: CfgNode, folder: Path) -> Iterator[None]:
         "processes": world_size(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-    write_json(folder / "run.json", facts)
+    write_json(folder / RUN, facts | ({"failed": failed} if failed else {}))
 
 
 def provenance() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.tester import run_test
 from utils.curves import ScoreHistogram
-from utils.errors import DataError
+from utils.errors import DataError, OutputError
 
 SIZE, CROP = (40, 48), 32  # four windows
 SEED = 54
@@ -379,6 +379,18 @@ def test_an_object_that_cannot_be_tested_takes_nothing_from_the_others(data, tmp
     with pytest.raises(DataError, match=words):
         run(data, tmp_path, RUN_NAME="none", DATASET__test_objects=["cable"])
     assert not (tmp_path / "log" / "none").exists()
+
+
+def test_a_disk_that_is_full_for_one_object_takes_nothing_from_the_others(data, tmp_path, monkeypatch):
+    def refuse(detection, item, before=AnomalyTest.run):
+        if item.name == "cable":
+            raise OutputError("a score map cannot be written (No space left on device)")
+        return before(detection, item)
+
+    monkeypatch.setattr(AnomalyTest, "run", refuse)
+    with pytest.raises(DataError, match=r"^cable: a score map cannot be written .*the results of the rest are in"):
+        run(data, tmp_path)
+    assert list(read(tmp_path / "log" / "run")["anomaly"]["objects"]) == ["bottle"]
 
 
 @pytest.mark.parametrize(

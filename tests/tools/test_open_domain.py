@@ -16,7 +16,7 @@ from tests.tools.open_domain_data import QUERIES, as_levels, config, run, write_
 from tools.open_domain import output_names
 from tools.predictor import Predictor
 from tools.tester import run_test
-from utils.errors import DataError, OutputError
+from utils.errors import DataError, UserError
 
 
 def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
@@ -169,7 +169,7 @@ def test_an_object_that_fails_takes_nothing_from_the_others(tmp_path):
 
 @pytest.mark.parametrize("late", ["masks", "metrics.json", "report.html"])
 def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(tmp_path, monkeypatch, late):
-    """The disk refuses the second mask, the figures or the report."""
+    """The disk refuses the second mask, the figures or the report; what is found on another object is recorded."""
     write_object(tmp_path / "data", "steel", labels=("one.png",))
     before = os.replace
 
@@ -178,13 +178,23 @@ def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(tmp_pa
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         before(source, target)
 
+    write_object(tmp_path / "data", "wood")
+    for path in (tmp_path / "data" / "wood" / "query" / "image").iterdir():
+        path.rename(path.with_stem(f"wood_{path.stem}"))
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OutputError, match=r"No space left on device"):
-        run(tmp_path / "data", tmp_path)
+    with pytest.raises(UserError, match=r"No space left on device"):
+        run(tmp_path / "data", tmp_path, DATASET__open_domain_test_object=["steel", "wood"])
     folder = tmp_path / "log" / "run"
     masks = {p.name for p in (folder / "steel" / "masks").iterdir()}
     assert masks == {"one.png"} | (set() if late == "masks" else {"three.png", "two.png"}), "and no part of one"
-    assert (folder / "metrics.json").is_file() == (late == "report.html")
+    assert len(list((folder / "wood" / "masks").iterdir())) == 3
+    if late == "metrics.json":
+        assert not (folder / "metrics.json").exists()
+        return
+    report = json.loads((folder / "metrics.json").read_text())["objects"]
+    assert report["steel"]["queries"] == (1 if late == "masks" else 3) and report["wood"]["queries"] == 3
+    if late == "masks":
+        assert "three.png" in json.loads((folder / "run.json").read_text())["failed"][0]
 
 
 def test_a_second_run_of_the_same_name_leaves_its_own_files_alone(tmp_path):
@@ -214,13 +224,18 @@ def test_an_unreadable_support_is_an_error_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "log").exists()
 
 
-def test_several_processes_write_what_one_does(tmp_path):
-    """Every file, byte for byte; a query that cannot be read is left out by whoever has it."""
+def test_several_processes_write_what_one_does(tmp_path, monkeypatch):
+    """Every file, byte for byte; a query that cannot be read is left out by whoever has it. Sums over several threads
+    round differently."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for seed, name in enumerate(("steel", "wood")):
         write_object(tmp_path / "data", name, labels=("one.png", "two.jpg"), seed=seed)
     (tmp_path / "data" / "wood" / "query" / "image" / "three.bmp").write_bytes(b"text")
     changes = {"DATASET__open_domain_test_object": ["steel", "wood"]}
     folders = [run(tmp_path / "data", tmp_path, RUN_NAME=f"of{n}", NUM_GPUS=n, **changes) for n in (1, 2)]
+    torch.set_num_threads(threads)
     names = [{p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} for folder in folders]
     assert names[0] == names[1] and len(json.loads((folders[1] / "gallery" / "index.json").read_text())) == 5
     known = [load_file(folder / "steel" / "support.safetensors") for folder in folders]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.helpers import EARLY_BEST, own_logging, tiny_config, trainer_of
 from tools.checkpoint import load_head
 from tools.tester import run_test
 from tools.trainer import run_training
-from utils.errors import ConfigError, WeightsError
+from utils.errors import ConfigError, DataError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,23 @@ def test_a_test_in_the_folder_of_the_head_that_it_reads_is_refused(surfaces, tmp
         run_test(tiny_config(surfaces, tmp_path, **loaded), "")
     assert head.is_file() and (tmp_path / "run" / "history.json").is_file() and not (tmp_path / "run.1").exists()
     run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", **loaded), "")
+
+
+@pytest.mark.parametrize("job", [run_test, run_training])
+def test_a_set_of_which_no_query_can_be_read_takes_nothing_from_the_others(surfaces, tmp_path, job):
+    root = tmp_path / "data"
+    for name in ("sharp", "dark"):
+        shutil.copytree(surfaces, root / name)
+    sets = {"DATASET__sub_datasets": ["sharp", "dark"], "TRAIN_SETUPS__epochs": 1}
+    job(tiny_config(root, tmp_path, TRAIN__dataset_path=str(surfaces), RUN_NAME="good", **sets), "")
+    for path in (root / "dark").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"dark could not be tested: no query .*the results of the rest are in .*run\)"):
+        job(tiny_config(root, tmp_path, TRAIN__dataset_path=str(surfaces), **sets), "")
+    run, good = tmp_path / "run", tmp_path / "good"
+    names = {p.name for p in run.glob("metrics*")}
+    assert len(names) == 1 and all((run / n).read_bytes() == (good / n).read_bytes() for n in names)
+    assert "dark could not be tested" in json.loads((run / "run.json").read_text())["failed"][0]
 
 
 def test_a_training_that_goes_on_stays_in_its_folder(surfaces, tmp_path):

@@ -47,14 +47,14 @@ def test_progress_that_is_kept_is_a_line_now_and_then(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(own, "NOW_AND_THEN", 0.1)
     start, count = time.monotonic(), 0
-    with progress_bar(total=10**9, desc="long", unit="query") as bar:
+    with progress_bar(total=10**9, desc="All A", unit="query") as bar:
         while time.monotonic() - start < 1:
             bar.update()
             bar.set_postfix(refresh=False, loss=count)
             count += 1
     out, err = capsys.readouterr()
     assert err == "" and "\r" not in out and 4 <= len(out.splitlines()) <= 12 < count
-    assert all(" INFO long:" in line and "query/s" in line for line in out.splitlines())
+    assert all(" INFO All A:" in line and "query/s" in line for line in out.splitlines())
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
@@ -94,6 +94,27 @@ def test_a_reader_that_has_gone_is_not_told_of_on_standard_error(tmp_path):
         done = subprocess.run([sys.executable, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPO)
         os.close(writer)
         assert (done.returncode, done.stderr) == (0, ""), arguments
+
+
+def test_closed_streams_lead_nowhere(tmp_path):
+    """A daemon may have closed them; the next file that is opened must not get their numbers."""
+    lines = "from utils.console import complete_streams; complete_streams()" + TALKS
+    lines += 'sys.stdin.read(); assert open(sys.argv[1]).fileno() > 2; open(sys.argv[1], "a").write(", as it should")'
+    command = f'exec "{sys.executable}" -c "$0" "{tmp_path}/end" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", command, lines], cwd=REPO)
+    assert done.returncode == 0 and (tmp_path / "end").read_text() == "went on, as it should"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_on_a_full_disk_is_told_of_once():
+    """What only prints fails; what keeps a log of its own goes on."""
+    with open("/dev/full", "w") as full:
+        listed = [sys.executable, "-m", "tools.sweep", "vision_v1", "--list"]
+        lines = "from utils.logging import *; setup_logging()\nfor n in range(3): LOG.warning(n)"
+        for command, code in ((listed, 2), ([sys.executable, "-c", lines], 0)):
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPO)
+            told = "error: standard output cannot be written (No space left on device); free space there\n"
+            assert (done.returncode, done.stderr) == (code, told)
 
 
 def test_log_lines_keep_clear_of_a_bar(monkeypatch, capsys):

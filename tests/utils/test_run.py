@@ -140,6 +140,36 @@ def test_a_folder_of_no_run_is_left_as_it_is(tmp_path):
     assert files_below(tmp_path) == {"run/config.yaml", "run/notes.txt"}
 
 
+def test_a_link_to_an_earlier_run_stays_and_the_new_folder_is_locked(tmp_path):
+    """The lock of the folder that moves does not keep others from the one that takes its place."""
+    link = tmp_path / "link"
+    (tmp_path / "disk").mkdir()
+    link.symlink_to(tmp_path / "disk" / "run")
+    for number in range(2):
+        with claimed(link):
+            create_run_folder(link, load_config([], ["RNG_SEED", number]))
+            write_text(link / "metrics.json", str(number))
+            with pytest.raises(ConfigError, match="another run goes on in"), claimed(link, patience=1):
+                pass
+    assert link.is_symlink() and (link / "metrics.json").read_text() == "1"
+    assert (tmp_path / "disk" / "run.1" / "metrics.json").read_text() == "0"
+
+
+def test_a_folder_with_what_is_not_of_one_run_is_refused_and_stays(tmp_path):
+    """Other runs, the data, folders of no run: a run that made room would take them away."""
+    create_run_folder(tmp_path / "runs", load_config([]))
+    create_run_folder(tmp_path / "runs" / "mine", load_config([]))
+    create_run_folder(tmp_path / "run", load_config([]))
+    for name in ("run/parts/Ring/a.png", "folder/Ring/a.png", "runs/metrics.json", "run/metrics.json"):
+        write_text(tmp_path / name, "")
+    before = files_below(tmp_path)
+    data = ["TEST.dataset_path", str(tmp_path / "run" / "parts")]
+    for name, words, more in (("runs", "another run", []), ("folder", "holds Ring/", []), ("run", "which this", data)):
+        with pytest.raises(ConfigError, match=rf"RUN_NAME: .*{words}.* choose another RUN_NAME"):
+            create_run_folder(tmp_path / name, load_config([], more))
+    assert files_below(tmp_path) == before
+
+
 def test_a_run_that_goes_on_keeps_its_files(tmp_path):
     create_run_folder(tmp_path / "run", load_config([]))
     write_text(tmp_path / "run" / "checkpoints" / "state.pth", "")
@@ -227,6 +257,12 @@ def test_when_and_on_what_a_run_ran_is_kept_apart_from_its_figures(tmp_path):
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     assert known == {"processes": 1, "device": device}
     assert run_facts(cfg) == facts
+
+
+def test_what_failed_beside_what_was_found_is_recorded(tmp_path):
+    with recorded(load_config([]), tmp_path) as failed:
+        failed.append("wood: no query could be read")
+    assert json.loads((tmp_path / "run.json").read_text())["failed"] == ["wood: no query could be read"]
 
 
 def test_a_run_that_fails_has_not_finished(tmp_path):

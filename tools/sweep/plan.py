@@ -12,6 +12,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from method_config import load_config
+from method_config.checks import leads_out
 from method_config.merge import expanded, get
 from models.weight_files import require_file
 from tools.methods import PRIOR
@@ -100,8 +101,11 @@ class Sweep:
         """Where its runs and its summary lie.
 
         Raises:
-            ConfigError: `opts` have a key that the sweep sets itself, or do not load.
+            ConfigError: `opts` have a key that the sweep sets itself, or do not load; `name` is none.
         """
+        if leads_out(self.name) or self.name.startswith("~"):
+            raise ConfigError(f"--name: {self.name} is no folder below OUTPUT_DIR; choose a plain name, and set "
+                              "OUTPUT_DIR to the rest")  # fmt: skip
         return Path(self._draft.OUTPUT_DIR) / (self.name or self.protocol.name)
 
     def runs(self) -> list[Run]:

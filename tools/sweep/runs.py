@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from tools.tester import run_test
 from tools.trainer import run_training
 from tools.training.state import AUTO, STATE
 from utils.errors import ConfigError, WeightsError
+from utils.files import sha256_of
 from utils.logging import setup_logging
+from utils.run import RUN
 
 LOG = logging.getLogger(__name__)
 METRICS = "metrics.json"
@@ -52,7 +55,7 @@ def carry_out(runs: Sequence[Run]) -> None:
     """Do, in their order, all runs that are not finished.
 
     A training is left out, too, where all its tests are there. One that was cut off goes on where it was.
-    Tests that are older than their training are of another head, and are done again.
+    Tests that are older than their training, or of another head than it holds, are done again.
     """
     for number, run in enumerate(runs, 1):
         setup_logging()  # on the console alone: the last run's log file is closed
@@ -75,13 +78,30 @@ def carry_out(runs: Sequence[Run]) -> None:
 def is_finished(run: Run) -> bool:
     """Whether a run's folder holds all that it was to leave there.
 
-    Of a test the metrics; of a training the head, trained for all epochs, and validated where the config asks for it.
+    Of a test the metrics of all that was to be tested, with the head that its training holds now; of a training the
+    head, trained for all epochs, and validated where the config asks for it.
     """
     if not run.trains:
-        return (run.folder / METRICS).is_file()
+        return _is_tested(run)
     if not (run.folder / CHECKPOINTS / LAST_HEAD).is_file():
         return False
     return _epochs_done(run) >= run.cfg.TRAIN_SETUPS.epochs
+
+
+def _is_tested(run: Run) -> bool:
+    ended, metrics = _json(run.folder / RUN), _json(run.folder / METRICS)
+    if not metrics or not ended or ended.get("failed"):
+        return False
+    head = run.training.head if run.training else Path()
+    return not head.is_file() or metrics.get("head_sha256") == sha256_of(head)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Content of a file; nothing where there is none, or none that can be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _state(run: Run) -> Path:

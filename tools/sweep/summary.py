@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ class Figure:
 def figures_of(contents: Iterable[dict[str, Any]]) -> list[Figure]:
     """Every figure of some tests, repeats of all seeds together, and the means over splits or objects.
 
+    Repeat k of a test draws supports by RNG_SEED + k, so seeds next to each other share draws. What a method without a
+    head, or with the same one, found with a draw counts once.
+
     Args:
         contents: of metrics.json files, all of split tests or all of anomaly detection.
 
@@ -66,28 +69,40 @@ def figures_of(contents: Iterable[dict[str, Any]]) -> list[Figure]:
         KeyError, TypeError, AttributeError: a content is neither.
     """
     found: dict[tuple, Figure] = {}
+    known = set[tuple]()
     for content in contents:
-        for keys, repeats in _anomaly(content) if "anomaly" in content else _segmentation(content):
-            figure = found.setdefault(tuple(keys.values()), Figure(keys))
-            figure.values |= {(content["seed"], number): value for number, value in enumerate(repeats)}
+        for rows in _anomaly(content) if "anomaly" in content else _segmentation(content):
+            what = tuple(rows[0][0][key] for key in ("shot", "method", "split", "object") if key in rows[0][0])
+            for number, values in enumerate(zip(*(repeats for _, repeats in rows), strict=True)):
+                drawn = (what, content["seed"] + number, values)
+                for keys, value in zip((keys for keys, _ in rows), values, strict=True):
+                    figure = found.setdefault(tuple(keys.values()), Figure(keys))
+                    if drawn not in known:
+                        figure.values[content["seed"], number] = value
+                known.add(drawn)
     figures = list(found.values())
     over = "object" if figures and "object" in figures[0].keys else "split"
     return figures + _means(figures, over)
 
 
-def _segmentation(content: dict[str, Any]) -> Iterable[tuple[dict[str, Any], list[float | None]]]:
+Rows = list[tuple[dict[str, Any], list[float | None]]]
+
+
+def _segmentation(content: dict[str, Any]) -> Iterator[Rows]:
+    """By method, the repeats of each figure."""
     for name, method in content["methods"].items():
         keys = {"shot": content["shot"], "method": name, "split": content["split"], "class": ""}
-        for metric in ("miou", "fb_iou"):
-            yield keys | {"metric": metric}, method[metric]["repeats"]
+        rows: Rows = [(keys | {"metric": metric}, method[metric]["repeats"]) for metric in ("miou", "fb_iou")]
         for label, known in method["classes"].items():
-            yield keys | {"class": label, "metric": "iou"}, known["repeats"]
+            rows.append((keys | {"class": label, "metric": "iou"}, known["repeats"]))
+        yield rows
 
 
-def _anomaly(content: dict[str, Any]) -> Iterable[tuple[dict[str, Any], list[float | None]]]:
+def _anomaly(content: dict[str, Any]) -> Iterator[Rows]:
+    """By object, the repeats of each figure."""
     for name, known in content["anomaly"]["objects"].items():
-        for metric in ANOMALY_METRICS:
-            yield {"shot": content["shot"], "object": name, "metric": metric}, known[metric]["repeats"]
+        keys = {"shot": content["shot"], "object": name}
+        yield [(keys | {"metric": metric}, known[metric]["repeats"]) for metric in ANOMALY_METRICS]
 
 
 def _means(figures: Sequence[Figure], over: str) -> list[Figure]:
@@ -129,10 +144,13 @@ def details(figures: Sequence[Figure]) -> str:
 
 def markdown(title: str, figures: Sequence[Figure]) -> str:
     """The whole summary: what the figures are, the overview, the details."""
-    draws = sorted({draw for figure in figures for draw in figure.values})
-    seeds = sorted({seed for seed, _ in draws})
-    note = f"Percent, mean +- standard deviation over {len(draws)} repeats" if len(draws) > 1 else "Percent"
+    counts = sorted({len(figure.values) for figure in figures})
+    seeds = sorted({seed for figure in figures for seed, _ in figure.values})
+    repeats = " or ".join(map(str, counts))
+    note = f"Percent, mean +- standard deviation over {repeats} repeats" if counts[-1] > 1 else "Percent"
     note += f"; RNG_SEED {', '.join(map(str, seeds))}. A mean over splits or objects is taken within each repeat. "
+    if len(counts) > 1:
+        note += "Repeat k draws supports by RNG_SEED + k: what seeds share without a head of their own counts once. "
     note += "A dash: undefined, and no part of a mean."
     return f"# {title}\n\n{note}\n\n{overview(figures)}\n{details(figures)}"
 

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from models.sofs import SOFS
 from tools.checkpoint import save_head, save_state
-from tools.training.state import STATE
+from tools.training.state import AUTO, STATE
 from utils.files import write_json
 from utils.signals import Interrupted
 
@@ -29,6 +29,7 @@ class Checkpoints:
     def __init__(self, cfg: CfgNode, folder: Path) -> None:
         self.folder, self.config, self.enabled = folder, cfg.dump(), cfg.TRAIN.save_model
         self.state, self.stand = folder / STATE, ""
+        self.resume = AUTO if cfg.RUN_NAME else self.state
 
     def save(self, state: dict[str, Any], model: SOFS) -> None:
         """Keep a state, and between epochs the head and the history; in the main process alone."""
@@ -50,4 +51,4 @@ class Checkpoints:
             return Interrupted(number, "not saved: TRAIN.save_model is False")
         if not self.stand:
             return Interrupted(number, "nothing is saved yet")
-        return Interrupted(number, f"saved {self.stand} in {self.state}; TRAIN.resume auto goes on there")
+        return Interrupted(number, f"saved {self.stand} in {self.state}; TRAIN.resume {self.resume} goes on there")

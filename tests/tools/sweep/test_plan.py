@@ -128,6 +128,8 @@ def test_the_prior_is_tested_without_training(plan):
         (["--splits", "0", "3"], ["--splits", "0, 1, 2", "3 was given"]),
         (["--shots", "0"], ["DATASET.shot is 0", "1 or more"]),
         (["--seeds", "-1"], ["RNG_SEED is -1"]),
+        (["--name", "../elsewhere"], ["--name: ../elsewhere is no folder below OUTPUT_DIR", "plain name"]),
+        (["--name", "/elsewhere"], ["--name: /elsewhere is no folder below OUTPUT_DIR"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys, words, expected):

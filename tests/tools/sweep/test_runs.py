@@ -148,6 +148,25 @@ def test_the_tests_of_a_new_training_are_done_again(small):
     assert metrics(first.folder)["methods"]["SOFS"]["miou"]["mean"] is not None
 
 
+@pytest.mark.parametrize("fault", ["cut off", "failed", "another head"])
+def test_a_test_that_is_not_whole_is_done_again(small, fault):
+    """And what it had found moves beside its folder."""
+    _, folder, runs = small
+    training, first, second = runs.values()
+    carry_out([training, first])
+    if fault == "cut off":
+        (first.folder / "run.json").unlink()
+    elif fault == "failed":
+        (first.folder / "run.json").write_text(json.dumps({"failed": ["original could not be tested"]}))
+    else:
+        metrics_file = first.folder / "metrics.json"
+        metrics_file.write_text(json.dumps(metrics(first.folder) | {"head_sha256": "0" * 64}))
+    assert is_finished(training) and not is_finished(first) and not is_finished(second)
+    carry_out(list(runs.values()))
+    assert all(is_finished(run) for run in runs.values())
+    assert (folder / f"{first.name}.1" / "metrics.json").is_file() and not (folder / f"{second.name}.1").exists()
+
+
 def test_the_best_head_is_tested_where_there_is_one(small):
     words, _, runs = small
     training, first, second = runs.values()

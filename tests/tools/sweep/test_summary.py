@@ -126,6 +126,22 @@ def test_json_and_csv_hold_the_fractions_of_every_figure(sweep):
         assert (float(row["mean"]), float(row["std"]), row["repeats"]) == (known["mean"], known["std"], "6")
 
 
+def test_a_draw_that_seeds_share_counts_once_where_it_gives_the_same():
+    """Repeat k draws by RNG_SEED + k: without a head, seeds 54 and 55 share all draws but two."""
+    by_draw = dict(zip(range(54, 58), np.random.default_rng(1).random(4).tolist(), strict=True))
+
+    def values(seed):
+        own = np.random.default_rng(seed).random(REPEATS).tolist()  # a head of each seed gives its own
+        return lambda name: [by_draw[seed + k] for k in range(REPEATS)] if name.startswith("prior") else own
+
+    figures = figures_of([segmentation(seed, 1, 0, values(seed)) for seed in SEEDS])
+    known = {f.keys["method"]: f for f in figures if f.keys["metric"] == "miou" and f.keys["split"] == 0}
+    assert sorted(known["prior"].values.values()) == sorted(by_draw.values())
+    assert len(known["SOFS"].values) == 2 * REPEATS
+    text = markdown("x", figures)
+    assert "over 4 or 6 repeats" in text and "counts once" in text
+
+
 def test_undefined_values_are_a_dash_and_no_part_of_a_mean():
     given = {0: {"SOFS miou": [0.5, None]}, 1: {"SOFS miou": [0.1, 0.3], "SOFS rust": [None, None]}}
     contents = [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from yacs.config import CfgNode
 
@@ -33,6 +34,11 @@ DINOV2_BLOCKS = {
 CNN_STAGES = dict.fromkeys(("resnet50", "wideresnet50", "efficientnet_lite0"), 5)
 NUM_SPLITS = 3
 FOLDERS = ("train_objects", "test_objects", "open_domain_test_object", "sub_datasets")  # keys of DATASET
+_VARIABLE = re.compile(r"\$(\{|[A-Za-z_])")  # of the environment, in a path
+OF_A_RUN = (  # in its folder, where each open-domain object has one, too
+    *("config.yaml", "run.json", "report.html", "metrics.json", "queries.csv", "curves.json", "gallery", "test.log"),
+    *("figures", "events", "feature_bank", "checkpoints"),
+)
 LONGEST_ADVICE = 1000  # characters
 MANY_HEADS = 1024  # further divisors are not listed
 
@@ -208,14 +214,14 @@ def _paths(cfg: CfgNode) -> Iterator[Problem]:
     """Folders below others, some of which are written to."""
     names = {f"DATASET.{name}": cfg.DATASET[name] for name in FOLDERS}
     for key, paths in (names | {"DATASET.normal_folder": [cfg.DATASET.normal_folder]}).items():
-        if out := [path for path in paths if _leads_out(path)]:
+        if out := [path for path in paths if leads_out(path)]:
             yield key, f"{shown(out[0])} leads out of the data set; names start there, without .. in them."
-    if _leads_out(cfg.RUN_NAME):
+    if leads_out(cfg.RUN_NAME):
         yield "RUN_NAME", "it leads out of OUTPUT_DIR; name a folder in it, without .., and set OUTPUT_DIR to the rest."
     for key in PATHS:
         value = get(cfg, key)
         for path in value if isinstance(value, list) else [value]:
-            if path.startswith(("~", "$")):
+            if path.startswith("~") or (_VARIABLE.search(path) and not Path(path).exists()):
                 yield key, f"{shown(path)} names a user or a variable that is not known here; write the path out."
     if cfg.RUN_NAME.startswith(("~", "$")):
         yield "RUN_NAME", "it is a name below OUTPUT_DIR, where ~ and $ stand for nothing; choose another."
@@ -223,7 +229,8 @@ def _paths(cfg: CfgNode) -> Iterator[Problem]:
         yield "RUN_NAME", "it names no folder below OUTPUT_DIR; name one."
 
 
-def _leads_out(path: str) -> bool:
+def leads_out(path: str) -> bool:
+    """Whether a path that should lie below a folder may not."""
     return PurePath(path).is_absolute() or ".." in PurePath(path).parts
 
 
@@ -234,6 +241,8 @@ def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
     count = len(data.open_domain_test_object)
     if not count:
         yield "DATASET.open_domain_test_object", "it must name one object or more."
+    if taken := sorted(name for name in data.open_domain_test_object if name.split("/")[0] in OF_A_RUN):
+        yield "DATASET.open_domain_test_object", f"{taken[0]} is what a run calls files of its own; rename the folder."
     for name in ("open_domain_object_category_num", "open_domain_specific_defect_category"):
         if len(data[name]) not in (1, count):
             yield f"DATASET.{name}", f"it must hold one number, or one per open_domain_test_object ({count})."

@@ -96,6 +96,13 @@ def test_paths_that_lead_out_are_refused(load, fault, key, where, name):
     assert key in message and "leads out" in message and where in message
 
 
+@pytest.mark.parametrize("name", ["gallery", "checkpoints/part", "metrics.json"])
+def test_an_open_domain_object_named_as_files_of_a_run_is_refused(load, fault, name):
+    """Its folder in the run's would be theirs."""
+    message = fault(load, "DATASET.name", "opendomain_test_dataset_ND", "DATASET.open_domain_test_object", [name])
+    assert "open_domain_test_object" in message and f"{name} is what a run calls files of its own" in message
+
+
 @pytest.mark.parametrize("name", ["a/b", "a..b", "..a", "a b", "ü\n漢"])
 def test_names_that_stay_inside_load(load, name):
     cfg = load("RUN_NAME", name, "DATASET.test_objects", [name], "DATASET.normal_folder", name)

@@ -328,7 +328,9 @@ def test_keys_that_name_paths_are_known_as_such():
     assert set(PATHS) == {key for key, value in LEAVES.items() if key.endswith(endings) and not isinstance(value, bool)}
 
 
-@pytest.mark.parametrize("path", ["~nobody_of_that_name/x", "$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}"])
+@pytest.mark.parametrize(
+    "path", ["~nobody_of_that_name/x", "$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}", "/x/$NO_SUCH_VARIABLE/y"]
+)
 def test_a_user_or_variable_that_is_not_there_is_refused(load, fault, path):
     for key in PATHS:
         assert f"{key} is " in fault(load, key, path) and "write the path out" in fault(load, key, path)

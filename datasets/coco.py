@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ _TEXT, _NUMBER = ((str,), "a string"), ((int,), "an integer")
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what neither file names nor UTF-8 can hold
 _PARSER_ERRORS = (ValueError, RecursionError, MemoryError)
 _ALIKE = 0.25  # intersection over union from which on a shape lies where its bbox says
+_SHARES = (-0.05, 1.05)  # coordinates that are shares of the image, some a little outside
 _NEEDED: dict[str, tuple[str, dict]] = {
     "images": ("image", {"file_name": _TEXT, "height": _NUMBER, "width": _NUMBER}),
     "categories": ("category", {"name": _TEXT}),
@@ -97,7 +99,7 @@ def _load_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        cut = not error.doc[error.pos :].strip()
+        cut = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string")
         remedy = "it ends too early, copy it again" if cut else "mend it there, or export it again"
         raise DataError(f"{path}: not valid JSON ({error!s:.200}); {remedy}") from error
     except _PARSER_ERRORS as error:
@@ -155,7 +157,8 @@ def _shapes_per_class(
         known.polygons += own.polygons
         known.rles += own.rles
         boxes.append((annotation, _box(annotation["segmentation"], own), size))
-    _tell_contradictions(path, boxes)
+    for fault in _contradictions(boxes):
+        warn_once(_LOG, f"{path}: {fault}")
     return shapes
 
 
@@ -175,26 +178,46 @@ def _box(segmentation: list | dict, shapes: Shapes) -> Box:
     return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
-def _tell_contradictions(path: Path, boxes: list[tuple[dict, Box, tuple[int, int]]]) -> None:
-    """Warn of shapes that are not where the same entries say, or whose numbers are no pixels."""
-    large = [box for _, box, size in boxes if min(size) > 2]
-    if large and all(min(box) >= 0 and max(box) <= 1 for box in large):
-        warn_once(
-            _LOG,
-            f"{path}: all coordinates lie between 0 and 1, as shares of the image do, so that each shape is a pixel in "
-            "the corner; COCO counts pixels: multiply x by the width and y by the height",
+def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Iterator[str]:
+    """What seems wrong with shapes that are not where the same entries say, or whose numbers are no pixels."""
+    drawn = [(a, box, size) for a, box, size in boxes if isinstance(a["segmentation"], list) and min(size) > 2]
+    shares = sum(min(box) >= _SHARES[0] and max(box) <= _SHARES[1] for _, box, _ in drawn)
+    if drawn and shares >= 0.95 * len(drawn):
+        yield (
+            f"{'all' if shares == len(drawn) else 'nearly all'} coordinates lie between 0 and 1, as shares of the "
+            "image do, so that each shape is a pixel in the corner; COCO counts pixels: multiply x by the width and y "
+            "by the height"
         )
         return
-    odd = [(annotation, box) for annotation, box, size in boxes if _contradicts(annotation, box, size)]
+    odd = [(a, box) for a, box, size in boxes if _contradicts(a, box, size)]
     if odd:
         annotation, (left, top, right, bottom) = odd[0]
         says = ", ".join(f"{key} {annotation[key]!s:.80}" for key in ("bbox", "area") if key in annotation)
-        warn_once(
-            _LOG,
-            f"{path}: the shapes of {len(odd)} of {len(boxes)} annotations do not lie where the same entry says, such "
-            f"as annotation {annotation['id']}: {says}, but its shape has the bbox [{left:g}, {top:g}, "
-            f"{right - left:g}, {bottom - top:g}]; are its coordinates pixels x0, y0, x1, y1, ...?",
+        yield (
+            f"the shapes of {len(odd)} of {len(boxes)} annotations do not lie where the same entry says, such as "
+            f"annotation {annotation['id']}: {says}, but its shape has the bbox [{left:g}, {top:g}, {right - left:g}, "
+            f"{bottom - top:g}]; are its coordinates pixels x0, y0, x1, y1, ...?"
         )
+    thin = [a["id"] for a, box, size in drawn if _is_thin(a) and not _contradicts(a, box, size)]
+    if thin:
+        yield (
+            f"the polygons of {len(thin)} annotations, such as {thin[0]}, have one or two corners, so that they mark a "
+            "pixel or a line of their bbox; give all corners"
+        )
+    outside = [(a["id"], size) for a, box, size in drawn if _area(_clipped(box, size)) < 0.5 * _area(box)]
+    if 2 * len(outside) > len(drawn):
+        yield (
+            f"the shapes of {len(outside)} annotations, such as {outside[0][0]}, lie for the most part outside their "
+            f"image, which is listed as {outside[0][1]} (h, w); do they count the pixels of an image of another size?"
+        )
+
+
+def _is_thin(annotation: dict) -> bool:
+    """Whether polygons of one or two corners stand for a bbox that is wider and higher than a line."""
+    own = annotation.get("bbox")
+    if not (isinstance(own, list) and len(own) == 4 and all(map(_is_number, own)) and min(own[2:]) > 2):
+        return False
+    return all(len(polygon) < 6 for polygon in annotation["segmentation"])
 
 
 def _contradicts(annotation: dict, shape: Box, size: tuple[int, int]) -> bool:
@@ -213,7 +236,12 @@ def _contradicts(annotation: dict, shape: Box, size: tuple[int, int]) -> bool:
 def _grown(box: Box, size: tuple[int, int]) -> Box:
     """A box with a pixel more on either side, within an image of size (h, w)."""
     left, top, right, bottom = box
-    return max(left - 1, 0), max(top - 1, 0), min(right + 1, size[1]), min(bottom + 1, size[0])
+    return _clipped((left - 1, top - 1, right + 1, bottom + 1), size)
+
+
+def _clipped(box: Box, size: tuple[int, int]) -> Box:
+    left, top, right, bottom = box
+    return max(left, 0), max(top, 0), min(right, size[1]), min(bottom, size[0])
 
 
 def _area(box: Box) -> float:

@@ -17,8 +17,9 @@ from datasets.files import ANY_PATH_KEY, named_files
 from datasets.masks import Rle, is_rle, rle_area, rle_decode
 from utils.errors import DataError, OutputError
 from utils.files import write_whole
+from utils.notices import Notice, kept_notices, warn_once
 
-_FORMAT = 1
+_FORMAT = 2
 _LOG = logging.getLogger(__name__)
 
 
@@ -89,12 +90,14 @@ class SampleIndex:
 
     root: the folder that sample.image is relative to.  notes: what the reader left out, one line each.
     fingerprint: of the files the samples were read from; empty for an index of several objects.
+    notices: warnings of the reading, for a saved index to give them again.
     """
 
     root: Path
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    notices: list[Notice] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,6 +125,7 @@ class SampleIndex:
     def save(self, path: str | Path) -> None:
         """Writes the index as JSON, whole or not at all. Raises OutputError where the folder cannot be written."""
         content = {"format": _FORMAT, "fingerprint": self.fingerprint, "root": str(self.root), "notes": self.notes}
+        content |= {"notices": self.notices}
         content["samples"] = [vars(sample) for sample in self.samples]
         try:
             write_whole(Path(path), json.dumps(content).encode())
@@ -138,7 +142,8 @@ class SampleIndex:
                 raise DataError(f"{path}: index of format {version}, expected {_FORMAT}; delete it to have it rebuilt")
             samples = [_sample_of_json(entry) for entry in content["samples"]]
             notes = [str(note) for note in content["notes"]]
-            return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
+            notices = [(str(message), str(about)) for message, about in content["notices"]]
+            return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]), notices)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}: no index of samples ({type(error).__name__}: {error}); delete it to have it rebuilt"
@@ -189,9 +194,12 @@ def _object_index(
     current = fingerprint(root, read.source_files(root, object_name, key))
     saved = _load_fitting(path, current) if load else None
     if saved is not None:
+        for message, about in saved.notices:
+            warn_once(_LOG, message, about)
         return saved
-    samples, notes = read.read_object(root, object_name, key)
-    index = SampleIndex(root, samples, notes, current)
+    with kept_notices() as notices:
+        samples, notes = read.read_object(root, object_name, key)
+    index = SampleIndex(root, samples, notes, current, notices)
     if save:
         index.save(path)
     return index

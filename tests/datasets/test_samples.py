@@ -9,7 +9,9 @@ import pytest
 
 from datasets.masks import rle_encode
 from datasets.samples import Sample, SampleIndex, fingerprint, load_or_build
+from utils import notices
 from utils.errors import DataError, OutputError
+from utils.notices import warn_once
 
 
 def sample(image="Ring/train/a.png", object="Ring", category=0, name="scratch", marked=3):
@@ -30,6 +32,7 @@ class CountingReader:
     def read_object(self, root, object, key):
         self.read.append(object)
         count = int((root / f"{object}.txt").read_text())
+        warn_once(logging.getLogger("reader"), f"{root}/{object} is odd")
         return [sample(f"{object}/{i}.png", object, i) for i in range(count)], [f"{object}: a note"]
 
 
@@ -211,3 +214,15 @@ def test_a_pipe_in_place_of_a_saved_index_is_not_waited_for(data, tmp_path):
     reader = CountingReader()
     load_or_build(reader, "toy", data, ["Ring"], tmp_path, save=False, load=True)
     assert reader.read == ["Ring"]
+
+
+def test_a_saved_index_warns_as_the_reading_did(data, tmp_path, monkeypatch, caplog):
+    """In a process of its own; also of what was warned of before the index was built."""
+    reader = CountingReader()
+    reader.read_object(data, "Ring", "")
+    for _ in range(2):
+        monkeypatch.setattr(notices, "_given", set())
+        caplog.clear()
+        load_or_build(reader, "set", data, ["Ring"], tmp_path / "cache", save=True, load=True)
+        assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [f"{data}/Ring is odd"]
+    assert reader.read == ["Ring", "Ring"]

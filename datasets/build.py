@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from dataclasses import replace
@@ -19,7 +20,9 @@ from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
 from datasets.supports import ViewSettings
 from utils.errors import ConfigError, DataError
+from utils.notices import warn_once
 
+_LOG = logging.getLogger(__name__)
 READERS: dict[str, Reader] = {"VISION_V1": vision_v1, "DS_Spectrum": ds_spectrum, "DS_Spectrum_DS": ds_spectrum}
 ANOMALY_READERS = {"mvtec": (mvtec.read_object, mvtec.MVTEC_OBJECTS), "visa": (visa.read_object, visa.VISA_OBJECTS)}
 
@@ -56,6 +59,7 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     _reader(cfg)
     roots = [cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths]
     objects = objects_of(cfg)[0]
+    _check_extra_roots(cfg, objects)
     if not objects:
         raise ConfigError(
             f"DATASET.name {cfg.DATASET.name} has no training objects; name some in DATASET.train_objects"
@@ -85,6 +89,9 @@ def build_normal_images(cfg: CfgNode, objects: list[str], sub_dataset: str = "or
         root = Path(cfg.TEST.dataset_path)
         folder = root / data.normal_folder
         images = dict.fromkeys(objects, list_images(folder) if folder.is_dir() else [])
+        if (folder / vision_v1.ANNOTATIONS).is_file():
+            raise DataError(f"{folder} (DATASET.normal_folder) has {vision_v1.ANNOTATIONS}, so that its images may "
+                            "have defects; name a folder of normal images, or empty the key")  # fmt: skip
         tell_unread(folder, images[objects[0]], "those of DATASET.normal_folder itself are")
     else:
         root, reader = _test_root(cfg, sub_dataset), _reader(cfg)
@@ -178,8 +185,19 @@ def _reader(cfg: CfgNode) -> Reader:
 
 def _roots_of(cfg: CfgNode, roots: list[str], name: str) -> list[Path]:
     """The roots that have the object; the first root where none has it, so that its reader names it."""
-    reader = _reader(cfg)
-    return [Path(root) for root in dict.fromkeys(roots) if reader.has_object(Path(root), name)] or [Path(roots[0])]
+    once: dict[str, Path] = {}
+    for root in roots:
+        once.setdefault(os.path.realpath(root), Path(root))  # one may be a link to another
+    return [root for root in once.values() if _reader(cfg).has_object(root, name)] or [Path(roots[0])]
+
+
+def _check_extra_roots(cfg: CfgNode, objects: list[str]) -> None:
+    """Raises DataError for a root that is missing; warns of one that has nothing to add."""
+    for root in map(Path, cfg.TRAIN.extra_dataset_paths):
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder; mend TRAIN.extra_dataset_paths")
+        if not any(_reader(cfg).has_object(root, name) for name in objects):
+            warn_once(_LOG, f"{root} (TRAIN.extra_dataset_paths) has none of the training objects {', '.join(objects)}")
 
 
 def _joined(indices: list[SampleIndex], files: list[Path]) -> SampleIndex:

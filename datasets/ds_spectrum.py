@@ -6,6 +6,7 @@ per object with the names of the published splits (bottle, Ring_VISION, DS-DAGM,
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from datasets.files import (
     missing_object,
     named_files,
     pair_masks,
+    refuse_other_spelling,
     subfolders,
     tell_unread,
 )
@@ -24,7 +26,9 @@ from datasets.masks import rle_encode
 from datasets.orientation import turned_back
 from datasets.samples import Sample
 from utils.errors import DataError
+from utils.notices import warn_once
 
+_LOG = logging.getLogger(__name__)
 _NORMAL = "good"  # folder of images without defect
 _PICTURES_OF_MASKS = ("rbg_mask", "rgb_mask")  # folders of the download that show the masks in colours
 _VISION_SUFFIX = "_VISION"
@@ -51,6 +55,10 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
     read = [path for pair in pairs for path in pair]
     expected = "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/"
     tell_unread(folder, read, expected, masks=["mask"], silent=[_NORMAL, *_PICTURES_OF_MASKS])
+    values = {sample.category for sample in samples}
+    if 255 in values and len(values) > 1 and min(values) < 32:
+        warn_once(_LOG, f"{folder}: its masks hold class 255 beside classes such as {min(values)}; 255 stands for 'not "
+                        "sure', or for any defect, in many tools; is it a class of its own?")  # fmt: skip
     notes = [f"{folder}: {black} of {len(pairs)} masks are black and left out"] if black else []
     return samples, notes
 
@@ -81,10 +89,12 @@ def _candidates(root: Path, name: str) -> list[Path]:
 
 def _object_folder(root: Path, name: str, key: str) -> Path:
     candidates = _candidates(root, name)
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise missing_object(root, candidates, key, ("", "DS-MVTec", "DS-VISION"))
+    found = [folder for folder in candidates if folder.is_dir()]
+    if not found:
+        raise missing_object(root, candidates, key, ("", "DS-MVTec", "DS-VISION"))
+    if len(found) > 1:
+        warn_once(_LOG, f"{name} is read from {found[0]}; {found[1]} is there, too, and left out")
+    return found[0]
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -93,6 +103,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     for needed in (image_root, mask_root):
         if not needed.is_dir():
             raise DataError(f"{needed}: no such folder; an object of Defect Spectrum has image/ and mask/")
+    refuse_other_spelling(image_root, _NORMAL)
     pairs = []
     for images in [image_root, *(p for p in subfolders(image_root) if p.name != _NORMAL)]:
         pairs += pair_masks(list_images(images), mask_root / images.relative_to(image_root))

@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,7 +21,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".webp")  # of images that are not listed
 ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
 # what network drives, zip programs and systems leave beside the data
-_SYSTEM = {"@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
+_SYSTEM = {
+    *("@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information"),
+    "lost+found",
+}
 _STRAY = "masks of no image and left out; a mask is called NAME or NAME_mask"
 _SUFFIX = f"left out for their suffix; save images as one of {', '.join(IMAGE_SUFFIXES)}"
 _LOG = logging.getLogger(__name__)
@@ -38,8 +42,15 @@ def named_files() -> Iterator[None]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by their suffix in any case, sorted by name; hidden files are left out."""
-    return sorted(p for p in folder.iterdir() if _suffix_in(p, IMAGE_SUFFIXES) and not p.is_dir())
+    """Image files of a folder by their suffix in any case, sorted by name; hidden files are left out. Warns of what
+    seem to be masks among images."""
+    images = sorted(p for p in folder.iterdir() if _suffix_in(p, IMAGE_SUFFIXES) and not p.is_dir())
+    names = {path.stem for path in images}
+    masks = [path.name for path in images if path.stem.removesuffix("_mask") in names - {path.stem}]
+    if masks:
+        warn_once(_LOG, f"{folder}: {len(masks)} files, such as {masks[0]}, have the names of masks of others there, "
+                        "but are read as these are; keep masks in a folder of their own")  # fmt: skip
+    return images
 
 
 def some_images(folder: Path) -> list[Path]:
@@ -59,6 +70,15 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not _of_the_system(p.name))
 
 
+def refuse_other_spelling(folder: Path, *names: str) -> None:
+    """Raises DataError where a folder holds one whose name differs from one of `names` only in case or Unicode form: it
+    would be taken for something else."""
+    for path in subfolders(folder):
+        for name in names:
+            if path.name != name and _plain(path.name) == _plain(name):
+                raise DataError(f"{path}: expected {name}/ in this spelling; rename it")
+
+
 def tell_unread(
     root: Path, read: Iterable[Path], expected: str, *, masks: Sequence[str] = (), silent: Sequence[str] = ()
 ) -> None:
@@ -71,16 +91,19 @@ def tell_unread(
         masks: names of folders of masks.
         silent: names of folders, at any depth, of which nothing is expected to be read.
     """
-    known, left = {os.path.normpath(path) for path in read}, defaultdict(list)
-    for place, folders, names in os.walk(root):
+    real = cache(os.path.realpath)  # of folders; the files in them may be links
+    known, left, seen = {(real(path.parent), path.name) for path in read}, defaultdict(list), set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        if real(place) in seen:  # by another link, or round in a circle
+            folders.clear()
+            continue
+        seen.add(real(place))
         folders[:] = sorted(name for name in folders if not _of_the_system(name) and name not in silent)
         is_mask = not set(masks).isdisjoint(Path(place).relative_to(root).parts)
         unread = _STRAY if is_mask else f"not read; {expected}"
         for path in (Path(place, name) for name in names):
-            if _suffix_in(path, OTHER_SUFFIXES):
-                left[place, _SUFFIX].append(path)
-            elif _suffix_in(path, IMAGE_SUFFIXES) and os.path.normpath(path) not in known:
-                left[place, unread].append(path)
+            if _suffix_in(path, IMAGE_SUFFIXES + OTHER_SUFFIXES) and (real(place), path.name) not in known:
+                left[place, _SUFFIX if _suffix_in(path, OTHER_SUFFIXES) else unread].append(path)
     for (folder, why), paths in left.items():
         warn_once(_LOG, f"{folder}: {len(paths)} files, such as {min(paths).name}, are {why}")
 
@@ -118,7 +141,12 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     masks = match_masks(images, folder)
     for image in images:
         if image not in masks:
-            raise DataError(f"{image} has no mask; expected {folder / image.stem}_mask.png or {image.stem}.png there")
+            stems = (image.stem, f"{image.stem}_mask")
+            others = [p.name for p in (folder.iterdir() if folder.is_dir() else ()) if p.stem in stems and p.suffix]
+            hint = f" ({others[0]} is there: save it as PNG)" if others else ""
+            raise DataError(
+                f"{image} has no mask; expected {folder / image.stem}_mask.png or {image.stem}.png there{hint}"
+            )
     return [(image, masks[image]) for image in images]
 
 
@@ -126,17 +154,19 @@ class ListedFiles:
     """Files below a folder by the names that an annotation file or a table gives them.
 
     A file that is not there under its name is looked for under other spellings of it: backslashes, %20 for blanks,
-    case, Unicode form, with or without the folders before it.
+    case, Unicode form, with or without the folders before it, unless that file has another of the names.
 
     Args:
         folder: that the names start from.
+        names: all of them, as listed.
 
     Attributes:
         respelt: (name as listed, file that was found for it).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Iterable[str] = ()) -> None:
         self.folder, self.respelt = folder, []
+        self._named = {os.path.normpath(folder / name) for name in names}
         self._inside: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, name: str) -> Path:
@@ -145,9 +175,10 @@ class ListedFiles:
         if not os.path.exists(plain):  # also: a name that the system refuses
             slashes = unquote(name).replace("\\", "/")
             parts = [part for part in slashes.split("/") if part not in ("", ".")]
-            ways = [] if ".." in parts else [parts, parts[-1:], ["images", *parts[-1:]]]
-            for way in ways:
-                if (found := self._walk(way)) is not None:
+            ends = [] if ".." in parts else [parts[number:] for number in range(len(parts))]
+            for way in [*ends, ["images", *parts[-1:]]] if ends else []:
+                found = self._walk(way)
+                if found is not None and (way is ends[0] or os.path.normpath(found) not in self._named):
                     self.respelt.append((name, found))
                     return found
         return plain

@@ -11,6 +11,7 @@ from datasets.files import (
     missing_object,
     named_files,
     pair_masks,
+    refuse_other_spelling,
     some_images,
     subfolders,
     tell_unread,
@@ -35,6 +36,8 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
     folder = Path(root) / name
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], key)
+    refuse_other_spelling(folder, "train", "test", "ground_truth")
+    refuse_other_spelling(folder / "test", NORMAL)  # it would be a kind of defect
     normal = some_images(training_folder(folder))
     test = [item for kind in subfolders(folder / "test") for item in _test_images(folder, kind.name)]
     read = [*normal, *(path for item in test for path in (item.image, item.mask) if path)]

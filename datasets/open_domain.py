@@ -16,6 +16,7 @@ from datasets.files import (
     missing_object,
     named_files,
     pair_masks,
+    refuse_other_spelling,
     some_images,
     subfolders,
     tell_unread,
@@ -60,6 +61,8 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], f"DATASET.open_domain_test_object and {key}")
     support, labels = folder / "support", folder / "query" / "true_label"
+    refuse_other_spelling(support, NORMAL)  # it would be a type of defect
+    refuse_other_spelling(folder / "query", "true_label")
     kinds = _kinds(support)
     supports = {
         kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask") for kind in kinds or [""]
@@ -92,8 +95,8 @@ def _kinds(support: Path) -> list[str]:
         return []
     for folder in folders:
         if folder.name not in kinds:
-            found = ", ".join(f"{p.name}/" for p in subfolders(folder)) or "no folders"
-            warn_once(_LOG, f"{folder} is no type of defect: it has no image/ and mask/, but {found}")
+            found = "".join(f", but {p.name}/" for p in subfolders(folder)[:1])
+            warn_once(_LOG, f"{folder} is no type of defect: it has no image/ and mask/{found}")
     return kinds
 
 

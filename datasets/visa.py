@@ -71,7 +71,8 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
 
 
 def _listed_object(root: Path, name: str) -> AnomalyObject:
-    rows, there = _rows(root / TABLE, name), ListedFiles(root)
+    rows = _rows(root / TABLE, name)
+    there = ListedFiles(root, (row.cells[column] for row in rows for column in ("image", "mask")))
     normal = [row.file(there, "image") for row in rows if row.is_one("train", "normal")]
     test = [_test_image(row, there) for row in rows if row.cells["split"] == "test"]
     there.tell(root / TABLE)
@@ -80,7 +81,7 @@ def _listed_object(root: Path, name: str) -> AnomalyObject:
     for images, split, label in ((normal, "train", "normal"), (test, "test", "normal or anomaly")):
         if not images:
             raise DataError(f"{root / TABLE}: no row of {name} with split {split} and label {label}")
-    _check_once(root / TABLE, [*normal, *(item.image for item in test)])
+    _check_once(root / TABLE, [*normal, *(item.image for item in test), *(item.mask for item in test if item.mask)])
     return AnomalyObject(name, sorted(normal), sorted(test, key=lambda item: item.image))
 
 
@@ -126,9 +127,10 @@ def _read_table(table: Path) -> list[_Row]:
     return rows
 
 
-def _check_once(table: Path, images: list[Path]) -> None:
+def _check_once(table: Path, files: list[Path]) -> None:
     seen: set[Path] = set()
-    for image in images:
-        if image in seen:
-            raise DataError(f"{table} lists {image} twice; a test image must not be a training image too")
-        seen.add(image)
+    for file in files:
+        if file in seen:
+            raise DataError(f"{table} lists {file} twice; a test image must not be a training image too, and a mask "
+                            "belongs to one image")  # fmt: skip
+        seen.add(file)

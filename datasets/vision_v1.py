@@ -86,16 +86,19 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
         raise DataError(f"{folder} has neither train/ nor val/; expected {folder / 'train' / ANNOTATIONS}{hint}")
     for part in parts:
         if not (part / ANNOTATIONS).is_file():
-            found = sorted(path.name for path in part.glob("*.json"))
+            found = sorted(path.name for path in part.glob("[!.]*.json"))
             hint = f" ({found[0]} is there: rename it)" if found else ""
             raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; put the annotations there or remove the folder")
-    return [part / ANNOTATIONS for part in parts]
+    once = {
+        (part / ANNOTATIONS).resolve(): part / ANNOTATIONS for part in reversed(parts)
+    }  # one may be a link to another
+    return sorted(once.values())
 
 
 def _other_annotations(folder: Path) -> list[Path]:
     """JSON files of an object's folder, and of those in it, that are not read."""
     places = [folder, *(p for p in subfolders(folder) if p.name != UNLABELLED)]
-    found = [path for place in places for path in sorted(place.glob("*.json"))]
+    found = [path for place in places for path in sorted(place.glob("[!.]*.json"))]
     return [path for path in found if not (path.parent.name in PARTS and path.name == ANNOTATIONS)]
 
 
@@ -135,7 +138,7 @@ def _stored(mask: Rle, image: Path) -> Rle:
 
 def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
     """Where the images of a file lie, by their id; those that are needed must be different, of the size listed."""
-    there, owners = ListedFiles(coco.path.parent), {}
+    there, owners = ListedFiles(coco.path.parent, (image["file_name"] for image in coco.images.values())), {}
     files = {number: there.find(image["file_name"]) for number, image in coco.images.items()}
     there.tell(coco.path)
     for number in sorted(needed):

@@ -224,3 +224,23 @@ def test_normal_images_of_a_missing_object_name_the_root(tmp_path):
     write_product(tmp_path / "data", "Disk")
     with pytest.raises(DataError, match=r"Plat\b.*TEST\.dataset_path"):
         build_normal_images(config(tmp_path / "data", tmp_path, DATASET__normal_shot=1), ["Plat"])
+
+
+def test_a_folder_of_normal_images_that_has_annotations_is_refused(tmp_path):
+    write_product(tmp_path / "data", "Disk")
+    cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="Disk/train")
+    with pytest.raises(DataError, match=r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"):
+        build_normal_images(cfg, ["Plate"])
+
+
+def test_extra_roots_that_are_missing_or_add_nothing_are_told(surfaces, tmp_path, caplog):
+    """And one that is the first root by a link adds its samples once."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(surfaces)
+    alone = build_train_index(config(surfaces, tmp_path))
+    both = config(surfaces, tmp_path, TRAIN__extra_dataset_paths=[str(tmp_path / n) for n in ("empty", "link")])
+    assert build_train_index(both).samples == alone.samples
+    assert f"{tmp_path}/empty (TRAIN.extra_dataset_paths) has none of the training objects" in caplog.text
+    missing = config(surfaces, tmp_path, TRAIN__extra_dataset_paths=[str(tmp_path / "gone")])
+    with pytest.raises(DataError, match=r"gone: no such folder; mend TRAIN\.extra_dataset_paths"):
+        build_train_index(missing)

@@ -140,3 +140,40 @@ def test_no_spelling_of_a_name_leads_out_of_the_folder(tmp_path, name):
     (tmp_path / "data").mkdir()
     files = ListedFiles(tmp_path / "data")
     assert files.find(name) == tmp_path / "data" / name and files.respelt == []
+
+
+def test_a_shorter_name_is_not_that_of_another_listed_file(tmp_path):
+    """day1/a.png is missing, and a.png is another image; of names that are nobody's any ending is looked for."""
+    for name in ("a.png", "x/b.png"):
+        write(tmp_path / name)
+    files = ListedFiles(tmp_path, ["a.png", "day1/a.png", "D:\\data\\x\\b.png"])
+    assert files.find("day1/a.png") == tmp_path / "day1/a.png" and files.respelt == []
+    assert files.find("D:\\data\\x\\b.png") == tmp_path / "x" / "b.png"
+
+
+def test_masks_among_images_are_told(tmp_path, caplog):
+    for name in ("a.png", "a_mask.png", "b_mask.png", "c.png"):
+        write(tmp_path / name)
+    assert len(list_images(tmp_path)) == 4
+    (record,) = caplog.records
+    assert f"{tmp_path}: 1 files, such as a_mask.png, have the names of masks" in record.getMessage()
+
+
+def test_what_links_lead_to_is_looked_through_once(tmp_path, caplog):
+    """A folder that is read by a link, one that is not read, and one that leads round in a circle."""
+    read = write(tmp_path / "disk" / "a.png")
+    write(tmp_path / "other" / "b.png")
+    (tmp_path / "object").mkdir()
+    for name, place in (("image", "disk"), ("again", "disk"), ("more", "other"), ("round", "object")):
+        (tmp_path / "object" / name).symlink_to(tmp_path / place)
+    tell_unread(tmp_path / "object", [tmp_path / "object" / "image" / read.name], "they go into image/")
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path}/object/more: 1 files, such as b.png, are not read")
+
+
+def test_a_mask_of_another_suffix_is_named(tmp_path):
+    image = write(tmp_path / "image" / "a.png")
+    (tmp_path / "mask").mkdir()
+    (tmp_path / "mask" / "a.webp").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.png has no mask; .* \(a\.webp is there: save it as PNG\)"):
+        pair_masks([image], tmp_path / "mask")

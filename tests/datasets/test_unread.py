@@ -134,3 +134,45 @@ def test_images_below_the_folder_of_normal_images_are_told(tmp_path, caplog):
     assert len(build_normal_images(cfg, ["Disk"])["Disk"]) == 2
     (message,) = told(caplog)
     assert message.startswith(f"{tmp_path / 'clean' / 'day1'}: 1 files, such as c.png, are not read")
+
+
+@pytest.mark.parametrize(
+    ("layout", "given", "other"),
+    [
+        ("MVTec AD", "test/good", "test/Good"),
+        ("MVTec AD", "ground_truth", "Ground_Truth"),
+        ("Defect Spectrum", "image/good", "image/GOOD"),
+    ],
+)
+def test_a_folder_that_would_be_taken_for_a_defect_is_refused(tmp_path, layout, given, other):
+    """Its normal images would count as abnormal ones, or masks as missing."""
+    write, read, _ = LAYOUTS[layout]
+    write(tmp_path)
+    (tmp_path / "cup" / given).rename(tmp_path / "cup" / "aside")
+    (tmp_path / "cup" / "aside").rename(tmp_path / "cup" / other)
+    with pytest.raises(DataError, match=rf"cup/{other}: expected {given.split('/')[-1]}/ in this spelling; rename it"):
+        read(tmp_path, "cup")
+
+
+def test_normal_supports_in_a_folder_of_another_spelling_are_no_type(tmp_path):
+    write_object(tmp_path, "cup")
+    save(tmp_path / "cup" / "support" / "Good" / "image" / "a.png")
+    with pytest.raises(DataError, match=r"support/Good: expected good/"):
+        read_open_domain(tmp_path, "cup")
+
+
+def test_an_object_in_both_trees_of_defect_spectrum_is_told(tmp_path, caplog):
+    write_spectrum(tmp_path)
+    (tmp_path / "DS-MVTec").mkdir()
+    (tmp_path / "DS-MVTec" / "cup").symlink_to(tmp_path / "cup")
+    ds_spectrum.read_object(tmp_path, "cup")
+    assert f"cup is read from {tmp_path}/cup; {tmp_path}/DS-MVTec/cup is there, too" in caplog.text
+
+
+def test_255_beside_small_classes_of_other_masks_is_told(tmp_path, caplog):
+    write_spectrum(tmp_path)
+    assert not caplog.records
+    save(tmp_path / "cup" / "image" / "z.png")
+    save(tmp_path / "cup" / "mask" / "z.png", np.where(PIXELS > 128, 255, 0).astype(np.uint8))
+    samples, _ = ds_spectrum.read_object(tmp_path, "cup")
+    assert {s.category for s in samples} == {1, 255} and "class 255 beside classes such as 1" in caplog.text

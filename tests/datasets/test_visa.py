@@ -230,3 +230,10 @@ def test_a_mask_of_another_size_names_both(visa):
     Image.new("L", SIZE).save(visa / "candle" / "Data" / "Masks" / "Anomaly" / "002.png")
     with pytest.raises(DataError, match=r"Masks/Anomaly/002\.png is 128 x 96.*Images/Anomaly/002\.JPG is 96 x 128"):
         read_object(visa, "candle")
+
+
+@pytest.mark.parametrize("mask", ["candle/Data/Masks/Anomaly/001.png", "candle/Data/Images/Anomaly/000.JPG"])
+def test_a_mask_that_is_that_of_another_image_or_an_image_is_refused(visa, mask):
+    change(visa, "candle/Data/Images/Anomaly/000.JPG", mask, "mask")
+    with pytest.raises(DataError, match=rf"lists .*{mask} twice"):
+        read_object(visa, "candle")

@@ -200,7 +200,7 @@ def test_a_taught_defect_returns_from_its_file(predictor, tmp_path):
     assert np.array_equal(by_arrays.predict(image).score, one.score)
 
 
-def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_path):
+def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_path, monkeypatch):
     file = tmp_path / "a.safetensors"
     with pytest.raises(ConfigError, match="set_support or load_support"):
         variant(predictor).save_support(file)
@@ -210,6 +210,10 @@ def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_pa
     settings = replace(predictor.settings, crop_size=32)
     with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
         Predictor(predictor.methods, settings, torch.device("cpu")).load_support(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.backbone, "layers", [layer - 1 for layer in predictor.backbone.layers])
+        with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
+            taught.load_support(file)
     alone = Predictor({"prior": predictor.methods["prior"]}, predictor.settings, torch.device("cpu"))
     with pytest.raises(WeightsError, match="its weights are not those"):
         alone.load_support(file)

@@ -24,10 +24,12 @@ FORMAT = "sofs-support-3"
 
 
 def fingerprint(method: nn.Module, settings: ViewSettings) -> dict[str, str]:
-    """What a support file must have in common with the predictor that reads it: views and weights, in any precision."""
-    head = getattr(method, "head", None)
-    weights = f"{method.backbone.identity} {digest(head.state_dict()) if head is not None else ''}"
-    return {"format": FORMAT, "settings": json.dumps(asdict(settings), sort_keys=True), "weights": weights.strip()}
+    """What a support file must have in common with the predictor that reads it: views, layers and weights, in any
+    precision."""
+    head, backbone = getattr(method, "head", None), method.backbone
+    weights = f"{backbone.identity} {digest(head.state_dict()) if head is not None else ''}"
+    known = asdict(settings) | {"layers": backbone.layers, "stride": backbone.stride}
+    return {"format": FORMAT, "settings": json.dumps(known, sort_keys=True), "weights": weights.strip()}
 
 
 def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) -> None:

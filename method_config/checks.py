@@ -203,8 +203,11 @@ def _objects(cfg: CfgNode) -> Iterator[Problem]:
         twice = sorted(x for x, count in Counter(data[name]).items() if count > 1)
         if twice:
             yield f"DATASET.{name}", f"{', '.join(twice)} stands there more than once."
-        if "" in data[name]:
-            yield f"DATASET.{name}", "a name in it is empty."
+        for given, plain in ((x, PurePath(x).as_posix()) for x in data[name]):
+            if plain == ".":
+                yield f"DATASET.{name}", f"{given!r} in it names no folder." if given else "a name in it is empty."
+            elif plain != given:  # the same folder under two names would be two objects
+                yield f"DATASET.{name}", f"write {shown(plain)} for {shown(given)}."
     leak = sorted(set(data.train_objects) & set(data.test_objects))
     if leak:
         yield "DATASET.test_objects", f"{', '.join(leak)} is in DATASET.train_objects, too; drop it in one."

@@ -73,7 +73,7 @@ class SplitTest:
 
     def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path, name: str) -> None:
         self.cfg, self.index, self.folder, self.name = cfg, index, folder, name
-        self.suffix = "" if name == "original" else f"_{name}"
+        self.suffix = "" if name == "original" else f"_{name.replace('/', '_')}"
         visualize, data = cfg.TEST.VISUALIZE, cfg.DATASET
         self.settings = view_settings(cfg)
         self.protocol = Protocol(

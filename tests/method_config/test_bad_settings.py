@@ -96,6 +96,15 @@ def test_paths_that_lead_out_are_refused(load, fault, key, where, name):
     assert key in message and "leads out" in message and where in message
 
 
+@pytest.mark.parametrize("key", ["DATASET.train_objects", "DATASET.open_domain_test_object", "DATASET.sub_datasets"])
+@pytest.mark.parametrize("name", ["Ring/", "./Ring", "a//Ring", ".", ""])
+def test_another_spelling_of_a_folder_is_refused(load, fault, key, name):
+    """Ring and Ring/ would be two objects, of the same images."""
+    message = fault(load, key, [name])
+    words = {".": "names no folder", "": "is empty", "a//Ring": "write 'a/Ring' for"}.get(name, "write 'Ring' for")
+    assert key in message and words in message
+
+
 @pytest.mark.parametrize("name", ["gallery", "checkpoints/part", "metrics.json"])
 def test_an_open_domain_object_named_as_files_of_a_run_is_refused(load, fault, name):
     """Its folder in the run's would be theirs."""

@@ -173,6 +173,8 @@ class Predictor:
     def load_support(self, path: str | Path) -> SupportMemory:
         """Read what `save_support` wrote with the same settings and weights, in whatever precision.
 
+        Thresholds that were chosen on the supports come with it and hold, whatever the predictor's own.
+
         Raises:
             WeightsError: missing, unreadable, or written with other settings.
         """

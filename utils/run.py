@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -183,13 +183,11 @@ def _lock(folder: Path, patience: int) -> None:
 
 
 def _discard(made: list[Path], folder: Path) -> None:
-    if folder not in made or _holds_results(folder):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    for path in made[1:]:
-        if not path.is_dir() or any(path.iterdir()):
-            return
-        path.rmdir()
+    with suppress(OSError):  # another process may do the same; a folder that is not empty stays
+        if folder in made and not _holds_results(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in made[1:]:
+                path.rmdir()
 
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from utils import run
 from utils.errors import ConfigError, DataError
 from utils.files import write_text
 from utils.run import (
+    _discard,
     claimed,
     create_run_folder,
     git_revision,
@@ -269,3 +271,13 @@ def test_a_run_that_fails_has_not_finished(tmp_path):
     with pytest.raises(DataError), recorded(load_config([]), tmp_path):
         raise DataError("x")
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_discard_a_folder_at_once_agree(tmp_path):
+    """Each of a run does, and what one finds gone is no fault."""
+    folder = tmp_path / "log" / "of" / "run"
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(300):
+            write_text(folder / "test.log", "")
+            list(pool.map(lambda _: _discard([folder, *folder.parents[:2]], folder), range(4)))
+            assert not list(tmp_path.iterdir())

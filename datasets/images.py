@@ -29,7 +29,8 @@ Picture = str | os.PathLike | Image.Image | np.ndarray
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 ROWS = 256  # converted at once
 _PIXELS = (np.bool_, np.uint8, np.uint16, np.int32)  # of arrays; int32 is what Pillow makes of 32-bit files
-_HOT = 1e-4  # share of the pixels of a camera that may be stuck at the top
+_HOT = 1e-4  # share of the pixels of a camera that may be stuck, but one at least
+_MARKED = 0.05  # share that a mark burnt into the image at 65535 may take
 _FULL_RANGE = 1 << 14  # 16-bit images without any value from here on leave two bits or more unused
 _TIFF_ORIENTATION = 274
 _LOG = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
-    upper_bits = image.mode[0] != "I" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    upper_bits = loses_lower_bits(image)
     pixels = loaded(image)
     if pixels.mode.startswith("I"):
         return np.repeat(_eight_bits(np.asarray(pixels), where)[:, :, None], 3, axis=2)
@@ -218,6 +219,11 @@ def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
     if upper_bits:  # of 16, which Pillow has taken
         _tell_range(where, rgb.astype(np.uint16) << 8)
     return rgb
+
+
+def loses_lower_bits(image: Image.Image) -> bool:
+    """Whether Pillow takes the upper 8 of 16 bits of an image that is not loaded yet."""
+    return image.mode[0] != "I" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -254,9 +260,10 @@ def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
 
 def _tell_range(where: str, values: np.ndarray) -> None:
     """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost; once for a folder. A few
-    pixels that are always bright do not count."""
-    beyond = np.count_nonzero(values >= _FULL_RANGE)
-    if beyond <= _HOT * values.size:
+    pixels that are always bright do not count, nor a mark at 65535."""
+    full = np.count_nonzero(values == 65535)
+    beyond = np.count_nonzero(values >= _FULL_RANGE) - (full if full <= _MARKED * values.size else 0)
+    if beyond <= max(_HOT * values.size, values.size > 1000):
         most = int(values[values < _FULL_RANGE].max(initial=0))
         warn_once(
             _LOG,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from datasets.image_faults import shown
-from datasets.images import Picture, checked_array, loaded, opened, rgb_pixels
+from datasets.images import Picture, checked_array, exif_orientation, loaded, loses_lower_bits, opened, rgb_pixels
 from utils.errors import DataError
 from utils.notices import warn_once
 
@@ -18,7 +20,10 @@ MOST_CLASSES = 32  # distinct values of a mask of classes; more are shades
 MOSTLY = 0.9  # of its pixels: a mask that marks more is likely to be inverted
 _LABELS_BELOW = {1: 128, 2: 128 * 257}  # by bytes a value: a few values that all lie below are labels
 _LOSS = 0.03  # share of the greatest value by which compression moves values
-_UNSURE, _SMALL = 255, 32  # the one means "not sure" beside values below the other alone
+_UNSURE, _SMALL = (255, 65535), 32  # these mean "not sure" beside values below the other alone
+_PACKED = {";2": 85, ";4": 17}  # what Pillow multiplies grey values of fewer bits by
+_LOSSY = ("JPEG", "MPO", "JPEG2000")
+_MOST_SHADES = 256  # of a mask with a drawing in alpha; more are a photograph, too
 _MOST_COLOURS = 4096  # more are a photograph
 _ROWS = 256  # looked at together
 _LOG = logging.getLogger(__name__)
@@ -30,16 +35,16 @@ def read_mask(picture: Picture, name: str = "") -> np.ndarray:
     A pixel is marked where it is not black: where any colour channel is not 0, or, of a palette without black, the
     index. What is transparent is not marked; where all that is visible has one colour, the alpha channel is the mask. A
     mask whose values are shades, as smoothing or lossy compression leaves them, is cut at half of its greatest value,
-    with a warning; so is one that marks over 90 %.
+    with a warning; of a photograph the alpha channel is the mask, if it has one. A mask that marks over 90 % is named.
     name: what a picture that is no file is called in messages.
     Raises DataError as `datasets.images.read_image` does, and for values of which 255 seems to mean "not sure".
     """
     where = shown(picture, name)
-    values, are_labels = _values(picture, where)
+    values, are_labels, lossy = _values(picture, where)
     bright = values.max(axis=2) if values.ndim == 3 else values
     most = int(bright.max())
     _refuse_unsure(bright, where)
-    if are_labels or _are_labels(values, bright, most):
+    if are_labels or (_are_labels(values, bright, most) and not (lossy and _is_graded(bright))):
         mask = (bright != 0).astype(np.uint8)
     else:
         share = 100 * np.count_nonzero((bright != 0) & (bright != most)) / bright.size
@@ -56,14 +61,15 @@ def read_mask(picture: Picture, name: str = "") -> np.ndarray:
 def read_labels(picture: Picture, name: str = "") -> np.ndarray:
     """Class values of a mask, integers (h, w): grey values as stored, or palette indices; 0 is background.
 
-    Raises DataError as read_mask does, and for masks of true colours or of more than 32 values, which are no classes.
+    Raises DataError as read_mask does, and for masks of true colours, of more than 32 values, or of a format that
+    loses values, which are no classes.
     """
     where = shown(picture, name)
-    values, _ = _values(picture, where, classes=True)
+    values, _, lossy = _values(picture, where, classes=True)
     if values.ndim == 3:
         raise DataError(f"{where}: a coloured mask; expected class values as grey values or palette indices")
     count = len(np.unique(values))
-    if count > MOST_CLASSES:
+    if count > MOST_CLASSES or (lossy and _is_graded(values)):
         raise DataError(
             f"{where}: {count} different values in a mask of classes, of which {MOST_CLASSES} are the most: it was "
             "smoothed, or saved with losses (JPEG); save the classes as PNG, without resizing them smoothly"
@@ -83,23 +89,54 @@ def tell_inverted(where: str, share: float) -> None:
         )
 
 
-def _values(picture: Picture, where: str, *, classes: bool = False) -> tuple[np.ndarray, bool]:
-    """Values of a mask, unsigned integers (h, w), of true colours (h, w, 3); and whether they are surely labels."""
-    are_labels = False
+def _is_graded(values: np.ndarray) -> bool:
+    """Whether there is more than background and one other value."""
+    return bool(((values != values.min()) & (values != values.max())).any())
+
+
+def _values(picture: Picture, where: str, *, classes: bool = False) -> tuple[np.ndarray, bool, bool]:
+    """Values of a mask, unsigned integers (h, w), of true colours (h, w, 3); whether they are surely labels; and
+    whether their format loses values."""
+    are_labels = lossy = False
     if isinstance(picture, np.ndarray):
         values = checked_array(picture, where)
     else:
         with opened(picture, where) as image:
+            lossy = image.format in _LOSSY
             if image.mode in ("P", "PA"):
-                values, are_labels = _of_palette(image, classes)
+                values, are_labels = _of_palette(image, classes, where)
+            elif loses_lower_bits(image):
+                values = _all_bits(picture, where)
             else:
+                scale = _scale(image)
                 values = _stored(loaded(image), where)
+                values = values if scale == 1 else np.rint(values / scale).astype(values.dtype)
     values = _unsigned(values, where)
     if values.ndim == 3 and values.shape[2] in (2, 4):
         values = _seen_through(values[:, :, :-1], values[:, :, -1], where)
     if values.ndim == 3 and all((rows == rows[:, :, :1]).all() for rows in _strips(values)):
         values = values[:, :, 0]
-    return values, are_labels
+    return values, are_labels, lossy
+
+
+def _scale(image: Image.Image) -> float:
+    """What Pillow multiplies the stored grey values by, to fill 8 or 16 bits."""
+    if image.format == "PPM" and image.tile and isinstance(image.tile[0].args, tuple):
+        greatest = image.tile[0].args[-1]  # of the file's values
+        full = 65535 if image.mode == "I" else 255
+        return full / greatest if isinstance(greatest, int) and 0 < greatest < full else 1
+    packed = (
+        scale for tile in getattr(image, "tile", ()) for end, scale in _PACKED.items() if f"L{end}" in str(tile.args)
+    )
+    return next(packed, 1)
+
+
+def _all_bits(picture: Picture, where: str) -> np.ndarray:
+    """Values (h, w, channels) of colours of 16 bits, of which Pillow takes the upper 8."""
+    read = None if isinstance(picture, Image.Image) else cv2.imread(os.fspath(picture), cv2.IMREAD_UNCHANGED)
+    if read is None or read.dtype != np.uint16 or read.ndim != 3 or exif_orientation(picture) != 1:
+        raise DataError(f"{where}: a mask of 16-bit colours, which the decoder shortens to 8; save it with 8 bits")
+    return read[:, :, [2, 1, 0, 3][: read.shape[2]]]
 
 
 def _strips(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -126,7 +163,7 @@ def _stored(image: Image.Image, where: str) -> np.ndarray:
     return rgb_pixels(image)
 
 
-def _of_palette(image: Image.Image, classes: bool) -> tuple[np.ndarray, bool]:
+def _of_palette(image: Image.Image, classes: bool, where: str) -> tuple[np.ndarray, bool]:
     """Values of a palette image, (h, w), or with alpha (h, w, 2); and whether they are labels, not greys.
 
     Programs that reduce the colours of a mask put them into any order, so black is the background wherever it stands;
@@ -145,6 +182,8 @@ def _of_palette(image: Image.Image, classes: bool) -> tuple[np.ndarray, bool]:
     black, grey = ~colours[:, :3].any(axis=1), (colours[used, 0:2] == colours[used, 1:3]).all()
     if classes:
         return indices, True
+    if not grey:
+        _refuse_unsure(indices, where)
     if not black[used].any():
         values = indices
     elif grey:
@@ -157,13 +196,18 @@ def _of_palette(image: Image.Image, classes: bool) -> tuple[np.ndarray, bool]:
 
 
 def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarray:
-    """Values (h, w, channels) without what is transparent; the alpha (h, w) itself where all else has one colour."""
+    """Values (h, w, channels) without what is transparent; the alpha (h, w) itself where all else has one colour, or so
+    many that it is a photograph."""
     if alpha.min() == alpha.max():
         return values
     first = values[np.unravel_index(int((alpha > 0).argmax()), alpha.shape)]
     pairs = zip(_strips(values), _strips(alpha), strict=True)
     if all(((rows == first).all(axis=2) | (seen == 0)).all() for rows, seen in pairs):
         warn_once(_LOG, f"{where}: all that is visible has one colour, so the mask is taken from its alpha channel")
+        return alpha
+    two = alpha.min() == 0 and not _is_graded(alpha)
+    if two and len(np.unique(_codes(values if values.shape[2] == 3 else values[:, :, 0])[alpha != 0])) > _MOST_SHADES:
+        warn_once(_LOG, f"{where}: what is visible is a photograph, so the mask is taken from its alpha channel")
         return alpha
     visible = values.copy()
     visible[alpha == 0] = 0
@@ -199,7 +243,10 @@ def _are_labels(values: np.ndarray, bright: np.ndarray, most: int) -> bool:
 
 def _codes(values: np.ndarray) -> np.ndarray:
     """One number (h, w) for each value or colour; 0 for background."""
-    return values if values.ndim == 2 else values.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    if values.ndim == 2:
+        return values
+    bits, kind = 8 * values.itemsize, np.uint32 if values.itemsize == 1 else np.uint64
+    return values.astype(kind) @ np.array([1 << 2 * bits, 1 << bits, 1], kind)
 
 
 def _neighbours(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,18 +263,21 @@ def _neighbours(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _refuse_unsure(values: np.ndarray, where: str) -> None:
-    """Raises DataError for class values of which 255 is likely to be none: small ones fill areas, or lie within it."""
-    if int(values.max()) != _UNSURE:
+    """Raises DataError for class values of which the greatest, 255 or 65535, is likely to be none: small ones fill
+    areas, or lie within it."""
+    unsure = int(values.max())
+    if unsure not in _UNSURE:
         return
     found = np.unique(values)
-    small = found[(found != 0) & (found != _UNSURE)]
+    small = found[(found != 0) & (found != unsure)]
     if not len(small) or int(small.max()) >= _SMALL:
         return
-    chosen = (values != 0) & (values != _UNSURE)
+    chosen = (values != 0) & (values != unsure)
     amid = _neighbours(values)[1]
     by_background = _neighbours((values == 0).astype(np.uint8) + 1)[0]
     if np.count_nonzero(chosen & (amid | ~by_background)) > np.count_nonzero(chosen) / 2:
         raise DataError(
-            f"{where}: holds {', '.join(map(str, small[:5].tolist()))} and 255, which stands for 'not sure' in most "
-            "tools; save the mask with 0 where there is no defect, and elsewhere with 255 alone or class values alone"
+            f"{where}: holds {', '.join(map(str, small[:5].tolist()))} and {unsure}, which stands for 'not sure' in "
+            f"most tools; save the mask with 0 where there is no defect, and elsewhere with {unsure} alone or class "
+            "values alone"
         )

@@ -6,6 +6,8 @@ import re
 
 from torch import Tensor
 
+from utils.errors import WeightsError
+
 _TRANSFORMER = r"feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 RENAMES = [
     (r"^(?:module\.|model\.|_orig_mod\.)+", ""),  # of DistributedDataParallel, Lightning, torch.compile
@@ -37,6 +39,17 @@ def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Published names are accepted with or without `module.` and with or without the `backbone.` entries, which are left
     out: the frozen backbone has its own file.
+
+    Raises:
+        WeightsError: two names stand for one parameter.
     """
-    renamed = {our_name(name): value for name, value in state.items()}
+    renamed: dict[str, Tensor] = {}
+    given: dict[str, str] = {}
+    for name, value in state.items():
+        ours = our_name(name)
+        if ours.startswith("head.") and ours in renamed:
+            raise WeightsError(
+                f"{given[ours]} and {name} are one parameter of the head; keep one copy of it in the file"
+            )
+        renamed[ours], given[ours] = value, name
     return {name.removeprefix("head."): value for name, value in renamed.items() if name.startswith("head.")}

@@ -17,7 +17,8 @@ from torch import Tensor
 from utils.errors import WeightsError
 
 STATE = "training state"
-WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict")  # of a state dict; DINOv2's teacher is what it gives
+# of a state dict, in their order; DINOv2's teacher is what it gives
+WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dict", "model_ema", "ema", "net")
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -37,9 +38,8 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if isinstance(state, dict) and isinstance(state.get("head"), dict) and "optimizer" in state:
-        raise WeightsError(
-            f"{key}: {path} is a training state, for TRAIN.resume; set {key} to head.safetensors beside it"
-        )
+        remedy = "the weights of a backbone" if "backbone" in key else "head.safetensors beside it"
+        raise WeightsError(f"{key}: {path} is a training state, for TRAIN.resume; set {key} to {remedy}")
     return require_state(state, f"{key}: {path}")
 
 
@@ -62,7 +62,8 @@ def require_state(state: Any, source: str) -> dict[str, Tensor]:
     """
     named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not named:
-        raise WeightsError(f"{source} holds no state dict (names to tensors); expected model weights")
+        held = f", but {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) and state else ""
+        raise WeightsError(f"{source} holds no state dict (names to tensors){held}; expected model weights")
     for name, value in state.items():
         if fault := _fault(value):
             raise WeightsError(f"{source}: {name} {fault}; save the model's state_dict() anew")

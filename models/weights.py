@@ -224,7 +224,8 @@ def _by_order(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[s
     names = list(model.state_dict())
     tensors = [v for k, v in state.items() if not {"_fc", "fc", "classifier"} & set(k.split("."))]
     if len(names) != len(tensors):
-        raise WeightsError(f"{source}: {len(tensors)} tensors, expected {len(names)} of EfficientNet-Lite0")
+        raise WeightsError(f"{source} holds {', '.join(list(state)[:SHOWN])} ({len(tensors)} tensors), expected "
+                           f"{len(names)} such as {names[0]}: take weights of EfficientNet-Lite0")  # fmt: skip
     return dict(zip(names, tensors, strict=True))
 
 

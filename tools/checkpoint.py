@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import save
+from yacs.config import CfgNode
 
+from method_config.merge import leaves
 from models.checkpoint import head_state
 from models.sofs import SOFS
 from models.weight_files import STATE, read_torch, read_weights, require_state
 from models.weights import load_checked
+from utils.distributed import is_main
 from utils.errors import WeightsError
 from utils.files import write_whole
 
+LOG = logging.getLogger(__name__)
 STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}
 
 
@@ -25,21 +32,53 @@ def save_head(path: Path, model: SOFS, config: str) -> None:
     write_whole(path, save(tensors, metadata={"format": "pt", "config": config}))
 
 
-def load_head(path: str | Path, model: SOFS, key: str) -> None:
+def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = None) -> None:
     """Load a head of ours or a published checkpoint into the model.
 
     Args:
         path: `.safetensors` or PyTorch file.
         model: built with the same settings.
         key: the config key that names the file, for messages.
+        cfg: the settings that the model is built with; those that the head was trained with and that differ are named
+            in a warning.
 
     Raises:
         WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong names and shapes.
     """
-    state = head_state(read_weights(path, key))
+    found = read_weights(path, key)
+    try:
+        state = head_state(found)
+    except WeightsError as error:
+        raise WeightsError(f"{key}: {path}: {error}") from error
     if not state:
-        raise WeightsError(f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*)")
+        names = ", ".join(list(found)[:3]) or "nothing"
+        raise WeightsError(
+            f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*), but {names}; "
+            "take the head of a training, checkpoints/head.safetensors, or the published one"
+        )
     load_checked(model.head, state, f"{key}: {path}")
+    other = _other_settings(Path(path), cfg) if cfg is not None else []
+    if other and is_main():
+        LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
+
+
+def _other_settings(path: Path, cfg: CfgNode) -> list[str]:
+    """Settings of the network, in words, that a head of ours was trained with and `cfg` has not."""
+    if path.suffix != ".safetensors":
+        return []
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("config", "")
+    try:
+        own = yaml.safe_load(text)
+    except yaml.YAMLError:  # of another program
+        return []
+    here = dict(leaves(cfg))
+    return [
+        f"{name} {value} (here {here[name]})"
+        for name, value in (leaves(own) if isinstance(own, dict) else ())
+        if (name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")) and name != "TRAIN.SOFS.smooth_r"
+        if value != here.get(name, value)
+    ]
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
         return {PRIOR: build_prior_method(cfg)}
     require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
     model = build_model(cfg)
-    load_head(cfg.TEST.load_model_path, model, "TEST.load_model_path")
+    load_head(cfg.TEST.load_model_path, model, "TEST.load_model_path", cfg)
     return with_baseline(cfg, model)
 
 

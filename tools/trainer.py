@@ -99,7 +99,7 @@ class Trainer:
             self.model.backbone.hold_weights(half)
         self.reads = [cfg.TRAIN.backbone_checkpoint] if cfg.TRAIN.backbone_checkpoint else []
         if cfg.TRAIN.load_checkpoint:
-            load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path")
+            load_head(cfg.TRAIN.load_model_path, self.model, "TRAIN.load_model_path", cfg)
             self.reads.append(cfg.TRAIN.load_model_path)
         setups = cfg.TRAIN_SETUPS
         self.validation = Validation(cfg, index, folder) if setups.TEST_SETUPS.val_state else None

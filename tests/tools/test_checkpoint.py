@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 
+from method_config import load_config
 from models.backbone import Backbone
 from models.head import Head
 from models.sofs import SOFS
@@ -51,10 +52,16 @@ def test_a_head_under_the_prefix_of_a_training_is_read(tmp_path, prefix):
     assert all(torch.equal(value, written.head.state_dict()[name]) for name, value in read.head.state_dict().items())
 
 
-@pytest.mark.parametrize("key", ["TEST.load_model_path", "TRAIN.backbone_checkpoint"])
-def test_a_training_state_in_place_of_weights_is_told_as_that(tmp_path, key):
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("TEST.load_model_path", r"head\.safetensors beside it"),
+        ("TRAIN.backbone_checkpoint", "the weights of a backbone"),
+    ],
+)
+def test_a_training_state_in_place_of_weights_is_told_as_that(tmp_path, key, remedy):
     save_state(tmp_path / "state.pth", dict.fromkeys(STATE_KEYS) | {"head": model().head.state_dict(), "optimizer": {}})
-    with pytest.raises(WeightsError, match=rf"{key}: .*state\.pth is a training state, .* head\.safetensors beside it"):
+    with pytest.raises(WeightsError, match=rf"{key}: .*state\.pth is a training state, .* {remedy}"):
         read_weights(tmp_path / "state.pth", key)
 
 
@@ -101,3 +108,37 @@ def test_a_state_whose_head_is_none_is_refused(tmp_path):
     save_state(tmp_path / "state.pth", dict.fromkeys(STATE_KEYS, 3))
     with pytest.raises(WeightsError, match=r"state\.pth: head holds no state dict"):
         load_state(tmp_path / "state.pth")
+
+
+def test_two_copies_of_a_head_in_one_file_are_refused(tmp_path):
+    """Which of them is meant cannot be told."""
+    own = {f"head.{name}": value for name, value in model().head.state_dict().items()}
+    torch.save(own | {f"module.{name}": 0 * value for name, value in own.items()}, tmp_path / "head.pth")
+    with pytest.raises(WeightsError, match=r"KEY: .*head\.pth: head\.\S+ and module\.head\.\S+ are one parameter"):
+        load_head(tmp_path / "head.pth", model(), "KEY")
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema", "net"])
+def test_a_wrapped_head_is_read(tmp_path, name):
+    written, read = model(0), model(1)
+    torch.save({"epoch": 3, name: written.state_dict()}, tmp_path / "head.pth")
+    load_head(tmp_path / "head.pth", read, "KEY")
+    assert all(torch.equal(value, written.head.state_dict()[n]) for n, value in read.head.state_dict().items())
+    torch.save({"epoch": 3, "other": written.state_dict()}, tmp_path / "head.pth")
+    with pytest.raises(WeightsError, match=r"holds no state dict \(names to tensors\), but epoch, other"):
+        load_head(tmp_path / "head.pth", read, "KEY")
+
+
+def test_a_head_of_other_settings_is_told(tmp_path, caplog):
+    """Shapes fit, and answers would be others."""
+    path, trained = tmp_path / "head.safetensors", load_config([], ["TRAIN.SOFS.transformer_nums_heads", 8])
+    save_head(path, model(), trained.dump())
+    load_head(path, model(), "KEY", trained)
+    assert not caplog.records
+    here = load_config([], ["TRAIN.SOFS.prior_layer_pointer", [0, 1], "TRAIN_SETUPS.epochs", 3])
+    load_head(path, model(), "KEY", here)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"KEY: {path} was trained with TRAIN.SOFS.prior_layer_pointer [5, 6, 7, 8, 9, 10] (here [0, 1]), "
+        "TRAIN.SOFS.transformer_nums_heads 8 (here 4)"
+    )

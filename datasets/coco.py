@@ -192,18 +192,24 @@ def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Itera
     odd = [(a, box) for a, box, size in boxes if _contradicts(a, box, size)]
     if odd:
         annotation, (left, top, right, bottom) = odd[0]
+        question = "is the image's size theirs, and do they go down the columns?"
+        if isinstance(annotation["segmentation"], list):
+            question = "are its coordinates pixels x0, y0, x1, y1, ...?"
         says = ", ".join(f"{key} {annotation[key]!s:.80}" for key in ("bbox", "area") if key in annotation)
         yield (
             f"the shapes of {len(odd)} of {len(boxes)} annotations do not lie where the same entry says, such as "
             f"annotation {annotation['id']}: {says}, but its shape has the bbox [{left:g}, {top:g}, {right - left:g}, "
-            f"{bottom - top:g}]; are its coordinates pixels x0, y0, x1, y1, ...?"
+            f"{bottom - top:g}]; {question}"
         )
     thin = [a["id"] for a, box, size in drawn if _is_thin(a) and not _contradicts(a, box, size)]
     if thin:
         yield (
             f"the polygons of {len(thin)} annotations, such as {thin[0]}, have one or two corners, so that they mark a "
-            "pixel or a line of their bbox; give all corners"
+            "pixel or a line; give all corners"
         )
+    chance = math.prod(min(1, 100 / side) for *_, size in drawn for side in size)
+    if chance < 0.01 and all(max(box) <= 100 for _, box, _ in drawn) and not odd:
+        yield "all coordinates lie between 0 and 100, as percentages of larger images do; COCO counts pixels"
     outside = [(a["id"], size) for a, box, size in drawn if _area(_clipped(box, size)) < 0.5 * _area(box)]
     if 2 * len(outside) > len(drawn):
         yield (
@@ -213,11 +219,10 @@ def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Itera
 
 
 def _is_thin(annotation: dict) -> bool:
-    """Whether polygons of one or two corners stand for a bbox that is wider and higher than a line."""
+    """Whether polygons of one or two corners stand for a bbox that is wider and higher than a line, or has none."""
     own = annotation.get("bbox")
-    if not (isinstance(own, list) and len(own) == 4 and all(map(_is_number, own)) and min(own[2:]) > 2):
-        return False
-    return all(len(polygon) < 6 for polygon in annotation["segmentation"])
+    is_line = isinstance(own, list) and len(own) == 4 and all(map(_is_number, own)) and min(own[2:]) <= 2
+    return not is_line and all(len(polygon) < 6 for polygon in annotation["segmentation"])
 
 
 def _contradicts(annotation: dict, shape: Box, size: tuple[int, int]) -> bool:

@@ -59,6 +59,8 @@ def some_images(folder: Path) -> list[Path]:
     if not images:
         alike = [p.name for p in subfolders(folder.parent) if _plain(p.name).rstrip("s") == _plain(folder.name)]
         hint = f"; {alike[0]}/ is there, rename it to {folder.name}/" if alike and not folder.is_dir() else ""
+        others = sorted(p.name for p in (folder.iterdir() if folder.is_dir() else ()) if _suffix_in(p, OTHER_SUFFIXES))
+        hint = f"; {others[0]} is there: save it as PNG" if others else hint
         raise DataError(f"{folder}: no images; put at least one there ({', '.join(IMAGE_SUFFIXES)}){hint}")
     return images
 

@@ -38,6 +38,7 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
         raise missing_object(Path(root), [folder], key)
     refuse_other_spelling(folder, "train", "test", "ground_truth")
     refuse_other_spelling(folder / "test", NORMAL)  # it would be a kind of defect
+    refuse_other_spelling(folder / "ground_truth", *(kind.name for kind in subfolders(folder / "test")))
     normal = some_images(training_folder(folder))
     test = [item for kind in subfolders(folder / "test") for item in _test_images(folder, kind.name)]
     read = [*normal, *(path for item in test for path in (item.image, item.mask) if path)]

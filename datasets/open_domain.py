@@ -61,9 +61,11 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], f"DATASET.open_domain_test_object and {key}")
     support, labels = folder / "support", folder / "query" / "true_label"
+    refuse_other_spelling(folder, "support", "query")
     refuse_other_spelling(support, NORMAL)  # it would be a type of defect
     refuse_other_spelling(folder / "query", "true_label")
     kinds = _kinds(support)
+    refuse_other_spelling(labels, *kinds)
     supports = {
         kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask") for kind in kinds or [""]
     }

@@ -115,8 +115,8 @@ def _rows(table: Path, name: str) -> list[_Row]:
 def _read_table(table: Path) -> list[_Row]:
     try:
         reader = csv.DictReader(io.StringIO(read_text(table), newline=""), restval="")
-        columns = reader.fieldnames or ()
-        rows = [_Row(f"{table}: line {reader.line_num}", cells) for cells in reader]
+        reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
+        rows = [_Row(f"{table}: line {reader.line_num}", _stripped(cells)) for cells in reader]
     except csv.Error as error:
         raise DataError(f"{table}: cannot be read as a table ({error}); save it as CSV with commas") from error
     missing = [column for column in _COLUMNS if column not in columns]
@@ -125,6 +125,11 @@ def _read_table(table: Path) -> list[_Row]:
         parted = f"its columns are parted by {other!r}, expected commas" if other else f"no column {', '.join(missing)}"
         raise DataError(f"{table}: {parted}; its first line must be {','.join(_COLUMNS)}")
     return rows
+
+
+def _stripped(cells: dict[str, str]) -> dict[str, str]:
+    """Cells without blanks around them; what stands beyond the last column is dropped."""
+    return {name: cell.strip() for name, cell in cells.items() if name is not None}
 
 
 def _check_once(table: Path, files: list[Path]) -> None:

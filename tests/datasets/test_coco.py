@@ -154,3 +154,20 @@ def test_a_mask_of_nearly_the_whole_image_is_told(tmp_path, caplog):
     assert len(samples) == 2
     (message,) = [text for text in told(caplog, tmp_path) if "the mask marks" in text]
     assert "image 0: the mask marks 94.38 % of its pixels" in message
+
+
+def test_percentages_are_told_also_where_the_bbox_agrees(tmp_path, caplog):
+    boxes = [[x, y, 20, 4] for x, y in ((5, 60), (70, 90), (30, 12), (50, 50))]
+    file = write(tmp_path, *({"segmentation": [corners(*box)], "bbox": box} for box in boxes))
+    read_coco(file)
+    assert ["between 0 and 100, as percentages" in message for message in told(caplog, file)] == [True]
+    caplog.clear()
+    read_coco(write(tmp_path, {"segmentation": [corners(*boxes[0])]}, {"segmentation": [corners(120, 60, 30, 9)]}))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("segmentation", [[BOX], [corners(*BOX)[i : i + 2] for i in range(0, 8, 2)]])
+def test_corners_too_few_are_told_without_a_bbox(tmp_path, caplog, segmentation):
+    file = write(tmp_path, {"segmentation": segmentation})
+    read_coco(file)
+    assert ["have one or two corners" in message for message in told(caplog, file)] == [True]

@@ -199,3 +199,26 @@ def test_true_labels_that_tell_no_type_are_refused(typed):
     write(typed / "query" / "true_label" / "q1.png", (6, 7))
     with pytest.raises(DataError, match=r"true_label/q1\.png tells no type.*true_label/TYPE, one of dent, spot"):
         read_open_domain(typed.parent, "steel")
+
+
+@pytest.mark.parametrize(("given", "other"), [("query/true_label/dent", "query/true_label/Dent"), ("query", "Query")])
+def test_folders_of_another_spelling_are_refused(tmp_path, given, other):
+    """Labels would be left out, and no IoU given."""
+    folder = tmp_path / "steel"
+    for kind in ("dent", "hole"):
+        write(folder / "support" / kind / "image" / "a.png")
+        write(folder / "support" / kind / "mask" / "a.png", value=255)
+        write(folder / "query" / "true_label" / kind / "q.png", value=255)
+    write(folder / "query" / "image" / "q.png")
+    assert read_open_domain(tmp_path, "steel").true_labels["dent"]
+    (folder / given).rename(folder / "aside")
+    (folder / "aside").rename(folder / other)
+    with pytest.raises(DataError, match=rf"steel/{other}: expected {given.split('/')[-1]}/ in this spelling"):
+        read_open_domain(tmp_path, "steel")
+
+
+def test_images_of_another_suffix_alone_are_named(steel, tmp_path):
+    for path in (steel / "query" / "image").iterdir():
+        path.rename(path.with_suffix(".webp"))
+    with pytest.raises(DataError, match=r"query/image: no images; .*; q1\.webp is there: save it as PNG"):
+        read_open_domain(tmp_path, "steel")

@@ -237,3 +237,10 @@ def test_a_mask_that_is_that_of_another_image_or_an_image_is_refused(visa, mask)
     change(visa, "candle/Data/Images/Anomaly/000.JPG", mask, "mask")
     with pytest.raises(DataError, match=rf"lists .*{mask} twice"):
         read_object(visa, "candle")
+
+
+def test_blanks_around_the_cells_of_the_table_change_nothing(visa):
+    before = read_object(visa, "candle")
+    table = visa / TABLE
+    table.write_text(table.read_text().replace(",", " , "))
+    assert read_object(visa, "candle") == before

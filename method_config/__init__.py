@@ -32,7 +32,7 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
     """
     cfg, sources = get_defaults(), {}
     for file in [path] if isinstance(path, str | Path) else path:
-        sources |= dict.fromkeys(merge(cfg, leaves(read_yaml(Path(file))), str(file)), str(file))
+        sources |= dict.fromkeys(merge(cfg, leaves(read_yaml(Path(file).expanduser())), str(file)), str(file))
     sources |= dict.fromkeys(merge(cfg, decode_opts(cfg, opts), "command line"), "command line")
     expand_paths(cfg)
     check_config(cfg, sources)

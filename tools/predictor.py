@@ -168,7 +168,7 @@ class Predictor:
 
     def save_support(self, path: str | Path) -> None:
         """Write what is known of the defect as safetensors."""
-        save_memory(Path(path), self._known(), self._fingerprint())
+        save_memory(Path(path).expanduser(), self._known(), self._fingerprint())
 
     def load_support(self, path: str | Path) -> SupportMemory:
         """Read what `save_support` wrote with the same settings and weights, in whatever precision.
@@ -180,7 +180,9 @@ class Predictor:
         """
         known, dtype = widths(self.methods[self.main]), half_type(self.device, self.precision) or torch.float32
         joint = self.encoder.needs_joint
-        self.memory = load_memory(Path(path), self._fingerprint(), known, self.device, dtype=dtype, joint=joint)
+        self.memory = load_memory(
+            Path(path).expanduser(), self._fingerprint(), known, self.device, dtype=dtype, joint=joint
+        )
         return self.memory
 
     def predict(self, image: Picture) -> Prediction:

@@ -24,7 +24,8 @@ def summarise(folder: Path) -> str:
     """
     files = sorted(folder.glob("metrics*.json"))
     if not files:
-        raise DataError(f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py")
+        hint = f", {folder.parent} for instance" if folder.is_file() else ""
+        raise DataError(f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py{hint}")
     lines = [line for file in files for line in _read(file)]
     pictures = sorted({p.parent for part in ("figures*", "*/overlays") for p in folder.glob(f"{part}/*.png")})
     report = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []

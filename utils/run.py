@@ -57,10 +57,14 @@ def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), 
         goes_on: the run is the earlier one, resumed, and its files stay.
 
     Raises:
-        ConfigError: a file that is read lies there, or something else than one earlier run.
+        ConfigError: a file that is read lies there, or something else than one earlier run; it lies in another run's.
         OutputError: it cannot be written.
     """
     if is_main():
+        for above in folder.parents:
+            if above.is_relative_to(cfg.OUTPUT_DIR) and (above / CONFIG).is_file() and above != Path(cfg.OUTPUT_DIR):
+                raise ConfigError(f"RUN_NAME: {folder} lies in {above}, which is the folder of another run; choose "
+                                  "another RUN_NAME")  # fmt: skip
         remove_partial(folder)
         if not goes_on and folder.is_dir():
             _refuse_other_folders(folder, [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path])

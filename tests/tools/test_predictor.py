@@ -181,7 +181,7 @@ def test_mirrored_supports_are_known_in_the_mirror(predictor, passes, axes):
     assert np.array_equal(found, expected) and not np.array_equal(not_found, expected)
 
 
-def test_a_taught_defect_returns_from_its_file(predictor, tmp_path):
+def test_a_taught_defect_returns_from_its_file(predictor, tmp_path, monkeypatch):
     image, file = picture(120, 200), tmp_path / "defects" / "scratch.safetensors"
     mask = np.zeros((120, 200), np.uint8)
     mask[50:56, 60:90] = 255
@@ -192,6 +192,10 @@ def test_a_taught_defect_returns_from_its_file(predictor, tmp_path):
     taught.save_support(file)
     other = variant(predictor)
     other.load_support(file)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other.save_support("~/again.safetensors")
+    other.load_support("~/again.safetensors")
+    assert (tmp_path / "again.safetensors").is_file()
     for source in (tmp_path / "image.png", image, Image.fromarray(image)):
         one, two = taught.predict(source), other.predict(source)
         assert np.array_equal(one.score, two.score) and one.windows == two.windows == 8

@@ -172,6 +172,15 @@ def test_a_folder_with_what_is_not_of_one_run_is_refused_and_stays(tmp_path):
     assert files_below(tmp_path) == before
 
 
+def test_a_folder_in_that_of_another_run_is_refused(tmp_path):
+    output = ["OUTPUT_DIR", str(tmp_path / "log")]
+    create_run_folder(tmp_path / "log" / "run", load_config([], output))
+    inner = tmp_path / "log" / "run" / "part" / "masks"
+    with pytest.raises(ConfigError, match=rf"{inner} lies in {tmp_path}/log/run, which is the folder of another run"):
+        create_run_folder(inner, load_config([], output))
+    create_run_folder(tmp_path / "log" / "group" / "run", load_config([], output))
+
+
 def test_a_run_that_goes_on_keeps_its_files(tmp_path):
     create_run_folder(tmp_path / "run", load_config([]))
     write_text(tmp_path / "run" / "checkpoints" / "state.pth", "")

@@ -40,8 +40,8 @@ class CategoryNumbers:
                 taken = owner.get(number)
                 if taken is not None and taken not in names.values():
                     raise DataError(
-                        f"{file}: category {number} is {name!r}, but in {self.file[taken]} it is {taken!r}; call it "
-                        "the same in both where it is the same, else give it a number of its own"
+                        f"{file}: category {number} is {name!r:.200}, but in {self.file[taken]} it is {taken!r:.200}; "
+                        "call it the same in both where it is the same, else give it a number of its own"
                     )
                 free = max([*self.number.values(), *names]) + 1
                 self.number[name] = free if number in self.number.values() else number
@@ -53,8 +53,8 @@ class CategoryNumbers:
         for known, there in self.file.items():
             if _plain(known) == _plain(name):
                 raise DataError(
-                    f"{file}: category {name!r} is spelt {known!r} in {there}; spell it alike where it is the same, "
-                    "else give it another name"
+                    f"{file}: category {name!r:.200} is spelt {known!r:.200} in {there}; spell it alike where it is "
+                    "the same, else give it another name"
                 )
 
 

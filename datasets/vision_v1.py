@@ -145,7 +145,7 @@ def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
         first = owners.setdefault(files[number], number)
         if first != number:
             name = files[number].relative_to(coco.path.parent)
-            raise DataError(f"{coco.path}: images {first} and {number} are both {name}")
+            raise DataError(f"{coco.path}: images {first} and {number} are both {name!s:.200}")
         _check_listed_size(coco.path, coco.images[number], files[number])
     return files
 

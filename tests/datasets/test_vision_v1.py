@@ -424,3 +424,21 @@ def test_a_product_without_annotations(tmp_path):
     (tmp_path / "Ring" / "train").mkdir()
     with pytest.raises(DataError, match=r"Ring/train/_annotations\.coco\.json: no such file"):
         read_object(tmp_path, "Ring")
+
+
+@pytest.mark.parametrize("kind", ["spelling", "number", "file"])
+def test_messages_hold_no_more_of_long_names_than_helps(tmp_path, kind):
+    data, other, long = content(), content(), "y" * 2000
+    data["categories"][0]["name"] = long
+    if kind == "spelling":
+        data["categories"][1]["name"] = long.upper()
+    if kind == "number":
+        other["categories"][0]["name"] = f"z{long}"
+    if kind == "file":
+        for image in data["images"]:
+            image["file_name"] = f"{long}.png"
+    write(tmp_path, data)
+    write(tmp_path, other, "val")
+    with pytest.raises(DataError) as raised:
+        read_object(tmp_path, "Ring")
+    assert "yyy" in str(raised.value).lower() and len(str(raised.value)) < 1500

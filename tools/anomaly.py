@@ -18,6 +18,7 @@ from datasets.images import read_image
 from models.build import build_prior_method
 from models.sofs import SupportMemory
 from tools.gallery import Entry, ranks, write_gallery
+from tools.job import begin
 from tools.methods import PRIOR, weights_files
 from tools.predictor import Predictor
 from tools.results import summary
@@ -25,9 +26,9 @@ from utils.detection import ScoreCounts, precision_recall
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, UserError
 from utils.files import write_json, write_text
-from utils.logging import progress_bar, setup_logging
+from utils.logging import progress_bar
 from utils.metrics import mean_std
-from utils.run import create_run_folder, provenance, run_facts
+from utils.run import provenance, run_facts
 from utils.tables import anomaly_table
 from utils.visualize import TRUTH, heat, outline
 
@@ -66,8 +67,7 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     """
     objects = build_anomaly_objects(cfg)
     predictor = Predictor.from_config(cfg, {PRIOR: build_prior_method(cfg)})
-    create_run_folder(folder, cfg, reads=weights_files(cfg))
-    setup_logging(folder / "test.log")
+    begin(folder, cfg, "test.log", reads=weights_files(cfg))
     if cfg.TEST.method != PRIOR:
         LOG.warning("TEST.method is %s: with normal images alone the answer is that of %r", cfg.TEST.method, PRIOR)
     for item in objects:

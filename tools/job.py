@@ -10,11 +10,11 @@ from yacs.config import CfgNode
 
 from models.build import check_model
 from tools.report import write_report
-from utils.distributed import from_main, is_main
+from utils.distributed import barrier, from_main, is_main
 from utils.errors import DataError
 from utils.launch import launch
 from utils.logging import setup_logging
-from utils.run import claimed, recorded, run_folder
+from utils.run import claimed, create_run_folder, recorded, run_folder
 
 LOG = logging.getLogger(__name__)
 Job = Callable[[CfgNode, Path], Sequence[str] | None]  # what failed beside what was written, for people
@@ -49,3 +49,11 @@ def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
     if failed:
         raise DataError(f"{'; '.join(failed)} (the results of the rest are in {folder})")
     return folder
+
+
+def begin(folder: Path, cfg: CfgNode, log: str, *, reads: Sequence[str] = (), goes_on: bool = False) -> None:
+    """Make the folder this run's alone, see `utils.run.create_run_folder`, and log into its file `log`; all processes
+    call it."""
+    create_run_folder(folder, cfg, reads=reads, goes_on=goes_on)
+    barrier()  # or another process would log into a folder that makes room
+    setup_logging(folder / log)

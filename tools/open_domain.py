@@ -16,6 +16,7 @@ from datasets.open_domain import OpenDomainObject, category_mask, read_open_doma
 from datasets.orientation import turned_back
 from models.sofs import SupportMemory
 from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
+from tools.job import begin
 from tools.methods import weights_files
 from tools.open_domain_files import write_answers
 from tools.prediction.answers import Outcome
@@ -24,10 +25,9 @@ from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, OutputError
 from utils.files import write_json
-from utils.logging import setup_logging
 from utils.metrics import intersection_union
 from utils.names import file_name
-from utils.run import create_run_folder, provenance, run_facts
+from utils.run import provenance, run_facts
 
 LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"
@@ -49,8 +49,7 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
     categories = [chosen_category(cfg, number) for number in range(len(objects))]
     supports = [read_supports(item, category) for item, category in zip(objects, categories, strict=True)]
     predictor = Predictor.from_config(cfg)
-    create_run_folder(folder, cfg, reads=weights_files(cfg))
-    setup_logging(folder / "test.log")
+    begin(folder, cfg, "test.log", reads=weights_files(cfg))
     classes = {(o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)}
     own, jobs, first = Evaluation(classes, list(predictor.methods)), [], 0
     for item, category, known in zip(objects, categories, supports, strict=True):

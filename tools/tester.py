@@ -16,7 +16,7 @@ from datasets.samples import SampleIndex
 from tools.anomaly import detect_anomalies
 from tools.evaluator import NoQueryError, Protocol, Teacher, episode_queries, evaluate, test_episodes
 from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
-from tools.job import run_job
+from tools.job import begin, run_job
 from tools.methods import weights_files
 from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
 from tools.predictor import Predictor
@@ -24,8 +24,7 @@ from tools.results import Evaluation
 from utils.distributed import barrier, is_main
 from utils.errors import DataError
 from utils.files import sha256_of, write_json
-from utils.logging import setup_logging
-from utils.run import create_run_folder, provenance, run_facts
+from utils.run import provenance, run_facts
 
 LOG = logging.getLogger(__name__)
 
@@ -43,8 +42,7 @@ def test_split(cfg: CfgNode, folder: Path) -> list[str]:
     for each set that could not be tested."""
     tests = {name: SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in cfg.DATASET.sub_datasets}
     predictor = Predictor.from_config(cfg)
-    create_run_folder(folder, cfg, reads=weights_files(cfg))
-    setup_logging(folder / "test.log")
+    begin(folder, cfg, "test.log", reads=weights_files(cfg))
     head = {"head_sha256": sha256_of(cfg.TEST.load_model_path)} if "SOFS" in predictor.methods else {}
     failed = []
     for test in tests.values():

@@ -22,7 +22,7 @@ from datasets.samples import SampleIndex
 from models.build import build_model
 from tools.checkpoint import load_head
 from tools.evaluator import NoQueryError
-from tools.job import run_job
+from tools.job import begin, run_job
 from tools.loading import EpochBatches, Loader
 from tools.methods import with_baseline
 from tools.predictor import Predictor
@@ -36,10 +36,9 @@ from tools.training.steps import Batch, add_to_meter, to_device
 from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
 from utils.errors import ConfigError, DataError
-from utils.logging import progress_bar, setup_logging
+from utils.logging import progress_bar
 from utils.metrics import SegmentationMeter
 from utils.precision import half_type, pick_device
-from utils.run import create_run_folder
 from utils.signals import Interrupted, Pending, postponed
 
 LOG = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
     names = cfg.DATASET.sub_datasets if cfg.TRAIN_SETUPS.TEST_SETUPS.test_state else []
     tests = [SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in names]
     trainer = Trainer(cfg, index, folder)
-    create_run_folder(folder, cfg, reads=trainer.reads, goes_on=trainer.goes_on)
-    setup_logging(folder / "train.log")
+    begin(folder, cfg, "train.log", reads=trainer.reads, goes_on=trainer.goes_on)
     if is_main():
         trainer.log.open(folder / "events")
     for note in index.notes:

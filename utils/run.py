@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from utils.distributed import barrier, from_main, is_main, world_size
+from utils.distributed import from_main, is_main, world_size
 from utils.errors import ConfigError, UserError
 from utils.files import PARTIAL, remove_partial, write_json, write_text
 from utils.precision import pick_device
@@ -46,7 +46,7 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
 
 
 def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), goes_on: bool = False) -> None:
-    """Make the folder this run's alone and write config.yaml; all processes of the run call it.
+    """Make the folder this run's alone and write config.yaml. Only the main process does; others may call it, too.
 
     An earlier run that is there moves as a whole to `NAME.1`, `NAME.2` and so on beside it.
 
@@ -60,18 +60,18 @@ def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), 
         ConfigError: a file that is read lies there, or something else than one earlier run; it lies in another run's.
         OutputError: it cannot be written.
     """
-    if is_main():
-        for above in folder.parents:
-            if above.is_relative_to(cfg.OUTPUT_DIR) and (above / CONFIG).is_file() and above != Path(cfg.OUTPUT_DIR):
-                raise ConfigError(f"RUN_NAME: {folder} lies in {above}, which is the folder of another run; choose "
-                                  "another RUN_NAME")  # fmt: skip
-        remove_partial(folder)
-        if not goes_on and folder.is_dir():
-            _refuse_other_folders(folder, [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path])
-            if (folder / CONFIG).is_file():
-                _make_room(folder)
-        write_text(folder / CONFIG, cfg.dump())
-    barrier()
+    if not is_main():
+        return
+    for above in folder.parents:
+        if above.is_relative_to(cfg.OUTPUT_DIR) and (above / CONFIG).is_file() and above != Path(cfg.OUTPUT_DIR):
+            raise ConfigError(f"RUN_NAME: {folder} lies in {above}, which is the folder of another run; choose "
+                              "another RUN_NAME")  # fmt: skip
+    remove_partial(folder)
+    if not goes_on and folder.is_dir():
+        _refuse_other_folders(folder, [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path])
+        if (folder / CONFIG).is_file():
+            _make_room(folder)
+    write_text(folder / CONFIG, cfg.dump())
 
 
 def _refuse_other_folders(folder: Path, reads: Sequence[str]) -> None:

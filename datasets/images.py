@@ -263,7 +263,8 @@ def _tell_range(where: str, values: np.ndarray) -> None:
     pixels that are always bright do not count, nor a mark at 65535."""
     full = np.count_nonzero(values == 65535)
     beyond = np.count_nonzero(values >= _FULL_RANGE) - (full if full <= _MARKED * values.size else 0)
-    if beyond <= max(_HOT * values.size, values.size > 1000):
+    stuck = max(_HOT * values.size, 1 if values.size > 1000 else 0)
+    if beyond <= stuck:
         most = int(values[values < _FULL_RANGE].max(initial=0))
         warn_once(
             _LOG,

@@ -70,9 +70,10 @@ def read_labels(picture: Picture, name: str = "") -> np.ndarray:
         raise DataError(f"{where}: a coloured mask; expected class values as grey values or palette indices")
     count = len(np.unique(values))
     if count > MOST_CLASSES or (lossy and _is_graded(values)):
+        most = f", of which {MOST_CLASSES} are the most" if count > MOST_CLASSES else ""
         raise DataError(
-            f"{where}: {count} different values in a mask of classes, of which {MOST_CLASSES} are the most: it was "
-            "smoothed, or saved with losses (JPEG); save the classes as PNG, without resizing them smoothly"
+            f"{where}: {count} different values in a mask of classes{most}: it was smoothed, or "
+            "saved with losses (JPEG); save the classes as PNG, without resizing them smoothly"
         )
     _refuse_unsure(values, where)
     tell_inverted(where, np.count_nonzero(values) / values.size)

@@ -89,9 +89,7 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
             found = sorted(path.name for path in part.glob("[!.]*.json"))
             hint = f" ({found[0]} is there: rename it)" if found else ""
             raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; put the annotations there or remove the folder")
-    once = {
-        (part / ANNOTATIONS).resolve(): part / ANNOTATIONS for part in reversed(parts)
-    }  # one may be a link to another
+    once = {part.resolve(): part / ANNOTATIONS for part in reversed(parts)}  # one may be a link to another
     return sorted(once.values())
 
 

@@ -59,10 +59,8 @@ def exit_code(call: Callable[[], object]) -> int:
     except ProcessError as error:
         code, told = 1, f"error: {error}"
     except Interrupted as error:
-        code, told = (
-            error.exit_code,
-            str(error) if os.environ.get("RANK", "0") == "0" else "",
-        )  # of several one tells it
+        is_first = os.environ.get("RANK", "0") == "0"  # of several processes one tells it
+        code, told = error.exit_code, str(error) if is_first else ""
     else:
         return 0
     with suppress(OutputError):  # there is no other place for it

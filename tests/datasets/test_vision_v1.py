@@ -442,3 +442,15 @@ def test_messages_hold_no_more_of_long_names_than_helps(tmp_path, kind):
     with pytest.raises(DataError) as raised:
         read_object(tmp_path, "Ring")
     assert "yyy" in str(raised.value).lower() and len(str(raised.value)) < 1500
+
+
+def test_parts_whose_annotation_files_link_to_one_file_are_both_read(tmp_path):
+    """Stores that keep equal files once make such links; a part that is a link to another one counts once."""
+    write(tmp_path, content())
+    folder = write(tmp_path, content(), "val")
+    alone = len(read_object(tmp_path, "Ring")[0])
+    (folder / "_annotations.coco.json").unlink()
+    (folder / "_annotations.coco.json").symlink_to(tmp_path / "Ring" / "train" / "_annotations.coco.json")
+    assert len(read_object(tmp_path, "Ring")[0]) == alone
+    (tmp_path / "Ring" / "valid").symlink_to(folder)
+    assert len(read_object(tmp_path, "Ring")[0]) == alone

@@ -62,18 +62,24 @@ def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
             f"{size[0]} x {size[1]}; a mask needs the size of its image"
         )
     if not mask.any():
-        warn_once(_LOG, f"{item.mask} marks nothing, but its image is one of {item.defect}; mend the mask")
+        warn_once(
+            _LOG, f"{item.mask} marks nothing, but its image is one of {item.defect}; mend the mask"
+        )
     return mask
 
 
-def draw_normal(images: Sequence[Path], name: str, shot: int, seed: int, key: str = "DATASET.shot") -> list[Path]:
+def draw_normal(
+    images: Sequence[Path], name: str, shot: int, seed: int, key: str = "DATASET.shot"
+) -> list[Path]:
     """`shot` different ones of an object's normal images, drawn from the seed and the object's name alone.
 
     A larger shot starts with the images of a smaller one. key: the setting that holds shot, named in errors.
     Raises DataError where there are fewer images.
     """
     if len(images) < shot:
-        raise DataError(f"{name} has {len(images)} normal images, but {key} is {shot}; set it to at most {len(images)}")
+        raise DataError(
+            f"{name} has {len(images)} normal images, but {key} is {shot}; set it to at most {len(images)}"
+        )
     order = sorted(images)
     random.Random(derive_seed(seed, zlib.crc32(name.encode()))).shuffle(order)
     return order[:shot]

@@ -23,8 +23,15 @@ from utils.errors import ConfigError, DataError
 from utils.notices import warn_once
 
 _LOG = logging.getLogger(__name__)
-READERS: dict[str, Reader] = {"VISION_V1": vision_v1, "DS_Spectrum": ds_spectrum, "DS_Spectrum_DS": ds_spectrum}
-ANOMALY_READERS = {"mvtec": (mvtec.read_object, mvtec.MVTEC_OBJECTS), "visa": (visa.read_object, visa.VISA_OBJECTS)}
+READERS: dict[str, Reader] = {
+    "VISION_V1": vision_v1,
+    "DS_Spectrum": ds_spectrum,
+    "DS_Spectrum_DS": ds_spectrum,
+}
+ANOMALY_READERS = {
+    "mvtec": (mvtec.read_object, mvtec.MVTEC_OBJECTS),
+    "visa": (visa.read_object, visa.VISA_OBJECTS),
+}
 
 
 def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
@@ -64,9 +71,14 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
         raise ConfigError(
             f"DATASET.name {cfg.DATASET.name} has no training objects; name some in DATASET.train_objects"
         )
-    key, places = "TRAIN.dataset_path", [(root, name) for name in objects for root in _roots_of(cfg, roots, name)]
+    key, places = (
+        "TRAIN.dataset_path",
+        [(root, name) for name in objects for root in _roots_of(cfg, roots, name)],
+    )
     indices = [_index(cfg, root, [name], key) for root, name in places]
-    return _joined(indices, [_reader(cfg).source_files(root, name, key)[0] for root, name in places])
+    return _joined(
+        indices, [_reader(cfg).source_files(root, name, key)[0] for root, name in places]
+    )
 
 
 @named_files()
@@ -76,7 +88,9 @@ def build_test_index(cfg: CfgNode, sub_dataset: str = "original") -> SampleIndex
 
 
 @named_files()
-def build_normal_images(cfg: CfgNode, objects: list[str], sub_dataset: str = "original") -> dict[str, list[Path]]:
+def build_normal_images(
+    cfg: CfgNode, objects: list[str], sub_dataset: str = "original"
+) -> dict[str, list[Path]]:
     """Images without defect that DATASET.normal_shot draws from, by object; empty where it asks for none.
 
     Raises:
@@ -188,7 +202,9 @@ def _roots_of(cfg: CfgNode, roots: list[str], name: str) -> list[Path]:
     once: dict[str, Path] = {}
     for root in roots:
         once.setdefault(os.path.realpath(root), Path(root))  # one may be a link to another
-    return [root for root in once.values() if _reader(cfg).has_object(root, name)] or [Path(roots[0])]
+    return [root for root in once.values() if _reader(cfg).has_object(root, name)] or [
+        Path(roots[0])
+    ]
 
 
 def _check_extra_roots(cfg: CfgNode, objects: list[str]) -> None:
@@ -197,7 +213,10 @@ def _check_extra_roots(cfg: CfgNode, objects: list[str]) -> None:
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; mend TRAIN.extra_dataset_paths")
         if not any(_reader(cfg).has_object(root, name) for name in objects):
-            warn_once(_LOG, f"{root} (TRAIN.extra_dataset_paths) has none of the training objects {', '.join(objects)}")
+            warn_once(
+                _LOG,
+                f"{root} (TRAIN.extra_dataset_paths) has none of the training objects {', '.join(objects)}",
+            )
 
 
 def _joined(indices: list[SampleIndex], files: list[Path]) -> SampleIndex:
@@ -210,5 +229,8 @@ def _joined(indices: list[SampleIndex], files: list[Path]) -> SampleIndex:
         (name,) = index.objects()
         names = {sample.category: sample.category_name for sample in index.samples}
         given = numbers[name].add(file, names, names)
-        samples += [replace(sample.moved(folder), category=given[sample.category]) for sample in index.samples]
+        samples += [
+            replace(sample.moved(folder), category=given[sample.category])
+            for sample in index.samples
+        ]
     return SampleIndex(first, samples, [note for i in indices for note in i.notes])

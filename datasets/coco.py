@@ -14,14 +14,23 @@ from typing import Any
 import numpy as np
 
 from datasets.images import check_pixels
-from datasets.masks import Rle, polygon_corners, rle_box, rle_merge, rle_of_annotation, rle_of_polygons
+from datasets.masks import (
+    Rle,
+    polygon_corners,
+    rle_box,
+    rle_merge,
+    rle_of_annotation,
+    rle_of_polygons,
+)
 from datasets.text_files import read_text
 from utils.errors import DataError
 from utils.notices import warn_once
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
 _TEXT, _NUMBER = ((str,), "a string"), ((int,), "an integer")
-_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what neither file names nor UTF-8 can hold
+_NO_TEXT = re.compile(
+    r"[\0\ud800-\udfff]"
+)  # JSON can spell what neither file names nor UTF-8 can hold
 _PARSER_ERRORS = (ValueError, RecursionError, MemoryError)
 _ALIKE = 0.25  # intersection over union from which on a shape lies where its bbox says
 _SHARES = (-0.05, 1.05)  # coordinates that are shares of the image, some a little outside
@@ -30,7 +39,11 @@ _NEEDED: dict[str, tuple[str, dict]] = {
     "categories": ("category", {"name": _TEXT}),
     "annotations": (
         "annotation",
-        {"image_id": _NUMBER, "category_id": _NUMBER, "segmentation": ((list, dict), "polygons or run lengths")},
+        {
+            "image_id": _NUMBER,
+            "category_id": _NUMBER,
+            "segmentation": ((list, dict), "polygons or run lengths"),
+        },
     ),
 }
 _LOG = logging.getLogger(__name__)
@@ -74,7 +87,10 @@ def read_coco(path: Path) -> CocoFile:
     """
     content = _load_json(path)
     names = {number: entry["name"] for number, entry in _by_id(path, content, "categories").items()}
-    images = {number: _with_plain_name(path, entry) for number, entry in _by_id(path, content, "images").items()}
+    images = {
+        number: _with_plain_name(path, entry)
+        for number, entry in _by_id(path, content, "images").items()
+    }
     return CocoFile(path, images, names, _shapes_per_class(path, content, images, names))
 
 
@@ -121,9 +137,13 @@ def _entries(path: Path, content: dict, key: str) -> list[dict]:
         for name, (kind, expected) in needed.items():
             if type(entry.get(name)) not in kind:
                 found = f"{entry[name]!r:.40}" if name in entry else "missing"
-                raise DataError(f"{path}: {noun} {entry['id']}: {name!r} is {found}, expected {expected}")
+                raise DataError(
+                    f"{path}: {noun} {entry['id']}: {name!r} is {found}, expected {expected}"
+                )
             if kind == (str,) and _NO_TEXT.search(entry[name]):
-                raise DataError(f"{path}: {noun} {entry['id']}: {name!r} is {entry[name]!a:.80}, which no name can be")
+                raise DataError(
+                    f"{path}: {noun} {entry['id']}: {name!r} is {entry[name]!a:.80}, which no name can be"
+                )
     return entries
 
 
@@ -131,7 +151,9 @@ def _by_id(path: Path, content: dict, key: str) -> dict[int, dict]:
     entries: dict[int, dict] = {}
     for entry in _entries(path, content, key):
         if entry["id"] in entries:
-            raise DataError(f"{path}: two entries of {key!r} have the id {entry['id']}; ids must be unique")
+            raise DataError(
+                f"{path}: two entries of {key!r} have the id {entry['id']}; ids must be unique"
+            )
         entries[entry["id"]] = entry
     return entries
 
@@ -147,7 +169,9 @@ def _shapes_per_class(
         if image_id not in images:
             raise DataError(f"{where} belongs to image {image_id!r}, which 'images' does not list")
         if category not in names:
-            raise DataError(f"{where} is of category {category!r}, which 'categories' does not list")
+            raise DataError(
+                f"{where} is of category {category!r}, which 'categories' does not list"
+            )
         try:
             size = listed_size(images[image_id])
             own = _shapes_of(annotation["segmentation"], size)
@@ -167,20 +191,28 @@ def _shapes_of(segmentation: list | dict, size: tuple[int, int]) -> Shapes:
         return Shapes(rles=[rle_of_annotation(segmentation, size)])
     polygons = [polygon for polygon in segmentation if polygon != []]
     if not polygons:
-        raise DataError("no segmentation; expected a list of polygons or run lengths, a box alone marks no pixels")
+        raise DataError(
+            "no segmentation; expected a list of polygons or run lengths, a box alone marks no pixels"
+        )
     return Shapes(polygons=[polygon_corners(polygon) for polygon in polygons])
 
 
 def _box(segmentation: list | dict, shapes: Shapes) -> Box:
     if shapes.rles:
         return rle_box(shapes.rles[0])
-    corners = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation])
+    corners = np.concatenate(
+        [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+    )
     return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
 def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Iterator[str]:
     """What seems wrong with shapes that are not where the same entries say, or whose numbers are no pixels."""
-    drawn = [(a, box, size) for a, box, size in boxes if isinstance(a["segmentation"], list) and min(size) > 2]
+    drawn = [
+        (a, box, size)
+        for a, box, size in boxes
+        if isinstance(a["segmentation"], list) and min(size) > 2
+    ]
     shares = sum(min(box) >= _SHARES[0] and max(box) <= _SHARES[1] for _, box, _ in drawn)
     if drawn and shares >= 0.95 * len(drawn):
         yield (
@@ -195,7 +227,9 @@ def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Itera
         question = "is the image's size theirs, and do they go down the columns?"
         if isinstance(annotation["segmentation"], list):
             question = "are its coordinates pixels x0, y0, x1, y1, ...?"
-        says = ", ".join(f"{key} {annotation[key]!s:.80}" for key in ("bbox", "area") if key in annotation)
+        says = ", ".join(
+            f"{key} {annotation[key]!s:.80}" for key in ("bbox", "area") if key in annotation
+        )
         yield (
             f"the shapes of {len(odd)} of {len(boxes)} annotations do not lie where the same entry says, such as "
             f"annotation {annotation['id']}: {says}, but its shape has the bbox [{left:g}, {top:g}, {right - left:g}, "
@@ -210,7 +244,9 @@ def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Itera
     chance = math.prod(min(1, 100 / side) for *_, size in drawn for side in size)
     if chance < 0.01 and all(max(box) <= 100 for _, box, _ in drawn) and not odd:
         yield "all coordinates lie between 0 and 100, as percentages of larger images do; COCO counts pixels"
-    outside = [(a["id"], size) for a, box, size in drawn if _area(_clipped(box, size)) < 0.5 * _area(box)]
+    outside = [
+        (a["id"], size) for a, box, size in drawn if _area(_clipped(box, size)) < 0.5 * _area(box)
+    ]
     if 2 * len(outside) > len(drawn):
         yield (
             f"the shapes of {len(outside)} annotations, such as {outside[0][0]}, lie for the most part outside their "
@@ -221,14 +257,22 @@ def _contradictions(boxes: Sequence[tuple[dict, Box, tuple[int, int]]]) -> Itera
 def _is_thin(annotation: dict) -> bool:
     """Whether polygons of one or two corners stand for a bbox that is wider and higher than a line, or has none."""
     own = annotation.get("bbox")
-    is_line = isinstance(own, list) and len(own) == 4 and all(map(_is_number, own)) and min(own[2:]) <= 2
+    is_line = (
+        isinstance(own, list) and len(own) == 4 and all(map(_is_number, own)) and min(own[2:]) <= 2
+    )
     return not is_line and all(len(polygon) < 6 for polygon in annotation["segmentation"])
 
 
 def _contradicts(annotation: dict, shape: Box, size: tuple[int, int]) -> bool:
     """Whether the bbox or, without one, the area that an entry gives cannot be that of its shape."""
     own, area = annotation.get("bbox"), annotation.get("area")
-    if isinstance(own, list) and len(own) == 4 and all(map(_is_number, own)) and own[2] > 0 and own[3] > 0:
+    if (
+        isinstance(own, list)
+        and len(own) == 4
+        and all(map(_is_number, own))
+        and own[2] > 0
+        and own[3] > 0
+    ):
         grown = _grown(shape, size)
         other = _grown((own[0], own[1], own[0] + own[2], own[1] + own[3]), size)
         sides = [min(grown[i + 2], other[i + 2]) - max(grown[i], other[i]) for i in (0, 1)]

@@ -16,7 +16,9 @@ def whole(mask: np.ndarray) -> Box:
 
 def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
     """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None where there is none."""
-    up_to = np.cumsum([np.count_nonzero(row) for row in candidates])  # a list of all pixels would take 8 bytes each
+    up_to = np.cumsum(
+        [np.count_nonzero(row) for row in candidates]
+    )  # a list of all pixels would take 8 bytes each
     if not up_to[-1]:
         return None
     number = rng.randint(0, int(up_to[-1]) - 1)
@@ -26,7 +28,12 @@ def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] 
 
 
 def crop_around(
-    pixel: tuple[int, int], shape: tuple[int, int], side: int, rng: random.Random, *, may_miss: bool = False
+    pixel: tuple[int, int],
+    shape: tuple[int, int],
+    side: int,
+    rng: random.Random,
+    *,
+    may_miss: bool = False,
 ) -> Box:
     """A random box of `side` native pixels around a pixel, moved inside the image and cut to it.
 
@@ -76,12 +83,21 @@ def support_boxes(
     for candidates, count in ((mask > 0, views), (mask == 0, normal_views)):
         for _ in range(count):
             pixel = random_pixel(candidates, rng)
-            boxes.append(whole(mask) if pixel is None else crop_around(pixel, mask.shape, side, rng, may_miss=may_miss))
+            boxes.append(
+                whole(mask)
+                if pixel is None
+                else crop_around(pixel, mask.shape, side, rng, may_miss=may_miss)
+            )
     return boxes
 
 
 def training_query_box(
-    mask: np.ndarray, *, side: int, resize_ratio: float | None, normal_probability: float, rng: random.Random
+    mask: np.ndarray,
+    *,
+    side: int,
+    resize_ratio: float | None,
+    normal_probability: float,
+    rng: random.Random,
 ) -> Box:
     """Box of a training query: the whole image for a large defect, else a crop around a random defect pixel, or, with
     `normal_probability` (alpha of the paper), around a random normal pixel."""
@@ -94,7 +110,9 @@ def training_query_box(
 
 def needs_crops(mask: np.ndarray, resize_ratio: float | None) -> bool:
     """Whether a defect is small: its share of the image is not over `resize_ratio`, and there is one."""
-    return resize_ratio is not None and bool(mask.any()) and float((mask > 0).mean()) <= resize_ratio
+    return (
+        resize_ratio is not None and bool(mask.any()) and float((mask > 0).mean()) <= resize_ratio
+    )
 
 
 def cut(array: np.ndarray, box: Box) -> np.ndarray:

@@ -30,12 +30,17 @@ from utils.notices import warn_once
 
 _LOG = logging.getLogger(__name__)
 _NORMAL = "good"  # folder of images without defect
-_PICTURES_OF_MASKS = ("rbg_mask", "rgb_mask")  # folders of the download that show the masks in colours
+_PICTURES_OF_MASKS = (
+    "rbg_mask",
+    "rgb_mask",
+)  # folders of the download that show the masks in colours
 _VISION_SUFFIX = "_VISION"
 
 
 @named_files()
-def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
+def read_object(
+    root: str | Path, object: str, key: str = ANY_PATH_KEY
+) -> tuple[list[Sample], list[str]]:
     """Samples of one object, sorted by (image, category), and notes on what was left out.
 
     Every value above 0 in a mask is a sample of that category. object: its name in the published splits.
@@ -51,9 +56,13 @@ def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple
         black += not categories
         for category in categories:
             relative = image.relative_to(root).as_posix()
-            samples.append(Sample(relative, object, category, str(category), rle_encode(labels == category)))
+            samples.append(
+                Sample(relative, object, category, str(category), rle_encode(labels == category))
+            )
     read = [path for pair in pairs for path in pair]
-    expected = "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/"
+    expected = (
+        "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/"
+    )
     tell_unread(folder, read, expected, masks=["mask"], silent=[_NORMAL, *_PICTURES_OF_MASKS])
     values = {sample.category for sample in samples}
     if 255 in values and len(values) > 1 and min(values) < 32:
@@ -102,7 +111,9 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     image_root, mask_root = folder / "image", folder / "mask"
     for needed in (image_root, mask_root):
         if not needed.is_dir():
-            raise DataError(f"{needed}: no such folder; an object of Defect Spectrum has image/ and mask/")
+            raise DataError(
+                f"{needed}: no such folder; an object of Defect Spectrum has image/ and mask/"
+            )
     refuse_other_spelling(image_root, _NORMAL)
     pairs = []
     for images in [image_root, *(p for p in subfolders(image_root) if p.name != _NORMAL)]:

@@ -71,14 +71,23 @@ class EpisodeList:
         query_images: Collection[str] = frozenset(),
     ) -> None:
         self.index, self.shot, self.seed = index, shot, seed
-        self.classes = {key: members for key, members in index.classes().items() if len(members) > 1}
-        left_out = sorted(index.samples[m[0]].class_name for k, m in index.classes().items() if k not in self.classes)
+        self.classes = {
+            key: members for key, members in index.classes().items() if len(members) > 1
+        }
+        left_out = sorted(
+            index.samples[m[0]].class_name
+            for k, m in index.classes().items()
+            if k not in self.classes
+        )
         if left_out:
-            LOG.warning("left out, a single image each, which leaves no support: %s", ", ".join(left_out))
+            LOG.warning(
+                "left out, a single image each, which leaves no support: %s", ", ".join(left_out)
+            )
         queries = [
             i
             for i, sample in enumerate(index.samples)
-            if sample.class_key in self.classes and (not query_images or sample.image in query_images)
+            if sample.class_key in self.classes
+            and (not query_images or sample.image in query_images)
         ]
         self.supports = {
             key: [i for i in members if index.samples[i].image not in query_images]
@@ -113,7 +122,9 @@ class EpisodeList:
     def describe(self, *episodes: Episode) -> str:
         """Files and class of episodes of one query, for messages."""
         query = episodes[0].query
-        supports = {self.index.image_path(s): None for e in episodes for s in e.candidates[: self.shot]}
+        supports = {
+            self.index.image_path(s): None for e in episodes for s in e.candidates[: self.shot]
+        }
         return f"{self.index.image_path(query)} ({query.class_name}) with supports {', '.join(map(str, supports))}"
 
 
@@ -147,7 +158,9 @@ class TrainingCrops:
         self.crop_ratio, self.normal_probability = crop_ratio, normal_probability
         self.transform = TrainTransform(degrees)
 
-    def query(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    def query(
+        self, image: np.ndarray, mask: np.ndarray, rng: random.Random
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One query view of an image and its mask, native pixels, not augmented yet."""
         box = training_query_box(
             mask,
@@ -187,7 +200,11 @@ class TrainingEpisodes(Dataset):
         with drawn_from(episode.seed) as rng:
             view = self.crops.query(*read_sample(self.episodes.index, episode.query), rng)
             query, query_mask = self.crops.augmented([view])
-            views = [v for s in episode.candidates[: self.episodes.shot] for v in self._support_views(s, rng)]
+            views = [
+                v
+                for s in episode.candidates[: self.episodes.shot]
+                for v in self._support_views(s, rng)
+            ]
             supports, support_masks = self.crops.augmented(views)
         return {
             "query": query[0],
@@ -202,7 +219,9 @@ class TrainingEpisodes(Dataset):
         epoch, index = divmod(number, len(self))
         return self.episodes.describe(self.episodes.episode(index, epoch))
 
-    def _support_views(self, sample: Sample, rng: random.Random) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _support_views(
+        self, sample: Sample, rng: random.Random
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         return support_views(*read_sample(self.episodes.index, sample), self.crops.settings, rng)
 
 

@@ -19,7 +19,9 @@ from datasets.samples import Sample
 from datasets.supports import support_views
 from utils.errors import ConfigError
 
-QUERY, VIEW, NORMAL = range(3)  # roles of a crop: query, support view around a defect, support view of normal pixels
+QUERY, VIEW, NORMAL = range(
+    3
+)  # roles of a crop: query, support view around a defect, support view of normal pixels
 
 
 class BankCrops(Dataset):
@@ -35,7 +37,9 @@ class BankCrops(Dataset):
 
     def __init__(self, episodes: TrainingEpisodes, count: int) -> None:
         self.episodes, self.count = episodes, count
-        self.roles = (QUERY, VIEW, NORMAL) if episodes.crops.settings.normal_views else (QUERY, VIEW)
+        self.roles = (
+            (QUERY, VIEW, NORMAL) if episodes.crops.settings.normal_views else (QUERY, VIEW)
+        )
         self.positions = sorted(set(episodes.episodes.queries))
 
     def __len__(self) -> int:
@@ -43,7 +47,11 @@ class BankCrops(Dataset):
 
     def __getitem__(self, place: int) -> dict[str, int | Tensor]:
         image, mask = self._read(place)
-        drawn = [self._draw(image, mask, place, role, k) for role in self.roles for k in range(self.count)]
+        drawn = [
+            self._draw(image, mask, place, role, k)
+            for role in self.roles
+            for k in range(self.count)
+        ]
         images, masks = (torch.stack(part) for part in zip(*drawn, strict=True))
         return {"place": place, "images": images, "masks": masks}
 
@@ -76,14 +84,18 @@ class BankCrops(Dataset):
         index = self.episodes.episodes.index
         return read_sample(index, index.samples[self.positions[place]])
 
-    def _draw(self, image: np.ndarray, mask: np.ndarray, place: int, role: int, number: int) -> tuple[Tensor, Tensor]:
+    def _draw(
+        self, image: np.ndarray, mask: np.ndarray, place: int, role: int, number: int
+    ) -> tuple[Tensor, Tensor]:
         crops = self.episodes.crops
         seed = derive_seed(self.episodes.episodes.seed, self.positions[place], role, number)
         with drawn_from(seed) as rng:
             if role == QUERY:
                 view = crops.query(image, mask, rng)
             else:
-                one = replace(crops.settings, views=int(role == VIEW), normal_views=int(role == NORMAL))
+                one = replace(
+                    crops.settings, views=int(role == VIEW), normal_views=int(role == NORMAL)
+                )
                 (view,) = support_views(image, mask, one, rng)
             images, masks = crops.augmented([view])
         return images[0], masks[0]
@@ -127,7 +139,9 @@ class FeatureBank:
             raise self._does_not_fit(free, "")
         try:
             for path, size in self._sizes().items():
-                with path.open("wb") as file:  # reserved, not sparse: a map that finds the disk full kills the process
+                with path.open(
+                    "wb"
+                ) as file:  # reserved, not sparse: a map that finds the disk full kills the process
                     os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise self._does_not_fit(free, f" ({error.strerror})") from error
@@ -146,11 +160,15 @@ class FeatureBank:
     def read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Copies of crops: features (n, channels, h, w) bfloat16 and masks (n, S, S) uint8."""
         features, masks = self._features("r")[rows], self._masks("r")[rows]
-        return torch.from_numpy(np.asarray(features)).view(torch.bfloat16), torch.from_numpy(np.asarray(masks))
+        return torch.from_numpy(np.asarray(features)).view(torch.bfloat16), torch.from_numpy(
+            np.asarray(masks)
+        )
 
     def _features(self, mode: str) -> np.memmap:
         shape = (self.rows, self.channels, *self.grid)
-        return np.memmap(self.folder / "features.bf16", np.int16, mode, shape=shape)  # numpy has no bfloat16
+        return np.memmap(
+            self.folder / "features.bf16", np.int16, mode, shape=shape
+        )  # numpy has no bfloat16
 
     def _masks(self, mode: str) -> np.memmap:
         shape = (self.rows, self.image_size, self.image_size)
@@ -158,7 +176,10 @@ class FeatureBank:
 
     def _sizes(self) -> dict[Path, int]:
         masks = self.rows * self.image_size**2
-        return {self.folder / "features.bf16": self.nbytes - masks, self.folder / "masks.uint8": masks}
+        return {
+            self.folder / "features.bf16": self.nbytes - masks,
+            self.folder / "masks.uint8": masks,
+        }
 
     def _does_not_fit(self, free: int, reason: str) -> ConfigError:
         return ConfigError(
@@ -205,7 +226,9 @@ class BankEpisodes(Dataset):
     def images(self, number: int) -> dict[str, Tensor | str]:
         """The same episode as `TrainingEpisodes` gives one: the images that its features were made of, drawn again."""
         class_name, rows = self._drawn(number)
-        images, masks = (torch.stack(part) for part in zip(*map(self.crops.crop, rows), strict=True))
+        images, masks = (
+            torch.stack(part) for part in zip(*map(self.crops.crop, rows), strict=True)
+        )
         return {
             "query": images[0],
             "query_mask": masks[0],
@@ -222,7 +245,9 @@ class BankEpisodes(Dataset):
         rows = [self.crops.row(episode.query, QUERY, rng.randrange(self.crops.count))]
         for sample in episode.candidates[: self.episodes.shot]:
             for role, views in ((VIEW, settings.views), (NORMAL, settings.normal_views)):
-                rows += [self.crops.row(sample, role, k) for k in _choose(self.crops.count, views, rng)]
+                rows += [
+                    self.crops.row(sample, role, k) for k in _choose(self.crops.count, views, rng)
+                ]
         return episode.query.class_name, rows
 
 

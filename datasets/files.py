@@ -18,11 +18,29 @@ from utils.errors import DataError
 from utils.notices import warn_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".webp")  # of images that are not listed
+OTHER_SUFFIXES = (
+    ".avif",
+    ".gif",
+    ".heic",
+    ".jfif",
+    ".jp2",
+    ".pgm",
+    ".ppm",
+    ".webp",
+)  # of images that are not listed
 ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
 # what network drives, zip programs and systems leave beside the data
 _SYSTEM = {
-    *("@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information"),
+    *(
+        "@eadir",
+        "@recycle",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "__macosx",
+        "$recycle.bin",
+        "system volume information",
+    ),
     "lost+found",
 }
 _STRAY = "masks of no image and left out; a mask is called NAME or NAME_mask"
@@ -57,11 +75,25 @@ def some_images(folder: Path) -> list[Path]:
     """Images of a folder as list_images gives them. Raises DataError where the folder or an image is missing."""
     images = list_images(folder) if folder.is_dir() else []
     if not images:
-        alike = [p.name for p in subfolders(folder.parent) if _plain(p.name).rstrip("s") == _plain(folder.name)]
-        hint = f"; {alike[0]}/ is there, rename it to {folder.name}/" if alike and not folder.is_dir() else ""
-        others = sorted(p.name for p in (folder.iterdir() if folder.is_dir() else ()) if _suffix_in(p, OTHER_SUFFIXES))
+        alike = [
+            p.name
+            for p in subfolders(folder.parent)
+            if _plain(p.name).rstrip("s") == _plain(folder.name)
+        ]
+        hint = (
+            f"; {alike[0]}/ is there, rename it to {folder.name}/"
+            if alike and not folder.is_dir()
+            else ""
+        )
+        others = sorted(
+            p.name
+            for p in (folder.iterdir() if folder.is_dir() else ())
+            if _suffix_in(p, OTHER_SUFFIXES)
+        )
         hint = f"; {others[0]} is there: save it as PNG" if others else hint
-        raise DataError(f"{folder}: no images; put at least one there ({', '.join(IMAGE_SUFFIXES)}){hint}")
+        raise DataError(
+            f"{folder}: no images; put at least one there ({', '.join(IMAGE_SUFFIXES)}){hint}"
+        )
     return images
 
 
@@ -82,7 +114,12 @@ def refuse_other_spelling(folder: Path, *names: str) -> None:
 
 
 def tell_unread(
-    root: Path, read: Iterable[Path], expected: str, *, masks: Sequence[str] = (), silent: Sequence[str] = ()
+    root: Path,
+    read: Iterable[Path],
+    expected: str,
+    *,
+    masks: Sequence[str] = (),
+    silent: Sequence[str] = (),
 ) -> None:
     """Warn of the images below a folder that were not read, a line for each folder that holds some.
 
@@ -100,11 +137,16 @@ def tell_unread(
             folders.clear()
             continue
         seen.add(real(place))
-        folders[:] = sorted(name for name in folders if not _of_the_system(name) and name not in silent)
+        folders[:] = sorted(
+            name for name in folders if not _of_the_system(name) and name not in silent
+        )
         is_mask = not set(masks).isdisjoint(Path(place).relative_to(root).parts)
         unread = _STRAY if is_mask else f"not read; {expected}"
         for path in (Path(place, name) for name in names):
-            if _suffix_in(path, IMAGE_SUFFIXES + OTHER_SUFFIXES) and (real(place), path.name) not in known:
+            if (
+                _suffix_in(path, IMAGE_SUFFIXES + OTHER_SUFFIXES)
+                and (real(place), path.name) not in known
+            ):
                 left[place, _SUFFIX if _suffix_in(path, OTHER_SUFFIXES) else unread].append(path)
     for (folder, why), paths in left.items():
         warn_once(_LOG, f"{folder}: {len(paths)} files, such as {min(paths).name}, are {why}")
@@ -126,13 +168,17 @@ def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
     owners: dict[Path, Path] = {}
     for image in images:
         names = (f"{image.stem}_mask", image.stem)
-        found = [m for name in names for m in exact[name]] or [m for name in names for m in alike[_plain(name)]]
+        found = [m for name in names for m in exact[name]] or [
+            m for name in names for m in alike[_plain(name)]
+        ]
         if len(found) > 1:
             raise DataError(f"{image} has two masks, {found[0]} and {found[1]}; keep one of them")
         if not found:
             continue
         if (other := owners.setdefault(found[0], image)) != image:
-            raise DataError(f"{found[0]} is the mask of two images, {other} and {image}; give each a name of its own")
+            raise DataError(
+                f"{found[0]} is the mask of two images, {other} and {image}; give each a name of its own"
+            )
         check_same_size(image, found[0])
         matches[image] = found[0]
     return matches
@@ -144,7 +190,11 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     for image in images:
         if image not in masks:
             stems = (image.stem, f"{image.stem}_mask")
-            others = [p.name for p in (folder.iterdir() if folder.is_dir() else ()) if p.stem in stems and p.suffix]
+            others = [
+                p.name
+                for p in (folder.iterdir() if folder.is_dir() else ())
+                if p.stem in stems and p.suffix
+            ]
             hint = f" ({others[0]} is there: save it as PNG)" if others else ""
             raise DataError(
                 f"{image} has no mask; expected {folder / image.stem}_mask.png or {image.stem}.png there{hint}"
@@ -180,7 +230,9 @@ class ListedFiles:
             ends = [] if ".." in parts else [parts[number:] for number in range(len(parts))]
             for way in [*ends, ["images", *parts[-1:]]] if ends else []:
                 found = self._walk(way)
-                if found is not None and (way is ends[0] or os.path.normpath(found) not in self._named):
+                if found is not None and (
+                    way is ends[0] or os.path.normpath(found) not in self._named
+                ):
                     self.respelt.append((name, found))
                     return found
         return plain
@@ -210,16 +262,26 @@ class ListedFiles:
         return place if parts and place.is_file() else None
 
 
-def missing_object(root: Path, tried: Sequence[Path], key: str, parents: Sequence[str] = ("",)) -> DataError:
+def missing_object(
+    root: Path, tried: Sequence[Path], key: str, parents: Sequence[str] = ("",)
+) -> DataError:
     """The error for an object that lies in none of the folders tried; it lists what the parents below root hold."""
     if not root.is_dir():
         return DataError(f"{root}: no such folder; set {key} to the root of the data set")
-    folders = [p for parent in parents if (root / parent).is_dir() for p in (root / parent).iterdir() if p.is_dir()]
+    folders = [
+        p
+        for parent in parents
+        if (root / parent).is_dir()
+        for p in (root / parent).iterdir()
+        if p.is_dir()
+    ]
     there = ", ".join(sorted(p.relative_to(root).as_posix() for p in folders)) or "no folders"
     wanted = " or ".join(str(path) for path in tried)
     alike = [p.name for p in folders if _plain(p.name) in {_plain(path.name) for path in tried}]
     hint = f"; {alike[0]!r} is there in another spelling (case or Unicode form)" if alike else ""
-    return DataError(f"no folder {wanted}; check the object's name and {key} ({root} holds: {there}){hint}")
+    return DataError(
+        f"no folder {wanted}; check the object's name and {key} ({root} holds: {there}){hint}"
+    )
 
 
 def check_same_size(image: Path, mask: Path) -> None:
@@ -234,7 +296,9 @@ def check_same_size(image: Path, mask: Path) -> None:
 def _told_size(path: Path) -> str:
     height, width = image_size(path)
     turn = exif_orientation(path, search=True)
-    return f"{height} x {width} (h x w)" + (f" with EXIF orientation {turn}" if turn != STORED else "")
+    return f"{height} x {width} (h x w)" + (
+        f" with EXIF orientation {turn}" if turn != STORED else ""
+    )
 
 
 def _suffix_in(path: Path, suffixes: Sequence[str]) -> bool:

@@ -15,7 +15,16 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from utils.errors import DataError
 
 DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, AttributeError),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        LookupError,
+        TypeError,
+        EOFError,
+        ArithmeticError,
+        AttributeError,
+    ),
     *(AssertionError, RuntimeError, struct.error, zlib.error),
 )
 _SAVE = "save it as PNG, JPEG, BMP or TIFF, 8- or 16-bit grey or 8-bit RGB"
@@ -34,7 +43,14 @@ _FOREIGN = (
     (b"\x1f\x8b", "a gzip archive", "unpack it"),
 )
 _NUMBERS = {1: "whole numbers", 2: "signed numbers", 3: "floating point"}
-_FAMILIES = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
+_FAMILIES = {
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"mif1": "HEIC",
+    b"msf1": "HEIC",
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+}
 
 
 def shown(picture: object, name: str = "") -> str:
@@ -44,7 +60,9 @@ def shown(picture: object, name: str = "") -> str:
     if isinstance(picture, np.ndarray):
         kind = f"an array of {picture.dtype}, shape {picture.shape}"
     elif isinstance(picture, Image.Image):
-        kind = f"a PIL image of mode {picture.mode}, {picture.height} x {picture.width} pixels (h x w)"
+        kind = (
+            f"a PIL image of mode {picture.mode}, {picture.height} x {picture.width} pixels (h x w)"
+        )
     else:
         shape = f", shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
         kind = f"a value of type {type(picture).__name__}{shape}"
@@ -57,9 +75,13 @@ def named_errors(picture: object, where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{where}: no such file; check the data set's path and whether it was copied whole") from error
+        raise DataError(
+            f"{where}: no such file; check the data set's path and whether it was copied whole"
+        ) from error
     except PermissionError as error:
-        raise DataError(f"{where}: may not be read; see to the permissions of the file and its folders") from error
+        raise DataError(
+            f"{where}: may not be read; see to the permissions of the file and its folders"
+        ) from error
     except MemoryError as error:
         raise DataError(
             f"{where}: does not fit into the memory; cut the image into parts, or lower DATASET.max_pixels to have "
@@ -98,7 +120,9 @@ def cause(picture: object, error: Exception) -> str:
 def foreign(head: bytes) -> str:
     """What a file is, and the remedy, that begins so and was saved in place of an image or a text; "" if not known."""
     start = head.lower().lstrip()
-    return next((f"{kind}; {remedy}" for known, kind, remedy in _FOREIGN if start.startswith(known)), "")
+    return next(
+        (f"{kind}; {remedy}" for known, kind, remedy in _FOREIGN if start.startswith(known)), ""
+    )
 
 
 def _whole_tiff(path: Path, unknown: bool) -> str:
@@ -111,8 +135,16 @@ def _whole_tiff(path: Path, unknown: bool) -> str:
             directory = TiffImagePlugin.ImageFileDirectory_v2(head)
             file.seek(directory.next)
             directory.load(file)
-        starts = directory.get(TiffImagePlugin.STRIPOFFSETS) or directory.get(TiffImagePlugin.TILEOFFSETS) or ()
-        lengths = directory.get(TiffImagePlugin.STRIPBYTECOUNTS) or directory.get(TiffImagePlugin.TILEBYTECOUNTS) or ()
+        starts = (
+            directory.get(TiffImagePlugin.STRIPOFFSETS)
+            or directory.get(TiffImagePlugin.TILEOFFSETS)
+            or ()
+        )
+        lengths = (
+            directory.get(TiffImagePlugin.STRIPBYTECOUNTS)
+            or directory.get(TiffImagePlugin.TILEBYTECOUNTS)
+            or ()
+        )
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         usual = directory.get(TiffImagePlugin.COMPRESSION, 1) in _USUAL
         if not ends or max(ends) > path.stat().st_size or (usual and not unknown):
@@ -123,5 +155,9 @@ def _whole_tiff(path: Path, unknown: bool) -> str:
         packed = directory.get(TiffImagePlugin.COMPRESSION, 1)
     except DECODER_ERRORS:
         return ""
-    how = "" if packed == 1 else f", compression {TiffImagePlugin.COMPRESSION_INFO.get(packed, packed)}"
+    how = (
+        ""
+        if packed == 1
+        else f", compression {TiffImagePlugin.COMPRESSION_INFO.get(packed, packed)}"
+    )
     return f"{bands} band{'s' if bands > 1 else ''} of {bits[0]}-bit {numbers}{how}"

@@ -28,14 +28,21 @@ Picture = str | os.PathLike | Image.Image | np.ndarray
 # Not all that Pillow knows: some of its formats start other programs.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 ROWS = 256  # converted at once
-_PIXELS = (np.bool_, np.uint8, np.uint16, np.int32)  # of arrays; int32 is what Pillow makes of 32-bit files
+_PIXELS = (
+    np.bool_,
+    np.uint8,
+    np.uint16,
+    np.int32,
+)  # of arrays; int32 is what Pillow makes of 32-bit files
 _HOT = 1e-4  # share of the pixels of a camera that may be stuck, but one at least
 _MARKED = 0.05  # share that a mark burnt into the image at 65535 may take
 _FULL_RANGE = 1 << 14  # 16-bit images without any value from here on leave two bits or more unused
 _TIFF_ORIENTATION = 274
 _LOG = logging.getLogger(__name__)
 _most_pixels = 500_000_000
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound warns of what inspection cameras deliver; `limit_pixels` sets ours
+Image.MAX_IMAGE_PIXELS = (
+    None  # Pillow's own bound warns of what inspection cameras deliver; `limit_pixels` sets ours
+)
 
 
 def limit_pixels(count: int) -> None:
@@ -76,14 +83,18 @@ def read_image(picture: Picture, name: str = "") -> np.ndarray:
     else:
         with opened(picture, where) as image:
             pixels = _rgb_of_image(image, where)
-    if pixels[:, :, 0].size > 1 and all((rows == pixels[0, 0]).all() for rows in np.array_split(pixels, len(pixels))):
+    if pixels[:, :, 0].size > 1 and all(
+        (rows == pixels[0, 0]).all() for rows in np.array_split(pixels, len(pixels))
+    ):
         tell_constant(where, pixels[0, 0])
     return pixels
 
 
 def tell_constant(where: str, colour: np.ndarray) -> None:
     """Warn of an image all of one colour, (3,) or (1,) uint8."""
-    warn_once(_LOG, f"{where}: every pixel is {' '.join(map(str, colour.tolist()))}; is this the image?")
+    warn_once(
+        _LOG, f"{where}: every pixel is {' '.join(map(str, colour.tolist()))}; is this the image?"
+    )
 
 
 def image_size(picture: Picture) -> tuple[int, int]:
@@ -102,11 +113,19 @@ def exif_orientation(picture: Picture, *, search: bool = False) -> int:
     if isinstance(picture, np.ndarray):
         return 1
     with named_errors(picture, shown(picture)), _pillow(picture, shown(picture)) as image:
-        if image.format == "PNG" and "exif" not in image.info and not (search and _may_tell_exif(picture)):
+        if (
+            image.format == "PNG"
+            and "exif" not in image.info
+            and not (search and _may_tell_exif(picture))
+        ):
             return 1
         try:
-            turned = image.format == "TIFF" and image is not picture  # one that Pillow has opened is turned already
-            found = _tiff_orientation(image) if turned else image.getexif().get(_TIFF_ORIENTATION, 1)
+            turned = (
+                image.format == "TIFF" and image is not picture
+            )  # one that Pillow has opened is turned already
+            found = (
+                _tiff_orientation(image) if turned else image.getexif().get(_TIFF_ORIENTATION, 1)
+            )
         except DECODER_ERRORS:  # broken EXIF says nothing; the pixels may be whole
             return 1
     return found if found in range(1, 9) else 1
@@ -118,7 +137,9 @@ def opened(picture: str | os.PathLike | Image.Image, where: str) -> Iterator[Ima
     read_image does, also for what the decoder stumbles over within the block. where: the picture, for messages."""
     with named_errors(picture, where):
         with _pillow(picture, where) as image:
-            turned = image is not picture and image.format == "TIFF" and _tiff_orientation(image) != 1
+            turned = (
+                image is not picture and image.format == "TIFF" and _tiff_orientation(image) != 1
+            )
             if not turned:
                 _check(image, where)
                 yield image
@@ -134,7 +155,9 @@ def checked_array(array: np.ndarray, where: str) -> np.ndarray:
     Raises DataError for any other shape, for masked arrays, and as check_pixels. where: the array, for messages.
     """
     if isinstance(array, np.ma.MaskedArray):
-        raise DataError(f"{where}: a masked array; give one of plain values, array.filled(0) for instance")
+        raise DataError(
+            f"{where}: a masked array; give one of plain values, array.filled(0) for instance"
+        )
     array = np.asarray(array)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         turned = array.ndim == 3 and array.shape[0] in (1, 3, 4)
@@ -171,7 +194,9 @@ def _check(image: Image.Image, where: str) -> None:
     ):
         kind = "a black and a white palette entry, but more than one bit a pixel"
     if kind:
-        raise DataError(f"{where}: a {image.format} of {kind}, which the decoder gets wrong; save it as PNG")
+        raise DataError(
+            f"{where}: a {image.format} of {kind}, which the decoder gets wrong; save it as PNG"
+        )
 
 
 def _odd_tiff(tags: Mapping[int, Any]) -> str:
@@ -181,7 +206,10 @@ def _odd_tiff(tags: Mapping[int, Any]) -> str:
         return "signed 8-bit numbers"
     if bits == 16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         return "16 bits in which 0 is white"
-    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
+    planes = (
+        tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+        and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
+    )
     if bits == 16 and planes:
         return "16-bit channels in separate planes"
     return ""
@@ -204,7 +232,9 @@ def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
         _tell_range(where, channels)
         channels = (channels >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
-        channels = np.dstack([_eight_bits(channels[:, :, i], where) for i in range(channels.shape[2])])
+        channels = np.dstack(
+            [_eight_bits(channels[:, :, i], where) for i in range(channels.shape[2])]
+        )
     return np.ascontiguousarray(channels if colour else np.repeat(channels, 3, axis=2))
 
 
@@ -214,7 +244,9 @@ def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
     if pixels.mode.startswith("I"):
         return np.repeat(_eight_bits(np.asarray(pixels), where)[:, :, None], 3, axis=2)
     if pixels.mode == "F":
-        raise DataError(f"{where}: floating point pixels have no fixed range; save the image with 8 or 16 bits")
+        raise DataError(
+            f"{where}: floating point pixels have no fixed range; save the image with 8 or 16 bits"
+        )
     rgb = rgb_pixels(pixels)
     if upper_bits:  # of 16, which Pillow has taken
         _tell_range(where, rgb.astype(np.uint16) << 8)
@@ -223,7 +255,9 @@ def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
 
 def loses_lower_bits(image: Image.Image) -> bool:
     """Whether Pillow takes the upper 8 of 16 bits of an image that is not loaded yet."""
-    return image.mode[0] != "I" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    return image.mode[0] != "I" and any(
+        ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+    )
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -253,7 +287,9 @@ def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
         )
     _tell_range(where, values)
     grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), ROWS):  # in parts: four bytes a pixel are much for a large image
+    for top in range(
+        0, len(values), ROWS
+    ):  # in parts: four bytes a pixel are much for a large image
         grey[top : top + ROWS] = (values[top : top + ROWS].astype(np.uint32) + 128) // 257
     return grey
 
@@ -262,7 +298,9 @@ def _tell_range(where: str, values: np.ndarray) -> None:
     """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost; once for a folder. A few
     pixels that are always bright do not count, nor a mark at 65535."""
     full = np.count_nonzero(values == 65535)
-    beyond = np.count_nonzero(values >= _FULL_RANGE) - (full if full <= _MARKED * values.size else 0)
+    beyond = np.count_nonzero(values >= _FULL_RANGE) - (
+        full if full <= _MARKED * values.size else 0
+    )
     stuck = max(_HOT * values.size, 1 if values.size > 1000 else 0)
     if beyond <= stuck:
         most = int(values[values < _FULL_RANGE].max(initial=0))
@@ -297,7 +335,9 @@ def _without_orientation(path: str | os.PathLike) -> bytearray:
     order = "<" if content[:2] == b"II" else ">"
     magic, offset = struct.unpack_from(f"{order}HI", content, 2)
     if magic != 42:
-        raise DataError(f"{path}: a BigTIFF with an orientation tag; save the image without the tag")
+        raise DataError(
+            f"{path}: a BigTIFF with an orientation tag; save the image without the tag"
+        )
     (count,) = struct.unpack_from(f"{order}H", content, offset)
     for entry in range(offset + 2, offset + 2 + 12 * count, 12):
         if struct.unpack_from(f"{order}H", content, entry) == (_TIFF_ORIENTATION,):

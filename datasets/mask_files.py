@@ -12,13 +12,24 @@ import numpy as np
 from PIL import Image
 
 from datasets.image_faults import shown
-from datasets.images import Picture, checked_array, exif_orientation, loaded, loses_lower_bits, opened, rgb_pixels
+from datasets.images import (
+    Picture,
+    checked_array,
+    exif_orientation,
+    loaded,
+    loses_lower_bits,
+    opened,
+    rgb_pixels,
+)
 from utils.errors import DataError
 from utils.notices import warn_once
 
 MOST_CLASSES = 32  # distinct values of a mask of classes; more are shades
 MOSTLY = 0.9  # of its pixels: a mask that marks more is likely to be inverted
-_LABELS_BELOW = {1: 128, 2: 128 * 257}  # by bytes a value: a few values that all lie below are labels
+_LABELS_BELOW = {
+    1: 128,
+    2: 128 * 257,
+}  # by bytes a value: a few values that all lie below are labels
 _LOSS = 0.03  # share of the greatest value by which compression moves values
 _UNSURE, _SMALL = (255, 65535), 32  # these mean "not sure" beside values below the other alone
 _PACKED = {";2": 85, ";4": 17}  # what Pillow multiplies grey values of fewer bits by
@@ -67,7 +78,9 @@ def read_labels(picture: Picture, name: str = "") -> np.ndarray:
     where = shown(picture, name)
     values, _, lossy = _values(picture, where, classes=True)
     if values.ndim == 3:
-        raise DataError(f"{where}: a coloured mask; expected class values as grey values or palette indices")
+        raise DataError(
+            f"{where}: a coloured mask; expected class values as grey values or palette indices"
+        )
     count = len(np.unique(values))
     if count > MOST_CLASSES or (lossy and _is_graded(values)):
         most = f", of which {MOST_CLASSES} are the most" if count > MOST_CLASSES else ""
@@ -95,7 +108,9 @@ def _is_graded(values: np.ndarray) -> bool:
     return bool(((values != values.min()) & (values != values.max())).any())
 
 
-def _values(picture: Picture, where: str, *, classes: bool = False) -> tuple[np.ndarray, bool, bool]:
+def _values(
+    picture: Picture, where: str, *, classes: bool = False
+) -> tuple[np.ndarray, bool, bool]:
     """Values of a mask, unsigned integers (h, w), of true colours (h, w, 3); whether they are surely labels; and
     whether their format loses values."""
     are_labels = lossy = False
@@ -127,16 +142,25 @@ def _scale(image: Image.Image) -> float:
         full = 65535 if image.mode == "I" else 255
         return full / greatest if isinstance(greatest, int) and 0 < greatest < full else 1
     packed = (
-        scale for tile in getattr(image, "tile", ()) for end, scale in _PACKED.items() if f"L{end}" in str(tile.args)
+        scale
+        for tile in getattr(image, "tile", ())
+        for end, scale in _PACKED.items()
+        if f"L{end}" in str(tile.args)
     )
     return next(packed, 1)
 
 
 def _all_bits(picture: Picture, where: str) -> np.ndarray:
     """Values (h, w, channels) of colours of 16 bits, of which Pillow takes the upper 8."""
-    read = None if isinstance(picture, Image.Image) else cv2.imread(os.fspath(picture), cv2.IMREAD_UNCHANGED)
+    read = (
+        None
+        if isinstance(picture, Image.Image)
+        else cv2.imread(os.fspath(picture), cv2.IMREAD_UNCHANGED)
+    )
     if read is None or read.dtype != np.uint16 or read.ndim != 3 or exif_orientation(picture) != 1:
-        raise DataError(f"{where}: a mask of 16-bit colours, which the decoder shortens to 8; save it with 8 bits")
+        raise DataError(
+            f"{where}: a mask of 16-bit colours, which the decoder shortens to 8; save it with 8 bits"
+        )
     return read[:, :, [2, 1, 0, 3][: read.shape[2]]]
 
 
@@ -149,9 +173,13 @@ def _unsigned(values: np.ndarray, where: str) -> np.ndarray:
     """The same in the smallest unsigned type that holds them."""
     if values.dtype == np.uint8:
         return values
-    whole = values.dtype.kind in "bui" or (values.dtype.kind == "f" and bool((values == np.rint(values)).all()))
+    whole = values.dtype.kind in "bui" or (
+        values.dtype.kind == "f" and bool((values == np.rint(values)).all())
+    )
     if not whole or not 0 <= float(values.min()) <= float(values.max()) < 2**32:
-        raise DataError(f"{where}: expected a mask of whole numbers, 0 for background and above 0 where the defect is")
+        raise DataError(
+            f"{where}: expected a mask of whole numbers, 0 for background and above 0 where the defect is"
+        )
     return values.astype(np.min_scalar_type(int(values.max())))
 
 
@@ -193,7 +221,9 @@ def _of_palette(image: Image.Image, classes: bool, where: str) -> tuple[np.ndarr
         values = np.where(black, 0, np.arange(1, 257)).astype(np.uint16)[indices]
     alpha = colours[:, 3][indices] if alpha is None else alpha
     with_alpha = alpha.min() != alpha.max()
-    return np.dstack([values, alpha.astype(values.dtype)]) if with_alpha else values, not (grey and black[used].any())
+    return np.dstack([values, alpha.astype(values.dtype)]) if with_alpha else values, not (
+        grey and black[used].any()
+    )
 
 
 def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarray:
@@ -204,11 +234,21 @@ def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarr
     first = values[np.unravel_index(int((alpha > 0).argmax()), alpha.shape)]
     pairs = zip(_strips(values), _strips(alpha), strict=True)
     if all(((rows == first).all(axis=2) | (seen == 0)).all() for rows, seen in pairs):
-        warn_once(_LOG, f"{where}: all that is visible has one colour, so the mask is taken from its alpha channel")
+        warn_once(
+            _LOG,
+            f"{where}: all that is visible has one colour, so the mask is taken from its alpha channel",
+        )
         return alpha
     two = alpha.min() == 0 and not _is_graded(alpha)
-    if two and len(np.unique(_codes(values if values.shape[2] == 3 else values[:, :, 0])[alpha != 0])) > _MOST_SHADES:
-        warn_once(_LOG, f"{where}: what is visible is a photograph, so the mask is taken from its alpha channel")
+    if (
+        two
+        and len(np.unique(_codes(values if values.shape[2] == 3 else values[:, :, 0])[alpha != 0]))
+        > _MOST_SHADES
+    ):
+        warn_once(
+            _LOG,
+            f"{where}: what is visible is a photograph, so the mask is taken from its alpha channel",
+        )
         return alpha
     visible = values.copy()
     visible[alpha == 0] = 0

@@ -12,10 +12,16 @@ from pycocotools import mask as coco
 
 from utils.errors import DataError
 
-Rle = dict[str, Any]  # {"size": [h, w], "counts": str}: pycocotools' compressed run lengths, decoded so that it is JSON
-_WHOLE_STRING = re.compile("[0-o]*[0-O]")  # 6 bits a character from "0" on; after the last one no more follow
+Rle = dict[
+    str, Any
+]  # {"size": [h, w], "counts": str}: pycocotools' compressed run lengths, decoded so that it is JSON
+_WHOLE_STRING = re.compile(
+    "[0-o]*[0-O]"
+)  # 6 bits a character from "0" on; after the last one no more follow
 _LONGEST_RUN = 60  # bits; a broken string may hold one number of millions of digits
-_FARTHEST = 2**24  # pixels; cv2.fillPoly computes in 16.16 fixed point, so far larger coordinates wrap around
+_FARTHEST = (
+    2**24
+)  # pixels; cv2.fillPoly computes in 16.16 fixed point, so far larger coordinates wrap around
 
 
 def polygon_corners(polygon: Sequence[float]) -> np.ndarray:
@@ -23,7 +29,10 @@ def polygon_corners(polygon: Sequence[float]) -> np.ndarray:
 
     Raises DataError for a polygon that is not pairs of finite numbers.
     """
-    is_numbers = isinstance(polygon, list | tuple) and {type(value) for value in polygon} <= {int, float}
+    is_numbers = isinstance(polygon, list | tuple) and {type(value) for value in polygon} <= {
+        int,
+        float,
+    }
     if not is_numbers or len(polygon) % 2:
         raise DataError("a polygon must be a list of pairs of numbers [x0, y0, x1, y1, ...]")
     if not all(abs(value) < _FARTHEST for value in polygon):
@@ -41,7 +50,11 @@ def rle_of_polygons(polygons: Iterable[np.ndarray], size: tuple[int, int]) -> Rl
     area = size[0] * size[1]
     counts = np.diff(spans.ravel(), prepend=0, append=area)
     ends_marked = len(spans) and spans[-1, 1] == area
-    return _as_json(coco.frPyObjects({"size": list(size), "counts": counts[:-1] if ends_marked else counts}, *size))
+    return _as_json(
+        coco.frPyObjects(
+            {"size": list(size), "counts": counts[:-1] if ends_marked else counts}, *size
+        )
+    )
 
 
 def rle_encode(mask: np.ndarray) -> Rle:
@@ -62,7 +75,11 @@ def rle_decode(rle: Rle) -> np.ndarray:
 def is_rle(value: dict) -> bool:
     """Whether a mapping has the form of run lengths; that they fill their size is seen when they are decoded."""
     size, counts = value.get("size"), value.get("counts")
-    sides = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    sides = (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(side) is int and side > 0 for side in size)
+    )
     return sides and isinstance(counts, str) and bool(_WHOLE_STRING.fullmatch(counts))
 
 
@@ -96,13 +113,17 @@ def rle_of_annotation(segmentation: Rle, size: tuple[int, int]) -> Rle:
     if isinstance(counts, str):
         _check_runs(_runs_of_string(counts), size)
         return {"size": list(size), "counts": counts}
-    raise DataError(f"run lengths have counts of type {type(counts).__name__}, expected a list or a string")
+    raise DataError(
+        f"run lengths have counts of type {type(counts).__name__}, expected a list or a string"
+    )
 
 
 def _check_runs(runs: list[int], size: tuple[int, int]) -> None:
     area = size[0] * size[1]
     if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != area:
-        raise DataError(f"run lengths are broken: expected integers >= 0 that sum up to {size[0]} x {size[1]} pixels")
+        raise DataError(
+            f"run lengths are broken: expected integers >= 0 that sum up to {size[0]} x {size[1]} pixels"
+        )
 
 
 def _runs_of_string(counts: str) -> list[int]:
@@ -112,7 +133,9 @@ def _runs_of_string(counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise DataError(f"run lengths hold the character {character!r}, which no compressed string has")
+            raise DataError(
+                f"run lengths hold the character {character!r}, which no compressed string has"
+            )
         value |= (bits & 31) << shift
         shift += 5
         if shift > _LONGEST_RUN:
@@ -136,7 +159,9 @@ def _spans(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     right, bottom = np.minimum(corners.max(axis=0, initial=-_FARTHEST) + 1, (width, height))
     if right <= left or bottom <= top:
         return np.empty((0, 2), np.int64)
-    box = np.zeros((bottom - top + 2, right - left), np.uint8)  # an unmarked row on either side bounds every span
+    box = np.zeros(
+        (bottom - top + 2, right - left), np.uint8
+    )  # an unmarked row on either side bounds every span
     cv2.fillPoly(box[1:-1], [corners - np.array([left, top], np.int32)], 1)
     rows, columns = np.divmod(np.flatnonzero(box[1:] != box[:-1]), right - left)
     return np.sort((columns + left) * height + rows + top).reshape(-1, 2)

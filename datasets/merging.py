@@ -76,7 +76,10 @@ class Blender:
             let_go(self.score, self.label)
         if isinstance(self.score, np.memmap):
             trim_heap()
-        self.top, self.total, self.weight = row, *(self._rest(rows, count) for rows in (self.total, self.weight))
+        self.top, self.total, self.weight = (
+            row,
+            *(self._rest(rows, count) for rows in (self.total, self.weight)),
+        )
 
     @staticmethod
     def _rest(rows: np.ndarray, count: int) -> np.ndarray:
@@ -86,7 +89,9 @@ class Blender:
 @lru_cache(maxsize=8)
 def fading(height: int, width: int) -> np.ndarray:
     """Weights (height, width) float32 of a window's pixels, in proportion to the distance to the nearest borders."""
-    rows, columns = (np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width))
+    rows, columns = (
+        np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width)
+    )
     return np.outer(rows, columns).astype(np.float32)
 
 
@@ -123,7 +128,9 @@ def merge_reference(
     for window_map, box in zip(maps, boxes, strict=True):
         region = np.s_[box[0] : box[1], box[2] : box[3]]
         binary = (window_map > threshold).float()
-        label[region] += (to_native(binary, box, reference=True) > REFERENCE_THRESHOLD).cpu().numpy()
+        label[region] += (
+            (to_native(binary, box, reference=True) > REFERENCE_THRESHOLD).cpu().numpy()
+        )
         heat[region] += to_native(window_map, box, reference=True).cpu().numpy()
         count[region] += 1
     return label / count, heat / count

@@ -38,14 +38,20 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
         raise missing_object(Path(root), [folder], key)
     refuse_other_spelling(folder, "train", "test", "ground_truth")
     refuse_other_spelling(folder / "test", NORMAL)  # it would be a kind of defect
-    refuse_other_spelling(folder / "ground_truth", *(kind.name for kind in subfolders(folder / "test")))
+    refuse_other_spelling(
+        folder / "ground_truth", *(kind.name for kind in subfolders(folder / "test"))
+    )
     normal = some_images(training_folder(folder))
-    test = [item for kind in subfolders(folder / "test") for item in _test_images(folder, kind.name)]
+    test = [
+        item for kind in subfolders(folder / "test") for item in _test_images(folder, kind.name)
+    ]
     read = [*normal, *(path for item in test for path in (item.image, item.mask) if path)]
     expected = f"images are read from train/{NORMAL}/, test/{NORMAL}/ and test/DEFECT/, masks from ground_truth/DEFECT/"
     tell_unread(folder, read, expected, masks=["ground_truth"])
     if not test:
-        raise DataError(f"{folder / 'test'}: no images; expected test/{NORMAL}/ and one folder per kind of defect")
+        raise DataError(
+            f"{folder / 'test'}: no images; expected test/{NORMAL}/ and one folder per kind of defect"
+        )
     return AnomalyObject(name, normal, test)
 
 
@@ -58,4 +64,7 @@ def _test_images(folder: Path, kind: str) -> list[AnomalyImage]:
     images = list_images(folder / "test" / kind)
     if kind == NORMAL:
         return [AnomalyImage(image, kind, None) for image in images]
-    return [AnomalyImage(image, kind, mask) for image, mask in pair_masks(images, folder / "ground_truth" / kind)]
+    return [
+        AnomalyImage(image, kind, mask)
+        for image, mask in pair_masks(images, folder / "ground_truth" / kind)
+    ]

@@ -67,19 +67,32 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     kinds = _kinds(support)
     refuse_other_spelling(labels, *kinds)
     supports = {
-        kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask") for kind in kinds or [""]
+        kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask")
+        for kind in kinds or [""]
     }
     queries = some_images(folder / "query" / "image")
     if kinds and labels.is_dir() and (flat := list_images(labels)):
-        raise DataError(f"{flat[0]} tells no type; put true labels into {labels}/TYPE, one of {', '.join(kinds)}")
+        raise DataError(
+            f"{flat[0]} tells no type; put true labels into {labels}/TYPE, one of {', '.join(kinds)}"
+        )
     known = {kind: match_masks(queries, labels / kind) for kind in supports}
     true_labels = {kind: {q.name: m for q, m in found.items()} for kind, found in known.items()}
     normal = _normal(support / NORMAL)
     pairs = [path for files in supports.values() for pair in files for path in pair]
-    read = [*pairs, *normal, *queries, *(path for found in known.values() for path in found.values())]
+    read = [
+        *pairs,
+        *normal,
+        *queries,
+        *(path for found in known.values() for path in found.values()),
+    ]
     types = "support/TYPE/image" if kinds else "support/image"
     expected = f"images are read from {types}, support/{NORMAL} and query/image themselves, masks beside image/"
-    tell_unread(folder, read, f"{expected} and true labels from query/true_label", masks=["mask", "true_label"])
+    tell_unread(
+        folder,
+        read,
+        f"{expected} and true labels from query/true_label",
+        masks=["mask", "true_label"],
+    )
     return OpenDomainObject(object, supports, normal, queries, true_labels)
 
 
@@ -87,7 +100,9 @@ def _kinds(support: Path) -> list[str]:
     """Types of defect, one folder each, sorted; none where the supports lie in support/image itself. A folder of
     another content is no type, and named in a warning."""
     inside = support.iterdir() if support.is_dir() else []
-    folders = sorted(p for p in inside if p.is_dir() and p.name not in RESERVED and not p.name.startswith("."))
+    folders = sorted(
+        p for p in inside if p.is_dir() and p.name not in RESERVED and not p.name.startswith(".")
+    )
     kinds = [p.name for p in folders if (p / "image").is_dir() or (p / "mask").is_dir()]
     if (support / "image").is_dir():
         if kinds:
@@ -107,7 +122,9 @@ def _normal(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     inner = folder / "image"
-    return (list_images(inner) if inner.is_dir() else []) + list_images(folder) or some_images(folder)
+    return (list_images(inner) if inner.is_dir() else []) + list_images(folder) or some_images(
+        folder
+    )
 
 
 def category_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:

@@ -53,7 +53,9 @@ def orientation_of_annotation(image: Picture, size: tuple[int, int]) -> int | No
     return found if found in _SWAPPED and stored == tuple(size)[::-1] else None
 
 
-def orientations_of_mask(image: Picture, mask: Picture, size: tuple[int, int]) -> tuple[int, int] | None:
+def orientations_of_mask(
+    image: Picture, mask: Picture, size: tuple[int, int]
+) -> tuple[int, int] | None:
     """How a mask lies to its image, by the headers alone. size: (h, w) of the mask as stored.
 
     A mask with an EXIF orientation of its own is taken to lie on its image as a viewer shows the two; where that does

@@ -115,6 +115,10 @@ class EvaluationQueries(Dataset):
 
     def _support_set(self, episode: Episode, pairs: list[Pair], target: np.ndarray) -> SupportSet:
         rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
-        windowed = None if self.scale_by == "support" else is_windowed([target], self.settings.resize_ratio)
+        windowed = (
+            None
+            if self.scale_by == "support"
+            else is_windowed([target], self.settings.resize_ratio)
+        )
         supports = support_set(pairs, self.settings, rng, windowed)
         return supports if self.keep_pairs else replace(supports, pairs=())

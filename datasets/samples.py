@@ -120,17 +120,26 @@ class SampleIndex:
     def missing_images(self) -> list[Path]:
         """Images that samples name and that are not on disk, each once."""
         paths = dict.fromkeys(self.image_path(sample) for sample in self.samples)
-        return [path for path in paths if not os.path.isfile(path)]  # also: a name that the system refuses
+        return [
+            path for path in paths if not os.path.isfile(path)
+        ]  # also: a name that the system refuses
 
     def save(self, path: str | Path) -> None:
         """Writes the index as JSON, whole or not at all. Raises OutputError where the folder cannot be written."""
-        content = {"format": _FORMAT, "fingerprint": self.fingerprint, "root": str(self.root), "notes": self.notes}
+        content = {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "root": str(self.root),
+            "notes": self.notes,
+        }
         content |= {"notices": self.notices}
         content["samples"] = [vars(sample) for sample in self.samples]
         try:
             write_whole(Path(path), json.dumps(content).encode())
         except OutputError as error:
-            raise OutputError(f"{error}, or set DATASET.vision_data_save_path or DATASET.vision_data_save") from error
+            raise OutputError(
+                f"{error}, or set DATASET.vision_data_save_path or DATASET.vision_data_save"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> SampleIndex:
@@ -139,7 +148,9 @@ class SampleIndex:
             content = json.loads(Path(path).read_bytes())
             version = content["format"]
             if version != _FORMAT:
-                raise DataError(f"{path}: index of format {version}, expected {_FORMAT}; delete it to have it rebuilt")
+                raise DataError(
+                    f"{path}: index of format {version}, expected {_FORMAT}; delete it to have it rebuilt"
+                )
             samples = [_sample_of_json(entry) for entry in content["samples"]]
             notes = [str(note) for note in content["notes"]]
             notices = [(str(message), str(about)) for message, about in content["notices"]]
@@ -173,7 +184,9 @@ def load_or_build(
         index = _object_index(read, Path(root), object_name, path, save, load, key)
         if not index.samples:
             told = f": {'; '.join(index.notes)}" if index.notes else ""
-            raise DataError(f"{object_name} in {root} ({key}) has no sample with a marked defect{told}")
+            raise DataError(
+                f"{object_name} in {root} ({key}) has no sample with a marked defect{told}"
+            )
         merged.samples += index.samples
         merged.notes += index.notes
     return merged
@@ -184,7 +197,9 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         status = path.stat()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(
+            f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
+        )
     return digest.hexdigest()
 
 

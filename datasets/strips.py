@@ -54,7 +54,9 @@ class ImageStrips:
         if self.pixels is not None:
             return self.pixels[top:bottom]
         rows = pages((bottom - top, self.size[1], 3), np.uint8)
-        known = self._rows[top - self._top :] if top < self._top + len(self._rows) else self._rows[:0]
+        known = (
+            self._rows[top - self._top :] if top < self._top + len(self._rows) else self._rows[:0]
+        )
         rows[: len(known)] = known
         done, self._top, self._rows = top + len(known), top, rows
         for start in range(done, bottom, PIECE):
@@ -65,7 +67,10 @@ class ImageStrips:
         if bottom == self.size[0]:
             if self._constant:
                 tell_constant(str(self.path), self._first)
-            self._file, self._rows = None, rows[:0].copy()  # all is read: what is held for the next strip can go
+            self._file, self._rows = (
+                None,
+                rows[:0].copy(),
+            )  # all is read: what is held for the next strip can go
         trim_heap()  # of what the decoder left
         return rows
 
@@ -77,7 +82,9 @@ class ImageStrips:
         parts = []
         for top in range(0, self.size[0], BLOCK * step):
             rows = anew.strip(top, min(top + BLOCK * step, self.size[0]))
-            parts.append(cv2.resize(rows, (width, -(-len(rows) // step)), interpolation=cv2.INTER_AREA))
+            parts.append(
+                cv2.resize(rows, (width, -(-len(rows) // step)), interpolation=cv2.INTER_AREA)
+            )
         return np.concatenate(parts)
 
     def _read(self, top: int, bottom: int) -> np.ndarray:
@@ -85,7 +92,9 @@ class ImageStrips:
             pixels = self._file.rows(top, bottom)
         except pyvips.Error as error:
             raise DataError(f"{self.path}: {cause(self.path, error)}") from error
-        return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]  # alpha is dropped, grey is spread
+        return (
+            pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]
+        )  # alpha is dropped, grey is spread
 
 
 class _Decoder:
@@ -97,11 +106,16 @@ class _Decoder:
     """
 
     def __init__(self, path: Path) -> None:
-        file, self.source = path.open("rb"), pyvips.SourceCustom()  # kept: the region calls it, but does not hold it
+        file, self.source = (
+            path.open("rb"),
+            pyvips.SourceCustom(),
+        )  # kept: the region calls it, but does not hold it
         weakref.finalize(self, file.close)
         self.source.on_read(file.read)
         self.source.on_seek(file.seek)
-        self.image = pyvips.Image.new_from_source(self.source, "", access="sequential", fail_on="truncated")
+        self.image = pyvips.Image.new_from_source(
+            self.source, "", access="sequential", fail_on="truncated"
+        )
         self.region = pyvips.Region.new(self.image)
 
     def rows(self, top: int, bottom: int) -> np.ndarray:
@@ -117,5 +131,9 @@ def _in_strips(path: Path) -> _Decoder | None:
     except pyvips.Error:
         return None
     image = decoder.image
-    plain = image.format == "uchar" and image.interpretation in ("srgb", "b-w") and (image.height, image.width)
+    plain = (
+        image.format == "uchar"
+        and image.interpretation in ("srgb", "b-w")
+        and (image.height, image.width)
+    )
     return decoder if plain == image_size(path) else None

@@ -71,7 +71,9 @@ def support_set(
     return SupportSet(*prepare_views(views, settings.image_size), windowed, tuple(pairs))
 
 
-def support_views(image: np.ndarray, mask: np.ndarray, settings: ViewSettings, rng: random.Random) -> list[Pair]:
+def support_views(
+    image: np.ndarray, mask: np.ndarray, settings: ViewSettings, rng: random.Random
+) -> list[Pair]:
     """Views of one support image with a defect, and of its mask, native pixels."""
     boxes = support_boxes(
         mask,
@@ -94,7 +96,9 @@ def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> l
 
 def prepare_views(views: Sequence[Pair], size: int) -> tuple[Tensor, Tensor]:
     """Views to network inputs: (K, 3, size, size) float32 and (K, size, size) uint8."""
-    images, masks = zip(*((prepare_image(i, size), prepare_mask(m, size)) for i, m in views), strict=True)
+    images, masks = zip(
+        *((prepare_image(i, size), prepare_mask(m, size)) for i, m in views), strict=True
+    )
     return torch.stack(images), torch.stack(masks)
 
 

@@ -55,5 +55,7 @@ def to_native(maps: Tensor, box: Box, *, reference: bool = False) -> Tensor:
     valid = maps[None, None, :rows, :columns].float()
     if (rows, columns) != (height, width):
         shrinks = rows > height and not reference
-        valid = F.interpolate(valid, (height, width), mode="bilinear", align_corners=reference, antialias=shrinks)
+        valid = F.interpolate(
+            valid, (height, width), mode="bilinear", align_corners=reference, antialias=shrinks
+        )
     return valid[0, 0]

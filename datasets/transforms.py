@@ -39,7 +39,9 @@ def prepare_image(image: np.ndarray, size: int) -> Tensor:
     pixels = _resized(image, size)
     rows, columns = pixels.shape[:2]
     out = np.zeros((3, size, size), np.float32)
-    for channel, values in enumerate(NORMALISED):  # a table, in NumPy: threads that prepare start no threads of torch
+    for channel, values in enumerate(
+        NORMALISED
+    ):  # a table, in NumPy: threads that prepare start no threads of torch
         out[channel, :rows, :columns] = values[pixels[:, :, channel]]
     return torch.from_numpy(out)
 
@@ -92,7 +94,9 @@ class TrainTransform:
 
     def __init__(self, degrees: Sequence[float]) -> None:
         fill = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: 0}
-        rotation = v2.RandomRotation(list(degrees), interpolation=InterpolationMode.BILINEAR, fill=fill)
+        rotation = v2.RandomRotation(
+            list(degrees), interpolation=InterpolationMode.BILINEAR, fill=fill
+        )
         self.pipeline = v2.Compose(
             [
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.3),
@@ -106,13 +110,20 @@ class TrainTransform:
         """Augment a (h, w, 3) uint8 image and its (h, w) uint8 mask alike; where a side is longer than LONGEST, shrunk
         to it."""
         if max(mask.shape) > LONGEST:
-            image, mask = _resized(image, LONGEST), (_resized((mask > 0) * np.uint8(255), LONGEST) > 0).astype(np.uint8)
+            image, mask = (
+                _resized(image, LONGEST),
+                (_resized((mask > 0) * np.uint8(255), LONGEST) > 0).astype(np.uint8),
+            )
         picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
-        picture, marks = self.pipeline(picture, tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask))))
+        picture, marks = self.pipeline(
+            picture, tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
+        )
         return picture.permute(1, 2, 0).numpy(), marks.numpy()
 
 
 def denormalise(image: Tensor) -> np.ndarray:
     """A normalised (3, S, S) float image back to pixels, (S, S, 3) uint8 RGB."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
     return ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from datasets import mvtec
 from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import ANY_PATH_KEY, ListedFiles, check_same_size, missing_object, named_files, tell_unread
+from datasets.files import (
+    ANY_PATH_KEY,
+    ListedFiles,
+    check_same_size,
+    missing_object,
+    named_files,
+    tell_unread,
+)
 from datasets.text_files import read_text
 from utils.errors import DataError
 
@@ -41,10 +48,14 @@ class _Row:
         """The file that a column names, below the root."""
         root, relative = there.folder, Path(self.cells[column])
         if relative.is_absolute() or ".." in relative.parts:
-            raise DataError(f"{self.where}: {column} {relative} leads out of {root}; paths start there, without ..")
+            raise DataError(
+                f"{self.where}: {column} {relative} leads out of {root}; paths start there, without .."
+            )
         file = there.find(self.cells[column])
         if not file.is_file():
-            raise DataError(f"{self.where}: {column} {file}: no such file; see whether the data set was copied whole")
+            raise DataError(
+                f"{self.where}: {column} {file}: no such file; see whether the data set was copied whole"
+            )
         return file
 
 
@@ -77,11 +88,18 @@ def _listed_object(root: Path, name: str) -> AnomalyObject:
     test = [_test_image(row, there) for row in rows if row.cells["split"] == "test"]
     there.tell(root / TABLE)
     read = [*normal, *(path for item in test for path in (item.image, item.mask) if path)]
-    tell_unread(root / name, read, f"what {TABLE} lists as normal for the training, or for the test, is")
+    tell_unread(
+        root / name, read, f"what {TABLE} lists as normal for the training, or for the test, is"
+    )
     for images, split, label in ((normal, "train", "normal"), (test, "test", "normal or anomaly")):
         if not images:
-            raise DataError(f"{root / TABLE}: no row of {name} with split {split} and label {label}")
-    _check_once(root / TABLE, [*normal, *(item.image for item in test), *(item.mask for item in test if item.mask)])
+            raise DataError(
+                f"{root / TABLE}: no row of {name} with split {split} and label {label}"
+            )
+    _check_once(
+        root / TABLE,
+        [*normal, *(item.image for item in test), *(item.mask for item in test if item.mask)],
+    )
     return AnomalyObject(name, sorted(normal), sorted(test, key=lambda item: item.image))
 
 
@@ -89,10 +107,14 @@ def _test_image(row: _Row, there: ListedFiles) -> AnomalyImage:
     image = row.file(there, "image")
     if row.is_one("test", "normal"):
         if row.cells["mask"]:
-            raise DataError(f"{row.where}: {image} has the label normal, but a mask; empty it or set label to anomaly")
+            raise DataError(
+                f"{row.where}: {image} has the label normal, but a mask; empty it or set label to anomaly"
+            )
         return AnomalyImage(image, NORMAL, None)
     if not row.cells["mask"]:
-        raise DataError(f"{row.where}: {image} has the label anomaly, but no mask; name one in the column mask")
+        raise DataError(
+            f"{row.where}: {image} has the label anomaly, but no mask; name one in the column mask"
+        )
     mask = row.file(there, "mask")
     check_same_size(image, mask)
     return AnomalyImage(image, _DEFECT, mask)
@@ -104,11 +126,15 @@ def _rows(table: Path, name: str) -> list[_Row]:
     own = [row for row in rows if row.cells["object"] == name]
     if not own:
         there = ", ".join(sorted({row.cells["object"] for row in rows})) or "nothing"
-        raise DataError(f"{table}: no row of {name}; check the object's name (the table lists: {there})")
+        raise DataError(
+            f"{table}: no row of {name}; check the object's name (the table lists: {there})"
+        )
     for row in own:
         for column, words in _WORDS.items():
             if row.cells[column] not in words:
-                raise DataError(f"{row.where}: {column} is {row.cells[column]!r}, expected {' or '.join(words)}")
+                raise DataError(
+                    f"{row.where}: {column} is {row.cells[column]!r}, expected {' or '.join(words)}"
+                )
     return own
 
 
@@ -118,11 +144,19 @@ def _read_table(table: Path) -> list[_Row]:
         reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
         rows = [_Row(f"{table}: line {reader.line_num}", _stripped(cells)) for cells in reader]
     except csv.Error as error:
-        raise DataError(f"{table}: cannot be read as a table ({error}); save it as CSV with commas") from error
+        raise DataError(
+            f"{table}: cannot be read as a table ({error}); save it as CSV with commas"
+        ) from error
     missing = [column for column in _COLUMNS if column not in columns]
     if missing:
-        other = next((sign for sign in (";", "\t", "|") if any(sign in column for column in columns)), "")
-        parted = f"its columns are parted by {other!r}, expected commas" if other else f"no column {', '.join(missing)}"
+        other = next(
+            (sign for sign in (";", "\t", "|") if any(sign in column for column in columns)), ""
+        )
+        parted = (
+            f"its columns are parted by {other!r}, expected commas"
+            if other
+            else f"no column {', '.join(missing)}"
+        )
         raise DataError(f"{table}: {parted}; its first line must be {','.join(_COLUMNS)}")
     return rows
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from datasets.categories import CategoryNumbers
 from datasets.coco import CocoFile, Shapes, listed_size, read_coco
-from datasets.files import ANY_PATH_KEY, ListedFiles, missing_object, named_files, subfolders, tell_unread
+from datasets.files import (
+    ANY_PATH_KEY,
+    ListedFiles,
+    missing_object,
+    named_files,
+    subfolders,
+    tell_unread,
+)
 from datasets.images import image_size
 from datasets.mask_files import tell_inverted
 from datasets.masks import Rle, rle_area, rle_decode, rle_encode
@@ -24,7 +31,9 @@ _LOG = logging.getLogger(__name__)
 
 
 @named_files()
-def read_object(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
+def read_object(
+    root: str | Path, object: str, key: str = ANY_PATH_KEY
+) -> tuple[list[Sample], list[str]]:
     """Samples of one product, sorted by (part, image, category), and notes on what was left out.
 
     A sample is an image and one category: all its polygons and run lengths merged. Categories of one name are one, in
@@ -62,7 +71,9 @@ def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> lis
     for path in source_files(root, object, key):
         coco = read_coco(path)
         marked = {coco.images[image_id]["file_name"] for image_id, _ in coco.shapes}
-        unmarked = {number for number, image in coco.images.items() if image["file_name"] not in marked}
+        unmarked = {
+            number for number, image in coco.images.items() if image["file_name"] not in marked
+        }
         files = _image_files(coco, unmarked)
         normal += [files[number] for number in unmarked if files[number].is_file()]
     return sorted(normal)
@@ -79,17 +90,25 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
     folder = Path(root) / object
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], key)
-    parts = [folder / part for part in PARTS if (folder / part).is_dir() or (folder / part).is_symlink()]
+    parts = [
+        folder / part for part in PARTS if (folder / part).is_dir() or (folder / part).is_symlink()
+    ]
     if not parts:
         others = _other_annotations(folder)
         hint = f"; {others[0]} is there: put it and its images so" if others else ""
-        raise DataError(f"{folder} has neither train/ nor val/; expected {folder / 'train' / ANNOTATIONS}{hint}")
+        raise DataError(
+            f"{folder} has neither train/ nor val/; expected {folder / 'train' / ANNOTATIONS}{hint}"
+        )
     for part in parts:
         if not (part / ANNOTATIONS).is_file():
             found = sorted(path.name for path in part.glob("[!.]*.json"))
             hint = f" ({found[0]} is there: rename it)" if found else ""
-            raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; put the annotations there or remove the folder")
-    once = {part.resolve(): part / ANNOTATIONS for part in reversed(parts)}  # one may be a link to another
+            raise DataError(
+                f"{part / ANNOTATIONS}: no such file{hint}; put the annotations there or remove the folder"
+            )
+    once = {
+        part.resolve(): part / ANNOTATIONS for part in reversed(parts)
+    }  # one may be a link to another
     return sorted(once.values())
 
 
@@ -110,7 +129,9 @@ def _tell_other_annotations(folder: Path) -> None:
         )
 
 
-def _samples(coco: CocoFile, root: Path, name: str, files: dict[int, Path], numbers: dict[int, int]) -> list[Sample]:
+def _samples(
+    coco: CocoFile, root: Path, name: str, files: dict[int, Path], numbers: dict[int, int]
+) -> list[Sample]:
     merged: dict[tuple[int, int], Shapes] = {}
     for (image_id, category), shapes in coco.shapes.items():
         known = merged.setdefault((image_id, numbers[category]), Shapes())
@@ -121,7 +142,9 @@ def _samples(coco: CocoFile, root: Path, name: str, files: dict[int, Path], numb
     for (image_id, category), shapes in merged.items():
         mask = _stored(shapes.mask(listed_size(coco.images[image_id])), files[image_id])
         if area := rle_area(mask):
-            tell_inverted(f"{coco.path}: image {image_id}", area / (mask["size"][0] * mask["size"][1]))
+            tell_inverted(
+                f"{coco.path}: image {image_id}", area / (mask["size"][0] * mask["size"][1])
+            )
             image = files[image_id].relative_to(root).as_posix()
             samples.append(Sample(image, name, category, names[category], mask))
     return sorted(samples, key=lambda sample: (sample.image, sample.category))
@@ -136,7 +159,10 @@ def _stored(mask: Rle, image: Path) -> Rle:
 
 def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
     """Where the images of a file lie, by their id; those that are needed must be different, of the size listed."""
-    there, owners = ListedFiles(coco.path.parent, (image["file_name"] for image in coco.images.values())), {}
+    there, owners = (
+        ListedFiles(coco.path.parent, (image["file_name"] for image in coco.images.values())),
+        {},
+    )
     files = {number: there.find(image["file_name"]) for number, image in coco.images.items()}
     there.tell(coco.path)
     for number in sorted(needed):
@@ -177,8 +203,12 @@ def _left_out(coco: CocoFile, sample_count: int, numbers: dict[int, int]) -> lis
     notes = []
     unmarked = len(coco.images) - len({image_id for image_id, _ in coco.shapes})
     if unmarked:
-        notes.append(f"{coco.path}: {unmarked} of {len(coco.images)} images have no annotation and are left out")
-    empty = len({(image_id, numbers[category]) for image_id, category in coco.shapes}) - sample_count
+        notes.append(
+            f"{coco.path}: {unmarked} of {len(coco.images)} images have no annotation and are left out"
+        )
+    empty = (
+        len({(image_id, numbers[category]) for image_id, category in coco.shapes}) - sample_count
+    )
     if empty:
         notes.append(f"{coco.path}: {empty} masks mark nothing within their image and are left out")
     return notes

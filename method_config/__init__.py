@@ -32,7 +32,9 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
     """
     cfg, sources = get_defaults(), {}
     for file in [path] if isinstance(path, str | Path) else path:
-        sources |= dict.fromkeys(merge(cfg, leaves(read_yaml(Path(file).expanduser())), str(file)), str(file))
+        sources |= dict.fromkeys(
+            merge(cfg, leaves(read_yaml(Path(file).expanduser())), str(file)), str(file)
+        )
     sources |= dict.fromkeys(merge(cfg, decode_opts(cfg, opts), "command line"), "command line")
     expand_paths(cfg)
     check_config(cfg, sources)
@@ -43,7 +45,12 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg FILE [FILE ...] and --opts KEY VALUE [KEY VALUE ...], the arguments of `load_config`, to `parser`."""
     parser.add_argument(
-        "--cfg", nargs="+", action="extend", required=True, metavar="FILE", help="YAML files; a later one wins"
+        "--cfg",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="YAML files; a later one wins",
     )
     parser.add_argument(
         "--opts",

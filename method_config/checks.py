@@ -29,14 +29,30 @@ DATASETS = (
 )
 ANOMALY_DATASETS = ("mvtec", "visa")
 DINOV2_BLOCKS = {
-    f"dinov2_vit{size}14{reg}": n for size, n in {"s": 12, "b": 12, "l": 24, "g": 40}.items() for reg in ("", "_reg")
+    f"dinov2_vit{size}14{reg}": n
+    for size, n in {"s": 12, "b": 12, "l": 24, "g": 40}.items()
+    for reg in ("", "_reg")
 }
 CNN_STAGES = dict.fromkeys(("resnet50", "wideresnet50", "efficientnet_lite0"), 5)
 NUM_SPLITS = 3
-FOLDERS = ("train_objects", "test_objects", "open_domain_test_object", "sub_datasets")  # keys of DATASET
+FOLDERS = (
+    "train_objects",
+    "test_objects",
+    "open_domain_test_object",
+    "sub_datasets",
+)  # keys of DATASET
 _VARIABLE = re.compile(r"\$(\{|[A-Za-z_])")  # of the environment, in a path
 OF_A_RUN = (  # in its folder, where each open-domain object has one, too
-    *("config.yaml", "run.json", "report.html", "metrics.json", "queries.csv", "curves.json", "gallery", "test.log"),
+    *(
+        "config.yaml",
+        "run.json",
+        "report.html",
+        "metrics.json",
+        "queries.csv",
+        "curves.json",
+        "gallery",
+        "test.log",
+    ),
     *("figures", "events", "feature_bank", "checkpoints"),
 )
 LONGEST_ADVICE = 1000  # characters
@@ -130,7 +146,11 @@ Problem = tuple[str, str]  # key, what is wrong with its value and how to mend i
 def _outside_bounds(cfg: CfgNode) -> Iterator[Problem]:
     for key, bound in BOUNDS.items():
         value = get(cfg, key)
-        numbers = [x for x in (value if isinstance(value, list) else [value]) if x not in WORDS.get(key, ())]
+        numbers = [
+            x
+            for x in (value if isinstance(value, list) else [value])
+            if x not in WORDS.get(key, ())
+        ]
         if not all(bound.accepts(x) for x in numbers):
             yield key, f"it must be {bound.words}."
 
@@ -138,7 +158,9 @@ def _outside_bounds(cfg: CfgNode) -> Iterator[Problem]:
 def _outside_choices(cfg: CfgNode) -> Iterator[Problem]:
     for key, options in CHOICES.items():
         value = get(cfg, key)
-        timm_name = key == "TRAIN.backbone" and value.startswith("timm:") and len(value) > len("timm:")
+        timm_name = (
+            key == "TRAIN.backbone" and value.startswith("timm:") and len(value) > len("timm:")
+        )
         if value not in options and not timm_name:
             allowed = ", ".join(options) + (", timm:NAME" if key == "TRAIN.backbone" else "")
             yield key, f"known: {allowed}. {hint(value, options, '')}".rstrip()
@@ -149,7 +171,10 @@ def _image_size(cfg: CfgNode) -> Iterator[Problem]:
     if size % patch:
         below = size // patch * patch
         near = f"{below} or {below + patch}" if below else f"{patch}"
-        yield "DATASET.image_size", f"it must be a multiple of TRAIN.SOFS.vit_patch_size = {patch}: {near}."
+        yield (
+            "DATASET.image_size",
+            f"it must be a multiple of TRAIN.SOFS.vit_patch_size = {patch}: {near}.",
+        )
     if cfg.DATASET.mask_size != size:
         yield "DATASET.mask_size", f"it must equal DATASET.image_size = {size}; set both."
 
@@ -179,7 +204,10 @@ def _ranges(cfg: CfgNode) -> Iterator[Problem]:
     if len(ratio) != 2 or ratio[0] > ratio[1]:
         yield "DATASET.crop_ratio", "it must be two numbers, the lower first."
     if cfg.DATASET.rotate_min > cfg.DATASET.rotate_max:
-        yield "DATASET.rotate_min", f"it must not exceed DATASET.rotate_max = {cfg.DATASET.rotate_max}."
+        yield (
+            "DATASET.rotate_min",
+            f"it must not exceed DATASET.rotate_max = {cfg.DATASET.rotate_max}.",
+        )
 
 
 def _loss(cfg: CfgNode) -> Iterator[Problem]:
@@ -189,7 +217,9 @@ def _loss(cfg: CfgNode) -> Iterator[Problem]:
 
 def _split(cfg: CfgNode) -> Iterator[Problem]:
     data = cfg.DATASET
-    free = data.name.startswith(("opendomain", *ANOMALY_DATASETS)) or (data.train_objects and data.test_objects)
+    free = data.name.startswith(("opendomain", *ANOMALY_DATASETS)) or (
+        data.train_objects and data.test_objects
+    )
     if not free and not 0 <= data.split < NUM_SPLITS:
         yield (
             "DATASET.split",
@@ -205,12 +235,18 @@ def _objects(cfg: CfgNode) -> Iterator[Problem]:
             yield f"DATASET.{name}", f"{', '.join(twice)} stands there more than once."
         for given, plain in ((x, PurePath(x).as_posix()) for x in data[name]):
             if plain == ".":
-                yield f"DATASET.{name}", f"{given!r} in it names no folder." if given else "a name in it is empty."
+                yield (
+                    f"DATASET.{name}",
+                    f"{given!r} in it names no folder." if given else "a name in it is empty.",
+                )
             elif plain != given:  # the same folder under two names would be two objects
                 yield f"DATASET.{name}", f"write {shown(plain)} for {shown(given)}."
     leak = sorted(set(data.train_objects) & set(data.test_objects))
     if leak:
-        yield "DATASET.test_objects", f"{', '.join(leak)} is in DATASET.train_objects, too; drop it in one."
+        yield (
+            "DATASET.test_objects",
+            f"{', '.join(leak)} is in DATASET.train_objects, too; drop it in one.",
+        )
 
 
 def _paths(cfg: CfgNode) -> Iterator[Problem]:
@@ -218,16 +254,28 @@ def _paths(cfg: CfgNode) -> Iterator[Problem]:
     names = {f"DATASET.{name}": cfg.DATASET[name] for name in FOLDERS}
     for key, paths in (names | {"DATASET.normal_folder": [cfg.DATASET.normal_folder]}).items():
         if out := [path for path in paths if leads_out(path)]:
-            yield key, f"{shown(out[0])} leads out of the data set; names start there, without .. in them."
+            yield (
+                key,
+                f"{shown(out[0])} leads out of the data set; names start there, without .. in them.",
+            )
     if leads_out(cfg.RUN_NAME):
-        yield "RUN_NAME", "it leads out of OUTPUT_DIR; name a folder in it, without .., and set OUTPUT_DIR to the rest."
+        yield (
+            "RUN_NAME",
+            "it leads out of OUTPUT_DIR; name a folder in it, without .., and set OUTPUT_DIR to the rest.",
+        )
     for key in PATHS:
         value = get(cfg, key)
         for path in value if isinstance(value, list) else [value]:
             if path.startswith("~") or (_VARIABLE.search(path) and not Path(path).exists()):
-                yield key, f"{shown(path)} names a user or a variable that is not known here; write the path out."
+                yield (
+                    key,
+                    f"{shown(path)} names a user or a variable that is not known here; write the path out.",
+                )
     if cfg.RUN_NAME.startswith(("~", "$")):
-        yield "RUN_NAME", "it is a name below OUTPUT_DIR, where ~ and $ stand for nothing; choose another."
+        yield (
+            "RUN_NAME",
+            "it is a name below OUTPUT_DIR, where ~ and $ stand for nothing; choose another.",
+        )
     if cfg.RUN_NAME and not PurePath(cfg.RUN_NAME).parts:
         yield "RUN_NAME", "it names no folder below OUTPUT_DIR; name one."
 
@@ -244,11 +292,19 @@ def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
     count = len(data.open_domain_test_object)
     if not count:
         yield "DATASET.open_domain_test_object", "it must name one object or more."
-    if taken := sorted(name for name in data.open_domain_test_object if name.split("/")[0] in OF_A_RUN):
-        yield "DATASET.open_domain_test_object", f"{taken[0]} is what a run calls files of its own; rename the folder."
+    if taken := sorted(
+        name for name in data.open_domain_test_object if name.split("/")[0] in OF_A_RUN
+    ):
+        yield (
+            "DATASET.open_domain_test_object",
+            f"{taken[0]} is what a run calls files of its own; rename the folder.",
+        )
     for name in ("open_domain_object_category_num", "open_domain_specific_defect_category"):
         if len(data[name]) not in (1, count):
-            yield f"DATASET.{name}", f"it must hold one number, or one per open_domain_test_object ({count})."
+            yield (
+                f"DATASET.{name}",
+                f"it must hold one number, or one per open_domain_test_object ({count}).",
+            )
 
 
 def _normal(cfg: CfgNode) -> Iterator[Problem]:
@@ -264,12 +320,26 @@ def _resume(cfg: CfgNode) -> Iterator[Problem]:
         yield "TRAIN.resume", "RUN_NAME is empty, so that no run is found again; set it."
 
 
-RELATIONS = (_image_size, _backbone, _heads, _ranges, _loss, _split, _objects, _paths, _open_domain, _normal, _resume)
+RELATIONS = (
+    _image_size,
+    _backbone,
+    _heads,
+    _ranges,
+    _loss,
+    _split,
+    _objects,
+    _paths,
+    _open_domain,
+    _normal,
+    _resume,
+)
 
 
 def _raise_all(cfg: CfgNode, problems: list[Problem], sources: Mapping[str, str]) -> None:
     if problems:
-        raise ConfigError("\n".join(_sentence(cfg, key, text, sources.get(key)) for key, text in problems))
+        raise ConfigError(
+            "\n".join(_sentence(cfg, key, text, sources.get(key)) for key, text in problems)
+        )
 
 
 def _sentence(cfg: CfgNode, key: str, text: str, source: str | None) -> str:

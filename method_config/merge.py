@@ -17,20 +17,37 @@ from yacs.config import CfgNode
 from method_config.defaults import PATHS, WORDS
 from utils.errors import ConfigError
 
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # numbers that a YAML 1.1 reader takes for a string
+_EXPONENT = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+"
+)  # numbers that a YAML 1.1 reader takes for a string
 _LONGEST_FILE = 1 << 20  # characters
 _MOST_NODES = 10_000  # of a tree once its aliases are written out
-_LARGEST = 2**53  # integers from here on are no sizes or counts, and no floating point number holds them all
+_LARGEST = (
+    2**53
+)  # integers from here on are no sizes or counts, and no floating point number holds them all
 _LONGEST = 200  # characters of a value that an error shows
 # what PyYAML stumbles over in texts that are no YAML, beside its own YAMLError
 _PARSER_ERRORS = (
-    *(yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    *(
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ),
     MemoryError,
 )
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist = 3, 20
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _LONGEST
-_TYPE_NAMES = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string (quote it in YAML)"}
+_TYPE_NAMES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+    str: "a string (quote it in YAML)",
+}
 
 
 def shown(value: Any) -> str:
@@ -138,7 +155,9 @@ def _to_list(value: Any, kind: type) -> list[Any]:
         value = _split_list(value.strip(), kind)
     if value is None:
         return []
-    return [_to_scalar(item, kind) for item in (value if isinstance(value, list | tuple) else [value])]
+    return [
+        _to_scalar(item, kind) for item in (value if isinstance(value, list | tuple) else [value])
+    ]
 
 
 def coerce(key: str, value: Any, default: Any, source: str) -> Any:
@@ -172,7 +191,9 @@ def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[s
             _put(cfg, key, coerce(key, value, current, source))
             changed.append(key)
         elif value:  # a section left empty changes nothing
-            raise ConfigError(f"{source}: {key} is {shown(value)}, but it is a section of keys: {', '.join(current)}.")
+            raise ConfigError(
+                f"{source}: {key} is {shown(value)}, but it is a section of keys: {', '.join(current)}."
+            )
     return changed
 
 
@@ -180,7 +201,11 @@ def expand_paths(cfg: CfgNode) -> None:
     """Write out `~`, `~user` and `$NAME` in all keys that are paths."""
     for key in PATHS:
         value = get(cfg, key)
-        _put(cfg, key, [expanded(path) for path in value] if isinstance(value, list) else expanded(value))
+        _put(
+            cfg,
+            key,
+            [expanded(path) for path in value] if isinstance(value, list) else expanded(value),
+        )
 
 
 def expanded(path: str) -> str:
@@ -199,9 +224,13 @@ def parse_yaml(text: str, loader: type = yaml.SafeLoader) -> Any:
             if root is None:
                 return None
             if _node_count(root, {}) > _MOST_NODES:
-                raise ValueError(f"more than {_MOST_NODES} values, aliases written out, which no settings have")
+                raise ValueError(
+                    f"more than {_MOST_NODES} values, aliases written out, which no settings have"
+                )
             if twice := _given_twice(root):
-                raise ValueError(f"{twice} stands there twice, of which YAML would drop the first; keep one")
+                raise ValueError(
+                    f"{twice} stands there twice, of which YAML would drop the first; keep one"
+                )
             return parser.construct_document(root)
         finally:
             parser.dispose()
@@ -215,7 +244,9 @@ def _node_count(node: yaml.Node, known: dict[int, float]) -> float:
         known[id(node)] = math.inf  # until it is counted
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
         known[id(node)] = 1 + sum(
-            _node_count(part, known) for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))
+            _node_count(part, known)
+            for pair in parts
+            for part in (pair if isinstance(pair, tuple) else (pair,))
         )
     return known[id(node)]
 
@@ -243,29 +274,42 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
             text = file.read(_LONGEST_FILE + 1)
         tree = parse_yaml(text)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg takes the path of a YAML file.") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); --cfg takes the path of a YAML file."
+        ) from error
     except ValueError as error:  # also: not UTF-8
         raise ConfigError(f"{path}: not a YAML file: {error!s:.500}") from error
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path}: holds {type(tree).__name__}, but a mapping of keys to values is expected.")
+        raise ConfigError(
+            f"{path}: holds {type(tree).__name__}, but a mapping of keys to values is expected."
+        )
     return tree
 
 
 def decode_opts(cfg: CfgNode, opts: Sequence[Any]) -> list[tuple[str, Any]]:
     """Pairs of key and value from KEY VALUE KEY VALUE ...; text is read as YAML unless `cfg` holds a string there."""
     if len(opts) % 2:
-        raise ConfigError(f"command line: --opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone.")
-    return [(str(key), _decode(cfg, str(key), value)) for key, value in zip(opts[::2], opts[1::2], strict=True)]
+        raise ConfigError(
+            f"command line: --opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone."
+        )
+    return [
+        (str(key), _decode(cfg, str(key), value))
+        for key, value in zip(opts[::2], opts[1::2], strict=True)
+    ]
 
 
 def _decode(cfg: CfgNode, key: str, value: Any) -> Any:
     known = dict(leaves(cfg))
-    if not isinstance(value, str) or not (key in WORDS or isinstance(known.get(key), bool | int | float)):
+    if not isinstance(value, str) or not (
+        key in WORDS or isinstance(known.get(key), bool | int | float)
+    ):
         return value  # strings and lists are read by `coerce`, an unknown key is refused by `merge`
     try:
         return parse_yaml(value)
     except ValueError:
         wanted = expected(known[key])
-        raise ConfigError(f"command line: {key} is {shown(value)}, but it takes {wanted}.") from None
+        raise ConfigError(
+            f"command line: {key} is {shown(value)}, but it takes {wanted}."
+        ) from None

@@ -23,7 +23,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     torch's kernel, but for half precision on a CPU without matrix units, where that kernel runs at a third of the speed
     of plain products: there head by head.
     """
-    if q.device.type == "cpu" and q.dtype in HALF and not torch.is_grad_enabled() and not _torch_is_fast():
+    if (
+        q.device.type == "cpu"
+        and q.dtype in HALF
+        and not torch.is_grad_enabled()
+        and not _torch_is_fast()
+    ):
         return attend_by_head(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -53,7 +58,9 @@ class ViTAttention(nn.Module):
         kernel: three times (B, H, N, D) to (B, H, N, D).
     """
 
-    def __init__(self, attention: Attention, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, attention: Attention, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.qkv, self.proj = attention.qkv, attention.proj
         self.q_norm, self.k_norm, self.norm = attention.q_norm, attention.k_norm, attention.norm
@@ -62,8 +69,12 @@ class ViTAttention(nn.Module):
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
         """Attend: (B, N, C) tokens to (B, N, C) tokens."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(self.norm(self.kernel(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2)))
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        return self.proj(
+            self.norm(self.kernel(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2))
+        )
 
 
 def use_kernel(model: nn.Module, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> int:
@@ -88,10 +99,14 @@ def use_xformers(model: nn.Module) -> None:
             "or set TRAIN.attention to sdpa"
         ) from error
     if not use_kernel(model, by_token(memory_efficient_attention)):
-        raise ConfigError("TRAIN.attention: xformers needs a plain vision transformer; set TRAIN.attention to sdpa")
+        raise ConfigError(
+            "TRAIN.attention: xformers needs a plain vision transformer; set TRAIN.attention to sdpa"
+        )
 
 
-def by_token(operator: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def by_token(
+    operator: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A kernel out of an operator in the layout (B, N, H, D), which is that of xformers."""
     return lambda q, k, v: operator(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 

@@ -43,7 +43,10 @@ class Backbone(nn.Module):
         self.layers = list(layers)
         self.stride = stride
         self._identity = ""  # of the exact weights, once they are no longer held
-        self.by_token = isinstance(model, VisionTransformer) and model.patch_embed.patch_size == (stride, stride)
+        self.by_token = isinstance(model, VisionTransformer) and model.patch_embed.patch_size == (
+            stride,
+            stride,
+        )
         scale, offset = _renormalisation(model)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -98,8 +101,12 @@ class Backbone(nn.Module):
 
 def _renormalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
     """Factor and offset that turn ImageNet-normalised pixels into those the model was trained on."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    own_mean, own_std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    own_mean, own_std = (
+        torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std")
+    )
     return std / own_std, (mean - own_mean) / own_std
 
 
@@ -121,14 +128,18 @@ def timm_name_of(name: str) -> str:
     model, dot, _ = known.partition(".")
     tagged = timm.list_models(f"{model}.*", pretrained=True)
     if dot and known not in tagged:
-        raise ConfigError(f"TRAIN.backbone: timm has no weights {known}; known: {', '.join([model, *tagged])}")
+        raise ConfigError(
+            f"TRAIN.backbone: timm has no weights {known}; known: {', '.join([model, *tagged])}"
+        )
     return known
 
 
 def _prepare(model: nn.Module, name: str, image_size: int) -> None:
     """Set a model up for square images of this side, where it can be. Raises ConfigError for one without layers."""
     if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model")
+        raise ConfigError(
+            f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model"
+        )
     if hasattr(model, "set_input_size"):
         model.set_input_size((image_size, image_size))
 
@@ -189,7 +200,11 @@ def build_backbone(
     """
     own, timm_name = name in TIMM_NAMES, timm_name_of(name)
     ready = pretrained and not own
-    model = load_timm(timm_name, checkpoint, sha256) if ready else timm.create_model(timm_name, num_classes=0)
+    model = (
+        load_timm(timm_name, checkpoint, sha256)
+        if ready
+        else timm.create_model(timm_name, num_classes=0)
+    )
     _prepare(model, name, image_size)
     if own and pretrained:
         load_backbone_weights(model, name, checkpoint, sha256)

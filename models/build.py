@@ -72,5 +72,7 @@ def _backbone(cfg: CfgNode) -> Backbone:
         if shutil.which(compiler) is None:
             raise ConfigError(f"TRAIN.compile: torch.compile needs a C++ compiler, and {compiler} is not installed; "
                               "install it (on Debian: apt install g++), or set TRAIN.compile to False")  # fmt: skip
-        backbone.model.forward_intermediates = torch.compile(backbone.model.forward_intermediates, dynamic=True)
+        backbone.model.forward_intermediates = torch.compile(
+            backbone.model.forward_intermediates, dynamic=True
+        )
     return backbone

@@ -10,11 +10,26 @@ from utils.errors import WeightsError
 
 _TRANSFORMER = r"feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 RENAMES = [
-    (r"^(?:module\.|model\.|_orig_mod\.)+", ""),  # of DistributedDataParallel, Lightning, torch.compile
-    (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_q\.", r"head.transformer.\1.attention.query."),
-    (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_k\.", r"head.transformer.\1.attention.key."),
-    (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_v\.", r"head.transformer.\1.attention.value."),
-    (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_o\.", r"head.transformer.\1.attention.out."),
+    (
+        r"^(?:module\.|model\.|_orig_mod\.)+",
+        "",
+    ),  # of DistributedDataParallel, Lightning, torch.compile
+    (
+        rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_q\.",
+        r"head.transformer.\1.attention.query.",
+    ),
+    (
+        rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_k\.",
+        r"head.transformer.\1.attention.key.",
+    ),
+    (
+        rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_v\.",
+        r"head.transformer.\1.attention.value.",
+    ),
+    (
+        rf"^{_TRANSFORMER}sa_layers\.(\d+)\.attn\.attn\.linear_o\.",
+        r"head.transformer.\1.attention.out.",
+    ),
     (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.ffn\.layers\.", r"head.transformer.\1.feed_forward."),
     (rf"^{_TRANSFORMER}sa_layers\.(\d+)\.", r"head.transformer.\1."),
     (rf"^{_TRANSFORMER}support_prototype\.", "head.support_prototype."),
@@ -52,4 +67,8 @@ def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"{given[ours]} and {name} are one parameter of the head; keep one copy of it in the file"
             )
         renamed[ours], given[ours] = value, name
-    return {name.removeprefix("head."): value for name, value in renamed.items() if name.startswith("head.")}
+    return {
+        name.removeprefix("head."): value
+        for name, value in renamed.items()
+        if name.startswith("head.")
+    }

@@ -32,16 +32,32 @@ class Comparison:
         """
         known = self.known
         maps = [
-            prior_maps(layer.flatten(2).transpose(1, 2), keys, known.share, known.sizes, known.covered, weight, normal)
-            for layer, keys, normal in zip(self.features, known.ready_keys, known.ready_normal, strict=True)
+            prior_maps(
+                layer.flatten(2).transpose(1, 2),
+                keys,
+                known.share,
+                known.sizes,
+                known.covered,
+                weight,
+                normal,
+            )
+            for layer, keys, normal in zip(
+                self.features, known.ready_keys, known.ready_normal, strict=True
+            )
         ]
-        semantic, abnormal = (torch.stack(layers, 1).unflatten(-1, self.grid) for layers in zip(*maps, strict=True))
+        semantic, abnormal = (
+            torch.stack(layers, 1).unflatten(-1, self.grid) for layers in zip(*maps, strict=True)
+        )
         return semantic, abnormal
 
     @cached_property
     def anomaly(self) -> Tensor:
         """(B, h, w) float32 in [0, 2]: how little a token looks like anything normal, the largest over the layers."""
-        return self.priors(torch.zeros_like(self.known.covered, dtype=torch.float32))[1].amax(1).clamp(min=0)
+        return (
+            self.priors(torch.zeros_like(self.known.covered, dtype=torch.float32))[1]
+            .amax(1)
+            .clamp(min=0)
+        )
 
     @cached_property
     def gap(self) -> Tensor:

@@ -31,12 +31,15 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend: (B, M, C) to (B, M, C)."""
         q, k, v = (
-            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
         )
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
@@ -121,7 +124,9 @@ class Head(nn.Module):
         self.prototype_reduce = reduction(channels, reduce_dim)
         self.support_mix = mixing(2 * reduce_dim, embed_dim)
         self.query_mix = mixing(2 * reduce_dim + num_priors + prior_residual, embed_dim)
-        self.transformer = nn.Sequential(*(TransformerLayer(embed_dim, num_heads) for _ in range(num_stages)))
+        self.transformer = nn.Sequential(
+            *(TransformerLayer(embed_dim, num_heads) for _ in range(num_stages))
+        )
         self.support_prototype = nn.Conv2d(embed_dim, embed_dim, 1) if meta_cls else None
         self.classifier = None if meta_cls else two_channel_classifier(embed_dim)
         self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if prior_residual else None
@@ -139,7 +144,9 @@ class Head(nn.Module):
         """
         reduced = self.prototype_reduce(prototype[..., None, None])
         support = self.support_reduce(features)
-        mixed = self.support_mix(torch.cat([support, reduced.expand(-1, -1, *support.shape[-2:])], dim=1))
+        mixed = self.support_mix(
+            torch.cat([support, reduced.expand(-1, -1, *support.shape[-2:])], dim=1)
+        )
         return self.transformer(mixed), reduced[..., 0, 0]
 
     def embed_query(self, features: Tensor, prototype: Tensor, priors: Tensor) -> Tensor:
@@ -155,7 +162,9 @@ class Head(nn.Module):
         """
         query = self.query_reduce(features)
         reduced = prototype[..., None, None].expand(query.shape[0], -1, *query.shape[-2:])
-        return self.transformer(self.query_mix(torch.cat([query, reduced, PRIOR_WEIGHT * priors], dim=1)))
+        return self.transformer(
+            self.query_mix(torch.cat([query, reduced, PRIOR_WEIGHT * priors], dim=1))
+        )
 
     def logits(self, query: Tensor, support: Tensor, share: Tensor, prototype: Tensor) -> Tensor:
         """Mask logits on the token grid.

@@ -37,7 +37,11 @@ class JointTokens:
 
 
 def prepare(
-    keys: list[Tensor], share: Tensor, sizes: list[int], centre: list[Tensor], normal: Sequence[list[Tensor]] = ()
+    keys: list[Tensor],
+    share: Tensor,
+    sizes: list[int],
+    centre: list[Tensor],
+    normal: Sequence[list[Tensor]] = (),
 ) -> JointTokens:
     """Labelled tokens over all layers, see `models.support_tokens.LabelledTokens`.
 
@@ -55,7 +59,9 @@ def prepare(
     background = tokens[:, f:] * keys[0][:, f:].any(-1, keepdim=True)
     dtype = keys[0].dtype
     further = [as_keys(centred(image, centre).to(dtype)) for image in normal]
-    return JointTokens(centre, as_keys(foreground.to(dtype)), as_keys(background.to(dtype)), further)
+    return JointTokens(
+        centre, as_keys(foreground.to(dtype)), as_keys(background.to(dtype)), further
+    )
 
 
 def difference(tokens: list[Tensor], known: JointTokens) -> Tensor:
@@ -82,5 +88,7 @@ def centred(tokens: list[Tensor], centre: list[Tensor]) -> Tensor:
 
 def _typical(share: Tensor, sizes: list[int]) -> Tensor:
     """(B, F) bool: mostly marked tokens, and the most marked ones of each view."""
-    views = [view >= view.amax(-1, keepdim=True).clamp(max=MOSTLY) for view in share.split(sizes, dim=-1)]
+    views = [
+        view >= view.amax(-1, keepdim=True).clamp(max=MOSTLY) for view in share.split(sizes, dim=-1)
+    ]
     return torch.cat(views, dim=-1) & (share > 0)

@@ -31,7 +31,11 @@ def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
     """
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     grid = (mask.shape[-2] // patch, mask.shape[-1] // patch)
-    small = F.avg_pool2d(flat, patch) if by_area else F.interpolate(flat, grid, mode="bilinear", align_corners=True)
+    small = (
+        F.avg_pool2d(flat, patch)
+        if by_area
+        else F.interpolate(flat, grid, mode="bilinear", align_corners=True)
+    )
     return small.reshape(*mask.shape[:-2], *grid)
 
 
@@ -118,11 +122,18 @@ def prior_maps(
         two (B, M) float32.
     """
     own, best_normal = keys.compare(queries, share.shape[-1])
-    length = torch.linalg.vector_norm(queries, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=LENGTH_EPS)
+    length = torch.linalg.vector_norm(queries, dim=-1, keepdim=True, dtype=torch.float32).clamp(
+        min=LENGTH_EPS
+    )
     marked, unmarked = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
     floor = torch.zeros_like(weight).masked_fill(covered, -torch.inf).unsqueeze(1)
     mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-    best = torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1) / length
+    best = (
+        torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1)
+        / length
+    )
     semantic = (torch.maximum(best, floor) * mean).sum(-1)
     surroundings = torch.maximum((own * unmarked).amax(-1), best_normal)
-    return semantic, 1 - normal_vote(surroundings, [image.compare(queries)[1] for image in normal]) / length[..., 0]
+    return semantic, 1 - normal_vote(
+        surroundings, [image.compare(queries)[1] for image in normal]
+    ) / length[..., 0]

@@ -14,7 +14,9 @@ from torch import Tensor
 CHUNK = 3 << 20
 ROWS = 256
 CODES = 127
-INT8_CHANNELS = 256  # with fewer the largest value of a token is larger, and so is what rounding loses
+INT8_CHANNELS = (
+    256  # with fewer the largest value of a token is larger, and so is what rounding loses
+)
 TINY = 1e-30
 
 
@@ -46,13 +48,17 @@ class PlainKeys:
 
     def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """See `Keys.compare`."""
-        rows = (queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries).to(self.transposed.dtype)
+        rows = (queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries).to(
+            self.transposed.dtype
+        )
         own, best = [], []
         for part in _pieces(rows, self.transposed.shape[-1]):
             values = part @ self.transposed
             own.append(values[..., :first].float())
             best.append(values[..., first:].amax(-1).float())
-        return torch.cat(own, 1).view(*queries.shape[:2], first), torch.cat(best, 1).view(queries.shape[:2])
+        return torch.cat(own, 1).view(*queries.shape[:2], first), torch.cat(best, 1).view(
+            queries.shape[:2]
+        )
 
 
 class Int8Keys:
@@ -79,16 +85,35 @@ class Int8Keys:
         own, best = [], []
         for part in _pieces(queries.flatten(0, 1), len(self.zeros)):
             rows = part.float()  # a code has more digits than bf16
-            step = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True)).clamp(min=TINY) / CODES
+            step = (
+                torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True)).clamp(
+                    min=TINY
+                )
+                / CODES
+            )
             values = self._product((rows / step).add_(CODES + 1.5).to(torch.uint8))
             own.append(values[:, :first] * step)
             best.append(values[:, first:].amax(-1) * step[:, 0])
-        return torch.cat(own).view(*queries.shape[:2], first), torch.cat(best).view(queries.shape[:2])
+        return torch.cat(own).view(*queries.shape[:2], first), torch.cat(best).view(
+            queries.shape[:2]
+        )
 
     def _product(self, codes: Tensor) -> Tensor:
         """float32 (R, N) of uint8 (R, C) codes around CODES + 1, accumulated without rounding."""
         return torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, CODES + 1, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            codes,
+            1.0,
+            CODES + 1,
+            self.packed,
+            self.scales,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
 
 
@@ -103,7 +128,9 @@ def as_keys(tokens: Tensor) -> Keys:
 
 def has_int8() -> bool:
     """Whether the CPU multiplies 8-bit integers natively, and torch brings the product."""
-    return bool(torch.cpu.get_capabilities().get("avx512_vnni")) and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    return bool(torch.cpu.get_capabilities().get("avx512_vnni")) and hasattr(
+        torch.ops.onednn, "qlinear_pointwise"
+    )
 
 
 def best_similarity(queries: Tensor, keys: Keys) -> Tensor:
@@ -114,4 +141,6 @@ def best_similarity(queries: Tensor, keys: Keys) -> Tensor:
 def _pieces(rows: Tensor, keys: int) -> Sequence[Tensor]:
     """(..., M, C) rows in pieces so small that their products with all keys stay in the cache."""
     count = max(1, CHUNK // (rows[..., 0, 0].numel() * keys))
-    return rows.split(count // ROWS * ROWS or count, dim=-2)  # products take multiples of ROWS at full speed
+    return rows.split(
+        count // ROWS * ROWS or count, dim=-2
+    )  # products take multiples of ROWS at full speed

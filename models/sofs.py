@@ -101,9 +101,13 @@ class SOFS(nn.Module):
     def remember(self, features: list[Tensor], masks: Tensor) -> SupportMemory:
         """The memory of supports whose features are known: per layer (B * K, C_l, h, w), batch-major."""
         share = self.shares(masks)
-        return SupportMemory(ready(label(features, share), joint=self.needs_joint), self.summarise(features, share))
+        return SupportMemory(
+            ready(label(features, share), joint=self.needs_joint), self.summarise(features, share)
+        )
 
-    def summarise(self, features: list[Tensor], share: Tensor, counts: Tensor | None = None) -> SupportSummary:
+    def summarise(
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
+    ) -> SupportSummary:
         """The head's summary of support views.
 
         Args:
@@ -119,7 +123,9 @@ class SOFS(nn.Module):
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
         transformed, reduced = self.head.embed_support(stacked(features), prototypes)
         embedded = transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k))
-        if counts is not None:  # what the tokens say is summed up: so much louder is a view that was given often
+        if (
+            counts is not None
+        ):  # what the tokens say is summed up: so much louder is a view that was given often
             embedded = embedded * counts[..., None, None].to(embedded.dtype)
         tokens, shares = gather_foreground(embedded.flatten(1, 2), share.flatten(1))
         return SupportSummary(
@@ -143,10 +149,14 @@ class SOFS(nn.Module):
         priors = torch.cat([semantic, abnormal], dim=1) if self.abnormal_to_head else semantic
         if not self.needs_joint:
             return self._head_logits(compared.features, summary, priors), abnormal
-        logits = self._head_logits(compared.features, summary, torch.cat([priors, compared.gap.unsqueeze(1)], dim=1))
+        logits = self._head_logits(
+            compared.features, summary, torch.cat([priors, compared.gap.unsqueeze(1)], dim=1)
+        )
         return self.head.corrected(compared.gap, logits), abnormal
 
-    def _head_logits(self, features: list[Tensor], summary: SupportSummary, priors: Tensor) -> Tensor:
+    def _head_logits(
+        self, features: list[Tensor], summary: SupportSummary, priors: Tensor
+    ) -> Tensor:
         query = self.head.embed_query(stacked(features), summary.prototype, priors)
         return self.head.logits(query, summary.tokens, summary.shares, summary.support_prototype)
 
@@ -160,9 +170,13 @@ class SOFS(nn.Module):
         Returns:
             (B, H, W) float32: probability of defect; where no support pixel is marked, the largest abnormal prior.
         """
-        return self.answer(Comparison(self.backbone(windows), memory.known), memory.summary, windows.shape[-2:])
+        return self.answer(
+            Comparison(self.backbone(windows), memory.known), memory.summary, windows.shape[-2:]
+        )
 
-    def answer(self, compared: Comparison, summary: SupportSummary | None, size: tuple[int, int]) -> Tensor:
+    def answer(
+        self, compared: Comparison, summary: SupportSummary | None, size: tuple[int, int]
+    ) -> Tensor:
         """As `segment`, for windows of `size` that are compared with the supports; the summary may be None where no
         support is marked."""
         if not compared.known.is_marked:
@@ -181,7 +195,10 @@ def stacked(features: list[Tensor]) -> Tensor:
 
 def join_summaries(parts: list[SupportSummary]) -> SupportSummary:
     """One summary of all views out of several: means by their weights, tokens side by side."""
-    joined = {f.name: torch.cat([getattr(p, f.name) for p in parts], dim=1) for f in fields(SupportSummary)}
+    joined = {
+        f.name: torch.cat([getattr(p, f.name) for p in parts], dim=1)
+        for f in fields(SupportSummary)
+    }
     totals = torch.stack([p.weight.sum(1) for p in parts], dim=1)
     for name in ("prototype", "support_prototype"):
         joined[name] = weighted_mean(torch.stack([getattr(p, name) for p in parts], dim=1), totals)

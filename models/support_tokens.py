@@ -93,7 +93,9 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
     flat, grid = share.flatten(2), share[0, 0].numel()
     sizes = (flat > 0).sum(-1).amax(0).clamp(min=1).tolist()
     order = flat.argsort(dim=-1, descending=True, stable=True)
-    chosen = torch.cat([_block(flat[:, i], order[:, i], n) + i * grid for i, n in enumerate(sizes)], dim=1)
+    chosen = torch.cat(
+        [_block(flat[:, i], order[:, i], n) + i * grid for i, n in enumerate(sizes)], dim=1
+    )
     everything = flat.flatten(1)
     normal, missing = _normal(everything)
     counts = torch.ones_like(flat[..., 0]) if counts is None else counts
@@ -103,7 +105,9 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
         tokens = unit_tokens(layer.float()).unflatten(0, (b, k))
         mean.append((tokens.mean(2) * weight).sum(1, keepdim=True))
         foreground.append(_taken(tokens.flatten(1, 2), chosen))
-        background.append(_taken(tokens.flatten(1, 2), normal).masked_fill(missing.unsqueeze(-1), 0))
+        background.append(
+            _taken(tokens.flatten(1, 2), normal).masked_fill(missing.unsqueeze(-1), 0)
+        )
     return LabelledTokens(
         foreground,
         everything.gather(1, chosen),
@@ -133,12 +137,18 @@ def join(parts: list[LabelledTokens]) -> LabelledTokens:
     views = torch.stack([p.views for p in parts]).sum(0)
     means = zip(*(p.mean for p in parts), strict=True)
     return LabelledTokens(
-        foreground=[torch.cat(layer, dim=1) for layer in zip(*(p.foreground for p in parts), strict=True)],
+        foreground=[
+            torch.cat(layer, dim=1) for layer in zip(*(p.foreground for p in parts), strict=True)
+        ],
         share=torch.cat([p.share for p in parts], dim=1),
         sizes=[n for p in parts for n in p.sizes],
         covered=torch.cat([p.covered for p in parts], dim=1),
-        background=[torch.cat(layer, dim=1) for layer in zip(*(p.background for p in parts), strict=True)],
-        mean=[sum(m * p.views for m, p in zip(layer, parts, strict=True)) / views for layer in means],
+        background=[
+            torch.cat(layer, dim=1) for layer in zip(*(p.background for p in parts), strict=True)
+        ],
+        mean=[
+            sum(m * p.views for m, p in zip(layer, parts, strict=True)) / views for layer in means
+        ],
         views=views,
     )
 
@@ -153,13 +163,20 @@ def thin(tokens: LabelledTokens, budget: int) -> LabelledTokens:
     if count <= budget:
         return tokens
     near = _nearest_to_marked(tokens, round(NEAR * budget))
-    far = torch.ones(count, dtype=torch.bool, device=near.device).scatter_(0, near, False).nonzero().squeeze(1)
+    far = (
+        torch.ones(count, dtype=torch.bool, device=near.device)
+        .scatter_(0, near, False)
+        .nonzero()
+        .squeeze(1)
+    )
     spread = far[coreset([layer[0, far] for layer in tokens.background], budget - len(near))]
     kept = torch.cat([near, spread]).sort().values
     return replace(tokens, background=[layer[:, kept] for layer in tokens.background])
 
 
-def ready(tokens: LabelledTokens, normal: Sequence[LabelledTokens] = (), *, joint: bool) -> SupportTokens:
+def ready(
+    tokens: LabelledTokens, normal: Sequence[LabelledTokens] = (), *, joint: bool
+) -> SupportTokens:
     """Tokens in the form that comparisons take.
 
     Args:
@@ -168,30 +185,43 @@ def ready(tokens: LabelledTokens, normal: Sequence[LabelledTokens] = (), *, join
         joint: a method asks for the joint prior.
     """
     tokens = tokens if tokens.sizes else _with_unmarked_block(tokens)
-    keys = [torch.cat(pair, dim=1) for pair in zip(tokens.foreground, tokens.background, strict=True)]
+    keys = [
+        torch.cat(pair, dim=1) for pair in zip(tokens.foreground, tokens.background, strict=True)
+    ]
     dtype = comparison_dtype(keys[0].device)
     further = [[layer.to(dtype) for layer in image.background] for image in normal]
     keys = [k.to(dtype) for k in keys]
-    known = SupportTokens(keys, tokens.share, tokens.sizes, tokens.covered, tokens.mean, None, further)
+    known = SupportTokens(
+        keys, tokens.share, tokens.sizes, tokens.covered, tokens.mean, None, further
+    )
     return with_joint(known) if joint else known
 
 
 def with_joint(known: SupportTokens) -> SupportTokens:
     """The same tokens, made ready for the joint prior."""
-    return replace(known, joint=joint_prior.prepare(known.keys, known.share, known.sizes, known.mean, known.normal))
+    return replace(
+        known,
+        joint=joint_prior.prepare(known.keys, known.share, known.sizes, known.mean, known.normal),
+    )
 
 
 def comparison_dtype(device: torch.device) -> torch.dtype:
     """Type in which similarities are taken: that of autocast where it is on. Tokens have unit length, so half precision
     moves a similarity by a few thousandths."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+    return (
+        torch.get_autocast_dtype(device.type)
+        if torch.is_autocast_enabled(device.type)
+        else torch.float32
+    )
 
 
 def _nearest_to_marked(tokens: LabelledTokens, count: int) -> Tensor:
     """Indices (count,) of the background tokens most like any marked one, over all layers; none without marks."""
     if not tokens.share.any():
         return torch.zeros(0, dtype=torch.int64, device=tokens.share.device)
-    marked, normal = (joint_prior.centred(t, tokens.mean) for t in (tokens.foreground, tokens.background))
+    marked, normal = (
+        joint_prior.centred(t, tokens.mean) for t in (tokens.foreground, tokens.background)
+    )
     return best_similarity(normal, as_keys(marked[:, tokens.share[0] > 0]))[0].topk(count).indices
 
 

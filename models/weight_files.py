@@ -18,7 +18,16 @@ from utils.errors import WeightsError
 
 STATE = "training state"
 # of a state dict, in their order; DINOv2's teacher is what it gives
-WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dict", "model_ema", "ema", "net")
+WRAPPERS = (
+    "teacher",
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "ema_state_dict",
+    "model_ema",
+    "ema",
+    "net",
+)
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -33,13 +42,19 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
         WeightsError: missing, unreadable, with code, or not a state dict of plain tensors.
     """
     path = require_file(path, key)
-    state = _read_safetensors(path, key) if path.suffix == ".safetensors" else read_torch(path, key, "weights file")
+    state = (
+        _read_safetensors(path, key)
+        if path.suffix == ".safetensors"
+        else read_torch(path, key, "weights file")
+    )
     for name in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if isinstance(state, dict) and isinstance(state.get("head"), dict) and "optimizer" in state:
         remedy = "the weights of a backbone" if "backbone" in key else "head.safetensors beside it"
-        raise WeightsError(f"{key}: {path} is a training state, for TRAIN.resume; set {key} to {remedy}")
+        raise WeightsError(
+            f"{key}: {path} is a training state, for TRAIN.resume; set {key} to {remedy}"
+        )
     return require_state(state, f"{key}: {path}")
 
 
@@ -50,7 +65,9 @@ def require_file(path: str | Path, key: str) -> Path:
         WeightsError: it does not; names the config key `key`.
     """
     if not Path(path).is_file():
-        raise WeightsError(f"{key}: no weights file {path}; set {key} to an existing .pth or .safetensors file")
+        raise WeightsError(
+            f"{key}: no weights file {path}; set {key} to an existing .pth or .safetensors file"
+        )
     return Path(path)
 
 
@@ -60,10 +77,18 @@ def require_state(state: Any, source: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: it is something else; names `source` and the first such tensor.
     """
-    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    named = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    )
     if not named:
-        held = f", but {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) and state else ""
-        raise WeightsError(f"{source} holds no state dict (names to tensors){held}; expected model weights")
+        held = (
+            f", but {', '.join(map(str, list(state)[:5]))}"
+            if isinstance(state, dict) and state
+            else ""
+        )
+        raise WeightsError(
+            f"{source} holds no state dict (names to tensors){held}; expected model weights"
+        )
     for name, value in state.items():
         if fault := _fault(value):
             raise WeightsError(f"{source}: {name} {fault}; save the model's state_dict() anew")
@@ -112,7 +137,9 @@ def without_code() -> Iterator[None]:
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or an infinity."""
-    return [name for name, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    return [
+        name for name, value in state.items() if value.is_floating_point() and not _is_finite(value)
+    ]
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -137,7 +164,9 @@ def _unreadable(path: Path, key: str, what: str, error: Exception) -> WeightsErr
 def _refuse_compressed(path: Path, key: str) -> None:
     """A thousandth of the bytes could unfold to more than the memory; `torch.save` never compresses."""
     with zipfile.ZipFile(path) as archive:
-        packed = next((i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
+        packed = next(
+            (i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED), None
+        )
     if packed is not None:
         raise WeightsError(f"{key}: {path} is a compressed archive ({packed}), which torch.save does not write; "
                            "unpack it and set the key to the weights file in it")  # fmt: skip

@@ -53,10 +53,13 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
             unfit.append(f"{name} is of {found.dtype}, expected {wanted.dtype}")
     if not (missing or unexpected or unfit):
         unfit = [f"{name} holds values that are not finite" for name in not_finite(state)]
-    if problems := missing[:SHOWN] + unexpected[:SHOWN] + unfit[:SHOWN]:  # some of each: they explain each other
+    if (
+        problems := missing[:SHOWN] + unexpected[:SHOWN] + unfit[:SHOWN]
+    ):  # some of each: they explain each other
         more = len(missing) + len(unexpected) + len(unfit) - len(problems)
         raise WeightsError(
-            f"{source} does not fit the model: {'; '.join(problems)}" + (f"; and {more} more" if more else "")
+            f"{source} does not fit the model: {'; '.join(problems)}"
+            + (f"; and {more} more" if more else "")
         )
     model.load_state_dict(state)
 
@@ -82,12 +85,16 @@ def own_names(state: dict[str, Tensor], expected: Iterable[str], source: str) ->
         state = {chunk.sub(r"blocks.\1.", name): value for name, value in state.items()}
     for name in state:
         parts = name.split(".")
-        prefixes.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in known)
+        prefixes.update(
+            ".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in known
+        )
     if not prefixes:
         return state
     prefix = max(prefixes, key=lambda p: (prefixes[p], "teacher" in p))
     prefix += "." if prefix else ""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
@@ -111,11 +118,18 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
         _require_vit(model, state, source)
         registers = model.num_reg_tokens > 0
         state["pos_embed"] = resize_position_embedding(
-            state["pos_embed"], model.patch_embed.grid_size, offset=0.0 if registers else 0.1, antialias=registers
+            state["pos_embed"],
+            model.patch_embed.grid_size,
+            offset=0.0 if registers else 0.1,
+            antialias=registers,
         )
         state = checkpoint_filter_fn(state, model)
     expected = model.state_dict()
-    load_checked(model, {k: v for k, v in state.items() if k in expected or not _is_classifier(k)} or state, source)
+    load_checked(
+        model,
+        {k: v for k, v in state.items() if k in expected or not _is_classifier(k)} or state,
+        source,
+    )
 
 
 def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
@@ -127,28 +141,43 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
     """
     key = "TRAIN.backbone_checkpoint"
     if sha256 and not checkpoint:
-        raise WeightsError(f"TRAIN.backbone_sha256 is that of a file, and {key} names none; set it, too, or neither")
+        raise WeightsError(
+            f"TRAIN.backbone_sha256 is that of a file, and {key} names none; set it, too, or neither"
+        )
     overlay = None
     if checkpoint:
         state = read_weights(checkpoint, key)
         if sha256:
             verify_sha256(checkpoint, sha256, "TRAIN.backbone_sha256")
         with torch.device("meta"):
-            whole, wanted = (timm.create_model(name, **classes).state_dict() for classes in ({}, {"num_classes": 0}))
+            whole, wanted = (
+                timm.create_model(name, **classes).state_dict()
+                for classes in ({}, {"num_classes": 0})
+            )
         state = own_names(state, whole, f"{key}: {checkpoint}")
         names = ", ".join(list(state)[:SHOWN])
-        state = {n: v for n, v in state.items() if n in wanted or not (n in whole or _is_classifier(n))}
+        state = {
+            n: v for n, v in state.items() if n in wanted or not (n in whole or _is_classifier(n))
+        }
         if not state:
-            raise WeightsError(f"{key}: {checkpoint} holds {names}, but none of the weights of timm model {name}")
+            raise WeightsError(
+                f"{key}: {checkpoint} holds {names}, but none of the weights of timm model {name}"
+            )
         # of as many classes as the model: timm compares all names then, after it has converted them
         overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0}
     try:
         with without_code():
-            model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+            model = timm.create_model(
+                name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
+            )
     except Exception as error:  # whatever the hub client and timm's conversions raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+            type(error).__name__
+        ]
         if checkpoint:
-            reasons = "; ".join(f"{line:.200}" for line in lines[1 if len(lines) > 1 else 0 :][:SHOWN])
+            reasons = "; ".join(
+                f"{line:.200}" for line in lines[1 if len(lines) > 1 else 0 :][:SHOWN]
+            )
             raise WeightsError(f"{key}: {checkpoint}, with names such as {names}, does not fit timm model {name}: "
                                f"{reasons}; take weights of this model") from error  # fmt: skip
         raise WeightsError(
@@ -156,7 +185,9 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
             f"connection and set {key} to the file; HF_HOME moves the folder where downloads are kept"
         ) from error
     if broken := not_finite(model.state_dict()):
-        raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite; take other weights")
+        raise WeightsError(
+            f"{checkpoint or name}: {broken[0]} holds values that are not finite; take other weights"
+        )
     return model
 
 
@@ -179,17 +210,31 @@ def resize_position_embedding(
     if (side, side) == tuple(grid):
         return embedding
     patches = embedding[:, first:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    target = {"scale_factor": tuple((n + offset) / side for n in grid)} if offset else {"size": tuple(grid)}
+    target = (
+        {"scale_factor": tuple((n + offset) / side for n in grid)}
+        if offset
+        else {"size": tuple(grid)}
+    )
     patches = F.interpolate(patches, mode="bicubic", antialias=antialias, **target)
-    return torch.cat([embedding[:, :first], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)
+    return torch.cat(
+        [embedding[:, :first], patches.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1
+    )
 
 
 def _require_vit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Refuse embeddings that could not be resized."""
-    position, patch = (state.get(name, torch.empty(0)) for name in ("pos_embed", "patch_embed.proj.weight"))
-    first = 0 if "mask_token" not in state and model.no_embed_class else 1  # timm adds the class token's to that token
+    position, patch = (
+        state.get(name, torch.empty(0)) for name in ("pos_embed", "patch_embed.proj.weight")
+    )
+    first = (
+        0 if "mask_token" not in state and model.no_embed_class else 1
+    )  # timm adds the class token's to that token
     side, width = math.isqrt(max(0, position.numel() // model.embed_dim - first)), model.embed_dim
-    if position.shape != (1, first + side * side, width) or side == 0 or not position.is_floating_point():
+    if (
+        position.shape != (1, first + side * side, width)
+        or side == 0
+        or not position.is_floating_point()
+    ):
         raise WeightsError(
             f"{source}: pos_embed has shape {tuple(position.shape)}, expected (1, {first} + n * n, {width})"
         )
@@ -243,7 +288,9 @@ def _download(name: str, key: str) -> Path:
                 f"to a folder that may be written, or {key} to a file of the weights ({url})"
             ) from error
         try:
-            torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(
+                url, str(target), hash_prefix=prefix, progress=sys.stderr.isatty()
+            )
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise WeightsError(
                 f"the weights of {name} could not be downloaded to {target.parent} ({error}); fetch {url} on a machine "
@@ -283,13 +330,19 @@ def verify_recorded_sha256(path: Path) -> None:
     except (FileNotFoundError, IsADirectoryError):
         text = None
     except OSError as error:
-        raise WeightsError(f"{record} cannot be read ({error.strerror}); see to its permissions") from error
+        raise WeightsError(
+            f"{record} cannot be read ({error.strerror}); see to its permissions"
+        ) from error
     known = re.match(r"[0-9a-f]{64}\b", text or "")
     if known is None:
         if text is not None:
-            LOG.warning("%s holds no SHA-256: that of %s, as it is now, is recorded", record, path.name)
+            LOG.warning(
+                "%s holds no SHA-256: that of %s, as it is now, is recorded", record, path.name
+            )
         try:
-            write_text(record, f"{digest}  {path.name}\n")  # whole: other processes may read it meanwhile
+            write_text(
+                record, f"{digest}  {path.name}\n"
+            )  # whole: other processes may read it meanwhile
         except OutputError as error:
             LOG.warning("%s: whether it changes later cannot be told (%s)", path, error)
     elif known[0] != digest:

@@ -63,7 +63,9 @@ def write_table(root, rows):
 def _pictures(name, train, good, abnormal, size, kinds):
     """(split, kind, number within both, image, mask) of an object, always the same for the same arguments."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    counts = {("train", "good"): train, ("test", "good"): good} | {("test", kind): abnormal for kind in kinds}
+    counts = {("train", "good"): train, ("test", "good"): good} | {
+        ("test", kind): abnormal for kind in kinds
+    }
     for (split, kind), count in counts.items():
         for number in range(count):
             image, mask = surface(size, rng), np.zeros(size, np.uint8)

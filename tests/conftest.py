@@ -21,7 +21,9 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 @pytest.fixture(scope="session")
 def golden():
     """Arrays of one golden file, by its name."""
-    folder = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden"))
+    folder = Path(
+        os.environ.get("SOFS_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden")
+    )
 
     def read(name):
         with np.load(folder / f"{name}.npz") as arrays:
@@ -46,12 +48,24 @@ def golden_vit(tensors):
 
     def build(image_size=70):
         vit = VisionTransformer(
-            img_size=image_size, patch_size=14, embed_dim=48, depth=12, num_heads=3, init_values=1e-5, num_classes=0
+            img_size=image_size,
+            patch_size=14,
+            embed_dim=48,
+            depth=12,
+            num_heads=3,
+            init_values=1e-5,
+            num_classes=0,
         )
         vit.pretrained_cfg = IMAGENET
-        state = {k.removeprefix("backbone."): v for k, v in tensors("state_dict").items() if k.startswith("backbone.")}
+        state = {
+            k.removeprefix("backbone."): v
+            for k, v in tensors("state_dict").items()
+            if k.startswith("backbone.")
+        }
         del state["mask_token"]
-        state["pos_embed"] = resize_position_embedding(state["pos_embed"], vit.patch_embed.grid_size)
+        state["pos_embed"] = resize_position_embedding(
+            state["pos_embed"], vit.patch_embed.grid_size
+        )
         vit.load_state_dict(state)
         return vit.eval()
 

@@ -25,8 +25,15 @@ from utils.distributed import is_main
 from utils.run import create_run_folder
 
 SIZE = (96, 128)
-DEFECTS = {"spot": (8, 8, 250), "line": (2, 36, 10), "stain": (60, 60, 200)}  # height, width, grey value
-JOBS = {"train": "tools.trainer:run_training", "test": "tools.tester:run_test"}  # as the scripts name them
+DEFECTS = {
+    "spot": (8, 8, 250),
+    "line": (2, 36, 10),
+    "stain": (60, 60, 200),
+}  # height, width, grey value
+JOBS = {
+    "train": "tools.trainer:run_training",
+    "test": "tools.tester:run_test",
+}  # as the scripts name them
 TWO_CLASSES = {"spot": 4, "line": 4}
 TINY = {
     "RUN_NAME": "run",
@@ -65,7 +72,9 @@ def surface(shape, rng):
 def draw_defect(image, kind, rng):
     """Draw a defect into an image; return its box (top, bottom, left, right)."""
     height, width, value = DEFECTS[kind]
-    top, left = (int(rng.integers(0, n - d)) for n, d in zip(image.shape, (height, width), strict=False))
+    top, left = (
+        int(rng.integers(0, n - d)) for n, d in zip(image.shape, (height, width), strict=False)
+    )
     image[top : top + height, left : left + width] = value
     return top, top + height, left, left + width
 
@@ -93,9 +102,16 @@ def write_product(root, name, counts=None, size=SIZE):
             paths.append(folder / f"{kind}_{i}.png")
             Image.fromarray(image).save(paths[-1])
             corners = [left, top, right - 1, top, right - 1, bottom - 1, left, bottom - 1]
-            content["images"].append({"id": number, "file_name": paths[-1].name, "height": size[0], "width": size[1]})
+            content["images"].append(
+                {"id": number, "file_name": paths[-1].name, "height": size[0], "width": size[1]}
+            )
             content["annotations"].append(
-                {"id": number, "image_id": number, "category_id": list(counts).index(kind), "segmentation": [corners]}
+                {
+                    "id": number,
+                    "image_id": number,
+                    "category_id": list(counts).index(kind),
+                    "segmentation": [corners],
+                }
             )
         (folder / vision_v1.ANNOTATIONS).write_text(json.dumps(content))
     return paths
@@ -108,7 +124,11 @@ def read_index(root, *objects):
 
 def tiny_config(root, output, **changes):
     """A small config over a root with the products Plate and Disk; keys of changes with `__` for the dots."""
-    values = TINY | {"TRAIN.dataset_path": str(root), "TEST.dataset_path": str(root), "OUTPUT_DIR": str(output)}
+    values = TINY | {
+        "TRAIN.dataset_path": str(root),
+        "TEST.dataset_path": str(root),
+        "OUTPUT_DIR": str(output),
+    }
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     return load_config([], [part for pair in values.items() for part in pair])
 
@@ -150,7 +170,9 @@ def train_without_dropout(cfg, folder):
     create_run_folder(folder, cfg)
     trainer.run([SplitTest(cfg, build_test_index(cfg), folder, "original")])
     if is_main():
-        torch.save({n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth")
+        torch.save(
+            {n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth"
+        )
 
 
 def picture(height, width, seed=0):

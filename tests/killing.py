@@ -22,7 +22,9 @@ from utils.files import PARTIAL
 
 LIMIT = 240  # seconds, of a wait
 HALF = 10_000  # bytes of a state that is never whole
-FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported PyTorch, which takes seconds, once
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # of a process that has imported PyTorch, which takes seconds, once
 FORKS.set_forkserver_preload(["tools.trainer"])
 
 
@@ -97,7 +99,9 @@ class Blow:
         elif self.time == 0 and self.seconds == 0:
             os.kill(os.getpid(), self.number)
         elif self.time == 0:
-            subprocess.Popen(["sh", "-c", f"sleep {self.seconds}; kill -{int(self.number)} {os.getpid()}"])
+            subprocess.Popen(
+                ["sh", "-c", f"sleep {self.seconds}; kill -{int(self.number)} {os.getpid()}"]
+            )
 
 
 def _train(yaml, errors, largest_file, blow):
@@ -148,7 +152,9 @@ def equal(first, second):
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(value, second[key]) for key, value in first.items())
+        return first.keys() == second.keys() and all(
+            equal(value, second[key]) for key, value in first.items()
+        )
     if isinstance(first, list):
         return len(first) == len(second) and all(map(equal, first, second))
     return first == second

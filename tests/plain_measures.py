@@ -17,7 +17,11 @@ def plain_aupro(maps, limit=0.3):
     for threshold in np.unique(scores)[::-1]:
         wrong = sum(int(((s >= threshold) & ~m).sum()) for s, m in maps)
         rates.append(wrong / sum(int((~m).sum()) for _, m in maps))
-        shares = [(s[own == i] >= threshold).mean() for s, _, (own, n) in labelled for i in range(1, n + 1)]
+        shares = [
+            (s[own == i] >= threshold).mean()
+            for s, _, (own, n) in labelled
+            for i in range(1, n + 1)
+        ]
         overlaps.append(np.mean(shares))
         if rates[-1] > limit:
             break
@@ -39,9 +43,15 @@ def plain_f1_max(labels, scores):
 def plain_measures(maps):
     """The seven measures of (scores, bool mask) pairs; an image scores as much as its highest pixel."""
     images = [m.any() for _, m in maps], [s.max() for s, _ in maps]
-    pixels = np.concatenate([m.ravel() for _, m in maps]), np.concatenate([s.ravel() for s, _ in maps])
+    pixels = (
+        np.concatenate([m.ravel() for _, m in maps]),
+        np.concatenate([s.ravel() for s, _ in maps]),
+    )
     found = {"aupro": plain_aupro(maps)}
     for level, pair in (("image", images), ("pixel", pixels)):
-        found |= {f"{level}_auroc": roc_auc_score(*pair), f"{level}_ap": average_precision_score(*pair)}
+        found |= {
+            f"{level}_auroc": roc_auc_score(*pair),
+            f"{level}_ap": average_precision_score(*pair),
+        }
         found[f"{level}_f1_max"] = plain_f1_max(*pair)[0]
     return found

@@ -35,7 +35,9 @@ def fault(setting, monkeypatch, capsys):
     """Run a job on the YAML file, with further --opts; return the line on standard error."""
 
     def fault(job, *opts):
-        monkeypatch.setattr(sys, "argv", [f"{job}.py", "--cfg", str(setting / "my.yaml"), "--opts", *map(str, opts)])
+        monkeypatch.setattr(
+            sys, "argv", [f"{job}.py", "--cfg", str(setting / "my.yaml"), "--opts", *map(str, opts)]
+        )
         assert run_main("", JOBS[job]) == 2
         output = capsys.readouterr()
         lines = [line for line in output.err.splitlines() if not BAR.match(line)]
@@ -56,23 +58,41 @@ def names(line, *parts):
 def test_the_scripts_exit_with_2_and_one_line(setting, job):
     """The real processes; the other cases run in this one."""
     key, env = f"{job.upper()}.dataset_path", os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / f"{job}.py"), "--cfg", str(setting / "my.yaml"), "--opts", key, "/gone"]
+    command = [
+        sys.executable,
+        str(ROOT / f"{job}.py"),
+        "--cfg",
+        str(setting / "my.yaml"),
+        "--opts",
+        key,
+        "/gone",
+    ]
     done = subprocess.run(command, cwd=setting, capture_output=True, text=True, env=env)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [done.stderr.strip()] and done.stderr.startswith("error: /gone: no such folder")
+    assert done.stderr.splitlines() == [done.stderr.strip()] and done.stderr.startswith(
+        "error: /gone: no such folder"
+    )
     assert key in done.stderr and not (setting / "log").exists()
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_settings(fault, job):
     assert names(fault(job, "DATASET.split", "first"), "DATASET.split", "'first'", "an integer")
-    assert names(fault(job, "TRAIN.SOFS.smoth_r", 1), "unknown key TRAIN.SOFS.smoth_r", "TRAIN.SOFS.smooth_r")
-    assert names(fault(job, "DATASET.image_size", 65, "DATASET.mask_size", 65), "DATASET.image_size", "64 or 72")
+    assert names(
+        fault(job, "TRAIN.SOFS.smoth_r", 1), "unknown key TRAIN.SOFS.smoth_r", "TRAIN.SOFS.smooth_r"
+    )
+    assert names(
+        fault(job, "DATASET.image_size", 65, "DATASET.mask_size", 65),
+        "DATASET.image_size",
+        "64 or 72",
+    )
 
 
 def test_a_bad_config_is_told_before_pytorch_is_loaded(setting):
     """Which takes seconds."""
-    code = "import sys; from tools.cli import run_main; code = run_main('', 'tools.tester:run_test')"
+    code = (
+        "import sys; from tools.cli import run_main; code = run_main('', 'tools.tester:run_test')"
+    )
     command = [sys.executable, "-c", f"{code}; sys.exit(10 * code + ('torch' in sys.modules))"]
     command += ["--cfg", str(setting / "my.yaml"), "--opts", "DATASET.split", "first"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 20
@@ -110,7 +130,11 @@ def test_told_to_end_while_modules_are_loaded(setting, main, processes):
     (setting / "slow.py").write_text(SLOW.format(spawned=processes > 1))
     (setting / "main.py").write_text(main)
     command = [sys.executable, str(setting / "main.py"), "--cfg", "my.yaml"]
-    options = {"cwd": setting, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "start_new_session": True}
+    options = {
+        "cwd": setting,
+        "env": os.environ | {"PYTHONPATH": str(ROOT)},
+        "start_new_session": True,
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **options, **pipes)
     assert [process.stdout.readline() for _ in range(processes)] == ["loading\n"] * processes
@@ -130,10 +154,14 @@ def test_weights_files(fault, setting, job):
         file, side = setting / name, job.upper()
         head = fault(job, f"{side}.load_checkpoint", True, f"{side}.load_model_path", file)
         assert names(head, f"{side}.load_model_path", file)
-        assert names(fault(job, "TRAIN.backbone_checkpoint", file), "TRAIN.backbone_checkpoint", file)
+        assert names(
+            fault(job, "TRAIN.backbone_checkpoint", file), "TRAIN.backbone_checkpoint", file
+        )
 
 
-@pytest.mark.parametrize("content", [None, b"", b"text", b"\x80\x05junk", b"PK\x03\x04" + bytes(300)])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"text", b"\x80\x05junk", b"PK\x03\x04" + bytes(300)]
+)
 def test_training_states(fault, setting, content):
     file = setting / "state.pth"
     if content is not None:

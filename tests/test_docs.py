@@ -16,7 +16,9 @@ REPO = Path(__file__).parents[1]
 CONFIGURATION = REPO / "docs" / "configuration.md"
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 FOLDERS = ("datasets", "models", "tools", "utils")
-SOURCES = [p for f in FOLDERS for p in (REPO / f).rglob("*.py") if p.parent.name != "benchmark"]  # which sets keys
+SOURCES = [
+    p for f in FOLDERS for p in (REPO / f).rglob("*.py") if p.parent.name != "benchmark"
+]  # which sets keys
 KEY = re.compile(r"\b(?:DATASET|TRAIN|TRAIN_SETUPS|TEST|TEST_SETUPS)\.[A-Za-z_](?:[\w.]*\w)?")
 ONLY_CHECKED = {"DATASET.mask_size"}  # must equal image_size, which is what the code reads
 
@@ -36,7 +38,9 @@ def test_every_key_is_documented_once_with_its_default():
 def test_keys_documented_with_an_effect_are_read_by_the_code():
     code = "\n".join(path.read_text() for path in SOURCES)
     effective = CONFIGURATION.read_text().partition("## Accepted without effect")[0]
-    unread = [key for key, _ in tables(effective) if not re.search(rf"\.{key.rpartition('.')[2]}\b", code)]
+    unread = [
+        key for key, _ in tables(effective) if not re.search(rf"\.{key.rpartition('.')[2]}\b", code)
+    ]
     assert set(unread) == ONLY_CHECKED
 
 
@@ -77,7 +81,10 @@ def test_yaml_and_commands_load(page, tmp_path):
     assert len(examples) == text.count("```yaml")
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
-    defaults = {"test.sh": "method_config/Open_Domain/SOFS.yaml", "train.sh": "method_config/VISION_V1/SOFS.yaml"}
+    defaults = {
+        "test.sh": "method_config/Open_Domain/SOFS.yaml",
+        "train.sh": "method_config/VISION_V1/SOFS.yaml",
+    }
     for words in commands(text):
         if "tools.sweep" in words:
             build_sweep(build_parser().parse_args(words[words.index("tools.sweep") + 1 :])).folder()
@@ -86,14 +93,18 @@ def test_yaml_and_commands_load(page, tmp_path):
             continue
         arguments = words[words.index(script) + 1 :]
         if script in defaults:
-            given = [w.partition("=")[2] for w in words if w.startswith("CFG=")] or [defaults[script]]
+            given = [w.partition("=")[2] for w in words if w.startswith("CFG=")] or [
+                defaults[script]
+            ]
             arguments = ["--cfg", *given[0].split(), "--opts", *arguments]
         args = parser.parse_args(arguments)
         load_config([examples.get(file, REPO / file) for file in args.cfg], args.opts)
 
 
 def test_the_demo_config_segments_what_the_demo_writes():
-    cfg = load_config([REPO / "method_config" / "Demo" / name for name in ("SOFS.yaml", "Open_Domain.yaml")])
+    cfg = load_config(
+        [REPO / "method_config" / "Demo" / name for name in ("SOFS.yaml", "Open_Domain.yaml")]
+    )
     trained = load_config(REPO / "method_config" / "Demo" / "SOFS.yaml")
     changed = {key for key, value in leaves(cfg.TRAIN) if value != get(trained.TRAIN, key)}
     assert changed == {"dataset_path"}

@@ -126,7 +126,10 @@ def test_four_shots_features_shares_and_prototype(reference, b):
     ],
 )
 def test_four_shots_inside_the_head(reference, b, module, names):
-    seen = outputs_of(getattr(reference.head, module), lambda: reference.segment(b["query"], remember(reference, b)))
+    seen = outputs_of(
+        getattr(reference.head, module),
+        lambda: reference.segment(b["query"], remember(reference, b)),
+    )
     assert len(seen) == len(names)
     for ours, name in zip(seen, names, strict=True):
         agree(ours.flatten(2).transpose(1, 2) if module == "transformer" else ours, b[name])
@@ -148,7 +151,9 @@ def test_four_shots_fusion(reference, b):
 @pytest.mark.parametrize("skip", [True, False])
 def test_no_marked_pixel_answers_with_the_abnormal_prior(golden_model, tensors, a, b, shots, skip):
     inputs, case = {"1shot": a, "4shot": b}[shots], tensors("case_c_empty")
-    ours = run(golden_model(skip_empty_supports=skip), inputs, torch.zeros_like(inputs["support_mask"]))
+    ours = run(
+        golden_model(skip_empty_supports=skip), inputs, torch.zeros_like(inputs["support_mask"])
+    )
     agree(ours["normal_similarity"], case[f"normal_similarity_{shots}"])
     agree(ours["prob"], case[f"prob_{shots}"], 1e-5)
     assert torch.equal(ours["patch_logits"], case[f"patch_logits_{shots}"])
@@ -194,7 +199,9 @@ def train_mode(model):
 def training_step(model, inputs, target, smooth_r):
     """Loss and label map; gradients are left on the model."""
     memory = remember(model, inputs)
-    logits, _ = model.token_logits(Comparison(model.backbone(inputs["query"]), memory.known), memory.summary)
+    logits, _ = model.token_logits(
+        Comparison(model.backbone(inputs["query"]), memory.known), memory.summary
+    )
     loss = MixedNormalDiceLoss(smooth_r, 1.0, 0.01)(logits.sigmoid(), target)
     loss.backward()
     return loss.detach(), (upsample(logits.detach(), (70, 70)) > 0).to(torch.uint8)
@@ -220,7 +227,9 @@ def test_training_target(tensors):
 def test_training_step(golden_model, tensors, a, b, shots, smooth_r):
     case, tag = tensors("case_e_train"), f"{shots}_sr{smooth_r}"
     model = train_mode(golden_model(skip_empty_supports=False))
-    loss, label = training_step(model, {"1shot": a, "4shot": b}[shots], case["patch_target"], smooth_r)
+    loss, label = training_step(
+        model, {"1shot": a, "4shot": b}[shots], case["patch_target"], smooth_r
+    )
     agree(loss, case[f"loss_{tag}"], 1e-5)
     assert torch.equal(label, case[f"label_{tag}"])
     gradients = check_gradient_norms(model, case["grad_names"], case[f"grad_norm_{tag}"])
@@ -231,9 +240,14 @@ def test_training_step(golden_model, tensors, a, b, shots, smooth_r):
 
 
 def test_convolutional_classifier(golden_model, tensors, b):
-    case, model = tensors("case_f_metacls0"), golden_model(meta_cls=False, skip_empty_supports=False)
+    case, model = (
+        tensors("case_f_metacls0"),
+        golden_model(meta_cls=False, skip_empty_supports=False),
+    )
     ours = {}
-    (scores,) = outputs_of(model.head.classifier, lambda: ours.update(run(model, b | {"query": b["query"]})))[:1]
+    (scores,) = outputs_of(
+        model.head.classifier, lambda: ours.update(run(model, b | {"query": b["query"]}))
+    )[:1]
     agree(scores, case["patch_logits"])
     agree(ours["patch_logits"], case["patch_logits"][:, 1] - case["patch_logits"][:, 0])
     agree(ours["prob"], case["prob"], 1e-5)
@@ -255,12 +269,18 @@ def test_training_step_of_the_convolutional_classifier(golden_model, tensors, b)
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("with_backbone", [True, False])
 def test_published_state_dict_loads(golden, prefix, with_backbone):
-    published = {k: v for k, v in golden("state_dict").items() if with_backbone or not k.startswith("backbone.")}
+    published = {
+        k: v
+        for k, v in golden("state_dict").items()
+        if with_backbone or not k.startswith("backbone.")
+    }
     state = head_state({prefix + k: torch.tensor(v) for k, v in published.items()})
     Head(6 * 48, 12, reduce_dim=32, embed_dim=32).load_state_dict(state, strict=True)
     for name, value in published.items():
         if not name.startswith("backbone."):
-            np.testing.assert_array_equal(state[our_name(name).removeprefix("head.")].numpy(), value)
+            np.testing.assert_array_equal(
+                state[our_name(name).removeprefix("head.")].numpy(), value
+            )
 
 
 def test_layer_norms_use_the_published_epsilon(golden_model):

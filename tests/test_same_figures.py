@@ -16,7 +16,9 @@ from tools.methods import PRIOR
 from tools.tester import run_test
 from tools.trainer import run_training
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # more workers than cores
 LOADERS = [(0, 1), (1, 3), (3, 2)]  # workers and batch sizes
 
 
@@ -54,7 +56,11 @@ def check(job, root, folder, expected, loaders=LOADERS, **options):
     """Run a job with every loader, and with the first one twice: all leave the same figures."""
     found = []
     for number, (workers, batch) in enumerate([*loaders, loaders[0]]):
-        loading = {"TRAIN_SETUPS__num_workers": workers, "TEST_SETUPS__batch_size": batch, "RUN_NAME": str(number)}
+        loading = {
+            "TRAIN_SETUPS__num_workers": workers,
+            "TEST_SETUPS__batch_size": batch,
+            "RUN_NAME": str(number),
+        }
         run = job(tiny_config(root, folder, **(options | loading)), "")
         found.append(figures(run))
         assert json.loads((run / "run.json").read_text())["processes"] == 1
@@ -65,11 +71,19 @@ def check(job, root, folder, expected, loaders=LOADERS, **options):
 
 
 def test_of_a_split(surfaces, head, tmp_path):
-    options = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(head), "TEST__threshold": "auto"}
+    options = {
+        "TEST__load_checkpoint": True,
+        "TEST__load_model_path": str(head),
+        "TEST__threshold": "auto",
+    }
     options |= {"DATASET__few_shot_repeated_multiple": 2}
-    files = check(run_test, surfaces, tmp_path, {"metrics.json", "queries.csv", "curves.json"}, **options)
+    files = check(
+        run_test, surfaces, tmp_path, {"metrics.json", "queries.csv", "curves.json"}, **options
+    )
     other = run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", RNG_SEED=3, **options), "")
-    assert all(files[name] != content for name, content in figures(other).items()), "the seed counts"
+    assert all(files[name] != content for name, content in figures(other).items()), (
+        "the seed counts"
+    )
 
 
 def test_of_open_domain_objects(steel, head, tmp_path):
@@ -83,7 +97,11 @@ def test_of_open_domain_objects(steel, head, tmp_path):
 
 
 def test_of_anomaly_detection(bottles, tmp_path):
-    options = {"DATASET__name": "mvtec", "DATASET__test_objects": ["bottle", "cable"], "TEST__method": PRIOR}
+    options = {
+        "DATASET__name": "mvtec",
+        "DATASET__test_objects": ["bottle", "cable"],
+        "TEST__method": PRIOR,
+    }
     options |= {"DATASET__few_shot_repeated_multiple": 2}
     check(run_test, bottles, tmp_path, {"metrics.json", "images.csv", "curves.json"}, **options)
 
@@ -91,6 +109,10 @@ def test_of_anomaly_detection(bottles, tmp_path):
 @pytest.mark.parametrize("bank", [0, 2])
 def test_of_a_training(surfaces, tmp_path, bank):
     options = {"TRAIN__feature_bank": bank, "TRAIN_SETUPS__TEST_SETUPS__val_state": True}
-    names = {f"{stem}{suffix}" for stem in ("metrics", "curves") for suffix in (".json", "_validation.json")}
+    names = {
+        f"{stem}{suffix}"
+        for stem in ("metrics", "curves")
+        for suffix in (".json", "_validation.json")
+    }
     names |= {"queries.csv", "queries_validation.csv", "history.json"}
     check(run_training, surfaces, tmp_path, names, LOADERS[::2], **options)

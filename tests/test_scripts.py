@@ -19,9 +19,25 @@ from tools.sweep.__main__ import build_parser, build_sweep
 REPO = Path(__file__).parents[1]
 SHELL = shutil.which("dash") or "sh"
 TINY = (
-    *("DATASET.image_size", "64", "DATASET.mask_size", "64", "DATASET.crop_size", "64", "DATASET.s_in_shot", "1"),
+    *(
+        "DATASET.image_size",
+        "64",
+        "DATASET.mask_size",
+        "64",
+        "DATASET.crop_size",
+        "64",
+        "DATASET.s_in_shot",
+        "1",
+    ),
     *("TRAIN.backbone", "efficientnet_lite0", "TRAIN.SOFS.prior_layer_pointer", "[1, 2]"),
-    *("TRAIN.SOFS.vit_patch_size", "8", "TRAIN.SOFS.reduce_dim", "8", "TRAIN.SOFS.transformer_embed_dim", "8"),
+    *(
+        "TRAIN.SOFS.vit_patch_size",
+        "8",
+        "TRAIN.SOFS.reduce_dim",
+        "8",
+        "TRAIN.SOFS.transformer_embed_dim",
+        "8",
+    ),
     *("TRAIN_SETUPS.num_workers", "0"),
 )
 
@@ -30,7 +46,9 @@ def run(*command, cwd, **environment):
     """Run a script of the repository in another folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | environment
     environment = {k: v for k, v in environment.items() if v is not None}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def part(seed, size=(96, 128)):
@@ -68,10 +86,14 @@ def products(tmp_path):
         for k in range(3):
             image, mask = part(10 * number + k)
             save(root / product / "train" / f"{k}.png", image)
-            document["images"].append({"id": k, "file_name": f"{k}.png", "height": 96, "width": 128})
+            document["images"].append(
+                {"id": k, "file_name": f"{k}.png", "height": 96, "width": 128}
+            )
             contour = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0]
             polygon = contour.reshape(-1).tolist()
-            document["annotations"].append({"id": k, "image_id": k, "category_id": 0, "segmentation": [polygon]})
+            document["annotations"].append(
+                {"id": k, "image_id": k, "category_id": 0, "segmentation": [polygon]}
+            )
         (root / product / "train" / "_annotations.coco.json").write_text(json.dumps(document))
     return root
 
@@ -100,18 +122,36 @@ def calls(tmp_path):
 
 
 def test_the_shell_scripts_parse():
-    assert not subprocess.run([SHELL, "-n", REPO / "test.sh"], capture_output=True, check=True).stderr
-    assert not subprocess.run(["bash", "-n", REPO / "train.sh"], capture_output=True, check=True).stderr
+    assert not subprocess.run(
+        [SHELL, "-n", REPO / "test.sh"], capture_output=True, check=True
+    ).stderr
+    assert not subprocess.run(
+        ["bash", "-n", REPO / "train.sh"], capture_output=True, check=True
+    ).stderr
 
 
 def test_test_sh_segments_own_images(tmp_path, my_part):
-    opts = (*TINY, "TEST.method", "prior", "TEST.dataset_path", str(my_part.parent), "RUN_NAME", "here")
-    done = run(SHELL, REPO / "test.sh", *opts, "DATASET.open_domain_test_object", "my_part", cwd=tmp_path)
+    opts = (
+        *TINY,
+        "TEST.method",
+        "prior",
+        "TEST.dataset_path",
+        str(my_part.parent),
+        "RUN_NAME",
+        "here",
+    )
+    done = run(
+        SHELL, REPO / "test.sh", *opts, "DATASET.open_domain_test_object", "my_part", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    mask = cv2.imread(str(tmp_path / "log" / "here" / "my_part" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(
+        str(tmp_path / "log" / "here" / "my_part" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED
+    )
     assert mask.shape == (96, 128)
     assert set(np.unique(mask)) <= {0, 255}
-    report = json.loads((tmp_path / "log" / "here" / "metrics.json").read_text())["objects"]["my_part"]
+    report = json.loads((tmp_path / "log" / "here" / "metrics.json").read_text())["objects"][
+        "my_part"
+    ]
     assert report["queries"] == 1
     text = summarise(tmp_path / "log" / "here")
     assert f"{100 * report['iou']['prior']:.2f}" in text
@@ -123,7 +163,16 @@ def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder, lead):
     (tmp_path / "a.yaml").write_text("RNG_SEED: 1\nRUN_NAME: a\n")
     (tmp_path / "b.yaml").write_text("RUN_NAME: b\n")
     cfg = f"{tmp_path}/a.yaml {tmp_path}/b.yaml"
-    run(SHELL, REPO / "test.sh", *lead, "DATASET.split", "2", cwd=tmp_path, CFG=cfg, PYTHON=str(recorder))
+    run(
+        SHELL,
+        REPO / "test.sh",
+        *lead,
+        "DATASET.split",
+        "2",
+        cwd=tmp_path,
+        CFG=cfg,
+        PYTHON=str(recorder),
+    )
     ((script, found),) = calls(tmp_path)
     assert script == "test.py"
     assert (found.RNG_SEED, found.RUN_NAME, found.DATASET.split) == (1, "b", 2)
@@ -133,7 +182,13 @@ def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder, my_part):
     run(SHELL, REPO / "test.sh", cwd=tmp_path, PYTHON=str(recorder))
     ((_, found),) = calls(tmp_path)
     assert (found.TEST.load_checkpoint, found.TEST.load_model_path) == (True, "./SOFS_model.pth")
-    opts = (*TINY, "TEST.dataset_path", str(my_part.parent), "DATASET.open_domain_test_object", "my_part")
+    opts = (
+        *TINY,
+        "TEST.dataset_path",
+        str(my_part.parent),
+        "DATASET.open_domain_test_object",
+        "my_part",
+    )
     done = run(SHELL, REPO / "test.sh", *opts, cwd=tmp_path)
     assert done.returncode == 2
     assert "SOFS_model.pth" in done.stderr
@@ -162,7 +217,11 @@ def test_train_sh_runs_the_published_settings(tmp_path, recorder):
     for split, (ratio, smooth) in enumerate([(0.01, 1), (0.005, 1), (0.01, 1e5)]):
         train, test = runs[2 * split : 2 * split + 2]
         for cfg in (train.cfg, test.cfg):
-            assert (cfg.DATASET.split, cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (split, ratio, smooth)
+            assert (cfg.DATASET.split, cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (
+                split,
+                ratio,
+                smooth,
+            )
             assert (cfg.TRAIN_SETUPS.epochs, cfg.DATASET.s_in_shot, cfg.DATASET.shot) == (2, 4, 1)
         assert test.cfg.TEST.load_checkpoint and test.training is train
         assert test.cfg.DATASET.few_shot_repeated_multiple == 5
@@ -174,7 +233,9 @@ def test_train_sh_lists_its_runs_from_any_folder(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError")
     words = ("--opts", "TRAIN_SETUPS.epochs", "2", "--shots", "5", "--seeds", "54", "55", "--list")
-    done = run("bash", REPO / "train.sh", *words, cwd=tmp_path, SPLITS="0 2", NUM_GPUS="3", PYTHONPATH=None)
+    done = run(
+        "bash", REPO / "train.sh", *words, cwd=tmp_path, SPLITS="0 2", NUM_GPUS="3", PYTHONPATH=None
+    )
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
     cfgs = [load_config(words[2], words[4:]) for words in commands]
@@ -203,17 +264,36 @@ def test_train_sh_counts_gpus(tmp_path, recorder, environment, smi, gpus):
     program.chmod(0o755)
     environment = {"NUM_GPUS": None, "CUDA_VISIBLE_DEVICES": None} | environment
     path = f"{recorder.parent}:{os.environ['PATH']}"
-    done = run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), SPLITS="0", PATH=path, **environment)
+    done = run(
+        "bash",
+        REPO / "train.sh",
+        cwd=tmp_path,
+        PYTHON=str(recorder),
+        SPLITS="0",
+        PATH=path,
+        **environment,
+    )
     assert done.returncode == 0, done.stderr
     assert {r.cfg.NUM_GPUS for sweep in sweeps(tmp_path) for r in sweep.runs()} == {gpus}
 
 
 def test_train_sh_exits_with_the_code_of_the_sweep(tmp_path, recorder):
-    assert run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3").returncode == 3
+    assert (
+        run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3").returncode == 3
+    )
 
 
 def test_train_sh_keeps_its_runs_apart(tmp_path):
-    done = run("bash", REPO / "train.sh", "TEST.threshold", "0.4", "RUN_NAME", "1", cwd=tmp_path, NUM_GPUS="1")
+    done = run(
+        "bash",
+        REPO / "train.sh",
+        "TEST.threshold",
+        "0.4",
+        "RUN_NAME",
+        "1",
+        cwd=tmp_path,
+        NUM_GPUS="1",
+    )
     assert done.returncode == 2
     assert "RUN_NAME" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -221,7 +301,14 @@ def test_train_sh_keeps_its_runs_apart(tmp_path):
 
 def test_train_sh_trains_and_tests_for_real(tmp_path, products):
     opts = (*TINY, "TRAIN.dataset_path", str(products), "TEST.dataset_path", str(products))
-    opts += ("DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]", "TRAIN_SETUPS.epochs", "1")
+    opts += (
+        "DATASET.train_objects",
+        "[Plate]",
+        "DATASET.test_objects",
+        "[Rod]",
+        "TRAIN_SETUPS.epochs",
+        "1",
+    )
     done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
     assert done.returncode == 0, done.stderr
     training = tmp_path / "log" / "vision_v1" / "train_split1_seed54"
@@ -233,4 +320,7 @@ def test_train_sh_trains_and_tests_for_real(tmp_path, products):
     assert len(methods["SOFS"]["miou"]["repeats"]) == 5
     assert methods["SOFS"]["classes"]["Rod/spot"]["queries"] == 15
     assert load_config(folder / "config.yaml").DATASET.area_resize_ratio == 0.005
-    assert f"{100 * methods['SOFS']['miou']['mean']:.2f} +- " in (folder.parent / "summary.md").read_text()
+    assert (
+        f"{100 * methods['SOFS']['miou']['mean']:.2f} +- "
+        in (folder.parent / "summary.md").read_text()
+    )

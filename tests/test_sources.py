@@ -18,7 +18,9 @@ SAFE = {"SafeLoader", "CSafeLoader", "BaseLoader"}
 
 
 def sources() -> list[Path]:
-    return sorted([*ROOT.glob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*.py"))])
+    return sorted(
+        [*ROOT.glob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*.py"))]
+    )
 
 
 def dotted(node: ast.expr) -> str:
@@ -66,21 +68,31 @@ def faults(text: str) -> Iterator[str]:
     """What in a source could run what it reads."""
     for node in ast.walk(ast.parse(text)):
         names = set(imported(node))
-        if found := {name.split(".")[0] for name in names} & MODULES or names & (SHELLS | YAML | {"torch.load"}):
+        if found := {name.split(".")[0] for name in names} & MODULES or names & (
+            SHELLS | YAML | {"torch.load"}
+        ):
             yield f"line {node.lineno}: imports {', '.join(sorted(found))}"
         if isinstance(node, ast.Call) and (fault := called(node)):
             yield f"line {node.lineno}: {fault}"
 
 
 def test_no_source_runs_what_it_reads():
-    found = [f"{path.relative_to(ROOT)}, {fault}" for path in sources() for fault in faults(path.read_text("utf-8"))]
+    found = [
+        f"{path.relative_to(ROOT)}, {fault}"
+        for path in sources()
+        for fault in faults(path.read_text("utf-8"))
+    ]
     assert not found
 
 
 def test_the_sources_are_found():
-    assert {"train.py", "test.py", "tools/cli.py", "models/weight_files.py", "tests/test_sources.py"} <= {
-        path.relative_to(ROOT).as_posix() for path in sources()
-    }
+    assert {
+        "train.py",
+        "test.py",
+        "tools/cli.py",
+        "models/weight_files.py",
+        "tests/test_sources.py",
+    } <= {path.relative_to(ROOT).as_posix() for path in sources()}
 
 
 @pytest.mark.parametrize(

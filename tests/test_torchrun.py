@@ -20,7 +20,13 @@ REPO = Path(__file__).parents[1]
 
 
 def torchrun(processes):
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
 
 
 @pytest.fixture
@@ -41,7 +47,9 @@ def run(data, tmp_path):
         yaml.write_text(tiny_config(data, tmp_path / "log", **changes).dump())
         command = [*launcher, str(REPO / script), "--cfg", str(yaml), "--opts", *map(str, opts)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         return done, tmp_path / "log" / changes.get("RUN_NAME", "run")
 
     return start
@@ -57,7 +65,9 @@ def test_figures_are_those_of_one_process(run, data, tmp_path):
     for processes in (1, 2, 3):
         folder = tmp_path / "log" / str(processes)
         if processes > 1:
-            done, folder = run(torchrun(processes), "test.py", "NUM_GPUS", 5, RUN_NAME=str(processes), **changes)
+            done, folder = run(
+                torchrun(processes), "test.py", "NUM_GPUS", 5, RUN_NAME=str(processes), **changes
+            )
             assert done.returncode == 0, done.stderr
         files = ("metrics.json", "queries.csv", "curves.json", "gallery/index.json")
         figures = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
@@ -74,7 +84,9 @@ def test_a_training_of_torchrun(run):
     done, folder = run(torchrun(2), "train.py", RUN_NAME="", TRAIN_SETUPS__batch_size=2)
     assert done.returncode == 0, done.stderr
     (folder,) = folder.iterdir()
-    assert (folder / "checkpoints" / "head.safetensors").is_file() and (folder / "metrics.json").is_file()
+    assert (folder / "checkpoints" / "head.safetensors").is_file() and (
+        folder / "metrics.json"
+    ).is_file()
 
 
 def test_a_fault_that_all_processes_have_is_told_once(run):
@@ -87,11 +99,17 @@ def test_a_fault_that_all_processes_have_is_told_once(run):
 def test_processes_whose_launcher_is_killed_save_and_end(surfaces, tmp_path):
     """Or they would train on, and the same command be refused meanwhile."""
     yaml, folder = tmp_path / "my.yaml", tmp_path / "log" / "run"
-    options = {"TRAIN_SETUPS__epochs": 10_000, "TRAIN_SETUPS__batch_size": 1, "TRAIN__resume": "auto"}
+    options = {
+        "TRAIN_SETUPS__epochs": 10_000,
+        "TRAIN_SETUPS__batch_size": 1,
+        "TRAIN__resume": "auto",
+    }
     yaml.write_text(tiny_config(surfaces, tmp_path / "log", **options).dump())
     with (tmp_path / "stderr").open("w") as errors:
         command = [*torchrun(2), str(REPO / "train.py"), "--cfg", str(yaml)]
-        launcher = subprocess.Popen(command, stderr=errors, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        launcher = subprocess.Popen(
+            command, stderr=errors, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
     wait(lambda: (folder / "history.json").exists())
     own = processes_below(launcher.pid)
     launcher.kill()

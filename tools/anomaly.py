@@ -33,7 +33,15 @@ from utils.tables import anomaly_table
 from utils.visualize import TRUTH, heat, outline
 
 LOG = logging.getLogger(__name__)
-MEASURES = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
+MEASURES = (
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1_max",
+    "aupro",
+)
 LEAST = 1e-6  # highest score of an object whose images are all alike
 
 
@@ -56,7 +64,9 @@ class ObjectResult:
     def report(self) -> dict[str, Any]:
         """As plain JSON: how many images were tested, and mean and spread of each measure."""
         images = len({image for image, *_ in self.scores})
-        return {"images": images} | {name: summary(values) for name, values in self.measures.items()}
+        return {"images": images} | {
+            name: summary(values) for name, values in self.measures.items()
+        }
 
 
 def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
@@ -69,12 +79,23 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     predictor = Predictor.from_config(cfg, {PRIOR: build_prior_method(cfg)})
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
     if cfg.TEST.method != PRIOR:
-        LOG.warning("TEST.method is %s: with normal images alone the answer is that of %r", cfg.TEST.method, PRIOR)
+        LOG.warning(
+            "TEST.method is %s: with normal images alone the answer is that of %r",
+            cfg.TEST.method,
+            PRIOR,
+        )
     for item in objects:
         kinds = {test.is_anomalous for test in item.test}
         if len(kinds) == 1:
-            lacking, figures = ("without", "figure of whole images") if True in kinds else ("with", "figure")
-            LOG.warning("%s: there is no test image %s a defect, so no %s can be given", item.name, lacking, figures)
+            lacking, figures = (
+                ("without", "figure of whole images") if True in kinds else ("with", "figure")
+            )
+            LOG.warning(
+                "%s: there is no test image %s a defect, so no %s can be given",
+                item.name,
+                lacking,
+                figures,
+            )
     detection = AnomalyTest(cfg, predictor)
     own: dict[str, ObjectResult | str] = {}
     for item in objects[rank() :: world_size()]:
@@ -83,7 +104,11 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
         except UserError as error:  # what is found on the others is not lost
             own[item.name] = f"{item.name}: {error}"
     found = {name: result for part in gather_objects(own) for name, result in part.items()}
-    results = {item.name: found[item.name] for item in objects if isinstance(found[item.name], ObjectResult)}
+    results = {
+        item.name: found[item.name]
+        for item in objects
+        if isinstance(found[item.name], ObjectResult)
+    }
     failed = [found[item.name] for item in objects if item.name not in results]
     for fault in (fault for result in results.values() for fault in result.faults):
         LOG.warning("left out: %s", fault)
@@ -107,7 +132,11 @@ class AnomalyTest:
 
     def __init__(self, cfg: CfgNode, predictor: Predictor) -> None:
         self.root = Path(cfg.TEST.dataset_path)
-        self.shot, self.seed, self.repeats = cfg.DATASET.shot, cfg.RNG_SEED, cfg.DATASET.few_shot_repeated_multiple
+        self.shot, self.seed, self.repeats = (
+            cfg.DATASET.shot,
+            cfg.RNG_SEED,
+            cfg.DATASET.few_shot_repeated_multiple,
+        )
         self.predictor = predictor
 
     def run(self, item: AnomalyObject) -> ObjectResult:
@@ -117,7 +146,10 @@ class AnomalyTest:
             DataError: a support cannot be read, or no test image can.
         """
         memories = [self.memory(item, repeat) for repeat in range(self.repeats)]
-        result, images, pixels = ObjectResult(), *([ScoreCounts() for _ in memories] for _ in range(2))
+        result, images, pixels = (
+            ObjectResult(),
+            *([ScoreCounts() for _ in memories] for _ in range(2)),
+        )
         outcomes = self.predictor.segment_all((test.image for test in item.test), memories)
         for test, answers in zip(progress_bar(item.test, desc=item.name), outcomes, strict=True):
             try:
@@ -152,7 +184,10 @@ class AnomalyTest:
         the highest one; score maps are shown as shares of the highest score."""
         tests = {self._name(test): test for test in item.test}
         scores = sorted((score, name) for name, _, repeat, score in result.scores if repeat == 0)
-        abnormal, normal = ([pair for pair in scores if tests[pair[1]].is_anomalous is kind] for kind in (True, False))
+        abnormal, normal = (
+            [pair for pair in scores if tests[pair[1]].is_anomalous is kind]
+            for kind in (True, False)
+        )
         shown = [(name, *abnormal[place]) for name, place in ranks(len(abnormal)).items()]
         shown += [("highest of the normal ones", *pair) for pair in normal[-1:]]
         memory, most = self.memory(item, 0), max(scores[-1][0], LEAST)
@@ -162,7 +197,12 @@ class AnomalyTest:
             image, answer = read_image(tests[name].image), outcome.answers[PRIOR]
             target = read_target(tests[name], image.shape[:2])
             truth = [("truth", outline(image, target, TRUTH))] if target.any() else []
-            panels = [("support", support), ("query", image), *truth, ("score", heat(answer.score / most))]
+            panels = [
+                ("support", support),
+                ("query", image),
+                *truth,
+                ("score", heat(answer.score / most)),
+            ]
             yield Entry(item.name, place, name, {"image score": score}, panels)
 
     def _supports(self, item: AnomalyObject, repeat: int) -> list[Path]:
@@ -172,12 +212,20 @@ class AnomalyTest:
         return test.image.relative_to(self.root).as_posix()
 
 
-def _record(cfg: CfgNode, results: dict[str, ObjectResult], failed: list[str], folder: Path) -> None:
+def _record(
+    cfg: CfgNode, results: dict[str, ObjectResult], failed: list[str], folder: Path
+) -> None:
     objects = {name: result.report() for name, result in results.items()}
-    report = {"objects": objects, "mean": {measure: mean_of(results, measure) for measure in MEASURES}}
+    report = {
+        "objects": objects,
+        "mean": {measure: mean_of(results, measure) for measure in MEASURES},
+    }
     faults = [fault for result in results.values() for fault in result.faults] + failed
     LOG.info("%d-shot anomaly detection\n%s", cfg.DATASET.shot, anomaly_table(report))
-    write_json(folder / "metrics.json", run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance())
+    write_json(
+        folder / "metrics.json",
+        run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance(),
+    )
     write_json(folder / "curves.json", {"curves": [result.curve for result in results.values()]})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

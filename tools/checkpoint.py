@@ -28,7 +28,9 @@ STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "histo
 
 def save_head(path: Path, model: SOFS, config: str) -> None:
     """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or not at all."""
-    tensors = {f"head.{name}": value.contiguous().cpu() for name, value in model.head.state_dict().items()}
+    tensors = {
+        f"head.{name}": value.contiguous().cpu() for name, value in model.head.state_dict().items()
+    }
     write_whole(path, save(tensors, metadata={"format": "pt", "config": config}))
 
 
@@ -76,7 +78,8 @@ def _other_settings(path: Path, cfg: CfgNode) -> list[str]:
     return [
         f"{name} {value} (here {here[name]})"
         for name, value in (leaves(own) if isinstance(own, dict) else ())
-        if (name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")) and name != "TRAIN.SOFS.smooth_r"
+        if (name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS."))
+        and name != "TRAIN.SOFS.smooth_r"
         if value != here.get(name, value)
     ]
 
@@ -95,9 +98,13 @@ def load_state(path: str | Path) -> dict[str, Any]:
         WeightsError: missing, unreadable, or something else.
     """
     if not Path(path).is_file():
-        raise WeightsError(f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run")
+        raise WeightsError(
+            f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run"
+        )
     state = read_torch(Path(path), "TRAIN.resume", STATE)
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
-        raise WeightsError(f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run")
+        raise WeightsError(
+            f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run"
+        )
     require_state(state["head"], f"TRAIN.resume: {path}: head")
     return state

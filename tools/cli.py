@@ -35,7 +35,9 @@ def run_main(description: str, job: str) -> int:
         add_config_arguments(parser)
         args = parser.parse_args()
         cfg = load_config(args.cfg, args.opts)
-        with postponed(alone=True):  # what a signal cuts off half imported may go on, and fail otherwise
+        with postponed(
+            alone=True
+        ):  # what a signal cuts off half imported may go on, and fail otherwise
             function = resolve_name(job)
         function(cfg, args.cfg[-1])
 
@@ -46,7 +48,9 @@ def exit_code(call: Callable[[], object]) -> int:
     """Call it: 0, or with a message on standard error 2 for what the user can mend, 1 for the fault of another process,
     130 after Ctrl-C and 143 after SIGTERM."""
     complete_streams()
-    if hasattr(sys.stdout, "reconfigure"):  # a file name, and so the name of a class, may be no text
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # a file name, and so the name of a class, may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:

@@ -91,9 +91,13 @@ def read_counts(file: Path, method: str) -> dict[tuple[str, str], np.ndarray]:
                 if row["method"] == method:
                     rows.setdefault((row["class"], row["image"]), []).append(counts)
         except (ValueError, csv.Error) as error:
-            raise DataError(f"{file}, line {reader.reader.line_num}: {error}; run the test again") from error
+            raise DataError(
+                f"{file}, line {reader.reader.line_num}: {error}; run the test again"
+            ) from error
     if not rows:
-        raise DataError(f"{file}: no rows of method {method}; it has {', '.join(sorted(methods)) or 'no rows'}")
+        raise DataError(
+            f"{file}: no rows of method {method}; it has {', '.join(sorted(methods)) or 'no rows'}"
+        )
     return {key: np.mean(counts, axis=0) for key, counts in rows.items()}
 
 
@@ -121,7 +125,9 @@ def compare(runs: Sequence[Run], samples: int = 10000, seed: int = 0) -> dict[st
     common = sorted(set.intersection(*(set(run.queries) for run in runs)))
     if not common:
         examples = "; ".join(f"{run.name} has {' '.join(min(run.queries))}" for run in runs)
-        raise DataError(f"no query (class and image) is in all runs: {examples}; compare tests of the same data")
+        raise DataError(
+            f"no query (class and image) is in all runs: {examples}; compare tests of the same data"
+        )
     strata = {
         name: np.array([[run.queries[key] for run in runs] for key in keys])
         for name, keys in groupby(common, key=lambda key: key[0])
@@ -133,7 +139,9 @@ def compare(runs: Sequence[Run], samples: int = 10000, seed: int = 0) -> dict[st
         "samples": samples,
         "seed": seed,
         "miou": asdict(miou),
-        "classes": {name: {"queries": len(strata[name])} | asdict(found) for name, found in classes.items()},
+        "classes": {
+            name: {"queries": len(strata[name])} | asdict(found) for name, found in classes.items()
+        },
     }
 
 
@@ -141,14 +149,22 @@ def table(report: dict[str, Any]) -> str:
     """What `compare` found, as aligned text in percent, and what to make of it."""
     names = [run["name"] for run in report["runs"]]
     rows = [("class", "queries", "run", "IoU [95 % interval]", "difference [95 % interval]", "p")]
-    for label, found in {"mIoU": {"queries": report["queries"]} | report["miou"], **report["classes"]}.items():
+    for label, found in {
+        "mIoU": {"queries": report["queries"]} | report["miou"],
+        **report["classes"],
+    }.items():
         first = (label, str(found["queries"]))
-        for name, iou, difference in zip(names, found["runs"], [None, *found["differences"]], strict=True):
+        for name, iou, difference in zip(
+            names, found["runs"], [None, *found["differences"]], strict=True
+        ):
             rows.append((*first, name, _interval(iou, ""), *_difference(difference)))
             first = ("", "")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligns = "<><>>>"
-    lines = ["  ".join(f"{c:{a}{w}}" for c, a, w in zip(row, aligns, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(f"{c:{a}{w}}" for c, a, w in zip(row, aligns, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     left_out = ", ".join(f"{run['left_out']} of {run['name']}" for run in report["runs"])
     heading = f"{report['queries']} queries in common; left out: {left_out}"
     return "\n".join([heading, "", *lines, "", *_findings(report), *_notes(report)])
@@ -178,7 +194,9 @@ def _notes(report: dict[str, Any]) -> list[str]:
     if few := sum(found["queries"] < FEW for found in report["classes"].values()):
         notes.append(f"{few} of {len(report['classes'])} classes have under {FEW} queries: their own intervals are too "
                      "narrow, p values too small.")  # fmt: skip
-    notes.append("Covered is which query images were taken; which supports, only so far as repeats average over them.")
+    notes.append(
+        "Covered is which query images were taken; which supports, only so far as repeats average over them."
+    )
     return notes
 
 
@@ -190,20 +208,25 @@ def _difference(found: dict[str, float | None] | None) -> tuple[str, str]:
 
 def _interval(found: dict[str, float | None], sign: str) -> str:
     value, low, high = (
-        "-" if found[key] is None else f"{100 * found[key]:{sign}.2f}" for key in ("value", "low", "high")
+        "-" if found[key] is None else f"{100 * found[key]:{sign}.2f}"
+        for key in ("value", "low", "high")
     )
     return value if found["low"] is None else f"{value} [{low}, {high}]"
 
 
 def _run(args: argparse.Namespace) -> None:
     if len(args.runs) < 2:
-        raise ConfigError("compare needs two runs or more, such as log/a log/b or log/a:SOFS log/a:prior")
+        raise ConfigError(
+            "compare needs two runs or more, such as log/a log/b or log/a:SOFS log/a:prior"
+        )
     if args.samples < 1 or args.seed < 0:
         raise ConfigError(
             f"--samples {args.samples}, --seed {args.seed}: expected at least 1 sample and no seed below 0"
         )
     suffix = f"_{args.set}" if args.set else ""
-    report = compare([read_run(argument, suffix) for argument in args.runs], args.samples, args.seed)
+    report = compare(
+        [read_run(argument, suffix) for argument in args.runs], args.samples, args.seed
+    )
     say(table(report))
     if args.json is not None:
         try:
@@ -215,14 +238,24 @@ def _run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for faults the user can mend."""
     summary, _, covers = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m tools.compare", description=summary, epilog=covers)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare", description=summary, epilog=covers
+    )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="log/<run>, or log/<run>:METHOD; without one the first method of its "
         "metrics.json; the first run is the reference of all differences")  # fmt: skip
-    parser.add_argument("--set", default="", metavar="NAME", help="a further test set, such as validation")
-    parser.add_argument("--samples", type=int, default=10000, help="bootstrap samples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too, as fractions")
+    parser.add_argument(
+        "--set", default="", metavar="NAME", help="a further test set, such as validation"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=10000, help="bootstrap samples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there too, as fractions"
+    )
     return exit_code(lambda: _run(parser.parse_args(argv)))
 
 

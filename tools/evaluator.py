@@ -71,7 +71,9 @@ class Protocol:
     figure_probability: float = 0.0
 
 
-def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, protocol: Protocol) -> Evaluation:
+def evaluate(
+    predictor: Predictor, index: SampleIndex, settings: ViewSettings, protocol: Protocol
+) -> Evaluation:
     """Run a test; with several processes each takes its share of the queries and all get the whole result.
 
     A query is encoded once for several repeats. An image that cannot be read is reported and counted, and the rest goes
@@ -87,13 +89,18 @@ def evaluate(predictor: Predictor, index: SampleIndex, settings: ViewSettings, p
     for name, repeat in product(protocol.normal, range(protocol.repeats)):
         for path in _drawn_normal(protocol, name, repeat):
             read_image(path)  # one that is broken ends the test before it has taken hours
-    result, start = Evaluation(names, list(predictor.methods), protocol.repeats), time.perf_counter()
+    result, start = (
+        Evaluation(names, list(predictor.methods), protocol.repeats),
+        time.perf_counter(),
+    )
     for first in range(0, protocol.repeats, REPEATS_AT_ONCE):
         repeats = range(first, min(first + REPEATS_AT_ONCE, protocol.repeats))
         own = _some_repeats(predictor, episodes, settings, protocol, repeats, names)
         result.join(gather_objects(own))
         answered = len({query.number for query in result.results})
-        LOG.info("%d queries, %d repeats in %.1f s", answered, repeats.stop, time.perf_counter() - start)
+        LOG.info(
+            "%d queries, %d repeats in %.1f s", answered, repeats.stop, time.perf_counter() - start
+        )
     for fault in result.faults:
         LOG.warning("left out: %s", fault)
     if not result.results:
@@ -111,7 +118,9 @@ def _some_repeats(
 ) -> Evaluation:
     """This process's part of some repeats."""
     numbers = range(rank(), len(episodes), world_size())
-    queries = episode_queries(episodes, settings, protocol, repeats, numbers, keep_pairs=predictor.auto_threshold)
+    queries = episode_queries(
+        episodes, settings, protocol, repeats, numbers, keep_pairs=predictor.auto_threshold
+    )
     found = Evaluation(names, list(predictor.methods), protocol.repeats)
     teacher = Teacher(predictor, protocol)
     draw = _figure_writer(protocol)
@@ -131,7 +140,9 @@ def _some_repeats(
 
 def test_episodes(index: SampleIndex, protocol: Protocol) -> EpisodeList:
     """The episodes of the first repeat."""
-    return EpisodeList(index, protocol.shot, protocol.seed, protocol.multiple, protocol.query_images)
+    return EpisodeList(
+        index, protocol.shot, protocol.seed, protocol.multiple, protocol.query_images
+    )
 
 
 def episode_queries(
@@ -144,7 +155,12 @@ def episode_queries(
 ) -> EvaluationQueries:
     """Some queries of a test by its protocol."""
     return EvaluationQueries(
-        episodes, settings, repeats=repeats, scale_by=protocol.scale_by, keep_pairs=keep_pairs, numbers=numbers
+        episodes,
+        settings,
+        repeats=repeats,
+        scale_by=protocol.scale_by,
+        keep_pairs=keep_pairs,
+        numbers=numbers,
     )
 
 
@@ -163,7 +179,10 @@ class Teacher:
 
     def answers(self, query: Query) -> dict[int, dict[str, Prediction]]:
         """By repeat, the answers of all methods."""
-        memories = {repeat: self._memory(query, repeat, supports) for repeat, supports in query.supports.items()}
+        memories = {
+            repeat: self._memory(query, repeat, supports)
+            for repeat, supports in query.supports.items()
+        }
         if not memories:
             return {}
         (outcomes,) = self.predictor.segment_all([query.image], list(memories.values()))
@@ -187,7 +206,9 @@ class Teacher:
 def _drawn_normal(protocol: Protocol, name: str, repeat: int) -> list[Path]:
     """The normal images of an object that join its supports in a repeat."""
     seed = protocol.seed + repeat
-    return draw_normal(protocol.normal[name], name, protocol.normal_shot, seed, "DATASET.normal_shot")
+    return draw_normal(
+        protocol.normal[name], name, protocol.normal_shot, seed, "DATASET.normal_shot"
+    )
 
 
 def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:
@@ -204,7 +225,10 @@ def _figure_writer(protocol: Protocol) -> Callable[[Query, dict[str, Prediction]
     def draw(query: Query, answers: dict[str, Prediction]) -> None:
         if protocol.figures is None:
             return
-        if random.Random(derive_seed(protocol.seed, query.number)).random() < protocol.figure_probability:
+        if (
+            random.Random(derive_seed(protocol.seed, query.number)).random()
+            < protocol.figure_probability
+        ):
             stem = f"{query.number:05d}_{query.sample.class_name}_{Path(query.sample.image).stem}"
             write_image(protocol.figures / file_name(stem, ".png"), query_figure(query, answers))
 

@@ -41,7 +41,11 @@ def chosen(evaluation: Evaluation, method: str) -> list[tuple[str, QueryResult]]
     order of the test."""
     found: list[tuple[str, QueryResult]] = []
     for key in evaluation.class_names:
-        own = [r for r in evaluation.results if (r.key, r.method, r.repeat) == (key, method, 0) and r.iou is not None]
+        own = [
+            r
+            for r in evaluation.results
+            if (r.key, r.method, r.repeat) == (key, method, 0) and r.iou is not None
+        ]
         own.sort(key=lambda r: (r.iou, r.number))
         found += [(rank, own[place]) for rank, place in ranks(len(own)).items()]
     return found
@@ -49,7 +53,11 @@ def chosen(evaluation: Evaluation, method: str) -> list[tuple[str, QueryResult]]
 
 def ranks(count: int) -> dict[str, int]:
     """The places of the worst, the median and the best of `count` sorted ones, as many as differ."""
-    places = {"worst": 0, "median": count // 2, "best": count - 1} if count > 2 else {"worst": 0, "best": 1}
+    places = (
+        {"worst": 0, "median": count // 2, "best": count - 1}
+        if count > 2
+        else {"worst": 0, "best": 1}
+    )
     return {rank: place for rank, place in places.items() if place < count}
 
 
@@ -66,7 +74,12 @@ def write_gallery(folder: Path, entries: Iterator[Entry]) -> None:
             file = f"{number:04d}_{place}.jpg"
             write_image(folder / file, shrunk(picture))
             panels.append({"caption": caption, "file": file})
-        about = {"class": entry.name, "rank": entry.rank, "caption": entry.caption, "scores": entry.scores}
+        about = {
+            "class": entry.name,
+            "rank": entry.rank,
+            "caption": entry.caption,
+            "scores": entry.scores,
+        }
         listed.append(about | {"panels": panels})
     if listed:
         write_json(folder / "index.json", listed)
@@ -77,11 +90,18 @@ def support_panels(pairs: Sequence[tuple[np.ndarray, np.ndarray]], most: int = 2
     panels = []
     for image, mask in pairs[:most]:
         box = detail(mask)
-        panels.append(("support" if box is None else "support, detail", _part(outline(image, mask, TRUTH), box)))
+        panels.append(
+            (
+                "support" if box is None else "support, detail",
+                _part(outline(image, mask, TRUTH), box),
+            )
+        )
     return panels
 
 
-def query_panels(image: np.ndarray, target: np.ndarray | None, answers: dict[str, Prediction]) -> list[Panel]:
+def query_panels(
+    image: np.ndarray, target: np.ndarray | None, answers: dict[str, Prediction]
+) -> list[Panel]:
     """The query, its truth where it is known, mask and score of each method; a small defect as a detail, too."""
     box = None if target is None else detail(target)
     shown = image if box is None else _framed(image, box)

@@ -17,7 +17,9 @@ from utils.logging import setup_logging
 from utils.run import claimed, create_run_folder, recorded, run_folder
 
 LOG = logging.getLogger(__name__)
-Job = Callable[[CfgNode, Path], Sequence[str] | None]  # what failed beside what was written, for people
+Job = Callable[
+    [CfgNode, Path], Sequence[str] | None
+]  # what failed beside what was written, for people
 
 
 def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
@@ -51,7 +53,9 @@ def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
     return folder
 
 
-def begin(folder: Path, cfg: CfgNode, log: str, *, reads: Sequence[str] = (), goes_on: bool = False) -> None:
+def begin(
+    folder: Path, cfg: CfgNode, log: str, *, reads: Sequence[str] = (), goes_on: bool = False
+) -> None:
     """Make the folder this run's alone, see `utils.run.create_run_folder`, and log into its file `log`; all processes
     call it."""
     create_run_folder(folder, cfg, reads=reads, goes_on=goes_on)

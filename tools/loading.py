@@ -101,7 +101,9 @@ class EpochBatches(Sampler[list[int]]):
         skip: batches of the first epoch that are left out.
     """
 
-    def __init__(self, sampler: EpisodeSampler, batch_size: int, epochs: range, skip: int = 0) -> None:
+    def __init__(
+        self, sampler: EpisodeSampler, batch_size: int, epochs: range, skip: int = 0
+    ) -> None:
         self.sampler, self.batch_size, self.epochs, self.skip = sampler, batch_size, epochs, skip
 
     @property

@@ -24,7 +24,8 @@ def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
     if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint:
         if cfg.TEST.method != PRIOR:
             LOG.warning(
-                "no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r", PRIOR
+                "no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r",
+                PRIOR,
             )
         return {PRIOR: build_prior_method(cfg)}
     require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
@@ -35,7 +36,11 @@ def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
 
 def weights_files(cfg: CfgNode) -> list[str]:
     """The weights files that a test reads."""
-    head = [] if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint else [cfg.TEST.load_model_path]
+    head = (
+        []
+        if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint
+        else [cfg.TEST.load_model_path]
+    )
     return head + ([cfg.TRAIN.backbone_checkpoint] if cfg.TRAIN.backbone_checkpoint else [])
 
 

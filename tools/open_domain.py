@@ -47,10 +47,14 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
     names = cfg.DATASET.open_domain_test_object
     objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
     categories = [chosen_category(cfg, number) for number in range(len(objects))]
-    supports = [read_supports(item, category) for item, category in zip(objects, categories, strict=True)]
+    supports = [
+        read_supports(item, category) for item, category in zip(objects, categories, strict=True)
+    ]
     predictor = Predictor.from_config(cfg)
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
-    classes = {(o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)}
+    classes = {
+        (o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)
+    }
     own, jobs, first = Evaluation(classes, list(predictor.methods)), [], 0
     for item, category, known in zip(objects, categories, supports, strict=True):
         jobs.append(ObjectJob(predictor, item, category, known, folder / item.name, own, first))
@@ -71,7 +75,9 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
 def _record(cfg: CfgNode, folder: Path, jobs: list[ObjectJob], evaluation: Evaluation) -> None:
     report = {name: part for job in jobs for name, part in job.report(evaluation).items()}
     shots = [sum(map(len, job.item.supports.values())) for job in jobs]
-    write_json(folder / "metrics.json", run_facts(cfg) | {"objects": report, "shot": shots} | provenance())
+    write_json(
+        folder / "metrics.json", run_facts(cfg) | {"objects": report, "shot": shots} | provenance()
+    )
     if evaluation.results:
         evaluation.write_queries(folder / "queries.csv")
         write_json(folder / "curves.json", evaluation.curve_report())
@@ -81,7 +87,10 @@ def _record(cfg: CfgNode, folder: Path, jobs: list[ObjectJob], evaluation: Evalu
 
 def chosen_category(cfg: CfgNode, number: int) -> tuple[int, int]:
     """The category to segment of object `number`, counted from 0, and how many categories its masks hold."""
-    chosen, counts = cfg.DATASET.open_domain_specific_defect_category, cfg.DATASET.open_domain_object_category_num
+    chosen, counts = (
+        cfg.DATASET.open_domain_specific_defect_category,
+        cfg.DATASET.open_domain_object_category_num,
+    )
     return chosen[number if len(chosen) > 1 else 0], counts[number if len(counts) > 1 else 0]
 
 
@@ -89,7 +98,10 @@ def read_supports(item: OpenDomainObject, category: tuple[int, int]) -> Supports
     """Images and masks of the category of an object's supports, see `chosen_category`, by type of defect; to each type
     the images without defect, whose mask is None."""
     supports = {
-        kind: [(read_image(image), turned_back(category_mask(mask, *category), image, mask)) for image, mask in files]
+        kind: [
+            (read_image(image), turned_back(category_mask(mask, *category), image, mask))
+            for image, mask in files
+        ]
         for kind, files in item.supports.items()
     }
     for kind, pairs in supports.items():
@@ -123,7 +135,12 @@ class ObjectJob:
         evaluation: Evaluation,
         first: int = 0,
     ) -> None:
-        self.predictor, self.item, self.category, self.supports = predictor, item, category, supports
+        self.predictor, self.item, self.category, self.supports = (
+            predictor,
+            item,
+            category,
+            supports,
+        )
         self.folder, self.evaluation, self.first = folder, evaluation, first
         self.shown: list[Shown] = []
         self.faults: list[tuple[int, str]] = []
@@ -137,7 +154,9 @@ class ObjectJob:
         try:
             memories = [self._memory(kind) for kind in self.supports]
             numbers = range(rank(), len(item.queries), world_size())
-            answered = self.predictor.segment_all((item.queries[number] for number in numbers), memories)
+            answered = self.predictor.segment_all(
+                (item.queries[number] for number in numbers), memories
+            )
             for number, outcomes in zip(numbers, answered, strict=True):
                 try:
                     if outcomes[0].error is not None:
@@ -146,7 +165,10 @@ class ObjectJob:
                 except DataError as error:
                     self.faults.append((number, str(error)))
                     continue
-                answers = {k: o.answers[self.predictor.main] for k, o in zip(self.supports, outcomes, strict=True)}
+                answers = {
+                    k: o.answers[self.predictor.main]
+                    for k, o in zip(self.supports, outcomes, strict=True)
+                }
                 write_answers(self.folder, names[number], outcomes[0].image, answers)
                 self.answered.append(number)
                 for place, (outcome, target) in enumerate(zip(outcomes, targets, strict=True)):
@@ -161,7 +183,11 @@ class ObjectJob:
             [one for part in kind for one in part] for kind in zip(*parts, strict=True)
         )
         self.shown = sorted(shown, key=lambda one: (one.place, one.number))
-        self.faults, self.answered, self.unwritten = sorted(faults), sorted(answered), sorted(set(unwritten))
+        self.faults, self.answered, self.unwritten = (
+            sorted(faults),
+            sorted(answered),
+            sorted(set(unwritten)),
+        )
         for _, fault in self.faults:
             LOG.warning("left out: %s", fault)
 
@@ -176,12 +202,19 @@ class ObjectJob:
 
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
         """The object's part of metrics.json."""
-        return {self.item.class_name(kind): self._report(place, evaluation) for place, kind in enumerate(self.supports)}
+        return {
+            self.item.class_name(kind): self._report(place, evaluation)
+            for place, kind in enumerate(self.supports)
+        }
 
     def entries(self) -> list[Entry]:
         """What the gallery shows of it, by type, worst first; what has no IoU comes last."""
         places = range(len(self.supports))
-        return [entry for place in places for entry in _ranked([one for one in self.shown if one.place == place])]
+        return [
+            entry
+            for place in places
+            for entry in _ranked([one for one in self.shown if one.place == place])
+        ]
 
     def _memory(self, kind: str) -> SupportMemory:
         memory = self.predictor.teach(self.supports[kind])
@@ -202,23 +235,38 @@ class ObjectJob:
         scores: dict[str, float | None] = {}
         if target is not None:
             name = f"{self.item.name}/query/image/{query.name}"
-            self.evaluation.add((0, self.first + number), (self.item.name, place), name, target, outcome.answers)
+            self.evaluation.add(
+                (0, self.first + number), (self.item.name, place), name, target, outcome.answers
+            )
             counts = {m: intersection_union(a.label, target) for m, a in outcome.answers.items()}
             scores = {m: float(i[1] / u[1]) if u[1] else None for m, (i, u) in counts.items()}
         if number < SHOWN and outcome.image.pixels is not None:
-            known = support_panels([(image, mask) for image, mask in self.supports[kind] if mask is not None])
+            known = support_panels(
+                [(image, mask) for image, mask in self.supports[kind] if mask is not None]
+            )
             panels = known + query_panels(outcome.image.pixels, target, outcome.answers)
-            panels = [(caption, shrunk(picture)) for caption, picture in panels]  # many are held until the end
+            panels = [
+                (caption, shrunk(picture)) for caption, picture in panels
+            ]  # many are held until the end
             iou = scores.get(self.predictor.main)
             entry = Entry(self.item.class_name(kind), "", query.name, scores, panels)
             self.shown.append(Shown(place, number, math.inf if iou is None else iou, entry))
 
     def _report(self, place: int, evaluation: Evaluation) -> dict[str, Any]:
-        name, key, iou = self.item.class_name(list(self.supports)[place]), (self.item.name, place), {}
+        name, key, iou = (
+            self.item.class_name(list(self.supports)[place]),
+            (self.item.name, place),
+            {},
+        )
         labelled = len({result.number for result in evaluation.results if result.key == key})
         if labelled:
-            iou = {method: evaluation.meters(method)[0].class_iou()[key] for method in evaluation.methods}
-            shown = ", ".join(f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
+            iou = {
+                method: evaluation.meters(method)[0].class_iou()[key]
+                for method in evaluation.methods
+            }
+            shown = ", ".join(
+                f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items()
+            )
             LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
         counts = {"queries": len(self.answered), "labelled": labelled}
         return counts | {"iou": iou, "unreadable": [fault for _, fault in self.faults]}

@@ -17,7 +17,9 @@ ROWS = 128
 OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is too large to be held
 
 
-def write_answers(folder: Path, name: str, image: ImageStrips, answers: dict[str, Prediction]) -> None:
+def write_answers(
+    folder: Path, name: str, image: ImageStrips, answers: dict[str, Prediction]
+) -> None:
     """Write the answers about each type of defect to one query, at its size.
 
     `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is probability 1) and `overlays/NAME.png`, the overlay
@@ -57,7 +59,9 @@ def _labels(answers: list[Prediction]) -> np.ndarray:
     labels = allocate(answers[0].score.shape, np.uint8)
     for top in range(0, len(labels), ROWS):
         rows = np.s_[top : top + ROWS]
-        claims = np.stack([np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf) for a in answers])
+        claims = np.stack(
+            [np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf) for a in answers]
+        )
         labels[rows] = np.where(np.isfinite(claims.max(0)), claims.argmax(0) + 1, 0)
         let_go(labels, *(array for a in answers for array in (a.score, a.label)))
     return labels

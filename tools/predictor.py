@@ -84,7 +84,10 @@ class Predictor:
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap = window_batch, overlap
         self.merge, self.precision = merge, precision
-        self.auto_threshold, self.threshold = threshold is None, DEFAULT_THRESHOLD if threshold is None else threshold
+        self.auto_threshold, self.threshold = (
+            threshold is None,
+            DEFAULT_THRESHOLD if threshold is None else threshold,
+        )
         self.encoder = SupportEncoder(
             list(self.methods.values()),
             device,
@@ -97,7 +100,10 @@ class Predictor:
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, methods: dict[str, nn.Module] | None = None, device: torch.device | None = None
+        cls,
+        cfg: CfgNode,
+        methods: dict[str, nn.Module] | None = None,
+        device: torch.device | None = None,
     ) -> Predictor:
         """A predictor as the config asks for.
 
@@ -124,7 +130,9 @@ class Predictor:
             seed=cfg.RNG_SEED,
         )
 
-    def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> SupportMemory:
+    def set_support(
+        self, images: Sequence[Picture], masks: Sequence[Picture | None]
+    ) -> SupportMemory:
         """Teach a defect: one mask per image, of its size, not 0 where the defect is; None, or a mask without a marked
         pixel, for an image of the normal surface. Without any defect the answer is how abnormal a pixel looks.
 
@@ -136,7 +144,9 @@ class Predictor:
             DataError: there is no image, one cannot be read or meant, or a mask has another size than its image.
         """
         pairs, end = [], object()
-        for image, mask in zip_longest(_several(images, "images"), _several(masks, "masks"), fillvalue=end):
+        for image, mask in zip_longest(
+            _several(images, "images"), _several(masks, "masks"), fillvalue=end
+        ):
             if image is end or mask is end:
                 more, fewer = ("masks", "images") if image is end else ("images", "masks")
                 raise DataError(
@@ -145,7 +155,9 @@ class Predictor:
                 )
             pairs.append(_support(len(pairs), image, mask))
         if not pairs:
-            raise DataError("no support image is given; give at least one, of the defect or of the normal surface")
+            raise DataError(
+                "no support image is given; give at least one, of the defect or of the normal surface"
+            )
         return self.teach(pairs)
 
     def teach(self, pairs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> SupportMemory:
@@ -164,7 +176,10 @@ class Predictor:
     def normality(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[LabelledTokens]:
         """What images (h, w, 3) uint8 RGB without defect look like; `windowed` as their queries are seen."""
         size = self.settings.image_size
-        return [self.encoder.encode_normal(normal_views(i, self.settings, windowed), size) for i in images]
+        return [
+            self.encoder.encode_normal(normal_views(i, self.settings, windowed), size)
+            for i in images
+        ]
 
     def save_support(self, path: str | Path) -> None:
         """Write what is known of the defect as safetensors."""
@@ -178,10 +193,18 @@ class Predictor:
         Raises:
             WeightsError: missing, unreadable, or written with other settings.
         """
-        known, dtype = widths(self.methods[self.main]), half_type(self.device, self.precision) or torch.float32
+        known, dtype = (
+            widths(self.methods[self.main]),
+            half_type(self.device, self.precision) or torch.float32,
+        )
         joint = self.encoder.needs_joint
         self.memory = load_memory(
-            Path(path).expanduser(), self._fingerprint(), known, self.device, dtype=dtype, joint=joint
+            Path(path).expanduser(),
+            self._fingerprint(),
+            known,
+            self.device,
+            dtype=dtype,
+            joint=joint,
         )
         return self.memory
 
@@ -201,30 +224,46 @@ class Predictor:
         for outcome in self.segment(_several(images, "images"), memory):
             yield self._answer_of(outcome)
 
-    def remember(self, supports: SupportSet, normal: Sequence[LabelledTokens] = ()) -> SupportMemory:
+    def remember(
+        self, supports: SupportSet, normal: Sequence[LabelledTokens] = ()
+    ) -> SupportMemory:
         """A memory of supports with a defect and of normal images, see `normality`; where the threshold is chosen on
         them, with it."""
-        count = len(supports.images) // len(supports.pairs) if self.auto_threshold else len(supports.images)
+        count = (
+            len(supports.images) // len(supports.pairs)
+            if self.auto_threshold
+            else len(supports.images)
+        )
         views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
         memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
         if not self.auto_threshold:
             return memory
-        return replace(memory, thresholds=choose_thresholds(self, supports.pairs, parts, normal, memory.windowed))
+        return replace(
+            memory,
+            thresholds=choose_thresholds(self, supports.pairs, parts, normal, memory.windowed),
+        )
 
     def segment(self, images: Iterable[Picture], memory: SupportMemory) -> Iterator[Outcome]:
         """Segment images with all methods, in order; an image that cannot be read is reported in its outcome."""
         for (outcome,) in self.segment_all(images, [memory]):
             yield outcome
 
-    def segment_all(self, images: Iterable[Picture], memories: Sequence[SupportMemory]) -> Iterator[list[Outcome]]:
+    def segment_all(
+        self, images: Iterable[Picture], memories: Sequence[SupportMemory]
+    ) -> Iterator[list[Outcome]]:
         """As `segment`, for several sets of supports at once: each window is encoded once for all that look at the
         image at the same scale."""
-        scales = {m.windowed: [i for i, n in enumerate(memories) if n.windowed == m.windowed] for m in memories}
+        scales = {
+            m.windowed: [i for i, n in enumerate(memories) if n.windowed == m.windowed]
+            for m in memories
+        }
         order = [place for places in scales.values() for place in places]
         streams = [
             self._segment_at(scale, seen, [memories[i] for i in places])
-            for (scale, places), seen in zip(scales.items(), shared(images, len(scales)), strict=True)
+            for (scale, places), seen in zip(
+                scales.items(), shared(images, len(scales)), strict=True
+            )
         ]
         for parts in zip(*streams, strict=True):
             found = dict(zip(order, (outcome for part in parts for outcome in part), strict=True))
@@ -234,8 +273,13 @@ class Predictor:
     def _segment_at(
         self, windowed: bool, images: Iterable[Picture], memories: Sequence[SupportMemory]
     ) -> Iterator[list[Outcome]]:
-        feed = WindowFeed(self.settings.image_size, self.settings.crop_size if windowed else None, self.overlap)
-        thresholds = [{name: m.thresholds.get(name, self.threshold) for name in self.methods} for m in memories]
+        feed = WindowFeed(
+            self.settings.image_size, self.settings.crop_size if windowed else None, self.overlap
+        )
+        thresholds = [
+            {name: m.thresholds.get(name, self.threshold) for name in self.methods}
+            for m in memories
+        ]
         open_images: list[Answering] = []
         batch: list[tuple[Answering, Window]] = []
         for part in feed.stream(images, self.window_batch):
@@ -256,17 +300,27 @@ class Predictor:
             self._answer(batch, memories)
         yield from (image.outcomes() for image in open_images)
 
-    def _answer(self, batch: list[tuple[Answering, Window]], memories: Sequence[SupportMemory]) -> None:
-        windows = torch.stack([window.pixels for _, window in batch]).to(self.device, non_blocking=True)
+    def _answer(
+        self, batch: list[tuple[Answering, Window]], memories: Sequence[SupportMemory]
+    ) -> None:
+        windows = torch.stack([window.pixels for _, window in batch]).to(
+            self.device, non_blocking=True
+        )
         size, maps = windows.shape[-2:], []
         with autocast(self.device, self.precision):
             features = self.backbone(windows)
             for memory in memories:
                 compared = Comparison(features, memory.known)
-                answers = {n: m.answer(compared, memory.summary, size).float() for n, m in self.methods.items()}
+                answers = {
+                    n: m.answer(compared, memory.summary, size).float()
+                    for n, m in self.methods.items()
+                }
                 maps.append({name: answer.cpu() for name, answer in answers.items()})
         for number, (image, window) in enumerate(batch):
-            image.add(window.box, [{name: answer[number] for name, answer in answers.items()} for answers in maps])
+            image.add(
+                window.box,
+                [{name: answer[number] for name, answer in answers.items()} for answers in maps],
+            )
 
     def _answer_of(self, outcome: Outcome) -> Prediction:
         if outcome.error is not None:
@@ -287,11 +341,15 @@ def _several(pictures: Any, name: str) -> Iterable[Any]:
     taken_apart = isinstance(pictures, str | bytes | os.PathLike | IOBase | Image.Image)
     taken_apart |= isinstance(pictures, np.ndarray) and pictures.ndim in (0, 2, 3)
     if taken_apart or not isinstance(pictures, Iterable):
-        raise DataError(f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] around it")
+        raise DataError(
+            f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] around it"
+        )
     return pictures
 
 
-def _support(number: int, image: Picture, mask: Picture | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _support(
+    number: int, image: Picture, mask: Picture | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels (h, w, 3) uint8 RGB of a support and its mask (h, w) uint8; copies, as what is given may change."""
     pixels = read_image(image, f"support image {number}").copy()
     if mask is None:

@@ -80,13 +80,24 @@ class Evaluation:
     failed_queries: int = 0
 
     def __post_init__(self) -> None:
-        twice = sorted(name for name, count in Counter(self.class_names.values()).items() if count > 1)
+        twice = sorted(
+            name for name, count in Counter(self.class_names.values()).items() if count > 1
+        )
         if twice:
-            raise DataError(f"two classes are called {twice[0]!r}, and a table would show one of them; rename one")
+            raise DataError(
+                f"two classes are called {twice[0]!r}, and a table would show one of them; rename one"
+            )
         self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
         self.curves = self.curves or {method: ScoreHistogram() for method in self.methods}
 
-    def add(self, at: tuple[int, int], key: ClassKey, image: str, target: np.ndarray, answers: dict[str, Any]) -> None:
+    def add(
+        self,
+        at: tuple[int, int],
+        key: ClassKey,
+        image: str,
+        target: np.ndarray,
+        answers: dict[str, Any],
+    ) -> None:
         """Count the answers of all methods to one query.
 
         Args:
@@ -97,8 +108,12 @@ class Evaluation:
         """
         share = float((target == 1).mean())
         for method, answer in answers.items():
-            counts = [tuple(int(v) for v in pixels) for pixels in intersection_union(answer.label, target)]
-            self.results.append(QueryResult(*at, key, image, method, share, answer.threshold, *counts))
+            counts = [
+                tuple(int(v) for v in pixels) for pixels in intersection_union(answer.label, target)
+            ]
+            self.results.append(
+                QueryResult(*at, key, image, method, share, answer.threshold, *counts)
+            )
             self.sizes[method].update(answer.label, target)
             self.curves[method].update(answer.score, target)
 
@@ -112,7 +127,9 @@ class Evaluation:
                 self.sizes[method].counts += other.sizes[method].counts
                 self.curves[method].counts += other.curves[method].counts
         keys, methods = list(self.class_names), self.methods
-        self.results.sort(key=lambda r: (r.repeat, r.number, keys.index(r.key), methods.index(r.method)))
+        self.results.sort(
+            key=lambda r: (r.repeat, r.number, keys.index(r.key), methods.index(r.method))
+        )
 
     def meters(self, method: str) -> list[SegmentationMeter]:
         """Pixel counts per class of one method, a meter per repeat."""
@@ -125,7 +142,11 @@ class Evaluation:
     def report(self) -> dict[str, Any]:
         """Figures as plain JSON: IoU as fractions, None where undefined."""
         methods = {name: self._method(name) for name in self.methods}
-        return {"methods": methods, "unreadable": self.faults, "failed_queries": self.failed_queries}
+        return {
+            "methods": methods,
+            "unreadable": self.faults,
+            "failed_queries": self.failed_queries,
+        }
 
     def _method(self, method: str) -> dict[str, Any]:
         meters, classes = self.meters(method), {}
@@ -137,11 +158,15 @@ class Evaluation:
             "fb_iou": summary([m.fb_iou() for m in meters]),
             "classes": classes,
             "sizes": self.sizes[method].report(),
-            "threshold": summary([self._threshold(method, repeat) for repeat in range(self.repeats)]),
+            "threshold": summary(
+                [self._threshold(method, repeat) for repeat in range(self.repeats)]
+            ),
         }
 
     def _threshold(self, method: str, repeat: int) -> float | None:
-        return mean_std([r.threshold for r in self.results if (r.method, r.repeat) == (method, repeat)])[0]
+        return mean_std(
+            [r.threshold for r in self.results if (r.method, r.repeat) == (method, repeat)]
+        )[0]
 
     def miou(self, method: str) -> float | None:
         """Mean over repeats of the mIoU of one method."""
@@ -159,12 +184,16 @@ class Evaluation:
         for r in self.results:
             counts = (r.intersection[0], r.intersection[1], r.union[0], r.union[1])
             name = self.class_names[r.key]
-            writer.writerow([r.repeat, r.number, name, r.image, r.method, r.share, r.threshold, *counts])
+            writer.writerow(
+                [r.repeat, r.number, name, r.image, r.method, r.share, r.threshold, *counts]
+            )
         write_text(file, text.getvalue())
 
     def curve_report(self) -> dict[str, Any]:
         """Precision, recall and IoU by threshold of every method, as plain JSON."""
-        return {"curves": [{"name": method} | curve.report() for method, curve in self.curves.items()]}
+        return {
+            "curves": [{"name": method} | curve.report() for method, curve in self.curves.items()]
+        }
 
 
 def summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:

@@ -14,7 +14,14 @@ from datasets.build import build_normal_images, build_test_index, is_anomaly_dat
 from datasets.queries import Query
 from datasets.samples import SampleIndex
 from tools.anomaly import detect_anomalies
-from tools.evaluator import NoQueryError, Protocol, Teacher, episode_queries, evaluate, test_episodes
+from tools.evaluator import (
+    NoQueryError,
+    Protocol,
+    Teacher,
+    episode_queries,
+    evaluate,
+    test_episodes,
+)
 from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
 from tools.job import begin, run_job
 from tools.methods import weights_files
@@ -40,10 +47,15 @@ def run_test(cfg: CfgNode, config_file: str) -> Path:
 def test_split(cfg: CfgNode, folder: Path) -> list[str]:
     """Evaluate every test set of the config and write log, metrics, figures and gallery into `folder`. Returns a line
     for each set that could not be tested."""
-    tests = {name: SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in cfg.DATASET.sub_datasets}
+    tests = {
+        name: SplitTest(cfg, build_test_index(cfg, name), folder, name)
+        for name in cfg.DATASET.sub_datasets
+    }
     predictor = Predictor.from_config(cfg)
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
-    head = {"head_sha256": sha256_of(cfg.TEST.load_model_path)} if "SOFS" in predictor.methods else {}
+    head = (
+        {"head_sha256": sha256_of(cfg.TEST.load_model_path)} if "SOFS" in predictor.methods else {}
+    )
     failed = []
     for test in tests.values():
         try:
@@ -92,7 +104,12 @@ class SplitTest:
         """Evaluate; all processes call it and get the same. Pictures of an earlier test go."""
         for note in self.index.notes:
             LOG.info("%s", note)
-        LOG.info("%d samples of %d classes in %s", len(self.index), len(self.index.classes()), self.index.root)
+        LOG.info(
+            "%d samples of %d classes in %s",
+            len(self.index),
+            len(self.index.classes()),
+            self.index.root,
+        )
         if is_main():
             for kind in ("figures", "gallery"):
                 shutil.rmtree(self.folder / f"{kind}{self.suffix}", ignore_errors=True)
@@ -102,8 +119,17 @@ class SplitTest:
     def record(self, evaluation: Evaluation, title: str, **more: Any) -> None:
         """Log the table; write metrics, counts of every query, and curves."""
         cfg = self.cfg
-        LOG.info("%s, split %d, %d-shot\n%s", title, cfg.DATASET.split, cfg.DATASET.shot, evaluation.table())
-        write_json(self._file("metrics", "json"), run_facts(cfg) | evaluation.report() | more | provenance())
+        LOG.info(
+            "%s, split %d, %d-shot\n%s",
+            title,
+            cfg.DATASET.split,
+            cfg.DATASET.shot,
+            evaluation.table(),
+        )
+        write_json(
+            self._file("metrics", "json"),
+            run_facts(cfg) | evaluation.report() | more | provenance(),
+        )
         evaluation.write_queries(self._file("queries", "csv"))
         write_json(self._file("curves", "json"), evaluation.curve_report())
         LOG.info("figures and metrics in %s", self.folder)
@@ -116,12 +142,18 @@ class SplitTest:
         places = chosen(evaluation, predictor.main)
         episodes = test_episodes(self.index, self.protocol)
         numbers = [result.number for _, result in places]
-        queries = episode_queries(episodes, self.settings, self.protocol, (0,), numbers, keep_pairs=True)
+        queries = episode_queries(
+            episodes, self.settings, self.protocol, (0,), numbers, keep_pairs=True
+        )
         teacher = Teacher(predictor, self.protocol)
         ious = {(r.number, r.method): r.iou for r in evaluation.results if r.repeat == 0}
-        for (rank, result), query in zip(places, (queries[i] for i in range(len(queries))), strict=True):
+        for (rank, result), query in zip(
+            places, (queries[i] for i in range(len(queries))), strict=True
+        ):
             if isinstance(query, Query) and (answers := teacher.answers(query).get(0)):
-                panels = support_panels(query.supports[0].pairs) + query_panels(query.image, query.target, answers)
+                panels = support_panels(query.supports[0].pairs) + query_panels(
+                    query.image, query.target, answers
+                )
                 scores = {method: ious[result.number, method] for method in evaluation.methods}
                 yield Entry(query.sample.class_name, rank, query.sample.image, scores, panels)
 

@@ -31,7 +31,14 @@ from tools.training.checkpoints import Checkpoints
 from tools.training.feature_bank import bank_episodes, filled
 from tools.training.learner import Learner
 from tools.training.log import TrainingLog
-from tools.training.state import Progress, as_state, read_state, set_random_state, state_to_resume, where_it_stands
+from tools.training.state import (
+    Progress,
+    as_state,
+    read_state,
+    set_random_state,
+    state_to_resume,
+    where_it_stands,
+)
 from tools.training.steps import Batch, add_to_meter, to_device
 from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
@@ -69,7 +76,12 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
     for note in index.notes:
         LOG.info("%s", note)
     own = trainer.index
-    LOG.info("training on %d samples of %d classes: %s", len(own), len(own.classes()), ", ".join(own.objects()))
+    LOG.info(
+        "training on %d samples of %d classes: %s",
+        len(own),
+        len(own.classes()),
+        ", ".join(own.objects()),
+    )
     trainer.run(tests)
     return list(dict.fromkeys(trainer.failed))
 
@@ -120,7 +132,9 @@ class Trainer:
             with as_state(file):
                 self._resume(read_state(cfg, file), file)
         pin = self.device.type == "cuda"
-        self.loader = Loader(self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin)
+        self.loader = Loader(
+            self.episodes, self.numbers, num_workers=setups.num_workers, pin_memory=pin
+        )
         self.batches = iter(self.loader)
 
     def run(self, tests: list[SplitTest]) -> None:
@@ -143,7 +157,10 @@ class Trainer:
 
     def _epochs(self, tests: list[SplitTest]) -> None:
         setups = self.cfg.TRAIN_SETUPS
-        with self.features_ready() if self.epoch < setups.epochs else nullcontext(), closing(self.batches):
+        with (
+            self.features_ready() if self.epoch < setups.epochs else nullcontext(),
+            closing(self.batches),
+        ):
             while self.epoch < setups.epochs or self._validation_due():
                 if not self._validation_due():
                     self.train_epoch()
@@ -156,7 +173,11 @@ class Trainer:
     def _due(self) -> bool:
         """Whether validation and test follow the epochs so far."""
         last, every = self.cfg.TRAIN_SETUPS.epochs, self.cfg.TRAIN_SETUPS.TEST_SETUPS.epoch_test
-        return self.progress is None and self.epoch > 0 and (self.epoch % every == 0 or self.epoch == last)
+        return (
+            self.progress is None
+            and self.epoch > 0
+            and (self.epoch % every == 0 or self.epoch == last)
+        )
 
     def _validation_due(self) -> bool:
         """Whether the epochs so far are to be validated, and are not yet."""
@@ -202,7 +223,9 @@ class Trainer:
             batch = to_device(batch, self.device)
             loss, probability = self.learner.update(batch)
             progress.losses.append(loss)
-            shown.copy_(loss, non_blocking=True)  # what has arrived is shown: to ask the GPU itself is to wait for it
+            shown.copy_(
+                loss, non_blocking=True
+            )  # what has arrived is shown: to ask the GPU itself is to wait for it
             episodes += len(batch["query_mask"])
             rate = self._rate(episodes, start)
             bar.set_postfix(refresh=False, loss=f"{shown.item():.3f}", episodes_per_s=f"{rate:.2f}")
@@ -241,8 +264,14 @@ class Trainer:
             known = {k: v for k, v in meter.class_iou().items() if v is not None}
             LOG.info("training IoU: %s", ", ".join(f"{k} {100 * v:.1f}" for k, v in known.items()))
             scalars["train/miou"] = meter.miou() or 0.0
-        entry = {"epoch": self.epoch + 1, "loss": loss, "learning_rate": scalars["train/learning_rate"]}
-        self.history.append(entry | ({"train_miou": scalars["train/miou"]} if meter is not None else {}))
+        entry = {
+            "epoch": self.epoch + 1,
+            "loss": loss,
+            "learning_rate": scalars["train/learning_rate"],
+        }
+        self.history.append(
+            entry | ({"train_miou": scalars["train/miou"]} if meter is not None else {})
+        )
         self.log.scalars(scalars, self.epoch)
 
     def _picture(self, batch: Batch, probability: Tensor) -> None:
@@ -258,7 +287,9 @@ class Trainer:
         """Test on the images that were held out, and keep the head where it is the best so far."""
         mious = validation.run(self._predictor(), self.epoch, self.model.head)
         self.history[-1]["validation"] = mious
-        self.log.scalars({f"validation/miou_{method}": miou or 0.0 for method, miou in mious.items()}, self.epoch)
+        self.log.scalars(
+            {f"validation/miou_{method}": miou or 0.0 for method, miou in mious.items()}, self.epoch
+        )
         if validation.best is not None and validation.best.epoch == self.epoch:
             self._save_best()
 
@@ -270,7 +301,9 @@ class Trainer:
         for test in tests:
             try:
                 evaluation = test.run(predictor)
-            except NoQueryError as error:  # what is trained, and what the other sets give, is not lost
+            except (
+                NoQueryError
+            ) as error:  # what is trained, and what the other sets give, is not lost
                 LOG.warning("%s could not be tested: %s", test.name, error)
                 self.failed.append(f"{test.name} could not be tested: {error}")
                 continue
@@ -278,7 +311,9 @@ class Trainer:
                 test.record(evaluation, f"{test.name} after {tested} epochs", epochs=tested)
                 if final:
                     test.write_gallery(predictor, evaluation)
-            scalars = {f"{test.name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods}
+            scalars = {
+                f"{test.name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods
+            }
             self.log.scalars(scalars, self.epoch)
 
     def _save_best(self) -> None:
@@ -288,7 +323,11 @@ class Trainer:
     def _save(self) -> None:
         """All processes call it."""
         progress = self.progress
-        within = None if progress is None else progress.gathered(self.device, self.cfg.TRAIN_SETUPS.batch_size)
+        within = (
+            None
+            if progress is None
+            else progress.gathered(self.device, self.cfg.TRAIN_SETUPS.batch_size)
+        )
         if is_main():
             self.files.save(self._state(within), self.model)
         self.files.stand = where_it_stands(self.epoch, progress)
@@ -307,7 +346,9 @@ class Trainer:
         if state["within"] is not None:
             self.progress = Progress.of(self.index)
             self.progress.restore(state["within"], self.device, self.cfg.TRAIN_SETUPS.batch_size)
-            self.numbers.skip = self.progress.step = min(self.progress.step, self.numbers.per_epoch - 1)
+            self.numbers.skip = self.progress.step = min(
+                self.progress.step, self.numbers.per_epoch - 1
+            )
         done = self.epoch * self.numbers.per_epoch + self.numbers.skip
         self.learner.restore(state, done, f"TRAIN.resume: {file}")
         if self.validation is not None and state["best"] is not None:

@@ -33,7 +33,9 @@ def start_worker(_: int) -> None:
     sys.excepthook = _unless_hung_up
 
 
-def _unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _unless_hung_up(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """In a worker only the thread that hands over calls the hook: the fetcher's errors reach the main process."""
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
@@ -47,7 +49,9 @@ class Positions:
     """
 
     def __init__(self, workers: int) -> None:
-        self.rows = torch.full((max(1, workers), 2), -1, dtype=torch.int64).share_memory_()  # process id, number
+        self.rows = torch.full(
+            (max(1, workers), 2), -1, dtype=torch.int64
+        ).share_memory_()  # process id, number
 
     def note(self, number: int) -> None:
         """In a worker, before it loads a sample."""
@@ -110,7 +114,9 @@ class Watch:
         first = next((process for process in dead if process.exitcode != 0), dead[0])
         number = self.positions.of(first.pid)
         place = "before its first sample" if number is None else f"at {self.describe(number)}"
-        return DataError(f"a loader process {_cause(first.exitcode)} {place}; {_remedy(first.exitcode)}")
+        return DataError(
+            f"a loader process {_cause(first.exitcode)} {place}; {_remedy(first.exitcode)}"
+        )
 
     @classmethod
     def any_death(cls) -> DataError | None:
@@ -143,7 +149,9 @@ def _cause(code: int) -> str:
 
 def _remedy(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "that is how the system frees memory: lower TRAIN_SETUPS.num_workers or the batch size"
+        return (
+            "that is how the system frees memory: lower TRAIN_SETUPS.num_workers or the batch size"
+        )
     if code == -signal.SIGBUS:
         return "shared memory is full: enlarge /dev/shm, or lower TRAIN_SETUPS.num_workers"
     if -code in CRASHES:

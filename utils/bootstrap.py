@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = (0.025, 0.975)
-FREEDOM = 4  # queries less classes that an interval takes at least: fewer show too little of the spread
+FREEDOM = (
+    4  # queries less classes that an interval takes at least: fewer show too little of the spread
+)
 CHUNK = 1 << 22  # numbers of draws held at once, 32 MiB
 
 
@@ -75,8 +77,12 @@ def _class_iou(counts: np.ndarray, samples: int, rng: np.random.Generator) -> np
     step = max(1, CHUNK // queries)
     for start in range(1, 1 + samples, step):
         part = sums[start : start + step]
-        drawn = rng.multinomial(max(1, queries - 1), np.full(queries, 1 / queries), size=len(part)).astype(np.float64)
-        for run in range(runs):  # one by one: the columns of one product may be rounded differently, equal or not
+        drawn = rng.multinomial(
+            max(1, queries - 1), np.full(queries, 1 / queries), size=len(part)
+        ).astype(np.float64)
+        for run in range(
+            runs
+        ):  # one by one: the columns of one product may be rounded differently, equal or not
             part[:, run] = drawn @ pixels[run]
     return _ratio(sums[..., 0], sums[..., 1])
 

@@ -16,7 +16,9 @@ def complete_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)  # the lowest free number, at times this one itself
+            os.dup2(
+                os.open(os.devnull, os.O_RDWR), number
+            )  # the lowest free number, at times this one itself
             os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
@@ -39,4 +41,6 @@ def say(text: str = "", stream: TextIO | None = None) -> None:
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):
             name = "standard error" if stream is sys.stderr else "standard output"
-            raise OutputError(f"{name} cannot be written ({error.strerror}); free space there") from error
+            raise OutputError(
+                f"{name} cannot be written ({error.strerror}); free space there"
+            ) from error

@@ -8,7 +8,9 @@ import numpy as np
 
 LEVELS = 1000  # steps between the scores 0 and 1
 POINTS = 101
-ROUNDING = 1e-3  # of a step: more than float32 is off by, so that a score of k / LEVELS is at step k
+ROUNDING = (
+    1e-3  # of a step: more than float32 is off by, so that a score of k / LEVELS is at step k
+)
 
 
 class ScoreHistogram:
@@ -23,7 +25,9 @@ class ScoreHistogram:
 
     def update(self, score: np.ndarray, target: np.ndarray) -> None:
         """Add an image: score (h, w) float in [0, 1], target (h, w) uint8, not 0 where there is a defect."""
-        levels = np.minimum(score * np.float32(LEVELS) + np.float32(ROUNDING), LEVELS).astype(np.uint16)
+        levels = np.minimum(score * np.float32(LEVELS) + np.float32(ROUNDING), LEVELS).astype(
+            np.uint16
+        )
         marked = levels[target != 0]
         found = np.bincount(marked.ravel(), minlength=LEVELS + 1)
         self.counts += np.stack([np.bincount(levels.ravel(), minlength=LEVELS + 1) - found, found])
@@ -39,7 +43,13 @@ class ScoreHistogram:
         wrong, right = self.counts[:, ::-1].cumsum(1)[:, ::-1]
         total = int(right[0])
         if not total:
-            return {"threshold": [], "precision": [], "recall": [], "iou": [], "average_precision": None}
+            return {
+                "threshold": [],
+                "precision": [],
+                "recall": [],
+                "iou": [],
+                "average_precision": None,
+            }
         precision = right / np.maximum(right + wrong, 1)
         steps = range(0, LEVELS + 1, LEVELS // (POINTS - 1))
         return {

@@ -89,9 +89,13 @@ class ScoreCounts:
         self.dropped_bits = 0
         # keys are bit patterns of floats from 0 on: in the order of the floats
         self._all = _Sums(1)  # count
-        self._positive = _Sums(2)  # count, weight; apart from the others, as positive pixels are few
+        self._positive = _Sums(
+            2
+        )  # count, weight; apart from the others, as positive pixels are few
 
-    def add(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> None:
+    def add(
+        self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
         """Count scores of images or pixels.
 
         Args:
@@ -105,10 +109,16 @@ class ScoreCounts:
         scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
         weights = np.zeros(labels.shape) if weights is None else np.asarray(weights, np.float64)
         if not scores.shape == labels.shape == weights.shape:
-            raise ValueError(f"shapes differ: scores {scores.shape}, labels {labels.shape}, weights {weights.shape}")
+            raise ValueError(
+                f"shapes differ: scores {scores.shape}, labels {labels.shape}, weights {weights.shape}"
+            )
         if scores.size and not (scores.min() >= 0 and scores.max() < np.inf):
             raise ValueError("scores must be finite and not negative")
-        scores, labels, weights = np.abs(scores).ravel(), labels.ravel(), weights.ravel()  # abs: -0 counts as 0
+        scores, labels, weights = (
+            np.abs(scores).ravel(),
+            labels.ravel(),
+            weights.ravel(),
+        )  # abs: -0 counts as 0
         for start in range(0, scores.size, BLOCK):
             part = slice(start, start + BLOCK)
             self._count(scores[part].view(np.uint32), labels[part], weights[part])
@@ -132,7 +142,9 @@ class ScoreCounts:
         self._all.add(keys.numpy().view(np.uint32), counts.numpy()[None])
         if labels.any():
             order = bits[labels].argsort()
-            self._positive.add(bits[labels][order], np.stack([np.ones(len(order)), weights[labels][order]]))
+            self._positive.add(
+                bits[labels][order], np.stack([np.ones(len(order)), weights[labels][order]])
+            )
 
     def _fit(self) -> None:
         while len(self._all.keys) > self.limit:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 
 # what parsing the content of a broken JSON or CSV file raises; RecursionError: nested too deeply
-BROKEN = (*(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError), *(csv.Error, RecursionError))
+BROKEN = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(csv.Error, RecursionError),
+)
 
 
 class UserError(Exception):

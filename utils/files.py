@@ -33,7 +33,9 @@ def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OutputError: it cannot be written; what was there before is as it was.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")  # processes of one run may write the same file
+    aside = path.with_name(
+        f".{path.name}.{os.getpid()}{PARTIAL}"
+    )  # processes of one run may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -49,7 +51,9 @@ def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
         if confirmed:
             _confirm_name(path.parent)
     except OSError as error:
-        raise not_written(path, error, "; the earlier file is unchanged" if path.is_file() else "") from error
+        raise not_written(
+            path, error, "; the earlier file is unchanged" if path.is_file() else ""
+        ) from error
 
 
 def not_written(path: str | Path, error: OSError, further: str = "") -> OutputError:

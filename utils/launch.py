@@ -28,7 +28,9 @@ from utils.distributed import local_rank
 from utils.errors import ConfigError, ProcessError, UserError
 from utils.signals import SIGNALS, Interrupted, handlers_kept, interruptible
 
-PATIENCE = timedelta(minutes=30)  # of a process for another one, which may be at a longer part of a test
+PATIENCE = timedelta(
+    minutes=30
+)  # of a process for another one, which may be at a longer part of a test
 GRACE = 30  # seconds that processes have to end when they are told to
 TURN = 5  # seconds that a fault waits for a better one: of the main process, or of the process that the others miss
 TOLD = "the main process tells its fault"
@@ -67,7 +69,9 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
         raise _first(faults) or Interrupted(error.sigval) from None
     except ChildFailedError as error:
         fault, killed = _first(faults), _killed(error)
-        if isinstance(fault, Interrupted) and isinstance(killed, ProcessError):  # told to end as another was killed
+        if isinstance(fault, Interrupted) and isinstance(
+            killed, ProcessError
+        ):  # told to end as another was killed
             fault = None
         raise fault or killed from None
 
@@ -92,10 +96,14 @@ def process_group(backend: str) -> Iterator[None]:
         _check_gpus(count, f"torchrun has started {count} processes", "lower --nproc_per_node")
         torch.cuda.set_device(local_rank())
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(
+            max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"]))
+        )
     store, number, count = next(rendezvous("env://", timeout=PATIENCE))
     group = dist.PrefixStore("group", store)
-    dist.init_process_group(_backend(backend), store=group, rank=number, world_size=count, timeout=PATIENCE)
+    dist.init_process_group(
+        _backend(backend), store=group, rank=number, world_size=count, timeout=PATIENCE
+    )
     try:
         yield
     except UserError:
@@ -160,13 +168,17 @@ def _backend(name: str) -> str:
     if not torch.cuda.is_available():
         return "gloo"
     if name == "mpi" and not dist.is_mpi_available():
-        raise ConfigError("DIST_BACKEND is mpi, which this build of PyTorch does not have; set it to nccl or gloo")
+        raise ConfigError(
+            "DIST_BACKEND is mpi, which this build of PyTorch does not have; set it to nccl or gloo"
+        )
     return f"cpu:gloo,cuda:{name}" if name != "gloo" else name
 
 
 def _check_gpus(processes: int, fact: str, remedy: str) -> None:
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ConfigError(f"{fact}, but this machine has {torch.cuda.device_count()} GPUs; {remedy}")
+        raise ConfigError(
+            f"{fact}, but this machine has {torch.cuda.device_count()} GPUs; {remedy}"
+        )
 
 
 def _first(faults: SimpleQueue) -> BaseException | None:
@@ -178,8 +190,14 @@ def _killed(error: ChildFailedError) -> BaseException:
     number, failure = error.get_first_failure()
     if failure.exitcode - 128 in SIGNALS:
         return Interrupted(failure.exitcode - 128)
-    cause = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-    return ProcessError(f"process {number} {cause}; the kernel's log says more, most often the memory was full")
+    cause = (
+        f"was killed by {failure.signal_name()}"
+        if failure.exitcode < 0
+        else f"ended with {failure.exitcode}"
+    )
+    return ProcessError(
+        f"process {number} {cause}; the kernel's log says more, most often the memory was full"
+    )
 
 
 @contextmanager

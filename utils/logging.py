@@ -70,7 +70,9 @@ def setup_logging(file: Path | None = None) -> None:
         handlers.append(_run_file(file))
     for handler in handlers:
         if not is_main():
-            handler.addFilter(lambda r: r.levelno >= logging.ERROR or (file is not None and r.name in PICTURES))
+            handler.addFilter(
+                lambda r: r.levelno >= logging.ERROR or (file is not None and r.name in PICTURES)
+            )
         handler.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
     if held is not None and file is not None and is_main():
         held.setTarget(handlers[1])  # closing hands over what is held
@@ -113,5 +115,10 @@ def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """
     if sys.stderr.isatty():
         return tqdm(items, disable=not is_main(), **options)
-    calm = {"file": _Lines(), "mininterval": NOW_AND_THEN, "delay": NOW_AND_THEN, "maxinterval": 2 * NOW_AND_THEN}
+    calm = {
+        "file": _Lines(),
+        "mininterval": NOW_AND_THEN,
+        "delay": NOW_AND_THEN,
+        "maxinterval": 2 * NOW_AND_THEN,
+    }
     return tqdm(items, disable=not is_main(), ncols=100, **calm, **options)

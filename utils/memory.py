@@ -36,7 +36,9 @@ def allocate(shape: tuple[int, int], dtype: Any) -> np.ndarray:
     size = shape[0] * shape[1] * np.dtype(dtype).itemsize
     try:
         with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # not sparse: a map that finds the disk full kills the process
+            os.posix_fallocate(
+                file.fileno(), 0, size
+            )  # not sparse: a map that finds the disk full kills the process
             return np.memmap(file, dtype, "r+", shape=shape)
     except OSError as error:
         raise OutputError(

@@ -55,7 +55,9 @@ class SegmentationMeter:
 
     def class_iou(self) -> dict[Hashable, float | None]:
         """Foreground IoU per class; None where its union is empty."""
-        return {k: _ratio(int(c[1]), int(c[3])) for k, c in zip(self.classes, self.counts, strict=True)}
+        return {
+            k: _ratio(int(c[1]), int(c[3])) for k, c in zip(self.classes, self.counts, strict=True)
+        }
 
     def miou(self) -> float | None:
         """Mean foreground IoU over the classes that have a union; the published code gives NaN if one has none."""

@@ -14,7 +14,9 @@ NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Mixed precision by name, see `arithmetic`; none for `fp32`."""
     name = arithmetic(device, precision)
-    return torch.autocast(device.type, dtype=DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES)
+    return torch.autocast(
+        device.type, dtype=DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES
+    )
 
 
 def half_type(device: torch.device, precision: str) -> torch.dtype | None:
@@ -44,5 +46,7 @@ def pick_device(index: int) -> torch.device:
     if world_size() > 1:
         return torch.device("cuda", local_rank())
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"DEVICE is {index}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        raise ConfigError(
+            f"DEVICE is {index}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0"
+        )
     return torch.device("cuda", index)

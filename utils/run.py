@@ -31,7 +31,13 @@ LOCK_WAIT = 30  # seconds
 CONFIG = "config.yaml"
 RUN = "run.json"
 _LOCKS: dict[Path, int] = {}  # open handles of the folders that this process has locked
-BY_THE_WAY = (CONFIG, "train.log", "test.log", "events", "feature_bank")  # what of a run is no result
+BY_THE_WAY = (
+    CONFIG,
+    "train.log",
+    "test.log",
+    "events",
+    "feature_bank",
+)  # what of a run is no result
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
@@ -45,7 +51,9 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
     return Path(cfg.OUTPUT_DIR) / name
 
 
-def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), goes_on: bool = False) -> None:
+def create_run_folder(
+    folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), goes_on: bool = False
+) -> None:
     """Make the folder this run's alone and write config.yaml. Only the main process does; others may call it, too.
 
     An earlier run that is there moves as a whole to `NAME.1`, `NAME.2` and so on beside it.
@@ -63,7 +71,11 @@ def create_run_folder(folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), 
     if not is_main():
         return
     for above in folder.parents:
-        if above.is_relative_to(cfg.OUTPUT_DIR) and (above / CONFIG).is_file() and above != Path(cfg.OUTPUT_DIR):
+        if (
+            above.is_relative_to(cfg.OUTPUT_DIR)
+            and (above / CONFIG).is_file()
+            and above != Path(cfg.OUTPUT_DIR)
+        ):
             raise ConfigError(f"RUN_NAME: {folder} lies in {above}, which is the folder of another run; choose "
                               "another RUN_NAME")  # fmt: skip
     remove_partial(folder)
@@ -83,9 +95,15 @@ def _refuse_other_folders(folder: Path, reads: Sequence[str]) -> None:
                 raise ConfigError(f"RUN_NAME: {file}, which this run reads, lies in its folder {folder}, where the "
                                   f"files of an earlier run make room; {remedy}")  # fmt: skip
         if inner := next((path.parent for path in folder.rglob(f"*/{CONFIG}")), None):
-            raise ConfigError(f"RUN_NAME: {folder} holds another run, {inner}, which would be moved with it; {remedy}")
+            raise ConfigError(
+                f"RUN_NAME: {folder} holds another run, {inner}, which would be moved with it; {remedy}"
+            )
     else:
-        found = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and any(path.iterdir()))
+        found = (
+            path
+            for path in folder.iterdir()
+            if path.is_dir() and path.name[0] != "." and any(path.iterdir())
+        )
         if other := next((path for path in found if path.name not in BY_THE_WAY), None):
             raise ConfigError(f"RUN_NAME: {folder} holds {other.name}/, but no {CONFIG}, so it is not of a run; "
                               f"{remedy}")  # fmt: skip
@@ -152,7 +170,9 @@ def _not_there(folder: Path) -> list[Path]:
 
 
 def _unfit(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror}); choose another place")
+    return ConfigError(
+        f"OUTPUT_DIR, RUN_NAME: {folder} cannot be written ({error.strerror}); choose another place"
+    )
 
 
 def _lock(folder: Path, patience: int) -> None:
@@ -179,7 +199,9 @@ def _lock(folder: Path, patience: int) -> None:
             time.sleep(1)
             continue
         except OSError as error:  # some network file systems
-            LOG.warning("%s cannot be locked (%s): start no other run in it", folder, error.strerror)
+            LOG.warning(
+                "%s cannot be locked (%s): start no other run in it", folder, error.strerror
+            )
         if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
             _LOCKS[folder] = handle
             return
@@ -227,7 +249,9 @@ def recorded(cfg: CfgNode, folder: Path) -> Iterator[list[str]]:
 def provenance() -> dict[str, Any]:
     """Git revision (None outside a checkout, `+` after it for uncommitted changes) and versions (None: not installed,
     such as where another build of OpenCV took the place of opencv-python-headless)."""
-    return {"git_revision": git_revision(), "python": platform.python_version()} | {p: _version(p) for p in PACKAGES}
+    return {"git_revision": git_revision(), "python": platform.python_version()} | {
+        p: _version(p) for p in PACKAGES
+    }
 
 
 def _version(package: str) -> str | None:
@@ -240,7 +264,16 @@ def _version(package: str) -> str | None:
 def git_revision() -> str | None:
     """Revision of the checkout that this code runs from."""
     where = Path(__file__).resolve().parent
-    command = ["git", "-C", str(where), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(where),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+",
+        "--exclude=*",
+    ]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -87,7 +87,9 @@ def hold_signals() -> None:
 
 def _let_workers_end() -> None:
     """From here on the process ends, and that loader workers do is no fault: they may be told, too."""
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # not SIG_DFL: one that waits would be told as lost
+    signal.signal(
+        signal.SIGCHLD, lambda number, frame: None
+    )  # not SIG_DFL: one that waits would be told as lost
 
 
 @contextmanager

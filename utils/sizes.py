@@ -33,7 +33,8 @@ COLUMNS = (
     "false_alarms",  # connected components of the prediction of this size without a defect pixel
 )
 IMAGES, QUERIES, PIXELS, DEFECTS, FOUND, ALARMS = (
-    COLUMNS.index(name) for name in ("images", "queries", "pixels", "defects", "found", "false_alarms")
+    COLUMNS.index(name)
+    for name in ("images", "queries", "pixels", "defects", "found", "false_alarms")
 )
 
 
@@ -69,7 +70,14 @@ class SizeMeter:
             area = areas.sum()
             wrong = np.count_nonzero(predicted) - hits.sum()
             size = _sizes(area / pixels)
-            self.counts[size, QUERIES : PIXELS + 1] += [1, intersection[1], union[1], area, wrong, pixels]
+            self.counts[size, QUERIES : PIXELS + 1] += [
+                1,
+                intersection[1],
+                union[1],
+                area,
+                wrong,
+                pixels,
+            ]
             self.counts[:, DEFECTS] += _per_size(areas, pixels)
             self.counts[:, FOUND] += _per_size(areas[hits / areas >= FOUND_SHARE], pixels)
         areas, hits = _components(predicted, defect)
@@ -119,7 +127,9 @@ def _components(mask: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
     if not mask.any():
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     number, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-    areas, shared = (np.bincount(labels[m], minlength=number) for m in (mask, mask & other))  # faster than WithStats
+    areas, shared = (
+        np.bincount(labels[m], minlength=number) for m in (mask, mask & other)
+    )  # faster than WithStats
     return areas[1:], shared[1:]
 
 

@@ -24,7 +24,9 @@ PANEL = 640
 ROWS = 64  # written at once
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION) -> np.ndarray:
+def overlay(
+    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION
+) -> np.ndarray:
     """Tint a mask and draw its outline.
 
     Args:
@@ -37,7 +39,9 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = 
     """
     chosen = np.asarray(mask).astype(bool)
     # a table, for large images: pixels as floating point numbers take eight times the memory
-    table = (0.6 * np.arange(256)[:, None] + 0.4 * np.array(colour)).astype(np.uint8).reshape(256, 1, 3)
+    table = (
+        (0.6 * np.arange(256)[:, None] + 0.4 * np.array(colour)).astype(np.uint8).reshape(256, 1, 3)
+    )
     return outline(np.where(chosen[:, :, None], cv2.LUT(image, table), image), chosen, colour)
 
 
@@ -76,9 +80,13 @@ def legend(names: Sequence[str], width: int) -> np.ndarray:
         if left and left + needed > width:
             rows, left = [*rows, np.full((height, width, 3), 255, np.uint8)], 0
         pad = height // 5
-        cv2.rectangle(rows[-1], (left + pad, pad), (left + height - pad, height - pad), colour_of(number), -1)
+        cv2.rectangle(
+            rows[-1], (left + pad, pad), (left + height - pad, height - pad), colour_of(number), -1
+        )
         place = (left + height, height - round(0.3 * height))
-        cv2.putText(rows[-1], name, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA)
+        cv2.putText(
+            rows[-1], name, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thick, cv2.LINE_AA
+        )
         left += needed
     return np.concatenate(rows)
 
@@ -90,7 +98,9 @@ def drawable(text: str) -> str:
 
 def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """Draw the contours of a mask into a copy of an RGB image, at least two pixels wide once it is shown small."""
-    contours, _ = cv2.findContours(np.asarray(mask).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(
+        np.asarray(mask).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
     width = max(1, round(max(image.shape[:2]) / PANEL))
     return cv2.drawContours(np.ascontiguousarray(image.copy()), contours, -1, colour, width)
 
@@ -103,17 +113,30 @@ def heat(score: np.ndarray) -> np.ndarray:
 
 def panels(pictures: list[tuple[str, np.ndarray]], height: int = PANEL) -> np.ndarray:
     """Pictures side by side, each with its caption, scaled to one height: list of (caption, RGB) to (H, W, 3) uint8."""
-    return np.concatenate([_captioned(caption, picture, height) for caption, picture in pictures], axis=1)
+    return np.concatenate(
+        [_captioned(caption, picture, height) for caption, picture in pictures], axis=1
+    )
 
 
 def _captioned(caption: str, picture: np.ndarray, height: int) -> np.ndarray:
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    width, rows = (width, height) if width <= 3 * height else (3 * height, round(height * 3 * height / width))
+    width, rows = (
+        (width, height) if width <= 3 * height else (3 * height, round(height * 3 * height / width))
+    )
     method = cv2.INTER_AREA if rows < picture.shape[0] else cv2.INTER_NEAREST
     small = cv2.resize(picture, (width, rows), interpolation=method)
     canvas = np.full((height + 28, width + 4, 3), 255, np.uint8)
     canvas[28 : 28 + rows, 2 : 2 + width] = small
-    return cv2.putText(canvas, drawable(caption), (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return cv2.putText(
+        canvas,
+        drawable(caption),
+        (6, 20),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.55,
+        (0, 0, 0),
+        1,
+        cv2.LINE_AA,
+    )
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -127,13 +150,17 @@ def write_image(path: Path, image: np.ndarray) -> None:
             _write_in_pieces(file, image)
         else:
             coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-            file.write(cv2.imencode(path.suffix, coded)[1].data)  # OpenCV itself opens no name that is not UTF-8
+            file.write(
+                cv2.imencode(path.suffix, coded)[1].data
+            )  # OpenCV itself opens no name that is not UTF-8
 
 
 def _write_in_pieces(file: BinaryIO, image: np.memmap) -> None:
     """Write grey values as PNG without ever holding them as a whole, which no imaging library here does."""
     size, coder = struct.pack(">II", image.shape[1], image.shape[0]), zlib.compressobj(1)
-    file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0])))
+    file.write(
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", size + bytes([8 * image.itemsize, 0, 0, 0, 0]))
+    )
     for top in range(0, len(image), ROWS):
         values = image[top : top + ROWS].astype(image.dtype.newbyteorder(">")).view(np.uint8)
         rows = np.pad(values, ((0, 0), (1, 0)))  # a 0 before each row: stored as it is
@@ -144,4 +171,9 @@ def _write_in_pieces(file: BinaryIO, image: np.memmap) -> None:
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
     """A part of a PNG file: length, kind, content, checksum."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )

@@ -21,7 +21,13 @@ import cv2
 import numpy as np
 
 from datasets.demo.defects import outlines
-from datasets.demo.products import OPEN_DOMAIN_OBJECTS, PRODUCTS, TEST_PRODUCTS, TRAIN_PRODUCTS, Product
+from datasets.demo.products import (
+    OPEN_DOMAIN_OBJECTS,
+    PRODUCTS,
+    TEST_PRODUCTS,
+    TRAIN_PRODUCTS,
+    Product,
+)
 from datasets.demo.render import Instance, render
 from utils.console import say
 from utils.errors import DataError, UserError
@@ -60,7 +66,9 @@ def write_demo_data(
     """
     root = Path(root).resolve()
     if images_per_class < 2:
-        raise DataError(f"images_per_class is {images_per_class}; give at least 2, a support and a query")
+        raise DataError(
+            f"images_per_class is {images_per_class}; give at least 2, a support and a query"
+        )
     if unknown := sorted(set(products) - set(PRODUCTS)):
         raise DataError(f"unknown demo products {unknown}; known: {', '.join(PRODUCTS)}")
     found = _existing(root)
@@ -71,7 +79,9 @@ def write_demo_data(
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise DataError(f"cannot create a folder beside {root} ({error}); give a place that can be written") from error
+        raise DataError(
+            f"cannot create a folder beside {root} ({error}); give a place that can be written"
+        ) from error
     try:
         summary = _write(partial, seed, images_per_class, tuple(products))
         if root.exists():
@@ -97,10 +107,14 @@ def _existing(root: Path) -> dict | None:
     try:
         return dict(json.loads((root / MARKER).read_text()))
     except ValueError as error:
-        raise DataError(f"{root / MARKER} is not readable as JSON ({error}); remove {root} and try again") from error
+        raise DataError(
+            f"{root / MARKER} is not readable as JSON ({error}); remove {root} and try again"
+        ) from error
 
 
-def _matches(root: Path, found: dict, seed: int, images_per_class: int, products: Sequence[str]) -> bool:
+def _matches(
+    root: Path, found: dict, seed: int, images_per_class: int, products: Sequence[str]
+) -> bool:
     wanted = {"seed": seed, "images_per_class": images_per_class, "products": list(products)}
     same = found.get("version") == VERSION and wanted.items() <= found.get("summary", {}).items()
     return same and found.get("files") == _count_files(root)
@@ -116,7 +130,9 @@ def _write(root: Path, seed: int, images_per_class: int, products: tuple[str, ..
         if name in OPEN_DOMAIN_OBJECTS:
             images += _write_open_domain(root / "Open_Domain" / name, PRODUCTS[name], seed)
             continue
-        for document in _write_vision(root / "VISION_V1" / name, PRODUCTS[name], seed, images_per_class):
+        for document in _write_vision(
+            root / "VISION_V1" / name, PRODUCTS[name], seed, images_per_class
+        ):
             images += len(document["images"])
             annotations += len(document["annotations"])
             shares += area_shares(document).values()
@@ -164,7 +180,9 @@ def _write_vision(folder: Path, product: Product, seed: int, images_per_class: i
         target.mkdir(parents=True)
         document = {
             "info": {"description": f"procedural demo data, {product.name}, {split}"},
-            "categories": [{"id": k, "name": x.name, "supercategory": ""} for k, x in enumerate(product.looks)],
+            "categories": [
+                {"id": k, "name": x.name, "supercategory": ""} for k, x in enumerate(product.looks)
+            ],
             "images": [],
             "annotations": [],
         }
@@ -177,13 +195,21 @@ def _write_vision(folder: Path, product: Product, seed: int, images_per_class: i
 
 
 def _add_image(
-    document: dict, folder: Path, name: str, image_id: int, image: np.ndarray, instances: list[Instance]
+    document: dict,
+    folder: Path,
+    name: str,
+    image_id: int,
+    image: np.ndarray,
+    instances: list[Instance],
 ) -> None:
     _save(folder / name, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     h, w = image.shape[:2]
     document["images"].append({"id": image_id, "file_name": name, "height": h, "width": w})
     for instance in instances:
-        polygons = [np.add(contour.reshape(-1, 2), (instance.x, instance.y)) for contour in outlines(instance.mask)]
+        polygons = [
+            np.add(contour.reshape(-1, 2), (instance.x, instance.y))
+            for contour in outlines(instance.mask)
+        ]
         x, y, box_w, box_h = cv2.boundingRect(instance.mask)
         document["annotations"].append(
             {
@@ -228,7 +254,9 @@ def _save(path: Path, image: np.ndarray, options: list[int]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for faults the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.demo", description="Write the procedural demo data.")
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.demo", description="Write the procedural demo data."
+    )
     parser.add_argument("root", type=Path, help="new or empty folder, or one of earlier demo data")
     parser.add_argument("--seed", type=int, default=54)
     parser.add_argument("--images-per-class", type=int, default=8)

@@ -66,7 +66,9 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 def _blob_field(rng: np.random.Generator, look: Look, area: float, angle: float) -> np.ndarray:
     """Distance from the blob's middle in units of its outline (1 on it), float32, for a cluster the nearest blob's."""
-    count = 1 if look.cluster == 1 else int(rng.integers(max(2, look.cluster // 2), look.cluster + 1))
+    count = (
+        1 if look.cluster == 1 else int(rng.integers(max(2, look.cluster // 2), look.cluster + 1))
+    )
     shares = rng.uniform(0.4, 1.6, count)
     radii = np.sqrt(area * shares / shares.sum() / math.pi)
     spread = 0.0 if count == 1 else 1.6 * math.sqrt(area / math.pi)
@@ -80,7 +82,12 @@ def _blob_field(rng: np.random.Generator, look: Look, area: float, angle: float)
 
 
 def _ellipse(
-    rng: np.random.Generator, look: Look, axis: np.ndarray, middle: tuple[float, float], radius: float, angle: float
+    rng: np.random.Generator,
+    look: Look,
+    axis: np.ndarray,
+    middle: tuple[float, float],
+    radius: float,
+    angle: float,
 ) -> np.ndarray:
     x, y = axis[None] - np.float32(middle[0]), axis[:, None] - np.float32(middle[1])
     c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
@@ -89,10 +96,14 @@ def _ellipse(
     distance, theta = cv2.cartToPolar(u, v)
     outline = np.ones_like(distance)
     for k in range(2, 6):
-        outline += np.float32(1.4 * look.ragged * rng.normal(0, 1) / k) * np.cos(k * theta + rng.uniform(0, 6.3))
+        outline += np.float32(1.4 * look.ragged * rng.normal(0, 1) / k) * np.cos(
+            k * theta + rng.uniform(0, 6.3)
+        )
     field = distance / (np.float32(radius) * np.maximum(outline, 0.45))
     cell = max(2.0, 0.45 * radius)
-    frayed = value_noise(rng, *field.shape, cell) + 0.5 * value_noise(rng, *field.shape, max(2.0, cell / 2.5))
+    frayed = value_noise(rng, *field.shape, cell) + 0.5 * value_noise(
+        rng, *field.shape, max(2.0, cell / 2.5)
+    )
     return field + np.float32(0.4 * look.ragged) * frayed * np.minimum(field, 1)
 
 
@@ -115,7 +126,9 @@ def _stain(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light
     cloud = field + 0.16 * value_noise(rng, *field.shape, max(4, field.shape[0] / 7))
     patchy = 1 + 0.18 * value_noise(rng, *field.shape, max(3, field.shape[0] / 12))
     body = (0.75 * smoothstep(1.12, 0.75, cloud) + 0.25 * _ridge(cloud, 0.9, 0.12)) * patchy
-    return Patch(cloud < 1.0, np.clip(look.strength * body, 0, 1), look.relief * _ridge(cloud, 0.95, 0.1))
+    return Patch(
+        cloud < 1.0, np.clip(look.strength * body, 0, 1), look.relief * _ridge(cloud, 0.95, 0.1)
+    )
 
 
 def _dent(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
@@ -132,7 +145,12 @@ def _chip(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light)
 
 
 def _bubble(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
-    dome = -look.relief * _slope(field, light) * smoothstep(0.1, 0.8, field) * smoothstep(1.12, 0.9, field)
+    dome = (
+        -look.relief
+        * _slope(field, light)
+        * smoothstep(0.1, 0.8, field)
+        * smoothstep(1.12, 0.9, field)
+    )
     outline = look.strength * _ridge(field, 0.98, 0.12)
     return Patch(field < 1.08, outline, dome + look.relief * 1.2 * _ridge(field, 0.0, 0.3))
 
@@ -140,7 +158,9 @@ def _bubble(rng: np.random.Generator, look: Look, field: np.ndarray, light: Ligh
 BLOBS = {"pit": _pit, "stain": _stain, "dent": _dent, "chip": _chip, "bubble": _bubble}
 
 
-def _path(rng: np.random.Generator, length: float, angle: float, bend: float, jag: float) -> np.ndarray:
+def _path(
+    rng: np.random.Generator, length: float, angle: float, bend: float, jag: float
+) -> np.ndarray:
     """Points (n, 2) of a wandering line that starts at the origin."""
     n = max(6, min(48, round(length / 5)))
     headings = angle + np.cumsum(rng.normal(0, bend, n)) + rng.normal(0, jag, n)
@@ -148,7 +168,9 @@ def _path(rng: np.random.Generator, length: float, angle: float, bend: float, ja
     return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
 
 
-def _stroke_paths(rng: np.random.Generator, look: Look, area: float, angle: float) -> tuple[list[np.ndarray], float]:
+def _stroke_paths(
+    rng: np.random.Generator, look: Look, area: float, angle: float
+) -> tuple[list[np.ndarray], float]:
     """Centre lines, the stem first, and the line width that together cover about `area`."""
     width = look.width * rng.uniform(0.85, 1.2)
     length = min(max(area / width, 4 * width), look.longest)
@@ -163,7 +185,9 @@ def _stroke_paths(rng: np.random.Generator, look: Look, area: float, angle: floa
     return paths, width
 
 
-def _draw_strokes(rng: np.random.Generator, paths: list[np.ndarray], width: float, even: bool) -> np.ndarray:
+def _draw_strokes(
+    rng: np.random.Generator, paths: list[np.ndarray], width: float, even: bool
+) -> np.ndarray:
     """Coverage 0..1 of the strokes in a window that holds them with REACH pixels around."""
     points = np.concatenate(paths)
     low = points.min(0) - width - REACH
@@ -171,12 +195,18 @@ def _draw_strokes(rng: np.random.Generator, paths: list[np.ndarray], width: floa
     canvas = np.zeros((h * SCALE, w * SCALE), np.uint8)
     for path in paths:
         t = np.linspace(0.12, 0.95, len(path) - 1)
-        swell = np.ones_like(t) if even else np.sqrt(np.sin(t * math.pi)) * rng.uniform(0.8, 1.2, len(t))
+        swell = (
+            np.ones_like(t)
+            if even
+            else np.sqrt(np.sin(t * math.pi)) * rng.uniform(0.8, 1.2, len(t))
+        )
         pixels = np.round((path - low) * SCALE).astype(int)
         for (start, end), s in zip(pairwise(pixels), swell, strict=True):
             thick = max(round(1.6 * SCALE), round(float(width * s * SCALE)))
             cv2.line(canvas, start.tolist(), end.tolist(), 255, thick)
-    return cv2.resize(canvas, (int(w), int(h)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return (
+        cv2.resize(canvas, (int(w), int(h)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    )
 
 
 def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, light: Light) -> Patch:
@@ -191,7 +221,9 @@ def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, lig
     return Patch(drawn > 0.3, cover, flanks * fade)
 
 
-def draw_defect(rng: np.random.Generator, look: Look, area: float, angle: float, light: Light) -> Patch:
+def draw_defect(
+    rng: np.random.Generator, look: Look, area: float, angle: float, light: Light
+) -> Patch:
     """One defect of about `area` pixels, its long axis at `angle` radians, in a window of its own size."""
     contrast = rng.uniform(0.8, 1.15)
     if look.kind in BLOBS:
@@ -199,7 +231,9 @@ def draw_defect(rng: np.random.Generator, look: Look, area: float, angle: float,
     else:
         patch = _stroke(rng, look, area, angle, light)
     cover = np.clip(patch.cover * contrast, 0, 1).astype(np.float32)
-    return Patch(clean_mask(patch.mask.astype(np.uint8)), cover, (patch.shade * contrast).astype(np.float32))
+    return Patch(
+        clean_mask(patch.mask.astype(np.uint8)), cover, (patch.shade * contrast).astype(np.float32)
+    )
 
 
 def apply_defect(image: np.ndarray, patch: Patch, tone: tuple[float, ...]) -> None:

@@ -14,7 +14,9 @@ import numpy as np
 Light = tuple[float, float]
 
 
-def value_noise(rng: np.random.Generator, h: int, w: int, cell_y: float, cell_x: float | None = None) -> np.ndarray:
+def value_noise(
+    rng: np.random.Generator, h: int, w: int, cell_y: float, cell_x: float | None = None
+) -> np.ndarray:
     """Smooth noise of about unit spread, float32 (h, w); features of `cell_y` x `cell_x` pixels."""
     cell_x = cell_y if cell_x is None else cell_x
     shape = (max(2, math.ceil(h / cell_y) + 1), max(2, math.ceil(w / cell_x) + 1))
@@ -25,7 +27,13 @@ def value_noise(rng: np.random.Generator, h: int, w: int, cell_y: float, cell_x:
 
 
 def fractal(
-    rng: np.random.Generator, h: int, w: int, cell: float, octaves: int = 3, gain: float = 0.6, stretch: float = 1.0
+    rng: np.random.Generator,
+    h: int,
+    w: int,
+    cell: float,
+    octaves: int = 3,
+    gain: float = 0.6,
+    stretch: float = 1.0,
 ) -> np.ndarray:
     """Sum of `octaves` noises, each of half the cell and `gain` times the weight; float32 (h, w), about unit spread.
 

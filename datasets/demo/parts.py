@@ -22,7 +22,9 @@ def _at(frame: Frame, x: float, y: float) -> tuple[int, int]:
     return round(frame.cx + c * x - s * y), round(frame.cy + s * x + c * y)
 
 
-def _polygon(mask: np.ndarray, frame: Frame, corners: list[tuple[float, float]], value: int) -> None:
+def _polygon(
+    mask: np.ndarray, frame: Frame, corners: list[tuple[float, float]], value: int
+) -> None:
     cv2.fillPoly(mask, [np.array([_at(frame, *p) for p in corners], np.int32)], value, cv2.LINE_AA)
 
 
@@ -35,7 +37,9 @@ def full(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     return np.full((frame.h, frame.w), 255, np.uint8)
 
 
-def flange(rng: np.random.Generator, frame: Frame, bore: float = 0.17, bolts: int = 6) -> np.ndarray:
+def flange(
+    rng: np.random.Generator, frame: Frame, bore: float = 0.17, bolts: int = 6
+) -> np.ndarray:
     """Disc with a central bore and a circle of bolt holes."""
     mask = np.zeros((frame.h, frame.w), np.uint8)
     radius = 0.47 * min(frame.h, frame.w)
@@ -43,7 +47,13 @@ def flange(rng: np.random.Generator, frame: Frame, bore: float = 0.17, bolts: in
     _hole(mask, frame, 0, 0, bore * 2 * radius)
     for k in range(bolts):
         turn = 2 * math.pi * k / bolts
-        _hole(mask, frame, 0.76 * radius * math.cos(turn), 0.76 * radius * math.sin(turn), 0.065 * radius)
+        _hole(
+            mask,
+            frame,
+            0.76 * radius * math.cos(turn),
+            0.76 * radius * math.sin(turn),
+            0.065 * radius,
+        )
     return mask
 
 
@@ -62,7 +72,15 @@ def bracket(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """Stepped plate with two slots and three bores."""
     w, h = 0.43 * frame.w, 0.40 * frame.h
     mask = np.zeros((frame.h, frame.w), np.uint8)
-    outline = [(-w, -h), (0.35 * w, -h), (0.5 * w, -0.6 * h), (w, -0.6 * h), (w, h), (-0.7 * w, h), (-w, 0.6 * h)]
+    outline = [
+        (-w, -h),
+        (0.35 * w, -h),
+        (0.5 * w, -0.6 * h),
+        (w, -0.6 * h),
+        (w, h),
+        (-0.7 * w, h),
+        (-w, 0.6 * h),
+    ]
     _polygon(mask, frame, outline, 255)
     for x in (-0.55, 0.35):
         ends = _at(frame, x * w, 0.15 * h), _at(frame, (x + 0.3) * w, 0.15 * h)
@@ -88,7 +106,9 @@ def panel(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     mask = full(rng, frame)
     for k in range(5):
         x = (0.14 + 0.05 * k) * frame.w
-        cv2.line(mask, _at(frame, x, -0.2 * frame.h), _at(frame, x, 0.02 * frame.h), 0, 16, cv2.LINE_AA)
+        cv2.line(
+            mask, _at(frame, x, -0.2 * frame.h), _at(frame, x, 0.02 * frame.h), 0, 16, cv2.LINE_AA
+        )
     for y in (-0.36, 0.36):
         _hole(mask, frame, -0.42 * frame.w, y * frame.h, 0.022 * frame.w)
     return mask
@@ -110,7 +130,9 @@ def strip(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     return mask
 
 
-def _blend(image: np.ndarray, cover: np.ndarray, tone: float | tuple[float, ...], x: int, y: int) -> None:
+def _blend(
+    image: np.ndarray, cover: np.ndarray, tone: float | tuple[float, ...], x: int, y: int
+) -> None:
     """Mix `tone` into the window at (x, y); cover float32 (h, w) in 0..1; windows past the border are cut."""
     h, w = min(cover.shape[0], image.shape[0] - y), min(cover.shape[1], image.shape[1] - x)
     if h <= 0 or w <= 0:
@@ -121,11 +143,16 @@ def _blend(image: np.ndarray, cover: np.ndarray, tone: float | tuple[float, ...]
 
 def _anywhere(rng: np.random.Generator, room: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
     """Top left corner (x, y) of a window (h, w) that may lie across the part's border."""
-    return int(rng.integers(0, max(1, room.shape[1] - size[1]))), int(rng.integers(0, max(1, room.shape[0] - size[0])))
+    return int(rng.integers(0, max(1, room.shape[1] - size[1]))), int(
+        rng.integers(0, max(1, room.shape[0] - size[0]))
+    )
 
 
 def _place(
-    rng: np.random.Generator, image: np.ndarray, room: np.ndarray, layers: list[tuple[np.ndarray, float | tuple]]
+    rng: np.random.Generator,
+    image: np.ndarray,
+    room: np.ndarray,
+    layers: list[tuple[np.ndarray, float | tuple]],
 ) -> None:
     """Blend layers (cover, tone) of one size into a bare window and take it; give up where a few draws find none."""
     h, w = layers[0][0].shape
@@ -156,18 +183,36 @@ def fibre(rng: np.random.Generator, image: np.ndarray, room: np.ndarray) -> None
     x = 60 + 38 * np.cos(loops * t) + 25 * t
     y = 60 + 32 * np.sin(loops * t + rng.uniform(0, 6)) - 25 * t
     cover = np.zeros((130, 130), np.uint8)
-    cv2.polylines(cover, [np.stack([x, y], -1).round().astype(np.int32)], False, 255, 1, cv2.LINE_AA)
-    _place(rng, image, room, [(cover.astype(np.float32) / 255 * 0.6, float(rng.choice([0.08, 0.95])))])
+    cv2.polylines(
+        cover, [np.stack([x, y], -1).round().astype(np.int32)], False, 255, 1, cv2.LINE_AA
+    )
+    _place(
+        rng, image, room, [(cover.astype(np.float32) / 255 * 0.6, float(rng.choice([0.08, 0.95])))]
+    )
 
 
-def print_mark(rng: np.random.Generator, image: np.ndarray, room: np.ndarray, tone: float = 0.12) -> None:
+def print_mark(
+    rng: np.random.Generator, image: np.ndarray, room: np.ndarray, tone: float = 0.12
+) -> None:
     """Two printed lines: a part number and a date code."""
     size = max(image.shape[:2]) / 1500
     cover = np.zeros((round(130 * size), round(470 * size)), np.uint8)
     number = f"{'ABKTRX'[rng.integers(6)]}{rng.integers(100, 999)}-{rng.integers(10, 99)}"
-    for line, text, scale in ((0.42, number, 1.7), (0.85, f"LOT {rng.integers(10000, 99999)}", 1.1)):
+    for line, text, scale in (
+        (0.42, number, 1.7),
+        (0.85, f"LOT {rng.integers(10000, 99999)}", 1.1),
+    ):
         at = (8, round(cover.shape[0] * line))
-        cv2.putText(cover, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale * size, 255, max(2, round(3 * size)), cv2.LINE_AA)
+        cv2.putText(
+            cover,
+            text,
+            at,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            scale * size,
+            255,
+            max(2, round(3 * size)),
+            cv2.LINE_AA,
+        )
     worn = np.clip(0.85 + 0.12 * value_noise(rng, *cover.shape, 9), 0, 1)
     _place(rng, image, room, [(blur(cover.astype(np.float32) / 255, 0.8) * worn, tone)])
 
@@ -191,9 +236,15 @@ def label(rng: np.random.Generator, image: np.ndarray, room: np.ndarray) -> None
 def pen(rng: np.random.Generator, image: np.ndarray, room: np.ndarray) -> None:
     """Inspector's check mark in felt pen."""
     size = max(image.shape[:2]) / 1500
-    points = np.array([(20, 70), (50, 110), (120, 15)]) * size + rng.normal(0, 6 * size, (3, 2)) + 8 * size
+    points = (
+        np.array([(20, 70), (50, 110), (120, 15)]) * size
+        + rng.normal(0, 6 * size, (3, 2))
+        + 8 * size
+    )
     cover = np.zeros((round(140 * size), round(150 * size)), np.uint8)
-    cv2.polylines(cover, [points.round().astype(np.int32)], False, 255, max(3, round(9 * size)), cv2.LINE_AA)
+    cv2.polylines(
+        cover, [points.round().astype(np.int32)], False, 255, max(3, round(9 * size)), cv2.LINE_AA
+    )
     tone = (0.55, 0.2, 0.1) if image.shape[2] == 3 else 0.2
     _place(rng, image, room, [(blur(cover.astype(np.float32) / 255, 1.0) * 0.75, tone)])
 
@@ -212,5 +263,8 @@ def punch(rng: np.random.Generator, image: np.ndarray, room: np.ndarray) -> None
         dark, bright = np.zeros((2, 61, 61), np.uint8)
         cv2.circle(dark, (29, 29), 22, 255, 3, cv2.LINE_AA)
         cv2.circle(bright, (31, 31), 22, 255, 3, cv2.LINE_AA)
-        layers = [(dark.astype(np.float32) / 255 * 0.55, 0.1), (bright.astype(np.float32) / 255 * 0.45, 0.95)]
+        layers = [
+            (dark.astype(np.float32) / 255 * 0.55, 0.1),
+            (bright.astype(np.float32) / 255 * 0.45, 0.95),
+        ]
         _place(rng, image, room, layers)

@@ -140,7 +140,9 @@ _WOOD = Product(
     surfaces.wood,
     parts.full,
     (
-        Look("resin", "stain", (0.02, 0.1, 0.24), 0.75, -0.05, aspect=3.0, ragged=0.14, angles=(0,)),
+        Look(
+            "resin", "stain", (0.02, 0.1, 0.24), 0.75, -0.05, aspect=3.0, ragged=0.14, angles=(0,)
+        ),
         Look("dent", "dent", (0.15, 0.22, 0.3), 0.35, 0.22, aspect=1.8, ragged=0.05, instances=2),
     ),
     (parts.dust, parts.pen, parts.print_mark),
@@ -154,7 +156,9 @@ _ROLLED = Product(
     surfaces.rolled,
     parts.strip,
     (
-        Look("inclusion", "pit", (0.08,), 0.7, 0.1, aspect=4.5, ragged=0.15, cluster=3, angles=(90,)),
+        Look(
+            "inclusion", "pit", (0.08,), 0.7, 0.1, aspect=4.5, ragged=0.15, cluster=3, angles=(90,)
+        ),
         Look("pit", "pit", (0.16,), 0.65, 0.4, ragged=0.1, instances=3),
     ),
     (parts.dust, parts.print_mark, parts.label),

@@ -28,7 +28,9 @@ class Instance:
 
 
 def _rng(seed: int, product: Product, index: int, stream: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(product.name.encode()), index, zlib.crc32(stream.encode())])
+    return np.random.default_rng(
+        [seed, zlib.crc32(product.name.encode()), index, zlib.crc32(stream.encode())]
+    )
 
 
 def _frame(rng: np.random.Generator, product: Product) -> Frame:
@@ -36,10 +38,14 @@ def _frame(rng: np.random.Generator, product: Product) -> Frame:
     light = product.light + rng.normal(0, 0.15)
     shift = rng.uniform(-0.03, 0.03, 2)
     angle = float(np.clip(rng.normal(0, product.tilt), -2 * product.tilt, 2 * product.tilt))
-    return Frame(h, w, w * (0.5 + shift[0]), h * (0.5 + shift[1]), angle, (math.cos(light), math.sin(light)))
+    return Frame(
+        h, w, w * (0.5 + shift[0]), h * (0.5 + shift[1]), angle, (math.cos(light), math.sin(light))
+    )
 
 
-def _surface(rng: np.random.Generator, product: Product, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def _surface(
+    rng: np.random.Generator, product: Product, frame: Frame
+) -> tuple[np.ndarray, np.ndarray]:
     """The bare part on its ground: float32 (h, w, c), and the part's mask, uint8 0..255."""
     tone = product.texture(rng, frame)
     part = product.shape(rng, frame)
@@ -50,7 +56,9 @@ def _surface(rng: np.random.Generator, product: Product, frame: Frame) -> tuple[
     small = cv2.resize(soft, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     shadow = cv2.resize(blur(small, 2.3), (frame.w, frame.h), interpolation=cv2.INTER_LINEAR)
     ground = product.ground_tone * (1 - 0.5 * shadow) + 0.02 * fractal(rng, frame.h, frame.w, 70)
-    mixed = cv2.blendLinear(tint(tone, product.palette), tint(ground, product.ground), soft, 1 - soft)
+    mixed = cv2.blendLinear(
+        tint(tone, product.palette), tint(ground, product.ground), soft, 1 - soft
+    )
     return mixed.reshape(frame.h, frame.w, -1), part
 
 
@@ -82,7 +90,9 @@ class _Places:
         border[:12], border[-12:], border[:, :12], border[:, -12:] = 0, 0, 0, 0
         self.edge = cv2.findNonZero(border)
 
-    def find(self, rng: np.random.Generator, look: Look, patch: Patch) -> tuple[int, int, np.ndarray] | None:
+    def find(
+        self, rng: np.random.Generator, look: Look, patch: Patch
+    ) -> tuple[int, int, np.ndarray] | None:
         """Window corner (x, y), possibly negative, and the mask left there; None where a few draws find nothing."""
         for _ in range(30):
             x, y = self._draw(rng, look.at_edge, patch.mask.shape)
@@ -91,7 +101,9 @@ class _Places:
                 return x, y, mask
         return None
 
-    def _draw(self, rng: np.random.Generator, at_edge: bool, size: tuple[int, int]) -> tuple[int, int]:
+    def _draw(
+        self, rng: np.random.Generator, at_edge: bool, size: tuple[int, int]
+    ) -> tuple[int, int]:
         if at_edge:
             x, y = self.edge.reshape(-1, 2)[rng.integers(len(self.edge))]
             return int(x) - size[1] // 2, int(y) - size[0] // 2
@@ -130,18 +142,31 @@ def overlap(
 
 
 def _add_defect(
-    rng: np.random.Generator, image: np.ndarray, places: _Places, look: Look, area: float, frame: Frame
+    rng: np.random.Generator,
+    image: np.ndarray,
+    places: _Places,
+    look: Look,
+    area: float,
+    frame: Frame,
 ) -> tuple[int, int, np.ndarray] | None:
     for _ in range(16):
-        angle = math.radians(rng.choice(look.angles)) + frame.angle if look.angles else rng.uniform(0, 2 * math.pi)
-        patch = draw_defect(rng, look, area * (2 if look.kind == "chip" and look.at_edge else 1), angle, frame.light)
+        angle = (
+            math.radians(rng.choice(look.angles)) + frame.angle
+            if look.angles
+            else rng.uniform(0, 2 * math.pi)
+        )
+        patch = draw_defect(
+            rng, look, area * (2 if look.kind == "chip" and look.at_edge else 1), angle, frame.light
+        )
         found = places.find(rng, look, patch) if patch.mask.any() else None
         if found is not None:
             x, y, patch.mask = found
             here, there = overlap(patch.mask.shape, image.shape[:2], x, y)
             window = Patch(patch.mask[here], patch.cover[here], patch.shade[here])
             if look.kind == "chip" and look.at_edge:
-                window.cover, window.shade = (v * places.part[there] for v in (window.cover, window.shade))
+                window.cover, window.shade = (
+                    v * places.part[there] for v in (window.cover, window.shade)
+                )
             apply_defect(image[there], window, look.tone)
             places.take(x, y, patch.mask)
             return there[1].start, there[0].start, window.mask
@@ -165,7 +190,14 @@ def render(
             mark(rng, image, room)
     instances = []
     if with_defects:
-        instances = _defects(_rng(seed, product, index, "defects"), product, image, _Places(part, room), frame, shares)
+        instances = _defects(
+            _rng(seed, product, index, "defects"),
+            product,
+            image,
+            _Places(part, room),
+            frame,
+            shares,
+        )
     return _lens(_rng(seed, product, index, "lens"), image), instances
 
 

@@ -48,7 +48,9 @@ def turned(rng: np.random.Generator, frame: Frame, pitch: float = 5.0) -> np.nda
     return tone + 0.02 * fractal(rng, frame.h, frame.w, 90)
 
 
-def milled(rng: np.random.Generator, frame: Frame, feed: float = 14.0, cutter: float = 900.0) -> np.ndarray:
+def milled(
+    rng: np.random.Generator, frame: Frame, feed: float = 14.0, cutter: float = 900.0
+) -> np.ndarray:
     """Overlapping arcs of a face mill, with the fainter marks of the cutter's back edge."""
     x, y = frame.grid()
     x, y = turn(x, y, frame.angle)
@@ -61,7 +63,9 @@ def milled(rng: np.random.Generator, frame: Frame, feed: float = 14.0, cutter: f
     return tone + 0.03 * fractal(rng, frame.h, frame.w, 200)
 
 
-def brushed(rng: np.random.Generator, frame: Frame, grain: float = 220.0, depth: float = 0.05) -> np.ndarray:
+def brushed(
+    rng: np.random.Generator, frame: Frame, grain: float = 220.0, depth: float = 0.05
+) -> np.ndarray:
     """Long parallel hairlines along x."""
     h, w = frame.h, frame.w
     fine = value_noise(rng, h, w, 1, grain) + 0.8 * value_noise(rng, h, w, 2.2, grain * 2)
@@ -76,13 +80,17 @@ def honed(rng: np.random.Generator, frame: Frame, slope: float = 28.0) -> np.nda
     tone = np.full((h, w), 0.5, np.float32)
     for sign in (-1, 1):
         lines = value_noise(rng, side, side, 1.6, 160) + 0.6 * value_noise(rng, side, side, 6, 400)
-        matrix = cv2.getRotationMatrix2D((side / 2, side / 2), sign * slope + np.degrees(frame.angle), 1)
+        matrix = cv2.getRotationMatrix2D(
+            (side / 2, side / 2), sign * slope + np.degrees(frame.angle), 1
+        )
         matrix[:, 2] += (w - side) / 2, (h - side) / 2
         tone += 0.045 * cv2.warpAffine(lines, matrix, (w, h), flags=cv2.INTER_LINEAR)
     return tone + 0.03 * fractal(rng, h, w, 160)
 
 
-def cast(rng: np.random.Generator, frame: Frame, cell: float = 9.0, depth: float = 0.16) -> np.ndarray:
+def cast(
+    rng: np.random.Generator, frame: Frame, cell: float = 9.0, depth: float = 0.16
+) -> np.ndarray:
     """Granular relief of a casting: bumps of about `cell` pixels lit from the side, with a skin of uneven tone."""
     h, w = frame.h, frame.w
     height = fractal(rng, h, w, cell, 3, 0.55)
@@ -93,22 +101,34 @@ def cast(rng: np.random.Generator, frame: Frame, cell: float = 9.0, depth: float
 def sand(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """Coarse sand-cast skin: sharp grains, dark pores between them, broad waves."""
     h, w = frame.h, frame.w
-    height = np.abs(value_noise(rng, h, w, 7)) + 0.5 * np.abs(value_noise(rng, h, w, 3)) + value_noise(rng, h, w, 60)
-    pores = smoothstep(0.16, 0.0, np.abs(value_noise(rng, h, w, 11)) + np.abs(value_noise(rng, h, w, 13)))
+    height = (
+        np.abs(value_noise(rng, h, w, 7))
+        + 0.5 * np.abs(value_noise(rng, h, w, 3))
+        + value_noise(rng, h, w, 60)
+    )
+    pores = smoothstep(
+        0.16, 0.0, np.abs(value_noise(rng, h, w, 11)) + np.abs(value_noise(rng, h, w, 13))
+    )
     return 0.44 + shade(height, frame.light, 0.22) - 0.13 * pores + 0.04 * fractal(rng, h, w, 140)
 
 
-def painted(rng: np.random.Generator, frame: Frame, cell: float = 15.0, depth: float = 0.22) -> np.ndarray:
+def painted(
+    rng: np.random.Generator, frame: Frame, cell: float = 15.0, depth: float = 0.22
+) -> np.ndarray:
     """Orange peel of a sprayed coat: gentle smooth waves with a soft broad reflection."""
     h, w = frame.h, frame.w
     wave = shade(blur(fractal(rng, h, w, cell, 2, 0.4), 1.5), frame.light, depth)
     x, y = frame.grid()
-    along = (x * np.float32(frame.light[0]) + y * np.float32(frame.light[1])) / np.float32(max(h, w))
+    along = (x * np.float32(frame.light[0]) + y * np.float32(frame.light[1])) / np.float32(
+        max(h, w)
+    )
     gloss = np.exp(-np.square((along - np.float32(rng.uniform(-0.3, 0.3))) / 0.25))
     return 0.42 + wave * (0.8 + gloss) + 0.16 * gloss + 0.008 * value_noise(rng, h, w, 1)
 
 
-def _threads(rng: np.random.Generator, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _threads(
+    rng: np.random.Generator, position: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     index = np.floor(position)
     tone = rng.standard_normal(1024, dtype=np.float32)
     profile = np.sin((position - index) * np.float32(np.pi))
@@ -130,13 +150,17 @@ def woven(
     u, v = x / np.float32(period) + wobble, y / np.float32(period) - wobble
     (iu, across_u, tone_u), (iv, across_v, tone_v) = _threads(rng, u), _threads(rng, v)
     weft_on_top = np.mod(iu + iv, repeat) < float_over
-    thread = np.where(weft_on_top, across_v * (0.62 + 0.38 * across_u), across_u * (0.62 + 0.38 * across_v) - 0.18)
+    thread = np.where(
+        weft_on_top, across_v * (0.62 + 0.38 * across_u), across_u * (0.62 + 0.38 * across_v) - 0.18
+    )
     tones = np.where(weft_on_top, tone_v, tone_u)
     fuzz = value_noise(rng, h, w, 1.5) + value_noise(rng, h, w, 5)
     return 0.33 + 2 * contrast * thread - contrast + 0.15 + 0.025 * tones + 0.02 * fuzz
 
 
-def mesh(rng: np.random.Generator, frame: Frame, period: float = 26.0, wire: float = 0.42) -> np.ndarray:
+def mesh(
+    rng: np.random.Generator, frame: Frame, period: float = 26.0, wire: float = 0.42
+) -> np.ndarray:
     """Wire cloth: crossing round wires over a dark ground; `wire` is the wire's share of the period."""
     h, w = frame.h, frame.w
     x, y = turn(*frame.grid(), frame.angle)
@@ -149,7 +173,9 @@ def mesh(rng: np.random.Generator, frame: Frame, period: float = 26.0, wire: flo
         off = (side - np.floor(side) - 0.5) / (wire / 2)
         inside = smoothstep(1.0, 0.8, np.abs(off))
         bend = np.cos((along - np.floor(along) - 0.5) * np.float32(2 * np.pi))
-        bars.append((inside, 0.5 + 0.28 * np.sqrt(np.maximum(1 - off * off, 0)) - 0.14 * off + 0.05 * bend))
+        bars.append(
+            (inside, 0.5 + 0.28 * np.sqrt(np.maximum(1 - off * off, 0)) - 0.14 * off + 0.05 * bend)
+        )
     (in_a, tone_a), (in_b, tone_b) = bars
     for inside, lit, top in ((in_a, tone_a, ~upper), (in_b, tone_b, ~upper), (in_a, tone_a, upper)):
         cover = inside if top is not upper else inside * upper
@@ -180,7 +206,9 @@ def rolled(rng: np.random.Generator, frame: Frame) -> np.ndarray:
 def glazed(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """Ceramic glaze: cloudy tone with fine speckles under a smooth skin."""
     h, w = frame.h, frame.w
-    specks = smoothstep(2.0, 2.6, value_noise(rng, h, w, 3.5)) + 0.6 * smoothstep(2.3, 2.9, value_noise(rng, h, w, 7))
+    specks = smoothstep(2.0, 2.6, value_noise(rng, h, w, 3.5)) + 0.6 * smoothstep(
+        2.3, 2.9, value_noise(rng, h, w, 7)
+    )
     waves = shade(fractal(rng, h, w, 45, 2), frame.light, 0.25)
     return 0.66 + 0.045 * fractal(rng, h, w, 160, 4) - 0.2 * specks + waves
 
@@ -190,4 +218,9 @@ def moulded(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     h, w = frame.h, frame.w
     _, y = turn(*frame.grid(), 0.5)
     flow = np.sin((y + 40 * value_noise(rng, h, w, 250)) * np.float32(2 * np.pi / 130))
-    return 0.48 + shade(fractal(rng, h, w, 5, 2), frame.light, 0.11) + 0.012 * flow + 0.02 * fractal(rng, h, w, 260)
+    return (
+        0.48
+        + shade(fractal(rng, h, w, 5, 2), frame.light, 0.11)
+        + 0.012 * flow
+        + 0.02 * fractal(rng, h, w, 260)
+    )

@@ -49,6 +49,10 @@ REFUSED = {  # what it is: how it is written
     "dangling": lambda path: path.symlink_to("nowhere"),
     "pipe": lambda path: os.mkfifo(path),
     "floats": lambda path: saved(path, np.ones((12, 18), np.float32), form="TIFF"),
-    "svg": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
-    "postscript": lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+    "svg": lambda path: path.write_text(
+        "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
+    ),
+    "postscript": lambda path: path.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    ),
 }

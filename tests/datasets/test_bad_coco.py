@@ -20,8 +20,12 @@ def content(**changes):
     """Annotations of two images of 12 x 18 pixels, one square on each; changes replace keys of the first annotation
     (segmentation, ...) or image (file_name, ...)."""
     names = ("a.png", "b.png")
-    images = [{"id": i, "file_name": name, "height": 12, "width": 18} for i, name in enumerate(names)]
-    shapes = [{"id": i, "image_id": i, "category_id": 0, "segmentation": [SQUARE]} for i in range(2)]
+    images = [
+        {"id": i, "file_name": name, "height": 12, "width": 18} for i, name in enumerate(names)
+    ]
+    shapes = [
+        {"id": i, "image_id": i, "category_id": 0, "segmentation": [SQUARE]} for i in range(2)
+    ]
     for key, value in changes.items():
         (images if key in images[0] and key != "id" else shapes)[0][key] = value
     return {"images": images, "categories": [{"id": 0, "name": "spot"}], "annotations": shapes}
@@ -37,7 +41,9 @@ def read(tmp_path):
 
     def read(text):
         text = text if isinstance(text, str | bytes) else json.dumps(text)
-        (folder / vision_v1.ANNOTATIONS).write_bytes(text if isinstance(text, bytes) else text.encode())
+        (folder / vision_v1.ANNOTATIONS).write_bytes(
+            text if isinstance(text, bytes) else text.encode()
+        )
         return vision_v1.read_object(tmp_path, "Plate")[0]
 
     read.folder = folder
@@ -45,7 +51,10 @@ def read(tmp_path):
 
 
 def test_the_good_one_is_read(read):
-    assert [sample.image for sample in read(content())] == ["Plate/train/a.png", "Plate/train/b.png"]
+    assert [sample.image for sample in read(content())] == [
+        "Plate/train/a.png",
+        "Plate/train/b.png",
+    ]
 
 
 TEXTS = {
@@ -70,7 +79,18 @@ def test_what_is_no_annotation_file_is_refused_by_name(read, kind):
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../a.png", "x/../../a.png", "x/../a.png", "..", "", ".", "a\0.png", "\ud800.png", "a\udc80.png"],
+    [
+        "/etc/passwd",
+        "../a.png",
+        "x/../../a.png",
+        "x/../a.png",
+        "..",
+        "",
+        ".",
+        "a\0.png",
+        "\ud800.png",
+        "a\udc80.png",
+    ],
 )
 def test_names_that_lead_out_or_are_none_are_refused(read, name):
     with pytest.raises(DataError, match=rf"{vision_v1.ANNOTATIONS}: image 0: .*file_name") as error:
@@ -86,7 +106,9 @@ def test_names_that_differ_in_spelling_alone_are_one(read):
     assert read(content(file_name=".//a.png"))[0].image == "Plate/train/a.png"
 
 
-@pytest.mark.parametrize("name", ["a b.png", "ü 漢字.png", "a\nb.png", "%s{}.png", "x" * 251 + ".png", "-.png"])
+@pytest.mark.parametrize(
+    "name", ["a b.png", "ü 漢字.png", "a\nb.png", "%s{}.png", "x" * 251 + ".png", "-.png"]
+)
 def test_odd_names_are_read(read, name):
     saved(read.folder / name, RGB)
     assert f"Plate/train/{name}" in [sample.image for sample in read(content(file_name=name))]
@@ -135,7 +157,9 @@ def test_small_polygons_and_both_run_lengths_are_read(read):
     for shape in ([[4, 3, 7, 3]], {"size": [12, 18], "counts": runs["counts"].decode()}):
         np.testing.assert_array_equal(read(content(segmentation=shape))[0].decode_mask(), marks)
     assert read(content(segmentation=[[4, 3]]))[0].decode_mask().sum() == 1
-    assert read(content(segmentation=[[-4.5, -3, 70.0, -3, 70, 90.9, -4, 90]]))[0].decode_mask().all()
+    assert (
+        read(content(segmentation=[[-4.5, -3, 70.0, -3, 70, 90.9, -4, 90]]))[0].decode_mask().all()
+    )
 
 
 def test_the_sizes_that_polygons_are_drawn_at_are_bounded(read, tmp_path):
@@ -155,7 +179,9 @@ def test_annotations_of_the_displayed_size_are_turned_back(read, orientation):
     marks = np.zeros((18, 12), np.uint8)
     marks[2:5, 3:11] = 1
     corners = [[3, 2, 10, 2, 10, 4, 3, 4]]
-    way = {5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}[orientation]  # undoes what a viewer does
+    way = {5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}[
+        orientation
+    ]  # undoes what a viewer does
     expected = np.array(Image.fromarray(marks).transpose(Image.Transpose[way]))
     runs = coco.encode(np.asfortranarray(marks))
     for shape in (corners, {"size": [18, 12], "counts": runs["counts"].decode()}):

@@ -14,7 +14,14 @@ from PIL import Image
 from datasets import strips
 from datasets.images import exif_orientation, image_size, limit_pixels, most_pixels, read_image
 from datasets.mask_files import read_labels, read_mask
-from tests.datasets.bad_files import GREY, REFUSED, RGB, exif_behind_the_pixels, saved, with_orientation
+from tests.datasets.bad_files import (
+    GREY,
+    REFUSED,
+    RGB,
+    exif_behind_the_pixels,
+    saved,
+    with_orientation,
+)
 from utils.errors import DataError
 
 REPO = Path(__file__).parents[2]
@@ -43,24 +50,40 @@ def test_animations_and_pages_give_the_first_and_a_warning(tmp_path, caplog):
         options = {"quality": 100, "subsampling": 0} if form == "MPO" else {}
         rest = [frame.copy() for frame in frames[1:]]
         frames[0].copy().save(tmp_path / name, form, save_all=True, append_images=rest, **options)
-        close = 70 if form == "GIF" else 6 if form == "MPO" else 0  # a palette for three pictures, JPEG
+        close = (
+            70 if form == "GIF" else 6 if form == "MPO" else 0
+        )  # a palette for three pictures, JPEG
         for _ in range(2):
             assert np.abs(read_image(tmp_path / name).astype(int) - RGB).max() <= close
-    told = [record.getMessage() for record in caplog.records if "holds 3 frames" in record.getMessage()]
-    assert [Path(text.partition(":")[0]).name for text in told] == ["a.png", "b.tif", "gif.png", "c.jpg"]
+    told = [
+        record.getMessage() for record in caplog.records if "holds 3 frames" in record.getMessage()
+    ]
+    assert [Path(text.partition(":")[0]).name for text in told] == [
+        "a.png",
+        "b.tif",
+        "gif.png",
+        "c.jpg",
+    ]
 
 
 def test_the_alpha_of_cmyk_and_the_depth_of_others_become_rgb(tmp_path):
     cmyk = Image.fromarray(RGB).convert("CMYK")
     cmyk.save(tmp_path / "a.jpg", quality=100)
-    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - np.array(cmyk.convert("RGB"))).max() < 12
+    assert (
+        np.abs(read_image(tmp_path / "a.jpg").astype(int) - np.array(cmyk.convert("RGB"))).max()
+        < 12
+    )
     for mode in ("1", "L", "P", "RGBA"):
         image = Image.fromarray(RGB).convert(mode)
         image.save(tmp_path / f"{mode}.png")
-        np.testing.assert_array_equal(read_image(tmp_path / f"{mode}.png"), np.array(image.convert("RGB")))
+        np.testing.assert_array_equal(
+            read_image(tmp_path / f"{mode}.png"), np.array(image.convert("RGB"))
+        )
     deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     saved(tmp_path / "deep.png", deep)
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[:, :, 2], np.rint(deep / 257).astype(np.uint8))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "deep.png")[:, :, 2], np.rint(deep / 257).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
@@ -80,7 +103,9 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, limit, na
     limit(12 * 18)
     assert read_image(tmp_path / name).shape == (12, 18, 3)
     limit(12 * 18 - 1)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[: 600 if name == "a.bmp" else None])
+    (tmp_path / name).write_bytes(
+        (tmp_path / name).read_bytes()[: 600 if name == "a.bmp" else None]
+    )
     for read in (read_image, read_mask, read_labels, image_size, strips.ImageStrips):
         with pytest.raises(DataError, match=rf"{name}: 12 x 18 pixels .*DATASET\.max_pixels, 215"):
             read(tmp_path / name)
@@ -89,7 +114,10 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, limit, na
 def test_the_bound_holds_in_forked_processes(tmp_path, limit):
     limit(5)
     path = saved(tmp_path / "a.png", RGB)
-    with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(DataError, match="max_pixels, 5"):
+    with (
+        multiprocessing.get_context("fork").Pool(1) as pool,
+        pytest.raises(DataError, match="max_pixels, 5"),
+    ):
         pool.apply(read_image, (path,))
 
 
@@ -155,4 +183,6 @@ def test_ordinary_images_are_read_without_a_warning(tmp_path, caplog):
         for name in ("a.png", "a.jpg", "a.bmp", "a.tif"):
             read_image(saved(tmp_path / name, RGB))
             read_mask(saved(tmp_path / name, np.uint8(255) * (GREY > 99)))
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING and not r.message.count("a.jpg")] == []
+    assert [
+        r for r in caplog.records if r.levelno >= logging.WARNING and not r.message.count("a.jpg")
+    ] == []

@@ -48,7 +48,8 @@ def test_a_red_mask_saved_as_jpeg_is_nearly_the_one_meant(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "top"), [("L", 1), ("L", 127), ("L", 128), ("L", 255), ("RGB", 1), ("RGB", 255), ("1", 255)]
+    ("mode", "top"),
+    [("L", 1), ("L", 127), ("L", 128), ("L", 255), ("RGB", 1), ("RGB", 255), ("1", 255)],
 )
 def test_two_values_are_taken_without_a_warning(tmp_path, mode, top, caplog):
     path = saved(tmp_path / "m.png", DISC * np.uint8(top), mode)
@@ -102,8 +103,14 @@ def test_classes_have_at_most_32_values(tmp_path):
 def test_a_mask_of_the_displayed_size_is_turned_back(tmp_path, orientation, name):
     """The turning is found from what a viewer that obeys EXIF would show."""
     image = with_orientation(tmp_path / name, RGB, orientation)
-    ways = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE}
-    shown = np.array(Image.fromarray(MARKS).transpose(ways.get(orientation, Image.Transpose.ROTATE_90)))
+    ways = {
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+    }
+    shown = np.array(
+        Image.fromarray(MARKS).transpose(ways.get(orientation, Image.Transpose.ROTATE_90))
+    )
     np.testing.assert_array_equal(turned_back(shown, image), MARKS)
     np.testing.assert_array_equal(turned_back(MARKS, image), MARKS)
 
@@ -121,7 +128,9 @@ def test_a_mask_of_the_displayed_size_is_turned_back(tmp_path, orientation, name
         (1, 18, False),
     ],
 )
-def test_where_sizes_cannot_tell_a_warning_names_the_image_once(tmp_path, orientation, side, warns, caplog):
+def test_where_sizes_cannot_tell_a_warning_names_the_image_once(
+    tmp_path, orientation, side, warns, caplog
+):
     image = with_orientation(tmp_path / "i.png", np.zeros((side, 18, 3), np.uint8), orientation)
     mask = np.eye(side, 18, dtype=np.uint8)
     for _ in range(2):
@@ -159,9 +168,18 @@ def test_a_mask_with_an_orientation_of_its_own_lies_on_its_image_as_both_are_sho
 
 @pytest.mark.parametrize(
     ("orientation", "own", "side", "warns"),
-    [(1, 3, 12, True), (1, 6, 18, True), (3, 2, 12, True), (3, 3, 12, False), (6, 6, 12, False), (1, 6, 12, False)],
+    [
+        (1, 3, 12, True),
+        (1, 6, 18, True),
+        (3, 2, 12, True),
+        (3, 3, 12, False),
+        (6, 6, 12, False),
+        (1, 6, 12, False),
+    ],
 )
-def test_a_mask_that_also_fits_as_stored_is_named_once(tmp_path, orientation, own, side, warns, caplog):
+def test_a_mask_that_also_fits_as_stored_is_named_once(
+    tmp_path, orientation, own, side, warns, caplog
+):
     image = with_orientation(tmp_path / "i.png", np.zeros((side, 18, 3), np.uint8), orientation)
     stored = stored_for(shown_by(np.eye(side, 18, dtype=np.uint8), orientation), own)
     mask = with_orientation(tmp_path / "m.png", stored, own)
@@ -171,7 +189,9 @@ def test_a_mask_that_also_fits_as_stored_is_named_once(tmp_path, orientation, ow
 
 
 @pytest.mark.parametrize(("orientation", "own"), [(1, 6), (6, 3)])
-def test_where_only_the_stored_sizes_fit_the_orientation_of_a_mask_is_left_aside(tmp_path, orientation, own, caplog):
+def test_where_only_the_stored_sizes_fit_the_orientation_of_a_mask_is_left_aside(
+    tmp_path, orientation, own, caplog
+):
     image = with_orientation(tmp_path / "i.png", RGB, orientation)
     mask = with_orientation(tmp_path / "m.png", MARKS, own)
     check_same_size(image, mask)
@@ -180,11 +200,16 @@ def test_where_only_the_stored_sizes_fit_the_orientation_of_a_mask_is_left_aside
     assert f"orientation {own}, it does not fit" in message
 
 
-@pytest.mark.parametrize(("orientation", "own", "size"), [(1, 3, (18, 12)), (6, 6, (18, 12)), (6, 8, (18, 13))])
+@pytest.mark.parametrize(
+    ("orientation", "own", "size"), [(1, 3, (18, 12)), (6, 6, (18, 12)), (6, 8, (18, 13))]
+)
 def test_a_turned_mask_that_fits_no_way_is_refused_by_name(tmp_path, orientation, own, size):
     image = with_orientation(tmp_path / "i.png", RGB, orientation)
     mask = with_orientation(tmp_path / "m.png", np.zeros(size, np.uint8), own)
-    with pytest.raises(DataError, match=rf"m\.png is 18 x 1\d .*EXIF orientation {own}, but its image .*i\.png is 12"):
+    with pytest.raises(
+        DataError,
+        match=rf"m\.png is 18 x 1\d .*EXIF orientation {own}, but its image .*i\.png is 12",
+    ):
         check_same_size(image, mask)
 
 
@@ -251,7 +276,9 @@ def with_alpha(colour, alpha):
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
 @pytest.mark.parametrize("name", ["m.png", "m.tif", "m.webp"])
-def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there_and_that_is_said(tmp_path, caplog, colour, name):
+def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there_and_that_is_said(
+    tmp_path, caplog, colour, name
+):
     path, options = tmp_path / name, {"lossless": True, "exact": True} if name == "m.webp" else {}
     saved(path, with_alpha(colour, DISC * 255), **options)
     for _ in range(2):
@@ -283,7 +310,9 @@ def test_what_is_transparent_is_not_marked(tmp_path):
         np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", plain)), DISC)
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.91, "91 %"), (0.985, "98.5 %"), (1, "every pixel")])
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.91, "91 %"), (0.985, "98.5 %"), (1, "every pixel")]
+)
 def test_a_mask_of_nearly_everything_is_told(tmp_path, caplog, share, words):
     values = np.zeros((200, 10), np.uint8)
     values[: round(200 * share)] = 255
@@ -344,7 +373,9 @@ def test_255_beside_small_class_values_is_refused_as_not_sure(tmp_path, classes,
         image.putpalette(list(range(256)) * 3)
     image.save(tmp_path / "m.png")
     for read in (read_mask, read_labels):
-        with pytest.raises(DataError, match=r"m\.png: holds .* and 255, which stands for 'not sure' in most tools"):
+        with pytest.raises(
+            DataError, match=r"m\.png: holds .* and 255, which stands for 'not sure' in most tools"
+        ):
             read(tmp_path / "m.png")
 
 
@@ -369,7 +400,9 @@ def test_what_compression_leaves_is_no_class_however_little_it_is(tmp_path, qual
 def test_a_palette_of_greys_is_read_as_it_is_shown(tmp_path, caplog, order, form):
     """Programs that reduce colours put them into any order."""
     image = Image.fromarray((DISC if order == "black first" else 1 - DISC).astype(np.uint8), "P")
-    image.putpalette([0, 0, 0, 255, 255, 255] if order == "black first" else [255, 255, 255, 0, 0, 0])
+    image.putpalette(
+        [0, 0, 0, 255, 255, 255] if order == "black first" else [255, 255, 255, 0, 0, 0]
+    )
     image.save(tmp_path / "m", form)
     np.testing.assert_array_equal(read_mask(tmp_path / "m"), DISC)
     assert told(caplog, tmp_path) == []
@@ -379,7 +412,9 @@ def test_a_bmp_that_the_decoder_gets_wrong_is_refused(tmp_path):
     image = Image.fromarray(DISC, "P")
     image.putpalette([0, 0, 0, 255, 255, 255])
     image.save(tmp_path / "m.bmp")
-    with pytest.raises(DataError, match=r"m\.bmp: a BMP of a black and a white palette entry.*; save it as PNG"):
+    with pytest.raises(
+        DataError, match=r"m\.bmp: a BMP of a black and a white palette entry.*; save it as PNG"
+    ):
         read_mask(tmp_path / "m.bmp")
     image.convert("1").save(tmp_path / "m.bmp")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.bmp"), DISC)
@@ -426,8 +461,17 @@ def test_small_values_that_compression_leaves_beside_255_are_no_class(tmp_path, 
 
 def test_probabilities_in_percent_and_smoothed_masks_of_little_height_are_cut_at_half(tmp_path):
     for most in (100, 60):
-        shades = np.array(Image.fromarray(DISC * np.uint8(most)).filter(ImageFilter.GaussianBlur(5)))
+        shades = np.array(
+            Image.fromarray(DISC * np.uint8(most)).filter(ImageFilter.GaussianBlur(5))
+        )
         path = saved(tmp_path / f"{most}.png", shades)
         np.testing.assert_array_equal(read_mask(path), shades >= shades.max() / 2)
-    deep = np.array(Image.fromarray(DISC * np.uint8(255)).filter(ImageFilter.GaussianBlur(5))).astype(np.uint16) * 16
-    np.testing.assert_array_equal(read_mask(saved(tmp_path / "deep.png", deep)), deep >= deep.max() / 2)
+    deep = (
+        np.array(Image.fromarray(DISC * np.uint8(255)).filter(ImageFilter.GaussianBlur(5))).astype(
+            np.uint16
+        )
+        * 16
+    )
+    np.testing.assert_array_equal(
+        read_mask(saved(tmp_path / "deep.png", deep)), deep >= deep.max() / 2
+    )

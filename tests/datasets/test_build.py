@@ -25,7 +25,9 @@ def config(root, tmp_path, **changes):
 
 
 def test_objects_come_from_the_split_unless_they_are_listed(surfaces, tmp_path):
-    published = config(surfaces, tmp_path, DATASET__train_objects=[], DATASET__test_objects=[], DATASET__split=2)
+    published = config(
+        surfaces, tmp_path, DATASET__train_objects=[], DATASET__test_objects=[], DATASET__split=2
+    )
     assert objects_of(published) == split_objects("VISION_V1", 2)
     own_test = config(surfaces, tmp_path, DATASET__train_objects=[])
     assert objects_of(own_test) == (split_objects("VISION_V1", 0)[0], ["Disk"])
@@ -33,14 +35,21 @@ def test_objects_come_from_the_split_unless_they_are_listed(surfaces, tmp_path):
 
 
 def test_an_object_of_the_split_in_the_other_list_is_refused(surfaces, tmp_path):
-    cfg = config(surfaces, tmp_path, DATASET__train_objects=["Ring", "Plate"], DATASET__test_objects=[])
+    cfg = config(
+        surfaces, tmp_path, DATASET__train_objects=["Ring", "Plate"], DATASET__test_objects=[]
+    )
     with pytest.raises(ConfigError, match=r"Ring: .*DATASET\.train_objects.*DATASET\.test_objects"):
         objects_of(cfg)
 
 
 def test_training_and_test_have_their_own_roots(surfaces, tmp_path):
     write_product(tmp_path / "other", "Ring", {"spot": 2})
-    cfg = config(surfaces, tmp_path, TEST__dataset_path=str(tmp_path / "other"), DATASET__test_objects=["Ring"])
+    cfg = config(
+        surfaces,
+        tmp_path,
+        TEST__dataset_path=str(tmp_path / "other"),
+        DATASET__test_objects=["Ring"],
+    )
     assert build_train_index(cfg).objects() == ["Plate"] and len(build_train_index(cfg)) == 8
     assert build_test_index(cfg).objects() == ["Ring"] and len(build_test_index(cfg)) == 2
 
@@ -64,11 +73,20 @@ def test_further_roots_join_the_training(tmp_path, linked):
         (tmp_path / "link").symlink_to(root)
         root = tmp_path / "link"
     objects = ["Plate", "Ring"]
-    cfg = config(root, tmp_path, DATASET__train_objects=objects, TRAIN__extra_dataset_paths=[str(tmp_path / "extra")])
+    cfg = config(
+        root,
+        tmp_path,
+        DATASET__train_objects=objects,
+        TRAIN__extra_dataset_paths=[str(tmp_path / "extra")],
+    )
     index = build_train_index(cfg)
     assert index.objects() == objects and len(index) == 5 + 6 + 2
-    classes = {index.samples[members[0]].class_name: len(members) for members in index.classes().values()}
-    assert classes == {"Plate/spot": 3 + 2, "Plate/line": 2 + 4, "Ring/line": 2}, "by name, whatever its number there"
+    classes = {
+        index.samples[members[0]].class_name: len(members) for members in index.classes().values()
+    }
+    assert classes == {"Plate/spot": 3 + 2, "Plate/line": 2 + 4, "Ring/line": 2}, (
+        "by name, whatever its number there"
+    )
     assert index.missing_images() == []
     assert all(read_image(index.image_path(s)).shape[:2] == s.size for s in index.samples)
 
@@ -83,7 +101,12 @@ def test_roots_that_call_a_category_differently_are_refused_with_both_files(tmp_
 
 
 def test_an_object_in_no_root(surfaces, tmp_path):
-    cfg = config(surfaces, tmp_path, DATASET__train_objects=["Plat"], TRAIN__extra_dataset_paths=[str(tmp_path)])
+    cfg = config(
+        surfaces,
+        tmp_path,
+        DATASET__train_objects=["Plat"],
+        TRAIN__extra_dataset_paths=[str(tmp_path)],
+    )
     with pytest.raises(DataError, match=r"Plat\b.*TRAIN\.dataset_path.*Plate"):
         build_train_index(cfg)
     with pytest.raises(DataError, match=r"gone: no such folder.*TRAIN\.dataset_path"):
@@ -106,11 +129,18 @@ def test_only_native_data_sets_are_cropped(surfaces, tmp_path, name, ratio):
     cfg = config(surfaces, tmp_path, DATASET__name=name, DATASET__area_resize_ratio=0.25)
     settings = view_settings(cfg)
     assert settings.resize_ratio == ratio
-    assert (settings.image_size, settings.crop_size, settings.views, settings.crops_may_miss) == (64, 64, 2, False)
+    assert (settings.image_size, settings.crop_size, settings.views, settings.crops_may_miss) == (
+        64,
+        64,
+        2,
+        False,
+    )
 
 
 def test_episodes_take_the_settings_of_the_config(surfaces, tmp_path):
-    cfg = config(surfaces, tmp_path, DATASET__shot=2, DATASET__normal_sample_sampling_prob=0.7, RNG_SEED=9)
+    cfg = config(
+        surfaces, tmp_path, DATASET__shot=2, DATASET__normal_sample_sampling_prob=0.7, RNG_SEED=9
+    )
     episodes = build_training_episodes(cfg, build_train_index(cfg))
     assert (episodes.crops.normal_probability, episodes.crops.crop_ratio) == (0.7, (1.0, 1.0))
     assert episodes.episodes.seed == 9
@@ -125,7 +155,9 @@ def test_index_cache_follows_its_switches(tmp_path, caplog):
     def build(save, load):
         caplog.clear()
         switches = {"DATASET__vision_data_save": save, "DATASET__vision_data_load": load}
-        cfg = config(tmp_path, tmp_path, DATASET__vision_data_save_path=str(tmp_path / "cache"), **switches)
+        cfg = config(
+            tmp_path, tmp_path, DATASET__vision_data_save_path=str(tmp_path / "cache"), **switches
+        )
         return build_train_index(cfg)
 
     built = build(save=False, load=False)
@@ -133,7 +165,9 @@ def test_index_cache_follows_its_switches(tmp_path, caplog):
     assert build(save=True, load=True).samples == built.samples
     assert file.is_file() and "no saved index" in caplog.text
     file.write_text(file.read_text().replace('"spot"', '"dot"'))
-    assert {s.category_name for s in build(save=False, load=True).samples} == {"dot"}, "read from the file"
+    assert {s.category_name for s in build(save=False, load=True).samples} == {"dot"}, (
+        "read from the file"
+    )
     assert build(save=False, load=False).samples == built.samples
     annotations = tmp_path / "Plate" / "train" / "_annotations.coco.json"
     annotations.write_text(annotations.read_text() + " ")
@@ -169,8 +203,12 @@ def test_normal_images_of_vision_are_those_without_annotation(tmp_path):
     for name in ("Disk", "Ring"):
         write_product(tmp_path / "data", name)
     own = {
-        "Disk": list_images_without_annotation(tmp_path / "data" / "Disk", "train", "a.png", "b.png"),
-        "Ring": list_images_without_annotation(tmp_path / "data" / "Ring", "val", "a.png", "c.png", "d.png"),
+        "Disk": list_images_without_annotation(
+            tmp_path / "data" / "Disk", "train", "a.png", "b.png"
+        ),
+        "Ring": list_images_without_annotation(
+            tmp_path / "data" / "Ring", "val", "a.png", "c.png", "d.png"
+        ),
     }
     cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=2)
     assert build_normal_images(cfg, ["Ring", "Disk"]) == own
@@ -179,7 +217,9 @@ def test_normal_images_of_vision_are_those_without_annotation(tmp_path):
 
 def test_normal_images_of_defect_spectrum_are_those_in_good(tmp_path):
     own = write_clean(tmp_path / "data" / "bottle" / "image" / "good", "000.png", "001.png")
-    cfg = config(tmp_path / "data", tmp_path, DATASET__name="DS_Spectrum_DS_ND", DATASET__normal_shot=2)
+    cfg = config(
+        tmp_path / "data", tmp_path, DATASET__name="DS_Spectrum_DS_ND", DATASET__normal_shot=2
+    )
     assert build_normal_images(cfg, ["bottle"]) == {"bottle": own}
 
 
@@ -190,7 +230,11 @@ def test_a_folder_of_normal_images_is_for_every_object(tmp_path, name):
     list_images_without_annotation(tmp_path / "data" / "Disk", "train", "own.png")
     shared = write_clean(tmp_path / "data" / "clean" / "all", "1.png", "2.png")
     write_clean(tmp_path / "data" / "bottle" / "image" / "good", "000.png")
-    options = {"DATASET__name": name, "DATASET__normal_shot": 1, "DATASET__normal_folder": "clean/all"}
+    options = {
+        "DATASET__name": name,
+        "DATASET__normal_shot": 1,
+        "DATASET__normal_folder": "clean/all",
+    }
     cfg = config(tmp_path / "data", tmp_path, **options)
     assert build_normal_images(cfg, ["Disk", "bottle"]) == {"Disk": shared, "bottle": shared}
 
@@ -201,7 +245,9 @@ def test_normal_images_of_a_sub_dataset_are_its_own_and_the_folder_is_that_of_al
     shared = write_clean(tmp_path / "data" / "clean", "1.png")
     cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=1)
     assert build_normal_images(cfg, ["Disk"], "dark") == {"Disk": own}
-    cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="clean")
+    cfg = config(
+        tmp_path / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="clean"
+    )
     assert build_normal_images(cfg, ["Disk"], "dark") == {"Disk": shared}
 
 
@@ -228,8 +274,12 @@ def test_normal_images_of_a_missing_object_name_the_root(tmp_path):
 
 def test_a_folder_of_normal_images_that_has_annotations_is_refused(tmp_path):
     write_product(tmp_path / "data", "Disk")
-    cfg = config(tmp_path / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="Disk/train")
-    with pytest.raises(DataError, match=r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"):
+    cfg = config(
+        tmp_path / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="Disk/train"
+    )
+    with pytest.raises(
+        DataError, match=r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"
+    ):
         build_normal_images(cfg, ["Plate"])
 
 
@@ -238,9 +288,16 @@ def test_extra_roots_that_are_missing_or_add_nothing_are_told(surfaces, tmp_path
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(surfaces)
     alone = build_train_index(config(surfaces, tmp_path))
-    both = config(surfaces, tmp_path, TRAIN__extra_dataset_paths=[str(tmp_path / n) for n in ("empty", "link")])
+    both = config(
+        surfaces,
+        tmp_path,
+        TRAIN__extra_dataset_paths=[str(tmp_path / n) for n in ("empty", "link")],
+    )
     assert build_train_index(both).samples == alone.samples
-    assert f"{tmp_path}/empty (TRAIN.extra_dataset_paths) has none of the training objects" in caplog.text
+    assert (
+        f"{tmp_path}/empty (TRAIN.extra_dataset_paths) has none of the training objects"
+        in caplog.text
+    )
     missing = config(surfaces, tmp_path, TRAIN__extra_dataset_paths=[str(tmp_path / "gone")])
     with pytest.raises(DataError, match=r"gone: no such folder; mend TRAIN\.extra_dataset_paths"):
         build_train_index(missing)

@@ -5,7 +5,15 @@ import random
 import numpy as np
 import pytest
 
-from datasets.crops import crop_around, cut, needs_crops, random_pixel, support_boxes, training_query_box, whole
+from datasets.crops import (
+    crop_around,
+    cut,
+    needs_crops,
+    random_pixel,
+    support_boxes,
+    training_query_box,
+    whole,
+)
 
 SHAPES = [(60, 200), (200, 60), (50, 50), (30, 500), (20, 20)]
 
@@ -67,7 +75,9 @@ def test_a_pixel_is_drawn_by_its_number_in_row_major_order(share):
     candidates = np.random.default_rng(5).random((9, 13)) < share
     for seed in range(100):
         number = random.Random(seed).randint(0, int(candidates.sum()) - 1)
-        assert random_pixel(candidates, random.Random(seed)) == tuple(np.argwhere(candidates)[number])
+        assert random_pixel(candidates, random.Random(seed)) == tuple(
+            np.argwhere(candidates)[number]
+        )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -89,7 +99,10 @@ def test_large_defect_is_seen_in_the_whole_image():
     for ratio in (0.05, None):
         boxes = support_boxes(mask, views=3, side=50, resize_ratio=ratio, rng=random.Random(0))
         assert boxes == [(0, 100, 0, 200)] * 3
-    assert support_boxes(mask, views=3, side=50, resize_ratio=0.2, rng=random.Random(0)) != [whole(mask)] * 3
+    assert (
+        support_boxes(mask, views=3, side=50, resize_ratio=0.2, rng=random.Random(0))
+        != [whole(mask)] * 3
+    )
 
 
 def test_share_at_the_ratio_itself_still_counts_as_small():
@@ -103,12 +116,18 @@ def test_share_at_the_ratio_itself_still_counts_as_small():
 
 def test_support_without_defect_is_seen_whole():
     mask = np.zeros((100, 200), np.uint8)
-    assert support_boxes(mask, views=2, side=50, resize_ratio=0.5, rng=random.Random(0)) == [whole(mask)] * 2
+    assert (
+        support_boxes(mask, views=2, side=50, resize_ratio=0.5, rng=random.Random(0))
+        == [whole(mask)] * 2
+    )
 
 
 def test_boxes_follow_from_the_seed():
     mask = spots((400, 600), [(17, 20), (300, 500)])
-    draws = [support_boxes(mask, views=4, side=64, resize_ratio=1.0, rng=random.Random(s)) for s in (5, 5, 6)]
+    draws = [
+        support_boxes(mask, views=4, side=64, resize_ratio=1.0, rng=random.Random(s))
+        for s in (5, 5, 6)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -119,18 +138,25 @@ def test_training_query_is_normal_as_often_as_asked():
     boxes = [training_query_box(mask, normal_probability=0.3, **options) for _ in range(1000)]
     normal = sum(not cut(mask, box).any() for box in boxes)
     assert 240 < normal < 360
-    assert all(cut(mask, training_query_box(mask, normal_probability=0, **options)).any() for _ in range(100))
+    assert all(
+        cut(mask, training_query_box(mask, normal_probability=0, **options)).any()
+        for _ in range(100)
+    )
 
 
 def test_training_query_of_a_large_defect_is_whole():
     mask = np.ones((40, 60), np.uint8)
-    box = training_query_box(mask, side=20, resize_ratio=0.5, normal_probability=1.0, rng=random.Random(0))
+    box = training_query_box(
+        mask, side=20, resize_ratio=0.5, normal_probability=1.0, rng=random.Random(0)
+    )
     assert box == (0, 40, 0, 60)
 
 
 def test_training_query_without_a_normal_pixel_is_whole():
     mask = np.ones((40, 60), np.uint8)
-    box = training_query_box(mask, side=20, resize_ratio=1.0, normal_probability=1.0, rng=random.Random(0))
+    box = training_query_box(
+        mask, side=20, resize_ratio=1.0, normal_probability=1.0, rng=random.Random(0)
+    )
     assert box == whole(mask)
 
 

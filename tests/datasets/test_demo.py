@@ -27,11 +27,16 @@ def root(tmp_path_factory):
 
 def digests(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def documents(folder: Path) -> dict[Path, dict]:
-    return {path.parent: json.loads(path.read_text()) for path in folder.rglob("_annotations.coco.json")}
+    return {
+        path.parent: json.loads(path.read_text()) for path in folder.rglob("_annotations.coco.json")
+    }
 
 
 def rasterise(document: dict, image: dict, category: int) -> np.ndarray:
@@ -61,11 +66,20 @@ def test_another_seed_gives_other_images_and_replaces_the_demo(tmp_path):
 
 def test_complete_demo_is_reused_and_damaged_one_rewritten(tmp_path):
     summary = demo.write_demo_data(tmp_path / "d", images_per_class=2, products=["Twill_Fabric"])
-    before, wanted = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}, digests(tmp_path)
-    assert demo.write_demo_data(tmp_path / "d", images_per_class=2, products=["Twill_Fabric"]) == summary
+    before, wanted = (
+        {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")},
+        digests(tmp_path),
+    )
+    assert (
+        demo.write_demo_data(tmp_path / "d", images_per_class=2, products=["Twill_Fabric"])
+        == summary
+    )
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     next(tmp_path.rglob("*.jpg")).unlink()
-    assert demo.write_demo_data(tmp_path / "d", images_per_class=2, products=["Twill_Fabric"]) == summary
+    assert (
+        demo.write_demo_data(tmp_path / "d", images_per_class=2, products=["Twill_Fabric"])
+        == summary
+    )
     assert digests(tmp_path) == wanted
 
 
@@ -77,15 +91,22 @@ def test_polygons_give_back_the_rendered_masks(root):
             rendered, instances = render(product, 54, index, demo.wanted_shares(product, index))
             assert instances
             for category in range(len(product.looks)):
-                expected = demo.full_mask(rendered.shape, [x for x in instances if x.category == category])
+                expected = demo.full_mask(
+                    rendered.shape, [x for x in instances if x.category == category]
+                )
                 np.testing.assert_array_equal(rasterise(document, image, category), expected)
 
 
 def test_coco_documents_agree_with_the_files(root):
     for folder, document in documents(root).items():
-        assert {image["file_name"] for image in document["images"]} == {path.name for path in folder.glob("*.jpg")}
+        assert {image["file_name"] for image in document["images"]} == {
+            path.name for path in folder.glob("*.jpg")
+        }
         for image in document["images"]:
-            assert cv2.imread(str(folder / image["file_name"])).shape[:2] == (image["height"], image["width"])
+            assert cv2.imread(str(folder / image["file_name"])).shape[:2] == (
+                image["height"],
+                image["width"],
+            )
             for category in (entry["id"] for entry in document["categories"]):
                 areas = [
                     a["area"]
@@ -94,14 +115,18 @@ def test_coco_documents_agree_with_the_files(root):
                 ]
                 assert rasterise(document, image, category).sum() == sum(areas)
         for entry in document["annotations"]:
-            points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in entry["segmentation"]])
+            points = np.concatenate(
+                [np.reshape(polygon, (-1, 2)) for polygon in entry["segmentation"]]
+            )
             assert entry["bbox"] == [*points.min(0), *(points.max(0) - points.min(0) + 1)]
 
 
 def test_every_category_has_two_images_at_the_smallest_count():
     for name in (*demo.TRAIN_PRODUCTS, *demo.TEST_PRODUCTS):
         product = PRODUCTS[name]
-        seen = [k for index in range(2 * len(product.looks)) for k in demo.wanted_shares(product, index)]
+        seen = [
+            k for index in range(2 * len(product.looks)) for k in demo.wanted_shares(product, index)
+        ]
         assert all(seen.count(k) >= 2 for k in range(len(product.looks))), name
 
 
@@ -127,7 +152,9 @@ def test_defects_show_within_their_masks_and_nowhere_else(name):
     assert not none
     change = np.abs(image.astype(np.float32) - clean).mean(2)
     every = demo.full_mask(image.shape, instances)
-    far = cv2.distanceTransform(1 - every, cv2.DIST_L2, 5) > REACH + 4  # REACH, then the lens's blur
+    far = (
+        cv2.distanceTransform(1 - every, cv2.DIST_L2, 5) > REACH + 4
+    )  # REACH, then the lens's blur
     assert change[far].max() == 0
     for category, share in shares.items():
         mask = demo.full_mask(image.shape, [x for x in instances if x.category == category])
@@ -154,8 +181,16 @@ def test_open_domain_layout(root):
 def test_products_of_the_three_groups_are_disjoint():
     groups = (demo.TRAIN_PRODUCTS, demo.TEST_PRODUCTS, demo.OPEN_DOMAIN_OBJECTS)
     assert len(set().union(*groups)) == sum(map(len, groups)) == len(PRODUCTS)
-    train = {(PRODUCTS[name].texture, look) for name in demo.TRAIN_PRODUCTS for look in PRODUCTS[name].looks}
-    test = {(PRODUCTS[name].texture, look) for name in demo.TEST_PRODUCTS for look in PRODUCTS[name].looks}
+    train = {
+        (PRODUCTS[name].texture, look)
+        for name in demo.TRAIN_PRODUCTS
+        for look in PRODUCTS[name].looks
+    }
+    test = {
+        (PRODUCTS[name].texture, look)
+        for name in demo.TEST_PRODUCTS
+        for look in PRODUCTS[name].looks
+    }
     assert not train & test
 
 

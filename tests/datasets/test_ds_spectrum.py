@@ -23,8 +23,12 @@ def write(image, mask, labels=LABELS):
 
 
 def nested(folder, labels=LABELS):
-    write(folder / "image" / "crack" / "001.png", folder / "mask" / "crack" / "001_mask.png", labels)
-    write(folder / "image" / "cut" / "000.png", folder / "mask" / "cut" / "000_mask.png", LABELS // 3)
+    write(
+        folder / "image" / "crack" / "001.png", folder / "mask" / "crack" / "001_mask.png", labels
+    )
+    write(
+        folder / "image" / "cut" / "000.png", folder / "mask" / "cut" / "000_mask.png", LABELS // 3
+    )
 
 
 def flat(folder, labels=LABELS):

@@ -30,7 +30,9 @@ def index(surfaces):
     return read_index(surfaces, "Plate", "Disk")
 
 
-def training(index, settings=SETTINGS, shot=1, alpha=0.3, seed=54, ratio=(0.7, 1.2), degrees=(-10, 10)):
+def training(
+    index, settings=SETTINGS, shot=1, alpha=0.3, seed=54, ratio=(0.7, 1.2), degrees=(-10, 10)
+):
     crops = TrainingCrops(settings, crop_ratio=ratio, normal_probability=alpha, degrees=degrees)
     return TrainingEpisodes(EpisodeList(index, shot, seed), crops)
 
@@ -38,7 +40,11 @@ def training(index, settings=SETTINGS, shot=1, alpha=0.3, seed=54, ratio=(0.7, 1
 def assert_same(first, second):
     assert first.keys() == second.keys()
     for key, value in first.items():
-        assert value == second[key] if isinstance(value, list | str) else torch.equal(value, second[key]), key
+        assert (
+            value == second[key]
+            if isinstance(value, list | str)
+            else torch.equal(value, second[key])
+        ), key
 
 
 def test_tensors_of_an_episode(index):
@@ -135,7 +141,9 @@ def test_a_category_with_one_image_is_left_out_with_one_warning(tmp_path, caplog
     episodes = EpisodeList(read_index(tmp_path, "Plate"), shot=1, seed=0)
     assert len(episodes) == 3
     assert {episodes.episode(i).query.category_name for i in range(3)} == {"spot"}
-    assert len(caplog.records) == 1 and "Plate/line" in caplog.text and "Plate/spot" not in caplog.text
+    assert (
+        len(caplog.records) == 1 and "Plate/line" in caplog.text and "Plate/spot" not in caplog.text
+    )
 
 
 def test_as_many_images_as_shots_uses_all_the_others(tmp_path):
@@ -143,9 +151,9 @@ def test_as_many_images_as_shots_uses_all_the_others(tmp_path):
     index = read_index(tmp_path, "Plate")
     episode = EpisodeList(index, shot=3, seed=0).episode(0)
     supports = episode.candidates[:3]
-    assert len(supports) == 3 and {s.image for s in supports} == {s.image for s in index.samples} - {
-        episode.query.image
-    }
+    assert len(supports) == 3 and {s.image for s in supports} == {
+        s.image for s in index.samples
+    } - {episode.query.image}
     assert training(index, shot=5)[0]["supports"].shape[0] == 10
 
 
@@ -176,14 +184,19 @@ def test_a_large_defect_is_seen_in_the_whole_image(tmp_path):
 def test_without_a_ratio_every_image_is_seen_whole(index):
     item = training(index, ViewSettings(64, 16, None, 1), degrees=(0, 0))[0]
     mask = index.samples[0].decode_mask()
-    assert any(torch.equal(item["query_mask"], prepare_mask(m, 64)) for m in (mask, np.fliplr(mask).copy()))
+    assert any(
+        torch.equal(item["query_mask"], prepare_mask(m, 64)) for m in (mask, np.fliplr(mask).copy())
+    )
 
 
 def test_crop_ratio_scales_the_crop(index):
     """Twice the crop shows the defect at half its side."""
     areas = [
         np.mean(
-            [float(training(index, alpha=0, ratio=(r, r), degrees=(0, 0))[n]["query_mask"].sum()) for n in range(6)]
+            [
+                float(training(index, alpha=0, ratio=(r, r), degrees=(0, 0))[n]["query_mask"].sum())
+                for n in range(6)
+            ]
         )
         for r in (0.5, 1.0)
     ]
@@ -202,5 +215,8 @@ def test_an_image_of_another_size_than_its_annotation(tmp_path):
 
 
 def test_derived_seeds_differ_in_every_part():
-    seeds = {derive_seed(*parts) for parts in [(1, 2, 3), (1, 2, 4), (1, 3, 2), (2, 1, 3), (1, 2), (0, 1, 2)]}
+    seeds = {
+        derive_seed(*parts)
+        for parts in [(1, 2, 3), (1, 2, 4), (1, 3, 2), (2, 1, 3), (1, 2), (0, 1, 2)]
+    }
     assert len(seeds) == 6 and all(0 <= s < 2**32 for s in seeds)

@@ -23,7 +23,9 @@ def index(surfaces):
 
 
 def bank_crops(index, count=3, settings=SETTINGS, shot=2, seed=54, alpha=0.0):
-    crops = TrainingCrops(settings, crop_ratio=(0.7, 1.2), normal_probability=alpha, degrees=(-10, 10))
+    crops = TrainingCrops(
+        settings, crop_ratio=(0.7, 1.2), normal_probability=alpha, degrees=(-10, 10)
+    )
     return BankCrops(TrainingEpisodes(EpisodeList(index, shot, seed), crops), count)
 
 
@@ -32,7 +34,11 @@ def numbered(folder, crops):
     bank = FeatureBank(folder / "bank", len(crops) * crops.per_sample, 2, (1, 1), 16)
     bank.create()
     for row in range(bank.rows):
-        bank.write(row, torch.full((1, 2, 1, 1), float(row)), torch.full((1, 16, 16), row, dtype=torch.uint8))
+        bank.write(
+            row,
+            torch.full((1, 2, 1, 1), float(row)),
+            torch.full((1, 16, 16), row, dtype=torch.uint8),
+        )
     return BankEpisodes(crops, bank)
 
 
@@ -46,19 +52,29 @@ def test_crops_depend_on_seed_sample_role_and_number_alone(index):
     few, many = bank_crops(index, 2), bank_crops(index, 3)
     for place in (0, 5):
         first, second = few[place], many[place]
-        assert first["place"] == place and first["images"].shape == (6, 3, 16, 16) and len(second["masks"]) == 9
+        assert (
+            first["place"] == place
+            and first["images"].shape == (6, 3, 16, 16)
+            and len(second["masks"]) == 9
+        )
         assert first["images"].dtype == torch.float32 and first["masks"].dtype == torch.uint8
         for part in ("images", "masks"):
             kept = second[part].unflatten(0, (3, 3))[:, :2].flatten(0, 1)
             assert torch.equal(first[part], kept)
-    drawn = torch.cat([many[0]["images"], many[1]["images"], bank_crops(index, 3, seed=55)[0]["images"]])
-    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn), "another seed, sample, role or number: another crop"
+    drawn = torch.cat(
+        [many[0]["images"], many[1]["images"], bank_crops(index, 3, seed=55)[0]["images"]]
+    )
+    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn), (
+        "another seed, sample, role or number: another crop"
+    )
 
 
 def test_each_role_looks_where_it_should(index):
     def marked(**options):
         crops = bank_crops(index, 4, **options)
-        masks = torch.stack([crops[place]["masks"] for place in range(len(crops))]).unflatten(1, (3, 4))
+        masks = torch.stack([crops[place]["masks"] for place in range(len(crops))]).unflatten(
+            1, (3, 4)
+        )
         return masks.flatten(3).any(-1).float().mean((0, 2)).tolist()
 
     assert marked()[QUERY] == marked()[VIEW] == 1 and marked()[NORMAL] < 0.7
@@ -71,13 +87,19 @@ def test_a_bank_keeps_what_is_written(tmp_path):
     bank = FeatureBank(tmp_path / "bank", 5, 3, (2, 4), 16)
     assert not list(tmp_path.iterdir())
     bank.create()
-    assert sum(p.stat().st_size for p in bank.folder.iterdir()) == bank.nbytes == 5 * (2 * 3 * 2 * 4 + 16 * 16)
+    assert (
+        sum(p.stat().st_size for p in bank.folder.iterdir())
+        == bank.nbytes
+        == 5 * (2 * 3 * 2 * 4 + 16 * 16)
+    )
     features, masks = torch.randn(2, 3, 2, 4), torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
     bank.write(1, features, masks)
     bank.write(3, -features, 1 - masks)
     found, marks = deepcopy(bank).read([4, 1, 1])
     assert found.dtype == torch.bfloat16 and marks.dtype == torch.uint8
-    assert torch.equal(found, torch.stack([-features[1], features[0], features[0]]).to(torch.bfloat16))
+    assert torch.equal(
+        found, torch.stack([-features[1], features[0], features[0]]).to(torch.bfloat16)
+    )
     assert torch.equal(marks, torch.stack([1 - masks[1], masks[0], masks[0]]))
     assert not bank.read([0])[0].any()
     bank.create()
@@ -90,7 +112,9 @@ def test_a_bank_keeps_what_is_written(tmp_path):
 def test_too_large_a_bank_is_refused_before_anything_is_written(tmp_path):
     bank = FeatureBank(tmp_path / "bank", 10**9, 4608, (37, 37), 518)
     told = r"TRAIN\.feature_bank: 1,000,000,000 crops need 12,885,028,000,000,000 bytes in .*bank, and [\d,]+ are free"
-    with pytest.raises(ConfigError, match=rf"{told} there; lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"):
+    with pytest.raises(
+        ConfigError, match=rf"{told} there; lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"
+    ):
         bank.create()
     assert not list(bank.folder.iterdir())
 
@@ -99,7 +123,10 @@ def test_a_disk_that_refuses_is_the_same_error(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(ConfigError, match=r"TRAIN\.feature_bank: 10 crops need 2,640 bytes .*\(File too large\)"):
+        with pytest.raises(
+            ConfigError,
+            match=r"TRAIN\.feature_bank: 10 crops need 2,640 bytes .*\(File too large\)",
+        ):
             FeatureBank(tmp_path / "bank", 10, 1, (2, 2), 16).create()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -116,7 +143,9 @@ def test_episodes_are_those_without_the_bank(index, tmp_path, count):
         assert item["class"] == episode.query.class_name and item["number"] == number
         position, role, _ = told(crops, item["query_features"])
         assert index.samples[position] == episode.query and role == QUERY
-        assert torch.equal(item["query_mask"].unique().float(), item["query_features"].unique().float())
+        assert torch.equal(
+            item["query_mask"].unique().float(), item["query_features"].unique().float()
+        )
         supports = [told(crops, f) for f in item["support_features"]]
         wanted = [s for s in episode.candidates[:2] for _ in range(3)]
         assert [index.samples[position] for position, _, _ in supports] == wanted
@@ -129,7 +158,9 @@ def test_crop_numbers_come_from_seed_epoch_and_index(index, tmp_path):
     crops = bank_crops(index)
     data, again = numbered(tmp_path / "a", crops), numbered(tmp_path / "b", bank_crops(index))
     drawn = [told(crops, data[number]["query_features"])[2] for number in range(8 * len(data))]
-    assert drawn == [told(crops, again[number]["query_features"])[2] for number in range(8 * len(data))]
+    assert drawn == [
+        told(crops, again[number]["query_features"])[2] for number in range(8 * len(data))
+    ]
     assert min(np.bincount(drawn, minlength=3)) > len(drawn) / 5, "each crop has its turn"
     assert len(set(drawn[:: len(data)])) > 1, "the same query changes its crop from epoch to epoch"
 
@@ -151,6 +182,8 @@ def test_images_of_an_episode_are_the_crops_that_the_bank_was_made_of(index, tmp
 
 def test_roles_are_augmented_apart_where_both_see_the_whole_image(index):
     crops = bank_crops(index, 1, settings=replace(SETTINGS, resize_ratio=None))
-    queries, views, normal = torch.stack([crops[place]["images"] for place in range(len(crops))]).unbind(1)
+    queries, views, normal = torch.stack(
+        [crops[place]["images"] for place in range(len(crops))]
+    ).unbind(1)
     for one, other in ((queries, views), (views, normal)):
         assert (one != other).flatten(1).any(1).float().mean() > 0.6

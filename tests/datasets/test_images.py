@@ -15,7 +15,9 @@ GREY = RGB[:, :, 0].copy()
 
 
 def save(path, array, mode=None, **options):
-    Image.fromarray(array).convert(mode).save(path, **options) if mode else Image.fromarray(array).save(path, **options)
+    Image.fromarray(array).convert(mode).save(path, **options) if mode else Image.fromarray(
+        array
+    ).save(path, **options)
     return path
 
 

@@ -23,7 +23,12 @@ def packed_png(path, values, bits):
     """A grey PNG of 2 or 4 bits a pixel, as programs that make PNGs small write them."""
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     per = 8 // bits
     shifts = np.arange(per)[::-1] * bits
@@ -31,7 +36,10 @@ def packed_png(path, values, bits):
     body = b"".join(b"\0" + row.tobytes() for row in rows)
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(body))
+        + chunk(b"IEND", b"")
     )
     return path
 
@@ -53,7 +61,9 @@ def test_class_values_of_few_bits_are_those_of_the_file(tmp_path, bits):
 
 def test_class_values_of_a_pgm_with_a_greatest_value_are_those_of_the_file(tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5 80 60 3\n" + (2 * DRAWN + RIM).tobytes())
-    (tmp_path / "b.pgm").write_bytes(b"P2 80 60 3\n" + " ".join(map(str, (2 * DRAWN + RIM).ravel())).encode())
+    (tmp_path / "b.pgm").write_bytes(
+        b"P2 80 60 3\n" + " ".join(map(str, (2 * DRAWN + RIM).ravel())).encode()
+    )
     for name in ("a.pgm", "b.pgm"):
         assert np.array_equal(read_labels(tmp_path / name), 2 * DRAWN + RIM)
 
@@ -63,12 +73,16 @@ def test_class_values_of_a_pgm_with_a_greatest_value_are_those_of_the_file(tmp_p
 @pytest.mark.parametrize("value", [1, 200, 65535])
 def test_masks_of_16_bit_colours_keep_all_bits(tmp_path, suffix, channels, value):
     values = np.dstack(
-        [DRAWN.astype(np.uint16) * value] * 3 + [np.full(DRAWN.shape, 65535, np.uint16)] * (channels == 4)
+        [DRAWN.astype(np.uint16) * value] * 3
+        + [np.full(DRAWN.shape, 65535, np.uint16)] * (channels == 4)
     )
     cv2.imwrite(str(tmp_path / f"a.{suffix}"), values)
     assert np.array_equal(read_mask(tmp_path / f"a.{suffix}"), DRAWN)
     assert np.array_equal(read_labels(tmp_path / f"a.{suffix}"), DRAWN.astype(np.uint16) * value)
-    with Image.open(tmp_path / f"a.{suffix}") as image, pytest.raises(DataError, match="a mask of 16-bit colours"):
+    with (
+        Image.open(tmp_path / f"a.{suffix}") as image,
+        pytest.raises(DataError, match="a mask of 16-bit colours"),
+    ):
         read_mask(image)
 
 

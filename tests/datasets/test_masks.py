@@ -75,7 +75,9 @@ def test_polygons_under_three_points():
 NAN, INFINITE = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("polygon", [[1, 2, 3], ["1", 2], [NAN, 1], [INFINITE, 1], [1e9, 0], 5, "12", None])
+@pytest.mark.parametrize(
+    "polygon", [[1, 2, 3], ["1", 2], [NAN, 1], [INFINITE, 1], [1e9, 0], 5, "12", None]
+)
 def test_polygons_that_are_none(polygon):
     with pytest.raises(DataError, match="polygon"):
         polygon_corners(polygon)
@@ -85,7 +87,12 @@ def random_polygon(rng, size):
     """Corners around some point in or near the image: none to a dozen, dense or far past the border."""
     centre = rng.uniform(-0.5, 1.5, 2) * size[::-1]
     reach = rng.choice([2, 8, 40, 1000])
-    return (centre + rng.uniform(-reach, reach, (rng.integers(0, 13), 2))).round(rng.integers(0, 3)).ravel().tolist()
+    return (
+        (centre + rng.uniform(-reach, reach, (rng.integers(0, 13), 2)))
+        .round(rng.integers(0, 3))
+        .ravel()
+        .tolist()
+    )
 
 
 def test_random_polygons_are_those_filled_one_by_one_in_the_whole_image():
@@ -96,7 +103,9 @@ def test_random_polygons_are_those_filled_one_by_one_in_the_whole_image():
         whole = np.zeros(size, np.uint8)
         for polygon in filter(None, polygons):
             cv2.fillPoly(whole, [np.trunc(polygon).astype(np.int32).reshape(-1, 1, 2)], 1)
-        assert rle_of_polygons([polygon_corners(polygon) for polygon in polygons], size) == rle_encode(whole), polygons
+        assert rle_of_polygons(
+            [polygon_corners(polygon) for polygon in polygons], size
+        ) == rle_encode(whole), polygons
 
 
 def test_small_polygons_of_a_large_image_take_no_memory_of_its_size():
@@ -115,7 +124,9 @@ def test_run_lengths_round_trip_through_json():
         rle = json.loads(json.dumps(rle_encode(mask)))
         decoded = rle_decode(rle)
         np.testing.assert_array_equal(decoded, mask)
-        assert decoded.dtype == np.uint8 and decoded.flags.c_contiguous and rle["size"] == list(SIZE)
+        assert (
+            decoded.dtype == np.uint8 and decoded.flags.c_contiguous and rle["size"] == list(SIZE)
+        )
         assert rle_area(rle) == mask.sum()
 
 
@@ -127,13 +138,18 @@ def test_encoding_marks_whatever_is_not_zero():
 
 def test_merging_is_a_union():
     masks = random_masks(5)[1:3]
-    np.testing.assert_array_equal(rle_decode(rle_merge([rle_encode(m) for m in masks])), masks[0] | masks[1])
+    np.testing.assert_array_equal(
+        rle_decode(rle_merge([rle_encode(m) for m in masks])), masks[0] | masks[1]
+    )
 
 
 def uncompressed(mask):
     flat = mask.flatten(order="F")
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
-    return {"size": list(SIZE), "counts": [int(run) for run in np.diff(np.concatenate([[0], edges]))]}
+    return {
+        "size": list(SIZE),
+        "counts": [int(run) for run in np.diff(np.concatenate([[0], edges]))],
+    }
 
 
 def test_annotations_with_run_lengths_of_both_forms():

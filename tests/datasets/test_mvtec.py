@@ -64,7 +64,12 @@ def test_masks_may_lack_the_suffix_and_hold_any_values(bottle):
 
 def test_stray_files_and_hidden_folders_are_left_out(bottle):
     before = read_object(bottle.parent, "bottle")
-    for text in ("test/readme.txt", "test/good/list.txt", "train/good/notes.md", "train/license.txt"):
+    for text in (
+        "test/readme.txt",
+        "test/good/list.txt",
+        "train/good/notes.md",
+        "train/license.txt",
+    ):
         (bottle / text).write_text("words")
     shutil.copytree(bottle / "test" / "spot", bottle / "test" / ".cache")
     assert read_object(bottle.parent, "bottle") == before
@@ -113,20 +118,28 @@ def test_no_test_image(bottle):
         read_object(bottle.parent, "bottle")
 
 
-@pytest.mark.parametrize("remove", ["ground_truth/spot/001_mask.png", "ground_truth/spot", "ground_truth"])
+@pytest.mark.parametrize(
+    "remove", ["ground_truth/spot/001_mask.png", "ground_truth/spot", "ground_truth"]
+)
 def test_an_abnormal_image_without_a_mask_names_both(bottle, remove):
     path = bottle / remove
     shutil.rmtree(path) if path.is_dir() else os.remove(path)
-    with pytest.raises(DataError, match=r"test/\w+/00\d\.png has no mask.*ground_truth/\w+/00\d_mask\.png"):
+    with pytest.raises(
+        DataError, match=r"test/\w+/00\d\.png has no mask.*ground_truth/\w+/00\d_mask\.png"
+    ):
         read_object(bottle.parent, "bottle")
 
 
 def test_a_mask_of_another_size_names_both(bottle):
     found = read_object(bottle.parent, "bottle")
-    with pytest.raises(DataError, match=r"line/000_mask\.png is 96 x 128 .*test/line/000\.png is 128 x 96"):
+    with pytest.raises(
+        DataError, match=r"line/000_mask\.png is 96 x 128 .*test/line/000\.png is 128 x 96"
+    ):
         read_target(found.test[2], SIZE[::-1])
     Image.new("L", SIZE).save(found.test[2].mask)
-    with pytest.raises(DataError, match=r"line/000_mask\.png is 128 x 96 .*test/line/000\.png is 96 x 128"):
+    with pytest.raises(
+        DataError, match=r"line/000_mask\.png is 128 x 96 .*test/line/000\.png is 96 x 128"
+    ):
         read_object(bottle.parent, "bottle")
 
 
@@ -145,17 +158,27 @@ def test_draws_are_distinct_and_nested(many):
 
 def test_draws_depend_on_seed_and_name_alone(many, tmp_path):
     draw = draw_normal(many.normal, many.name, 4, 54)
-    backwards = AnomalyObject("bottle", many.normal[::-1], [AnomalyImage(tmp_path / "q.png", "good", None)])
+    backwards = AnomalyObject(
+        "bottle", many.normal[::-1], [AnomalyImage(tmp_path / "q.png", "good", None)]
+    )
     elsewhere = AnomalyObject("bottle", [tmp_path / "else" / path.name for path in many.normal], [])
-    assert draw_normal(many.normal, many.name, 4, 54) == draw == draw_normal(backwards.normal, backwards.name, 4, 54)
-    assert [path.name for path in draw_normal(elsewhere.normal, elsewhere.name, 4, 54)] == [path.name for path in draw]
+    assert (
+        draw_normal(many.normal, many.name, 4, 54)
+        == draw
+        == draw_normal(backwards.normal, backwards.name, 4, 54)
+    )
+    assert [path.name for path in draw_normal(elsewhere.normal, elsewhere.name, 4, 54)] == [
+        path.name for path in draw
+    ]
     assert draw_normal(many.normal, many.name, 4, 55) != draw
     assert draw_normal(many.normal, "cable", 4, 54) != draw
 
 
 def test_every_image_is_drawn_about_equally_often(many):
     first = [draw_normal(many.normal, many.name, 1, seed)[0] for seed in range(1200)]
-    assert {first.count(path) for path in many.normal} <= set(range(65, 140))  # 100 expected, deviation 9.6
+    assert {first.count(path) for path in many.normal} <= set(
+        range(65, 140)
+    )  # 100 expected, deviation 9.6
 
 
 def test_fewer_images_than_shots(many):

@@ -82,7 +82,9 @@ def test_folders_without_images(steel, folder):
 
 
 def test_a_missing_object_lists_those_that_are_there(steel):
-    with pytest.raises(DataError, match=r"stele.*open_domain_test_object.*TEST\.dataset_path.*steel"):
+    with pytest.raises(
+        DataError, match=r"stele.*open_domain_test_object.*TEST\.dataset_path.*steel"
+    ):
         read_open_domain(steel.parent, "stele", "TEST.dataset_path")
     with pytest.raises(DataError, match=r"gone.*TEST\.dataset_path"):
         read_open_domain(steel.parent / "gone", "steel")
@@ -97,13 +99,20 @@ def test_one_category_is_whatever_is_not_zero(tmp_path):
 def test_several_categories_are_values_from_one(tmp_path):
     Image.fromarray(np.array([[0, 1, 2, 2, 3]], np.uint8)).save(tmp_path / "m.png")
     masks = [category_mask(tmp_path / "m.png", category, 3) for category in range(3)]
-    assert [mask.tolist() for mask in masks] == [[[0, 1, 0, 0, 0]], [[0, 0, 1, 1, 0]], [[0, 0, 0, 0, 1]]]
+    assert [mask.tolist() for mask in masks] == [
+        [[0, 1, 0, 0, 0]],
+        [[0, 0, 1, 1, 0]],
+        [[0, 0, 0, 0, 1]],
+    ]
     assert masks[0].dtype == np.uint8
 
 
 def test_black_masks_are_allowed(tmp_path):
     write(tmp_path / "m.png")
-    assert not category_mask(tmp_path / "m.png", 0, 1).any() and not category_mask(tmp_path / "m.png", 1, 2).any()
+    assert (
+        not category_mask(tmp_path / "m.png", 0, 1).any()
+        and not category_mask(tmp_path / "m.png", 1, 2).any()
+    )
 
 
 def test_values_and_categories_out_of_range(tmp_path):
@@ -111,7 +120,9 @@ def test_values_and_categories_out_of_range(tmp_path):
     with pytest.raises(DataError, match=r"m\.png.*255.*open_domain_object_category_num is 3"):
         category_mask(tmp_path / "m.png", 0, 3)
     for category, count in ((1, 1), (-1, 2), (2, 2)):
-        with pytest.raises(ConfigError, match=rf"specific_defect_category is {category}.*category_num is {count}"):
+        with pytest.raises(
+            ConfigError, match=rf"specific_defect_category is {category}.*category_num is {count}"
+        ):
             category_mask(tmp_path / "m.png", category, count)
 
 
@@ -132,10 +143,14 @@ def typed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("dent", "scratch"), ("a b", "Dent ü"), ("打痕", "划痕"), ("masks", "s.png"), ("one",)]
+    "names",
+    [("dent", "scratch"), ("a b", "Dent ü"), ("打痕", "划痕"), ("masks", "s.png"), ("one",)],
 )
 def test_types_are_the_folders_of_the_supports(typed, names):
-    pairs = {name: add_type(typed, name, labelled=("q1",) if name == names[0] else ()) for name in reversed(names)}
+    pairs = {
+        name: add_type(typed, name, labelled=("q1",) if name == names[0] else ())
+        for name in reversed(names)
+    }
     found = read_open_domain(typed.parent, "steel")
     assert list(found.supports) == sorted(names)
     assert found.supports == {name: [pair] for name, pair in pairs.items()}
@@ -149,7 +164,11 @@ def test_types_are_the_folders_of_the_supports(typed, names):
 @pytest.mark.parametrize("by_type", [True, False])
 def test_images_without_defect_are_no_type(typed, folders, by_type):
     add_type(typed, "dent" if by_type else "")
-    images = [write(typed / "support" / folder / name) for folder in folders for name in ("b.png", "a.JPG")]
+    images = [
+        write(typed / "support" / folder / name)
+        for folder in folders
+        for name in ("b.png", "a.JPG")
+    ]
     found = read_open_domain(typed.parent, "steel")
     assert sorted(found.normal) == sorted(images)
     assert list(found.supports) == (["dent"] if by_type else [""])
@@ -164,11 +183,15 @@ def test_an_empty_folder_of_images_without_defect_is_named(typed):
 
 def test_supports_in_both_layouts_are_refused(steel):
     add_type(steel, "dent")
-    with pytest.raises(DataError, match=r"support has image/ and the types dent; keep.*one of the two"):
+    with pytest.raises(
+        DataError, match=r"support has image/ and the types dent; keep.*one of the two"
+    ):
         read_open_domain(steel.parent, "steel")
 
 
-@pytest.mark.parametrize(("remove", "named"), [("mask/s.png", "mask/s_mask.png"), ("image/s.png", "image: no images")])
+@pytest.mark.parametrize(
+    ("remove", "named"), [("mask/s.png", "mask/s_mask.png"), ("image/s.png", "image: no images")]
+)
 def test_a_type_that_lacks_masks_or_images_is_named(typed, remove, named):
     """Whether its file or its folder is missing, also beside a type that is whole."""
     add_type(typed, "dent")
@@ -197,11 +220,15 @@ def test_true_labels_that_tell_no_type_are_refused(typed):
     for name in ("dent", "spot"):
         add_type(typed, name)
     write(typed / "query" / "true_label" / "q1.png", (6, 7))
-    with pytest.raises(DataError, match=r"true_label/q1\.png tells no type.*true_label/TYPE, one of dent, spot"):
+    with pytest.raises(
+        DataError, match=r"true_label/q1\.png tells no type.*true_label/TYPE, one of dent, spot"
+    ):
         read_open_domain(typed.parent, "steel")
 
 
-@pytest.mark.parametrize(("given", "other"), [("query/true_label/dent", "query/true_label/Dent"), ("query", "Query")])
+@pytest.mark.parametrize(
+    ("given", "other"), [("query/true_label/dent", "query/true_label/Dent"), ("query", "Query")]
+)
 def test_folders_of_another_spelling_are_refused(tmp_path, given, other):
     """Labels would be left out, and no IoU given."""
     folder = tmp_path / "steel"
@@ -213,12 +240,16 @@ def test_folders_of_another_spelling_are_refused(tmp_path, given, other):
     assert read_open_domain(tmp_path, "steel").true_labels["dent"]
     (folder / given).rename(folder / "aside")
     (folder / "aside").rename(folder / other)
-    with pytest.raises(DataError, match=rf"steel/{other}: expected {given.split('/')[-1]}/ in this spelling"):
+    with pytest.raises(
+        DataError, match=rf"steel/{other}: expected {given.split('/')[-1]}/ in this spelling"
+    ):
         read_open_domain(tmp_path, "steel")
 
 
 def test_images_of_another_suffix_alone_are_named(steel, tmp_path):
     for path in (steel / "query" / "image").iterdir():
         path.rename(path.with_suffix(".webp"))
-    with pytest.raises(DataError, match=r"query/image: no images; .*; q1\.webp is there: save it as PNG"):
+    with pytest.raises(
+        DataError, match=r"query/image: no images; .*; q1\.webp is there: save it as PNG"
+    ):
         read_open_domain(tmp_path, "steel")

@@ -116,7 +116,10 @@ def test_a_binary_mask_of_any_kind_of_number(kind):
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
 def test_orientations_hold_for_pil_images_too(tmp_path, orientation):
     """A mask with an orientation of its own on an upright image, and one drawn on the turned picture."""
-    upright, turned = saved(tmp_path / "u.png", RGB), with_orientation(tmp_path / "t.jpg", RGB, orientation)
+    upright, turned = (
+        saved(tmp_path / "u.png", RGB),
+        with_orientation(tmp_path / "t.jpg", RGB, orientation),
+    )
     rotated = DEFECT if orientation < 5 else np.rot90(DEFECT)
     mask = with_orientation(tmp_path / "m.png", np.ascontiguousarray(rotated), orientation)
     expected = turned_back(read_mask(mask), upright, mask)
@@ -132,8 +135,14 @@ def test_orientations_hold_for_pil_images_too(tmp_path, orientation):
 
 
 CANNOT_BE_MEANT = {
-    "channels first": (np.zeros((3, 24, 36), np.uint8), r"uint8, shape \(3, 24, 36\): .*array\.transpose\(1, 2, 0\)"),
-    "a batch": (np.zeros((2, 24, 36, 3), np.uint8), r"shape \(2, 24, 36, 3\): expected \(h, w\) grey or \(h, w, 3\)"),
+    "channels first": (
+        np.zeros((3, 24, 36), np.uint8),
+        r"uint8, shape \(3, 24, 36\): .*array\.transpose\(1, 2, 0\)",
+    ),
+    "a batch": (
+        np.zeros((2, 24, 36, 3), np.uint8),
+        r"shape \(2, 24, 36, 3\): expected \(h, w\) grey or \(h, w, 3\)",
+    ),
     "a row": (np.zeros(36, np.uint8), r"shape \(36,\)"),
     "five channels": (np.zeros((24, 36, 5), np.uint8), r"shape \(24, 36, 5\)"),
     "no rows": (np.zeros((0, 36, 3), np.uint8), r"0 x 36 pixels"),
@@ -178,7 +187,9 @@ def test_a_mask_that_cannot_be_meant_is_refused_by_type_and_shape(kind):
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
 @pytest.mark.parametrize("colour", [False, True])
-def test_bits_that_leave_most_of_sixteen_unused_are_told_once_for_a_folder(tmp_path, caplog, bits, name, colour):
+def test_bits_that_leave_most_of_sixteen_unused_are_told_once_for_a_folder(
+    tmp_path, caplog, bits, name, colour
+):
     values = np.linspace(0, 2**bits - 1, 24 * 36).astype(np.uint16).reshape(24, 36)
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
@@ -187,11 +198,15 @@ def test_bits_that_leave_most_of_sixteen_unused_are_told_once_for_a_folder(tmp_p
             cv2.imwrite(str(tmp_path / place / f"{number}{name}"), pixels)
             read_image(tmp_path / place / f"{number}{name}")
     messages = [text for text in told(caplog) if "of the 16-bit range" in text]
-    assert all(text.startswith(str(tmp_path / p)) for p, text in zip(("one", "two"), messages, strict=True))
+    assert all(
+        text.startswith(str(tmp_path / p)) for p, text in zip(("one", "two"), messages, strict=True)
+    )
     assert "scale it to the full range, all images by the same factor" in messages[0]
 
 
-@pytest.mark.parametrize("array", [DEEP >> 4, np.dstack([DEEP >> 4] * 3), (DEEP >> 4).astype(np.int32)])
+@pytest.mark.parametrize(
+    "array", [DEEP >> 4, np.dstack([DEEP >> 4] * 3), (DEEP >> 4).astype(np.int32)]
+)
 def test_bits_of_arrays_and_pil_images_are_told_as_well(caplog, array):
     read_image(array)
     assert f"uses 0 to {array.max()} of the 16-bit range" in told(caplog)[0]

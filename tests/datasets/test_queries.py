@@ -33,8 +33,15 @@ def test_a_query_is_the_image_as_it_is_with_prepared_supports(product):
     query = queries(index, shot=2)[0]
     assert isinstance(query, Query) and query.faults == () and query.supports[0].windowed
     assert np.array_equal(query.image, read_image(index.image_path(index.samples[0])))
-    assert np.array_equal(query.target, index.samples[0].decode_mask()) and query.target.dtype == np.uint8
-    assert query.supports[0].images.shape == (4, 3, 64, 64) and query.supports[0].masks.shape == (4, 64, 64)
+    assert (
+        np.array_equal(query.target, index.samples[0].decode_mask())
+        and query.target.dtype == np.uint8
+    )
+    assert query.supports[0].images.shape == (4, 3, 64, 64) and query.supports[0].masks.shape == (
+        4,
+        64,
+        64,
+    )
     assert query.supports[0].masks.flatten(1).any(1).all()
     assert torch.equal(query.supports[0].images, queries(index, shot=2)[0].supports[0].images)
 
@@ -86,7 +93,9 @@ def test_a_query_comes_once_with_the_supports_of_several_repeats(product):
     assert together.number == 1 and list(together.supports) == [0, 2]
     for repeat, supports in together.supports.items():
         alone = EvaluationQueries(EpisodeList(index, 1, seed=3 + repeat), SETTINGS)[1].supports[0]
-        assert torch.equal(supports.images, alone.images) and torch.equal(supports.masks, alone.masks)
+        assert torch.equal(supports.images, alone.images) and torch.equal(
+            supports.masks, alone.masks
+        )
     assert not torch.equal(together.supports[0].images, together.supports[2].images)
 
 

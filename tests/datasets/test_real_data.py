@@ -20,13 +20,21 @@ if not DATA.is_dir():
     pytest.skip(f"no real images in {DATA}; set SOFS_DATA", allow_module_level=True)
 
 COUNTS = {"MT_Blowhole": 115, "MT_Break": 85, "MT_Crack": 57, "MT_Fray": 32, "MT_Uneven": 99}
-SHARES = {"MT_Blowhole": 0.002, "MT_Crack": 0.005, "MT_Break": 0.04, "MT_Fray": 0.17, "MT_Uneven": 0.25}
+SHARES = {
+    "MT_Blowhole": 0.002,
+    "MT_Crack": 0.005,
+    "MT_Break": 0.04,
+    "MT_Fray": 0.17,
+    "MT_Uneven": 0.25,
+}
 
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return load_or_build(vision_v1, "VISION_V1", DATA / "magnetic_tile", list(COUNTS), cache, save=False, load=False)
+    return load_or_build(
+        vision_v1, "VISION_V1", DATA / "magnetic_tile", list(COUNTS), cache, save=False, load=False
+    )
 
 
 def test_every_labelled_magnetic_tile_is_a_sample(tiles):
@@ -46,7 +54,11 @@ def test_masks_lie_within_the_boxes_of_their_annotations(tiles):
     folder = DATA / "magnetic_tile" / "MT_Blowhole" / "train"
     content = json.loads((folder / "_annotations.coco.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
-    masks = {Path(s.image).name: s.decode_mask() for s in tiles.samples if s.image.startswith("MT_Blowhole/train")}
+    masks = {
+        Path(s.image).name: s.decode_mask()
+        for s in tiles.samples
+        if s.image.startswith("MT_Blowhole/train")
+    }
     outside = {name: mask.copy() for name, mask in masks.items()}
     for annotation in content["annotations"]:
         x, y, w, h = (int(value) for value in annotation["bbox"])

@@ -53,18 +53,28 @@ def test_properties_of_a_sample():
 
 
 def test_index_looks_up_classes_objects_and_images(tmp_path):
-    samples = [sample(), sample("Wood/a.png", "Wood", 0), sample(category=1), sample("Ring/train/b.png")]
+    samples = [
+        sample(),
+        sample("Wood/a.png", "Wood", 0),
+        sample(category=1),
+        sample("Ring/train/b.png"),
+    ]
     index = SampleIndex(tmp_path, samples)
     assert len(index) == 4 and index.objects() == ["Ring", "Wood"]
     assert index.classes() == {("Ring", 0): [0, 3], ("Wood", 0): [1], ("Ring", 1): [2]}
     (tmp_path / "Wood").mkdir()
     (tmp_path / "Wood" / "a.png").touch()
     assert index.image_path(samples[1]) == tmp_path / "Wood" / "a.png"
-    assert index.missing_images() == [tmp_path / "Ring" / "train" / "a.png", tmp_path / "Ring" / "train" / "b.png"]
+    assert index.missing_images() == [
+        tmp_path / "Ring" / "train" / "a.png",
+        tmp_path / "Ring" / "train" / "b.png",
+    ]
 
 
 def test_save_and_load_round_trip(tmp_path):
-    index = SampleIndex(tmp_path, [sample(), sample(category=7, name="Kratzer ä")], ["a note"], "abc")
+    index = SampleIndex(
+        tmp_path, [sample(), sample(category=7, name="Kratzer ä")], ["a note"], "abc"
+    )
     index.save(tmp_path / "deep" / "index.json")
     assert SampleIndex.load(tmp_path / "deep" / "index.json") == index
     assert os.listdir(tmp_path / "deep") == ["index.json"]
@@ -129,7 +139,9 @@ def test_a_missing_index_is_an_error_that_names_the_file(tmp_path):
 
 
 def test_building_merges_objects_in_the_order_asked_for(data, tmp_path):
-    index = load_or_build(CountingReader(), "toy", data, ["Wood", "Ring"], tmp_path / "cache", save=False, load=False)
+    index = load_or_build(
+        CountingReader(), "toy", data, ["Wood", "Ring"], tmp_path / "cache", save=False, load=False
+    )
     assert index.objects() == ["Wood", "Ring"] and len(index) == 5 and index.root == data
     assert index.notes == ["Wood: a note", "Ring: a note"]
     assert not (tmp_path / "cache").exists()
@@ -137,10 +149,14 @@ def test_building_merges_objects_in_the_order_asked_for(data, tmp_path):
 
 def test_a_saved_index_is_loaded_instead_of_read(data, tmp_path):
     cache = tmp_path / "cache"
-    built = load_or_build(CountingReader(), "toy", data, ["Ring", "Wood"], cache, save=True, load=False)
+    built = load_or_build(
+        CountingReader(), "toy", data, ["Ring", "Wood"], cache, save=True, load=False
+    )
     assert sorted(path.name for path in (cache / "toy").iterdir()) == ["Ring.json", "Wood.json"]
     reader = CountingReader()
-    assert load_or_build(reader, "toy", data, ["Ring", "Wood"], cache, save=False, load=True) == built
+    assert (
+        load_or_build(reader, "toy", data, ["Ring", "Wood"], cache, save=False, load=True) == built
+    )
     assert reader.read == []
     load_or_build(reader, "toy", data, ["Ring"], cache, save=False, load=False)
     load_or_build(reader, "other", data, ["Ring"], cache, save=False, load=True)
@@ -148,15 +164,21 @@ def test_a_saved_index_is_loaded_instead_of_read(data, tmp_path):
 
 
 def test_a_moved_data_set_is_loaded_with_its_new_root(data, tmp_path):
-    load_or_build(CountingReader(), "toy", data, ["Ring"], tmp_path / "cache", save=True, load=False)
+    load_or_build(
+        CountingReader(), "toy", data, ["Ring"], tmp_path / "cache", save=True, load=False
+    )
     moved = data.rename(tmp_path / "moved")
-    index = load_or_build(CountingReader(), "toy", moved, ["Ring"], tmp_path / "cache", save=False, load=True)
+    index = load_or_build(
+        CountingReader(), "toy", moved, ["Ring"], tmp_path / "cache", save=False, load=True
+    )
     assert index.root == moved and index.image_path(index.samples[0]) == moved / "Ring" / "0.png"
 
 
 def test_without_a_saved_index_it_is_built_with_a_message(data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        index = load_or_build(CountingReader(), "toy", data, ["Ring"], tmp_path / "cache", save=True, load=True)
+        index = load_or_build(
+            CountingReader(), "toy", data, ["Ring"], tmp_path / "cache", save=True, load=True
+        )
     assert len(index) == 2 and "Ring.json" in caplog.text
     assert (tmp_path / "cache" / "toy" / "Ring.json").is_file()
 
@@ -180,15 +202,28 @@ def test_a_broken_saved_index_is_rebuilt_with_a_warning(data, tmp_path, caplog, 
     path = cache / "toy" / "Ring.json"
     whole = path.read_bytes()
     DAMAGES[damage](path)
-    assert load_or_build(CountingReader(), "toy", data, ["Ring"], cache, save=True, load=True) == built
-    assert [record.levelname for record in caplog.records if str(path) in record.getMessage()] == ["WARNING"]
+    assert (
+        load_or_build(CountingReader(), "toy", data, ["Ring"], cache, save=True, load=True) == built
+    )
+    assert [record.levelname for record in caplog.records if str(path) in record.getMessage()] == [
+        "WARNING"
+    ]
     assert path.read_bytes() == whole
 
 
 def test_an_object_without_samples_is_an_error(data, tmp_path):
     (data / "Wood.txt").write_text("0")
     with pytest.raises(DataError, match=r"Wood.*MY\.key.*a note"):
-        load_or_build(CountingReader(), "toy", data, ["Ring", "Wood"], tmp_path, save=False, load=False, key="MY.key")
+        load_or_build(
+            CountingReader(),
+            "toy",
+            data,
+            ["Ring", "Wood"],
+            tmp_path,
+            save=False,
+            load=False,
+            key="MY.key",
+        )
 
 
 def test_fingerprint_follows_name_size_and_time_but_not_root_or_order(tmp_path):
@@ -224,5 +259,7 @@ def test_a_saved_index_warns_as_the_reading_did(data, tmp_path, monkeypatch, cap
         monkeypatch.setattr(notices, "_given", set())
         caplog.clear()
         load_or_build(reader, "set", data, ["Ring"], tmp_path / "cache", save=True, load=True)
-        assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [f"{data}/Ring is odd"]
+        assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+            f"{data}/Ring is odd"
+        ]
     assert reader.read == ["Ring", "Ring"]

@@ -6,7 +6,17 @@ from datasets.splits import split_objects
 from utils.errors import ConfigError
 
 VISION = {
-    *("Console", "Casting", "Groove", "Capacitor", "PCB_2", "Screw", "Cylinder", "Electronics", "Lens"),
+    *(
+        "Console",
+        "Casting",
+        "Groove",
+        "Capacitor",
+        "PCB_2",
+        "Screw",
+        "Cylinder",
+        "Electronics",
+        "Lens",
+    ),
     *("PCB_1", "Hemisphere", "Wood", "Ring", "Cable"),
 }
 
@@ -23,7 +33,13 @@ def test_vision_v1_splits_partition_the_products():
 
 def test_vision_v1_as_published():
     assert split_objects("VISION_V1", 0)[1] == ["PCB_1", "Hemisphere", "Wood", "Ring", "Cable"]
-    assert split_objects("VISION_V1", 1)[1] == ["Casting", "Capacitor", "PCB_2", "Electronics", "Console"]
+    assert split_objects("VISION_V1", 1)[1] == [
+        "Casting",
+        "Capacitor",
+        "PCB_2",
+        "Electronics",
+        "Console",
+    ]
     assert split_objects("VISION_V1", 2)[1] == ["Groove", "Lens", "Screw", "Cylinder"]
 
 
@@ -55,7 +71,9 @@ def test_callers_may_change_what_they_get():
     assert split_objects("VISION_V1", 0)[1]
 
 
-@pytest.mark.parametrize(("name", "split", "named"), [("mvtek", 0, "DATASET.name"), ("VISION_V1", 3, "DATASET.split")])
+@pytest.mark.parametrize(
+    ("name", "split", "named"), [("mvtek", 0, "DATASET.name"), ("VISION_V1", 3, "DATASET.split")]
+)
 def test_unpublished_splits(name, split, named):
     with pytest.raises(ConfigError, match=named):
         split_objects(name, split)

@@ -54,18 +54,22 @@ def test_other_kinds_of_pixels_give_what_reading_at_once_gives(tmp_path, mode):
 
 
 def test_palette_and_sixteen_bits_give_what_reading_at_once_gives(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)).quantize(8).save(
-        tmp_path / "p.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)).quantize(
+        8
+    ).save(tmp_path / "p.png")
     deep = np.random.default_rng(0).integers(0, 65536, (37, 53)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "d.png")
     for name in ("p.png", "d.png"):
-        np.testing.assert_array_equal(rows(ImageStrips(tmp_path / name)), read_image(tmp_path / name))
+        np.testing.assert_array_equal(
+            rows(ImageStrips(tmp_path / name)), read_image(tmp_path / name)
+        )
 
 
 def test_jpeg_strips_are_nearly_those_of_the_other_decoder(tmp_path):
     smooth = np.linspace(0, 255, 37 * 53).reshape(37, 53).astype(np.uint8)
-    Image.fromarray(np.stack([smooth, smooth.T.reshape(37, 53), 255 - smooth], axis=2)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.stack([smooth, smooth.T.reshape(37, 53), 255 - smooth], axis=2)).save(
+        tmp_path / "a.jpg"
+    )
     image = ImageStrips(tmp_path / "a.jpg")
     assert image.pixels is None
     difference = np.abs(rows(image).astype(int) - read_image(tmp_path / "a.jpg").astype(int))

@@ -86,7 +86,9 @@ def test_views_of_small_defects_are_crops_that_show_them():
     assert supports.windowed and (supports.masks.flatten(1).any(1)).all()
     assert supports.masks.unique().tolist() == [0, 1]
     shares = supports.masks.float().mean((1, 2))
-    assert ((shares > 0.02) & (shares < 0.1)).all(), "in the whole image the defect covers one percent"
+    assert ((shares > 0.02) & (shares < 0.1)).all(), (
+        "in the whole image the defect covers one percent"
+    )
     assert len({view.numpy().tobytes() for view in supports.images}) == 6, "crops differ"
 
 
@@ -95,7 +97,9 @@ def test_views_of_large_defects_are_the_image():
     supports = support_set([(image, mask)], NATIVE, random.Random(0))
     assert not supports.windowed and supports.images.shape[0] == 3
     for view, marks in zip(supports.images, supports.masks, strict=True):
-        assert torch.equal(view, prepare_image(image, 32)) and torch.equal(marks, prepare_mask(mask, 32))
+        assert torch.equal(view, prepare_image(image, 32)) and torch.equal(
+            marks, prepare_mask(mask, 32)
+        )
 
 
 def test_pairs_are_kept_as_they_are():
@@ -109,7 +113,9 @@ def test_pairs_are_kept_as_they_are():
 def test_the_scale_of_the_queries_can_be_given(windowed):
     supports = support_set([small_pair()], NATIVE, random.Random(0), windowed)
     assert supports.windowed is windowed
-    assert torch.equal(supports.images, support_set([small_pair()], NATIVE, random.Random(0)).images)
+    assert torch.equal(
+        supports.images, support_set([small_pair()], NATIVE, random.Random(0)).images
+    )
 
 
 def test_normal_views_are_added_to_each_image():
@@ -120,5 +126,7 @@ def test_normal_views_are_added_to_each_image():
 
 
 def test_the_same_source_gives_the_same_views():
-    first, second, third = (support_set([small_pair()], NATIVE, random.Random(seed)) for seed in (1, 1, 2))
+    first, second, third = (
+        support_set([small_pair()], NATIVE, random.Random(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first.images, second.images) and not torch.equal(first.images, third.images)

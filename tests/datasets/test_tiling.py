@@ -60,7 +60,9 @@ def test_fitted_shape_has_the_long_side_and_the_ratio(height, width, size):
         assert abs(fitted - exact) <= 0.5 or (fitted == 1 and exact < 0.5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 40), (41, 97), (97, 41), (120, 80), (20, 100), (40, 7)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(40, 40), (41, 97), (97, 41), (120, 80), (20, 100), (40, 7)]
+)
 def test_windows_at_native_size_merge_back_exactly(height, width):
     """A window smaller than the net is enlarged, so one of its sides must be whole for exactness."""
     score, side = smooth(height, width), 40
@@ -80,7 +82,11 @@ def test_resized_windows_merge_back_nearly(window, net):
     for t, b, le, r in boxes:
         shape = fitted_shape(b - t, r - le, net)
         small = torch.nn.functional.interpolate(
-            score[None, None, t:b, le:r], shape, mode="bilinear", align_corners=False, antialias=True
+            score[None, None, t:b, le:r],
+            shape,
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
         )
         maps.append(padded(small[0, 0], net))
     _, merged = merge_probability(maps, boxes, height, width)

@@ -80,7 +80,11 @@ def blob():
     """A picture that shows its mask: a lopsided white shape, the mask of it, and a disk that no rotation leaves."""
     y, x = np.mgrid[:96, :96]
     shape = ((y - 48) ** 2 + (x - 48) ** 2 < 34**2) & (x > 40) & (y > 55 - x // 4)
-    return np.repeat(shape[..., None] * np.uint8(255), 3, 2), shape.astype(np.uint8), np.hypot(y - 47.5, x - 47.5) < 46
+    return (
+        np.repeat(shape[..., None] * np.uint8(255), 3, 2),
+        shape.astype(np.uint8),
+        np.hypot(y - 47.5, x - 47.5) < 46,
+    )
 
 
 def agreement(image, mask, disk):
@@ -101,15 +105,24 @@ def test_image_and_mask_move_alike(blob):
         assert moved_image.shape == image.shape
         assert set(np.unique(moved_mask)) == {0, 1}
         assert agreement(moved_image, moved_mask, disk) > 0.97
-        same, flipped = np.array_equal(moved_mask, mask), np.array_equal(moved_mask, np.fliplr(mask))
-        kept, mirrored, turned = kept + same, mirrored + flipped, turned + (not same and not flipped)
+        same, flipped = (
+            np.array_equal(moved_mask, mask),
+            np.array_equal(moved_mask, np.fliplr(mask)),
+        )
+        kept, mirrored, turned = (
+            kept + same,
+            mirrored + flipped,
+            turned + (not same and not flipped),
+        )
     assert min(kept, mirrored) >= 6 and turned >= 18
 
 
 def test_rotation_fills_with_the_mean_colour_and_no_defect():
     image, mask = np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), np.uint8)
     augment = TrainTransform((45, 45))
-    augment.pipeline.transforms = [t for t in augment.pipeline.transforms if holds(t, v2.RandomRotation)]
+    augment.pipeline.transforms = [
+        t for t in augment.pipeline.transforms if holds(t, v2.RandomRotation)
+    ]
     augment.pipeline.transforms[0].p = 1.0
     moved_image, moved_mask = augment(image, mask)
     assert moved_image[0, 0].tolist() == [124, 116, 104]

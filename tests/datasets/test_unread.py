@@ -80,14 +80,22 @@ def told(caplog):
 def test_a_whole_data_set_is_read_without_a_word(tmp_path, caplog, layout):
     write, read, _ = LAYOUTS[layout]
     write(tmp_path)
-    for name in ("readme.txt", "Thumbs.db", ".hidden.png", "@eaDir/a.png/SYNOPHOTO.png", "__MACOSX/._a.png"):
+    for name in (
+        "readme.txt",
+        "Thumbs.db",
+        ".hidden.png",
+        "@eaDir/a.png/SYNOPHOTO.png",
+        "__MACOSX/._a.png",
+    ):
         (tmp_path / "cup" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cup" / name).write_bytes(b"")
     read(tmp_path, "cup")
     assert told(caplog) == []
 
 
-@pytest.mark.parametrize(("layout", "place"), [(name, place) for name in LAYOUTS for place in LAYOUTS[name][2]])
+@pytest.mark.parametrize(
+    ("layout", "place"), [(name, place) for name in LAYOUTS for place in LAYOUTS[name][2]]
+)
 def test_an_image_in_any_other_place_is_told_with_its_folder(tmp_path, caplog, layout, place):
     write, read, _ = LAYOUTS[layout]
     write(tmp_path)
@@ -115,7 +123,9 @@ def test_folders_of_supports_in_the_plural_are_named(tmp_path, caplog):
     write_object(tmp_path, "steel")
     for name in ("image", "mask"):
         (tmp_path / "steel" / "support" / name).rename(tmp_path / "steel" / "support" / f"{name}s")
-    with pytest.raises(DataError, match=r"support/image: no images; .*; images/ is there, rename it to image/"):
+    with pytest.raises(
+        DataError, match=r"support/image: no images; .*; images/ is there, rename it to image/"
+    ):
         read_open_domain(tmp_path, "steel")
 
 
@@ -130,10 +140,14 @@ def test_images_below_the_folder_of_normal_images_are_told(tmp_path, caplog):
     write_product(tmp_path, "Disk")
     for place in ("clean/a.png", "clean/b.png", "clean/day1/c.png"):
         save(tmp_path / place)
-    cfg = tiny_config(tmp_path, tmp_path / "log", DATASET__normal_shot=2, DATASET__normal_folder="clean")
+    cfg = tiny_config(
+        tmp_path, tmp_path / "log", DATASET__normal_shot=2, DATASET__normal_folder="clean"
+    )
     assert len(build_normal_images(cfg, ["Disk"])["Disk"]) == 2
     (message,) = told(caplog)
-    assert message.startswith(f"{tmp_path / 'clean' / 'day1'}: 1 files, such as c.png, are not read")
+    assert message.startswith(
+        f"{tmp_path / 'clean' / 'day1'}: 1 files, such as c.png, are not read"
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +164,10 @@ def test_a_folder_that_would_be_taken_for_a_defect_is_refused(tmp_path, layout, 
     write(tmp_path)
     (tmp_path / "cup" / given).rename(tmp_path / "cup" / "aside")
     (tmp_path / "cup" / "aside").rename(tmp_path / "cup" / other)
-    with pytest.raises(DataError, match=rf"cup/{other}: expected {given.split('/')[-1]}/ in this spelling; rename it"):
+    with pytest.raises(
+        DataError,
+        match=rf"cup/{other}: expected {given.split('/')[-1]}/ in this spelling; rename it",
+    ):
         read(tmp_path, "cup")
 
 
@@ -175,4 +192,7 @@ def test_255_beside_small_classes_of_other_masks_is_told(tmp_path, caplog):
     save(tmp_path / "cup" / "image" / "z.png")
     save(tmp_path / "cup" / "mask" / "z.png", np.where(PIXELS > 128, 255, 0).astype(np.uint8))
     samples, _ = ds_spectrum.read_object(tmp_path, "cup")
-    assert {s.category for s in samples} == {1, 255} and "class 255 beside classes such as 1" in caplog.text
+    assert {s.category for s in samples} == {
+        1,
+        255,
+    } and "class 255 beside classes such as 1" in caplog.text

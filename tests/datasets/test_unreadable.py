@@ -80,7 +80,8 @@ def test_annotations(root, place):
 
 
 @pytest.mark.parametrize(
-    "place", ["steel", "steel/support", "steel/support/image", "steel/support/mask", "steel/query/image"]
+    "place",
+    ["steel", "steel/support", "steel/support/image", "steel/support/mask", "steel/query/image"],
 )
 def test_open_domain(root, place):
     write_object(root, "steel")
@@ -89,7 +90,9 @@ def test_open_domain(root, place):
     assert read_open_domain(root, "steel").queries
 
 
-@pytest.mark.parametrize("place", ["bottle", "bottle/train/good", "bottle/test", "bottle/ground_truth/spot"])
+@pytest.mark.parametrize(
+    "place", ["bottle", "bottle/train/good", "bottle/test", "bottle/ground_truth/spot"]
+)
 def test_mvtec(root, place):
     write_mvtec(root)
     with locked(root / place), pytest.raises(DataError, match=place):
@@ -116,9 +119,15 @@ def test_the_root_and_what_a_config_names(root, tmp_path):
     (root / "data").mkdir()
     for name in ("Plate", "Disk"):
         write_product(root / "data", name, {"spot": 2})
-    cfg = tiny_config(root / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="Plate/train")
+    cfg = tiny_config(
+        root / "data", tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="Plate/train"
+    )
     with locked(root / "data"):
-        for call in (build_train_index, build_test_index, lambda c: build_normal_images(c, ["Disk"])):
+        for call in (
+            build_train_index,
+            build_test_index,
+            lambda c: build_normal_images(c, ["Disk"]),
+        ):
             with pytest.raises(DataError, match="data"):
                 call(cfg)
 

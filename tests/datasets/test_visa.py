@@ -43,7 +43,9 @@ def test_the_table_says_what_is_what(visa):
     images, masks = visa / "candle" / "Data" / "Images", visa / "candle" / "Data" / "Masks"
     assert found.name == "candle"
     assert found.normal == [images / "Normal" / f"{number:04}.JPG" for number in range(4)]
-    abnormal = [(images / "Anomaly" / f"{n:03}.JPG", masks / "Anomaly" / f"{n:03}.png") for n in range(4)]
+    abnormal = [
+        (images / "Anomaly" / f"{n:03}.JPG", masks / "Anomaly" / f"{n:03}.png") for n in range(4)
+    ]
     assert found.test == [
         *(AnomalyImage(image, "bad", mask) for image, mask in abnormal),
         AnomalyImage(images / "Normal" / "0004.JPG", "good", None),
@@ -53,7 +55,10 @@ def test_the_table_says_what_is_what(visa):
 
 def content(found):
     """All that an object says, but for where its files lie."""
-    test = [(i.image.name, i.image.read_bytes(), i.defect, read_target(i, image_size(i.image))) for i in found.test]
+    test = [
+        (i.image.name, i.image.read_bytes(), i.defect, read_target(i, image_size(i.image)))
+        for i in found.test
+    ]
     return found.name, [(path.name, path.read_bytes()) for path in found.normal], test
 
 
@@ -122,7 +127,10 @@ def test_an_object_that_the_table_lacks(visa):
 
 def test_neither_layout(visa):
     os.remove(visa / TABLE)
-    with pytest.raises(DataError, match=r"split_csv/1cls\.csv nor .*candle/train/good.*TEST\.dataset_path.*MVTec AD"):
+    with pytest.raises(
+        DataError,
+        match=r"split_csv/1cls\.csv nor .*candle/train/good.*TEST\.dataset_path.*MVTec AD",
+    ):
         read_object(visa, "candle", "TEST.dataset_path")
 
 
@@ -130,7 +138,9 @@ def test_neither_layout(visa):
 def test_a_missing_column_is_named(visa, column):
     text = (visa / TABLE).read_text()
     (visa / TABLE).write_text(text.replace(column, "other", 1))
-    with pytest.raises(DataError, match=rf"1cls\.csv: no column {column}; .*object,split,label,image,mask"):
+    with pytest.raises(
+        DataError, match=rf"1cls\.csv: no column {column}; .*object,split,label,image,mask"
+    ):
         read_object(visa, "candle")
 
 
@@ -145,13 +155,25 @@ def test_an_empty_table(visa, text):
     ("text", "words"),
     [
         (b"object," + b"x" * 200_000, "cannot be read as a table .*commas"),
-        ("object,split".encode("utf-16"), "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16"),
-        ("object,stra\u00dfe".encode("cp1252"), r"is not UTF-8 \(byte 0xdf at 11\); save it as UTF-8: iconv"),
+        (
+            "object,split".encode("utf-16"),
+            "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16",
+        ),
+        (
+            "object,stra\u00dfe".encode("cp1252"),
+            r"is not UTF-8 \(byte 0xdf at 11\); save it as UTF-8: iconv",
+        ),
         (b"object;split;label;image;mask", "its columns are parted by ';', expected commas"),
         (b"object\tsplit\tlabel\timage\tmask", r"its columns are parted by '\\t', expected commas"),
-        (b"object,split", "no column label, image, mask; its first line must be object,split,label,image,mask"),
+        (
+            b"object,split",
+            "no column label, image, mask; its first line must be object,split,label,image,mask",
+        ),
         (b"<!DOCTYPE html><p>not found", "but a web page; download"),
-        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS; fetch the file itself: git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "a pointer of Git LFS; fetch the file itself: git lfs pull",
+        ),
     ],
 )
 def test_what_is_no_table_is_refused_for_what_it_is(visa, text, words):
@@ -171,7 +193,10 @@ def test_a_table_of_windows_paths_is_read(visa, caplog):
 def test_images_that_the_table_does_not_list_for_training_or_test_are_counted(visa, caplog):
     table = (visa / TABLE).read_text()
     rows = [line for line in table.splitlines() if "0001.JPG" not in line]
-    rows = [line.replace("test,anomaly", "train,anomaly") if "/000.JPG" in line else line for line in rows]
+    rows = [
+        line.replace("test,anomaly", "train,anomaly") if "/000.JPG" in line else line
+        for line in rows
+    ]
     (visa / TABLE).write_text("\n".join(rows))
     read_object(visa, "candle")
     told = "\n".join(record.getMessage() for record in caplog.records)
@@ -202,7 +227,9 @@ def test_what_does_not_fit_names_file_and_line(visa, column, value, named):
 
 
 @pytest.mark.parametrize("leads_out", ["absolute", "above"])
-def test_training_images_outside_the_root_are_refused_though_they_exist(visa, tmp_path_factory, leads_out):
+def test_training_images_outside_the_root_are_refused_though_they_exist(
+    visa, tmp_path_factory, leads_out
+):
     outside = tmp_path_factory.mktemp("outside") / "a.JPG"
     Image.new("RGB", SIZE[::-1]).save(outside)
     path = str(outside) if leads_out == "absolute" else os.path.relpath(outside, visa)
@@ -213,7 +240,9 @@ def test_training_images_outside_the_root_are_refused_though_they_exist(visa, tm
 
 def test_no_training_and_no_test_image(tmp_path):
     write_visa(tmp_path / "one", train=0)
-    with pytest.raises(DataError, match=r"1cls\.csv: no row of candle with split train and label normal"):
+    with pytest.raises(
+        DataError, match=r"1cls\.csv: no row of candle with split train and label normal"
+    ):
         read_object(tmp_path / "one", "candle")
     write_visa(tmp_path / "two", good=0, abnormal=0)
     with pytest.raises(DataError, match=r"1cls\.csv: no row of candle with split test"):
@@ -221,18 +250,24 @@ def test_no_training_and_no_test_image(tmp_path):
 
 
 def test_a_training_image_that_is_a_test_image(visa):
-    change(visa, "candle/Data/Images/Normal/0000.JPG", "candle/Data/Images/Normal/0004.JPG", "image")
+    change(
+        visa, "candle/Data/Images/Normal/0000.JPG", "candle/Data/Images/Normal/0004.JPG", "image"
+    )
     with pytest.raises(DataError, match=r"1cls\.csv lists .*0004\.JPG twice"):
         read_object(visa, "candle")
 
 
 def test_a_mask_of_another_size_names_both(visa):
     Image.new("L", SIZE).save(visa / "candle" / "Data" / "Masks" / "Anomaly" / "002.png")
-    with pytest.raises(DataError, match=r"Masks/Anomaly/002\.png is 128 x 96.*Images/Anomaly/002\.JPG is 96 x 128"):
+    with pytest.raises(
+        DataError, match=r"Masks/Anomaly/002\.png is 128 x 96.*Images/Anomaly/002\.JPG is 96 x 128"
+    ):
         read_object(visa, "candle")
 
 
-@pytest.mark.parametrize("mask", ["candle/Data/Masks/Anomaly/001.png", "candle/Data/Images/Anomaly/000.JPG"])
+@pytest.mark.parametrize(
+    "mask", ["candle/Data/Masks/Anomaly/001.png", "candle/Data/Images/Anomaly/000.JPG"]
+)
 def test_a_mask_that_is_that_of_another_image_or_an_image_is_refused(visa, mask):
     change(visa, "candle/Data/Images/Anomaly/000.JPG", mask, "mask")
     with pytest.raises(DataError, match=rf"lists .*{mask} twice"):

@@ -15,7 +15,11 @@ from datasets.vision_v1 import normal_images, read_object, source_files
 from utils.errors import DataError
 
 SIZE = (20, 30)
-BOX, OTHER, OUTSIDE = [2, 3, 12, 3, 12, 7, 2, 7], [10, 5, 20, 5, 20, 15, 10, 15], [50, 50, 60, 50, 60, 60]
+BOX, OTHER, OUTSIDE = (
+    [2, 3, 12, 3, 12, 7, 2, 7],
+    [10, 5, 20, 5, 20, 15, 10, 15],
+    [50, 50, 60, 50, 60, 60],
+)
 
 
 def boxes(*polygons):
@@ -26,16 +30,26 @@ def boxes(*polygons):
 
 
 def annotation(number, image, category, *polygons):
-    return {"id": number, "image_id": image, "category_id": category, "segmentation": list(polygons)}
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": list(polygons),
+    }
 
 
 def content():
     return {
         "categories": [{"id": 4, "name": "pit"}, {"id": 0, "name": "scratch"}],
         "images": [
-            {"id": id, "file_name": name, "height": 20, "width": 30} for id, name in ((9, "b.png"), (5, "a.png"))
+            {"id": id, "file_name": name, "height": 20, "width": 30}
+            for id, name in ((9, "b.png"), (5, "a.png"))
         ],
-        "annotations": [annotation(1, 9, 4, BOX), annotation(2, 5, 0, BOX), annotation(3, 9, 4, OTHER)],
+        "annotations": [
+            annotation(1, 9, 4, BOX),
+            annotation(2, 5, 0, BOX),
+            annotation(3, 9, 4, OTHER),
+        ],
     }
 
 
@@ -67,7 +81,11 @@ def test_both_categories_of_one_image_are_samples_in_order(tmp_path):
     data["annotations"].insert(0, annotation(8, 5, 4, OTHER))
     write(tmp_path, data)
     samples, _ = read_object(tmp_path, "Ring")
-    assert [(s.image[-5:], s.category) for s in samples] == [("a.png", 0), ("a.png", 4), ("b.png", 4)]
+    assert [(s.image[-5:], s.category) for s in samples] == [
+        ("a.png", 0),
+        ("a.png", 4),
+        ("b.png", 4),
+    ]
 
 
 def test_train_and_val_are_read_and_inference_is_not(tmp_path):
@@ -90,7 +108,9 @@ def test_the_order_in_the_file_does_not_matter(tmp_path):
 
 def test_a_byte_order_mark_is_no_error(tmp_path):
     folder = write(tmp_path, content())
-    (folder / "_annotations.coco.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content()).encode())
+    (folder / "_annotations.coco.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(content()).encode()
+    )
     assert len(read_object(tmp_path, "Ring")[0]) == 2
 
 
@@ -100,7 +120,9 @@ def test_run_lengths_of_both_forms_join_the_polygons(tmp_path):
     counts = [0, *[1, 19] * 3, 1, 19 + 26 * 20]
     for segmentation in (rle_encode(mask), {"size": list(SIZE), "counts": counts}):
         data = content()
-        data["annotations"].append(annotation(9, 5, 0) | {"iscrowd": 1, "segmentation": segmentation})
+        data["annotations"].append(
+            annotation(9, 5, 0) | {"iscrowd": 1, "segmentation": segmentation}
+        )
         write(tmp_path, data)
         samples, _ = read_object(tmp_path, "Ring")
         np.testing.assert_array_equal(samples[0].decode_mask(), boxes(BOX) | mask)
@@ -118,7 +140,9 @@ def test_images_without_annotation_are_counted_in_a_note(tmp_path):
 def with_images(*names):
     """The data set with further images that have no annotation."""
     data = content()
-    data["images"] += [{"id": 20 + i, "file_name": n, "height": 20, "width": 30} for i, n in enumerate(names)]
+    data["images"] += [
+        {"id": 20 + i, "file_name": n, "height": 20, "width": 30} for i, n in enumerate(names)
+    ]
     return data
 
 
@@ -129,7 +153,9 @@ def test_normal_images_have_no_annotation_and_are_there(tmp_path):
         folder = write(tmp_path, with_images("d.png", "c.png", "gone.png"), part)
         for name in ("d.png", "c.png", "unlisted.png"):
             Image.new("RGB", SIZE[::-1]).save(folder / name)
-    found = [path.relative_to(tmp_path / "Ring").as_posix() for path in normal_images(tmp_path, "Ring")]
+    found = [
+        path.relative_to(tmp_path / "Ring").as_posix() for path in normal_images(tmp_path, "Ring")
+    ]
     assert found == ["train/c.png", "train/d.png", "val/c.png", "val/d.png"]
     samples, _ = read_object(tmp_path, "Ring")
     assert not {sample.image for sample in samples} & {f"Ring/{name}" for name in found}
@@ -161,7 +187,9 @@ def test_masks_outside_their_image_are_left_out_with_a_note(tmp_path):
     samples, notes = read_object(tmp_path, "Ring")
     assert [s.image for s in samples] == ["Ring/train/b.png"]
     np.testing.assert_array_equal(samples[0].decode_mask(), boxes(BOX))
-    assert len(notes) == 1 and notes[0].split(": ")[1].startswith("1 masks mark nothing within their image")
+    assert len(notes) == 1 and notes[0].split(": ")[1].startswith(
+        "1 masks mark nothing within their image"
+    )
 
 
 def renamed(**names):
@@ -190,7 +218,12 @@ def test_a_part_that_counts_in_its_own_way_may_have_a_category_more(tmp_path):
     other["categories"].append({"id": 7, "name": "pit"})
     write(tmp_path, other, "val")
     found, _ = classes_of(tmp_path)
-    assert found == [("train", 0, "scratch"), ("train", 4, "pit"), ("val", 0, "scratch"), ("val", 8, "hole")]
+    assert found == [
+        ("train", 0, "scratch"),
+        ("train", 4, "pit"),
+        ("val", 0, "scratch"),
+        ("val", 8, "hole"),
+    ]
 
 
 @pytest.mark.parametrize(("name", "words"), [("hole", "it is 'pit'"), ("PIT ", "is spelt 'pit' in"),
@@ -198,7 +231,9 @@ def test_a_part_that_counts_in_its_own_way_may_have_a_category_more(tmp_path):
 def test_a_clash_of_names_is_refused_with_both_files(tmp_path, name, words):
     write(tmp_path, content(), "train")
     write(tmp_path, renamed(n4=name, n0="scratch"), "val")
-    with pytest.raises(DataError, match=rf"val/_annotations\.coco\.json: category .*{words}") as error:
+    with pytest.raises(
+        DataError, match=rf"val/_annotations\.coco\.json: category .*{words}"
+    ) as error:
         read_object(tmp_path, "Ring")
     assert "train/_annotations.coco.json" in str(error.value)
 
@@ -208,7 +243,9 @@ def test_a_category_without_annotations_clashes_with_none(tmp_path):
     other = renamed(n4="everything", n0="scratch")
     other["annotations"] = other["annotations"][1:2]
     write(tmp_path, other, "val")
-    assert [found for found in classes_of(tmp_path)[0] if found[0] == "val"] == [("val", 0, "scratch")]
+    assert [found for found in classes_of(tmp_path)[0] if found[0] == "val"] == [
+        ("val", 0, "scratch")
+    ]
 
 
 def test_two_ids_of_one_name_are_one_category_and_that_is_said(tmp_path):
@@ -227,7 +264,12 @@ def test_two_ids_of_one_name_are_one_category_and_that_is_said(tmp_path):
 def test_valid_is_read_as_val(tmp_path):
     write(tmp_path, content(), "train")
     write(tmp_path, content(), "valid")
-    assert [s.image.split("/")[1] for s in read_object(tmp_path, "Ring")[0]] == ["train", "train", "valid", "valid"]
+    assert [s.image.split("/")[1] for s in read_object(tmp_path, "Ring")[0]] == [
+        "train",
+        "train",
+        "valid",
+        "valid",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +283,10 @@ def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog, pla
     other.write_text(json.dumps(content()))
     read_object(tmp_path, "Ring")
     (message,) = [record.getMessage() for record in caplog.records]
-    assert f"{other.parent}: 1 files, such as {other.name}, are not read" in message and "rename" in message
+    assert (
+        f"{other.parent}: 1 files, such as {other.name}, are not read" in message
+        and "rename" in message
+    )
     (tmp_path / "Ring" / "train" / "_annotations.coco.json").unlink()
     (tmp_path / "Ring" / "train").rename(tmp_path / "gone")
     with pytest.raises(DataError, match=rf"neither train/ nor val/; .* {other} is there"):
@@ -266,7 +311,9 @@ def test_images_that_no_annotations_list_are_counted(tmp_path, caplog):
         ("C:\\data\\a.png", "a.png"), ("Images/a.png", "images/a.png"),
     ],
 )  # fmt: skip
-def test_an_image_under_another_spelling_of_its_name_is_read_and_that_is_said(tmp_path, caplog, listed, there):
+def test_an_image_under_another_spelling_of_its_name_is_read_and_that_is_said(
+    tmp_path, caplog, listed, there
+):
     data = content()
     data["images"][1]["file_name"] = listed
     folder = write(tmp_path, data)
@@ -276,7 +323,10 @@ def test_an_image_under_another_spelling_of_its_name_is_read_and_that_is_said(tm
     samples, _ = read_object(tmp_path, "Ring")
     assert f"Ring/train/{there}" in [s.image for s in samples]
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "1 files are there under another spelling than listed" in message and str(folder / there) in message
+    assert (
+        "1 files are there under another spelling than listed" in message
+        and str(folder / there) in message
+    )
 
 
 def test_a_file_of_the_very_name_comes_before_one_that_is_like_it(tmp_path, caplog):
@@ -285,12 +335,17 @@ def test_a_file_of_the_very_name_comes_before_one_that_is_like_it(tmp_path, capl
     folder = write(tmp_path, data)
     Image.new("RGB", SIZE[::-1]).save(folder / "A.png")
     (folder / "b.png").unlink()
-    assert [s.image for s in read_object(tmp_path, "Ring")[0]] == ["Ring/train/A.png", "Ring/train/a.png"]
+    assert [s.image for s in read_object(tmp_path, "Ring")[0]] == [
+        "Ring/train/A.png",
+        "Ring/train/a.png",
+    ]
     assert not caplog.records
     data["images"][0]["file_name"] = "a.PNG"
     write(tmp_path, data, images=False)
     samples, _ = read_object(tmp_path, "Ring")
-    assert "Ring/train/a.PNG" in [s.image for s in samples], "which of the two is meant cannot be told"
+    assert "Ring/train/a.PNG" in [s.image for s in samples], (
+        "which of the two is meant cannot be told"
+    )
 
 
 def test_one_file_for_two_listed_names_is_refused(tmp_path):
@@ -310,7 +365,9 @@ def test_missing_images_are_no_error_of_the_reader(tmp_path):
 def test_an_image_of_another_size_than_listed(tmp_path):
     folder = write(tmp_path, content())
     Image.new("RGB", SIZE).save(folder / "a.png")
-    with pytest.raises(DataError, match=r"_annotations.coco.json: image 5 .*\(20, 30\).*a\.png.*\(30, 20\)"):
+    with pytest.raises(
+        DataError, match=r"_annotations.coco.json: image 5 .*\(20, 30\).*a\.png.*\(30, 20\)"
+    ):
         read_object(tmp_path, "Ring")
 
 
@@ -335,7 +392,9 @@ def test_headers_are_read_and_pixels_are_not(tmp_path, suffix):
     for name in names:
         cut_off(folder / name, SIZE)
         assert image_size(folder / name) == SIZE
-    assert sorted(Path(sample.image).name for sample in read_object(tmp_path, "Ring")[0]) == sorted(names)
+    assert sorted(Path(sample.image).name for sample in read_object(tmp_path, "Ring")[0]) == sorted(
+        names
+    )
     cut_off(folder / names[1], SIZE[::-1])
     with pytest.raises(DataError, match=rf"image 5 .*\(20, 30\).*a\{suffix}.*\(30, 20\)"):
         read_object(tmp_path, "Ring")
@@ -373,7 +432,11 @@ def broken(path, value):
             {"size": [30, 20], "counts": [600]},
             r"annotation 3.*\[30, 20\].*\[20, 30",
         ),
-        (("annotations", 2, "segmentation"), {"size": [20, 30], "counts": [5]}, "annotation 3.*run lengths"),
+        (
+            ("annotations", 2, "segmentation"),
+            {"size": [20, 30], "counts": [5]},
+            "annotation 3.*run lengths",
+        ),
         (("annotations", 2, "id"), ..., "entry 2 of 'annotations'"),
         (("annotations",), ..., "'annotations'"),
         (("images",), ..., "'images'"),
@@ -450,7 +513,9 @@ def test_parts_whose_annotation_files_link_to_one_file_are_both_read(tmp_path):
     folder = write(tmp_path, content(), "val")
     alone = len(read_object(tmp_path, "Ring")[0])
     (folder / "_annotations.coco.json").unlink()
-    (folder / "_annotations.coco.json").symlink_to(tmp_path / "Ring" / "train" / "_annotations.coco.json")
+    (folder / "_annotations.coco.json").symlink_to(
+        tmp_path / "Ring" / "train" / "_annotations.coco.json"
+    )
     assert len(read_object(tmp_path, "Ring")[0]) == alone
     (tmp_path / "Ring" / "valid").symlink_to(folder)
     assert len(read_object(tmp_path, "Ring")[0]) == alone

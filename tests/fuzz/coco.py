@@ -14,13 +14,26 @@ def annotations(size=(12, 16), names=("a.png", "b.png", "c.png", "gone.png")):
     """COCO of some images, with polygons and both forms of run lengths."""
     height, width = size
     runs = {"size": [height, width], "counts": [height + 2, 5, height * width - height - 7]}
-    shapes = [[[2, 2, 8, 2, 8, 8, 2, 8]], [[1.5, 1, 4, 1], [0, 0]], runs, {"size": [height, width], "counts": "04n0"}]
+    shapes = [
+        [[2, 2, 8, 2, 8, 8, 2, 8]],
+        [[1.5, 1, 4, 1], [0, 0]],
+        runs,
+        {"size": [height, width], "counts": "04n0"},
+    ]
     shapes[3]["counts"] = compressed(runs)
     return {
-        "images": [{"id": i, "file_name": name, "height": height, "width": width} for i, name in enumerate(names)],
+        "images": [
+            {"id": i, "file_name": name, "height": height, "width": width}
+            for i, name in enumerate(names)
+        ],
         "categories": [{"id": 0, "name": "spot"}, {"id": 7, "name": "line"}],
         "annotations": [
-            {"id": i, "image_id": i % len(names), "category_id": 7 * (i % 2), "segmentation": shapes[i % 4]}
+            {
+                "id": i,
+                "image_id": i % len(names),
+                "category_id": 7 * (i % 2),
+                "segmentation": shapes[i % 4],
+            }
             for i in range(6)
         ],
     }

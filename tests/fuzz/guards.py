@@ -14,8 +14,12 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
-TIMES = int(os.environ.get("SOFS_FUZZ", "1"))  # as many inputs as `make test` tries; other ones from 2 on
-TALLY = os.environ.get("SOFS_FUZZ_TALLY")  # file to which each test adds a line: how many inputs it tried
+TIMES = int(
+    os.environ.get("SOFS_FUZZ", "1")
+)  # as many inputs as `make test` tries; other ones from 2 on
+TALLY = os.environ.get(
+    "SOFS_FUZZ_TALLY"
+)  # file to which each test adds a line: how many inputs it tried
 SECONDS = 30.0  # of CPU, for one input: far more than any takes, on a slow machine too, far less than a blow-up
 HANGS = 120  # seconds for one input, on the clock
 GROWTH = 400 << 20  # bytes of memory, for all inputs of a test
@@ -75,7 +79,9 @@ def bounded_time():
 
     start, before = time.process_time(), signal.signal(signal.SIGALRM, break_off)
     signal.setitimer(signal.ITIMER_REAL, HANGS)
-    faulthandler.dump_traceback_later(2 * HANGS, exit=True, file=sys.__stderr__)  # no handler runs in compiled code
+    faulthandler.dump_traceback_later(
+        2 * HANGS, exit=True, file=sys.__stderr__
+    )  # no handler runs in compiled code
     try:
         yield
     finally:
@@ -129,7 +135,9 @@ def _audit(event, args):
 
 def _is_free(path):
     found = os.path.realpath(path)
-    inside = any(found == folder or found.startswith(folder + os.sep) for folder in _watch["folders"])
+    inside = any(
+        found == folder or found.startswith(folder + os.sep) for folder in _watch["folders"]
+    )
     return inside or found.startswith("/dev/") or "__pycache__" in found
 
 

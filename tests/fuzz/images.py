@@ -28,32 +28,58 @@ def _encoded(image, form, **options):
 
 
 def _tiled(image):
-    return pyvips.Image.new_from_array(np.array(image)).tiffsave_buffer(tile=True, tile_width=16, tile_height=16)
+    return pyvips.Image.new_from_array(np.array(image)).tiffsave_buffer(
+        tile=True, tile_width=16, tile_height=16
+    )
 
 
 def _valid_files():
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (H, W, 3), dtype=np.uint8))
-    grey, deep = colour.convert("L"), Image.fromarray(rng.integers(0, 65536, (H, W), dtype=np.uint16))
+    grey, deep = (
+        colour.convert("L"),
+        Image.fromarray(rng.integers(0, 65536, (H, W), dtype=np.uint16)),
+    )
     frames = [colour.rotate(90 * n) for n in range(3)]
 
     def several():
         return {"save_all": True, "append_images": [frame.copy() for frame in frames[1:]]}
 
     files = [_encoded(colour.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")]
-    files += [_encoded(deep, "PNG"), _encoded(colour, "PNG", exif=_exif(6)), _encoded(frames[0], "PNG", **several())]
-    files += [_encoded(colour.convert(mode), "JPEG", exif=_exif(8)) for mode in ("L", "RGB", "CMYK")]
+    files += [
+        _encoded(deep, "PNG"),
+        _encoded(colour, "PNG", exif=_exif(6)),
+        _encoded(frames[0], "PNG", **several()),
+    ]
+    files += [
+        _encoded(colour.convert(mode), "JPEG", exif=_exif(8)) for mode in ("L", "RGB", "CMYK")
+    ]
     files += [_encoded(colour, "JPEG", progressive=True), _encoded(frames[0], "MPO", **several())]
     files += [_encoded(colour.convert(mode), "BMP") for mode in ("1", "L", "P", "RGB", "RGBA")]
     ways = (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4")
-    files += [_encoded(grey.convert("1") if way == "group4" else colour, "TIFF", compression=way) for way in ways]
-    files += [_encoded(deep, "TIFF"), _encoded(deep.convert("F"), "TIFF"), _encoded(colour, "TIFF", exif=_exif(6))]
+    files += [
+        _encoded(grey.convert("1") if way == "group4" else colour, "TIFF", compression=way)
+        for way in ways
+    ]
+    files += [
+        _encoded(deep, "TIFF"),
+        _encoded(deep.convert("F"), "TIFF"),
+        _encoded(colour, "TIFF", exif=_exif(6)),
+    ]
     files += [_encoded(colour.convert("CMYK"), "TIFF"), _encoded(colour.convert("LAB"), "TIFF")]
     files += [_tiled(colour), _encoded(frames[0], "TIFF", **several())]
     files += [_encoded(colour, "TIFF", big_tiff=True), _encoded(colour.convert("YCbCr"), "TIFF")]
-    files += [_encoded(colour.convert("P"), "GIF"), _encoded(frames[0].convert("P"), "GIF", **several())]
+    files += [
+        _encoded(colour.convert("P"), "GIF"),
+        _encoded(frames[0].convert("P"), "GIF", **several()),
+    ]
     files += [_encoded(colour, form) for form in ("WEBP", "PPM", "JPEG2000", "DIB")]
-    return [*files, b"", b"no image", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"]
+    return [
+        *files,
+        b"",
+        b"no image",
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+    ]
 
 
 VALID = _valid_files()
@@ -66,13 +92,17 @@ def broken_files(draw):
     for _ in range(draw(st.integers(0, 6))):
         if not content:
             break
-        place = draw(st.one_of(st.integers(0, len(content) - 1), st.integers(0, min(99, len(content) - 1))))
+        place = draw(
+            st.one_of(st.integers(0, len(content) - 1), st.integers(0, min(99, len(content) - 1)))
+        )
         kind = draw(st.sampled_from(["flip", "number", "cut", "copy", "insert", "other", "drop"]))
         if kind == "flip":
             content[place] = draw(st.integers(0, 255))
         elif kind == "number":
             form = draw(st.sampled_from(["<I", ">I", "<H", ">H"]))
-            value = struct.pack(form, draw(st.sampled_from(_NUMBERS)) % (1 << 8 * struct.calcsize(form)))
+            value = struct.pack(
+                form, draw(st.sampled_from(_NUMBERS)) % (1 << 8 * struct.calcsize(form))
+            )
             content[place : place + len(value)] = value
         elif kind == "cut":
             del content[place:]

@@ -23,7 +23,11 @@ def test_odd_annotations_are_read_or_refused_by_name(tmp_path):
     folder.mkdir(parents=True)
     exif = Image.Exif()
     exif[274] = 6
-    for name, size, more in (("a.png", (16, 12), {}), ("b.png", (12, 16), {"exif": exif}), ("c.png", (16, 12), {})):
+    for name, size, more in (
+        ("a.png", (16, 12), {}),
+        ("b.png", (12, 16), {"exif": exif}),
+        ("c.png", (16, 12), {}),
+    ):
         Image.fromarray(np.zeros((size[1], size[0]), np.uint8)).save(folder / name, **more)
     before = most_pixels()
     limit_pixels(4_000_000)
@@ -59,7 +63,13 @@ def test_a_saved_index_is_read_or_built_anew(tmp_path):
 
     def index(load):
         return load_or_build(
-            vision_v1, "VISION_V1", tmp_path, ["Plate"], tmp_path / "saved", save=not load, load=load
+            vision_v1,
+            "VISION_V1",
+            tmp_path,
+            ["Plate"],
+            tmp_path / "saved",
+            save=not load,
+            load=load,
         ).samples
 
     expected = index(load=False)

@@ -40,7 +40,9 @@ def check(call):
 def test_odd_settings_load_or_are_refused(tmp_path):
     path = tmp_path / "my.yaml"
     odd_trees = changed(TREE).map(lambda tree: yaml.dump(tree).encode("utf-8", "backslashreplace"))
-    lines = st.lists(st.sampled_from(LINES), max_size=4).map(lambda found: "\n".join(found).encode("utf-8"))
+    lines = st.lists(st.sampled_from(LINES), max_size=4).map(
+        lambda found: "\n".join(found).encode("utf-8")
+    )
 
     @fuzzed(120)
     @given(st.one_of(odd_trees, spoilt(TEXT[:400]), lines, st.binary(max_size=60)))

@@ -79,14 +79,18 @@ def test_broken_images_are_read_or_refused_by_name(tmp_path, always_in_strips):
         read()
 
 
-MASKS = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 255))
+MASKS = arrays(
+    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 255)
+)
 FEW = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 0, 0, 1, 2, 127, 128, 254, 255]))
 
 
 def around(values, row, column):
     """Values above, below, left and right of a pixel, as far as they are inside."""
     near = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-    return [int(values[r, c]) for r, c in near if 0 <= r < values.shape[0] and 0 <= c < values.shape[1]]
+    return [
+        int(values[r, c]) for r, c in near if 0 <= r < values.shape[0] and 0 <= c < values.shape[1]
+    ]
 
 
 def labels_by_loops(values):
@@ -98,11 +102,15 @@ def labels_by_loops(values):
         if 0 < value < most:
             others = around(values, row, column)
             beside = any(other not in (0, value) for other in others)
-            scattered = (value <= 0.03 * most or value >= most - 0.03 * most) and any(o != value for o in others)
+            scattered = (value <= 0.03 * most or value >= most - 0.03 * most) and any(
+                o != value for o in others
+            )
             odd.setdefault(value, []).append(beside or scattered)
     graded = [2 * sum(found) > len(found) for found in odd.values()]
     found = [one for part in odd.values() for one in part]
-    return (most < 128 and len(odd) < 32) or (2 * sum(graded) <= len(graded) and 2 * sum(found) <= len(found))
+    return (most < 128 and len(odd) < 32) or (
+        2 * sum(graded) <= len(graded) and 2 * sum(found) <= len(found)
+    )
 
 
 def unsure_by_loops(values):
@@ -110,13 +118,20 @@ def unsure_by_loops(values):
     small = [place for place, value in np.ndenumerate(values) if value not in (0, 255)]
     if values.max() != 255 or not small or max(values[place] for place in small) >= 32:
         return False
-    inside = [all(o == values[p] for o in around(values, *p)) or 0 not in around(values, *p) for p in small]
+    inside = [
+        all(o == values[p] for o in around(values, *p)) or 0 not in around(values, *p)
+        for p in small
+    ]
     return 2 * sum(inside) > len(small)
 
 
 def test_masks_mark_what_is_not_zero_or_the_upper_half_of_shades(tmp_path):
     @fuzzed(250)
-    @given(MASKS | FEW, st.sampled_from(["L", "RGB", "LA", "RGBA"]), st.sampled_from(["png", "tif", "bmp"]))
+    @given(
+        MASKS | FEW,
+        st.sampled_from(["L", "RGB", "LA", "RGBA"]),
+        st.sampled_from(["png", "tif", "bmp"]),
+    )
     def read(values, mode, suffix):
         path = tmp_path / f"m.{suffix}"
         Image.fromarray(values).convert(mode if suffix != "bmp" else "RGB").save(path)
@@ -134,7 +149,13 @@ def test_masks_of_the_displayed_size_are_turned_to_the_stored_pixels(tmp_path):
     """Pillow's own turning is the way there."""
 
     @fuzzed(60)
-    @given(st.integers(1, 8), st.integers(1, 9), st.integers(10, 19), st.integers(0, 2**32 - 1), st.booleans())
+    @given(
+        st.integers(1, 8),
+        st.integers(1, 9),
+        st.integers(10, 19),
+        st.integers(0, 2**32 - 1),
+        st.booleans(),
+    )
     def turn(orientation, height, width, seed, swap):
         height, width = (width, height) if swap else (height, width)
         marks = np.random.default_rng(seed).integers(0, 2, (height, width), dtype=np.uint8)

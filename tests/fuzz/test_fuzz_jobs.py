@@ -31,7 +31,9 @@ def run_job(monkeypatch, job, root, output, **changes):
     }
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     monkeypatch.setattr(
-        sys, "argv", ["job", "--cfg", "/dev/null", "--opts", *map(str, (p for i in values.items() for p in i))]
+        sys,
+        "argv",
+        ["job", "--cfg", "/dev/null", "--opts", *map(str, (p for i in values.items() for p in i))],
     )
     with own_logging():
         return run_main("", JOBS[job])
@@ -52,14 +54,27 @@ def test_tests_and_trainings_on_odd_data_end_with_0_or_2(places, monkeypatch, ca
     folder = data / "Disk" / "train"
 
     @fuzzed(3)
-    @given(contents(annotations(SIZE, NAMES)), broken_files(), st.sampled_from(NAMES), st.booleans())
+    @given(
+        contents(annotations(SIZE, NAMES)), broken_files(), st.sampled_from(NAMES), st.booleans()
+    )
     def run(content, image, name, train):
         (folder / vision_v1.ANNOTATIONS).write_bytes(content)
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(image)
-        objects = {"DATASET__train_objects": ["Disk"], "DATASET__test_objects": ["Plate"]} if train else {}
+        objects = (
+            {"DATASET__train_objects": ["Disk"], "DATASET__test_objects": ["Plate"]}
+            if train
+            else {}
+        )
         with bounded_time(), writes_only(output):
-            code = run_job(monkeypatch, "train" if train else "test", data, output, TRAIN_SETUPS__epochs=1, **objects)
+            code = run_job(
+                monkeypatch,
+                "train" if train else "test",
+                data,
+                output,
+                TRAIN_SETUPS__epochs=1,
+                **objects,
+            )
         told = capsys.readouterr()
         assert code in (0, 2) and "Traceback" not in told.err + told.out
         assert code == 0 or told.err.rpartition("error: ")[2].strip()
@@ -73,7 +88,10 @@ def test_tests_and_trainings_on_odd_data_end_with_0_or_2(places, monkeypatch, ca
 def test_open_domain_on_odd_files_ends_with_0_or_2(places, monkeypatch, capsys):
     _, root, output = places
     files = sorted(p for p in root.rglob("*.*") if p.is_file())
-    options = {"DATASET__name": "opendomain_test_dataset_ND", "DATASET__open_domain_test_object": ["steel"]}
+    options = {
+        "DATASET__name": "opendomain_test_dataset_ND",
+        "DATASET__open_domain_test_object": ["steel"],
+    }
 
     @fuzzed(3)
     @given(broken_files(), st.sampled_from(files))

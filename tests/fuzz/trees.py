@@ -17,7 +17,9 @@ NUMBERS = [
 ODD = st.one_of(
     st.sampled_from(NAMES),
     st.sampled_from(NUMBERS),
-    st.sampled_from([None, True, False, [], {}, [[]], [{}], {"a": {}}, [[1.0]], [None], "1", "true", "[1, 2]"]),
+    st.sampled_from(
+        [None, True, False, [], {}, [[]], [{}], {"a": {}}, [[1.0]], [None], "1", "true", "[1, 2]"]
+    ),
     st.lists(st.sampled_from(NUMBERS), max_size=9),
     st.lists(st.lists(st.integers(-9, 40), max_size=9), max_size=3),
     st.integers(-40, 40),
@@ -74,9 +76,13 @@ def spoilt(draw, text):
         elif kind == "insert":
             content[place:place] = draw(st.binary(max_size=20))
         elif kind == "replace":
-            content[place : place + 1] = draw(st.sampled_from([b"[", b"{", b'"', b":", b",", b"\0", b"9", b"-", b"&"]))
+            content[place : place + 1] = draw(
+                st.sampled_from([b"[", b"{", b'"', b":", b",", b"\0", b"9", b"-", b"&"])
+            )
         elif kind == "repeat":
             content[place:place] = content[place : place + length] * draw(st.integers(1, 300))
         else:
-            content[place:place] = draw(st.sampled_from([b"[", b'{"a":', b"- ", b"? "])) * draw(st.integers(1, 5000))
+            content[place:place] = draw(st.sampled_from([b"[", b'{"a":', b"- ", b"? "])) * draw(
+                st.integers(1, 5000)
+            )
     return bytes(content)

@@ -39,7 +39,9 @@ def test_polygon_masks_are_the_same_pixel_for_pixel(arrays, samples):
         assert sorted(found) == sorted(arrays[f"categories_{position}"].tolist())
         assert len(found) == arrays[f"category_sum_{position}"]
         for category, sample in found.items():
-            np.testing.assert_array_equal(sample.decode_mask(), arrays[f"mask_{position}_cat{category}"])
+            np.testing.assert_array_equal(
+                sample.decode_mask(), arrays[f"mask_{position}_cat{category}"]
+            )
 
 
 def test_every_category_has_the_same_files(arrays, samples):
@@ -49,5 +51,11 @@ def test_every_category_has_the_same_files(arrays, samples):
 
 
 def test_sample_count_and_names(arrays, samples):
-    assert len(samples) == sum(int(arrays[f"category_sum_{i}"]) for i in range(len(arrays["files"])))
-    assert {sample.class_name for sample in samples} == {"coco_case/scratch", "coco_case/pit", "coco_case/stain"}
+    assert len(samples) == sum(
+        int(arrays[f"category_sum_{i}"]) for i in range(len(arrays["files"]))
+    )
+    assert {sample.class_name for sample in samples} == {
+        "coco_case/scratch",
+        "coco_case/pit",
+        "coco_case/stain",
+    }

@@ -26,7 +26,9 @@ TARGETS, SMOOTH = ("full", "empty", "mixed"), ("1", "100000", "0.5")
 def test_loss_and_its_gradient(tensors, target, smooth_r, weights):
     case, tag = tensors("loss"), f"{target}_sr{smooth_r}_dw{weights[0]}_cw{weights[1]}"
     probability = case["pred"].clone().requires_grad_()
-    loss = MixedNormalDiceLoss(float(smooth_r), *map(float, weights))(probability, case[f"target_{target}"])
+    loss = MixedNormalDiceLoss(float(smooth_r), *map(float, weights))(
+        probability, case[f"target_{target}"]
+    )
     loss.backward()
     assert_close(loss.detach(), case[f"loss_{tag}"], rtol=1e-5, atol=1e-6)
     assert_close(probability.grad, case[f"grad_{tag}"], rtol=1e-4, atol=1e-9)
@@ -61,7 +63,9 @@ def test_aggregation(golden, kind):
     assert set(names) == set(meter.classes)
     for name, output, target in zip(names, case[f"{kind}_output"], case["target"], strict=True):
         meter.update(name, output, target)
-    np.testing.assert_allclose(list(meter.class_iou().values()), case[f"{kind}_class_fg_iou"], atol=1e-6)
+    np.testing.assert_allclose(
+        list(meter.class_iou().values()), case[f"{kind}_class_fg_iou"], atol=1e-6
+    )
     counts = meter.counts.double().numpy()
     np.testing.assert_allclose(counts[:, 0] / counts[:, 2], case[f"{kind}_class_bg_iou"], atol=1e-6)
     pooled = counts.sum(0)
@@ -82,4 +86,6 @@ def test_class_without_union_is_left_out_where_the_original_gives_nan(golden):
     assert meter.miou() == pytest.approx(2 / 3)
     assert meter.fb_iou() == pytest.approx(float(case["nan_fb_iou"].mean()), abs=1e-6)
     pooled = meter.counts.sum(0).double()
-    assert_close(pooled[:2] / pooled[2:4], torch.tensor(case["nan_fb_iou"]).double(), rtol=0, atol=1e-6)
+    assert_close(
+        pooled[:2] / pooled[2:4], torch.tensor(case["nan_fb_iou"]).double(), rtol=0, atol=1e-6
+    )

@@ -37,12 +37,17 @@ def test_network_input(golden, i):
     case = golden("preprocess")
     image, net = case[f"image_{i}"], int(case[f"net_{i}"])
     close(prepare_image(image, net), case[f"prepared_{i}"], 1e-6)
-    np.testing.assert_array_equal(prepare_mask(case[f"mask_{i}"], net).numpy(), case[f"prepared_mask_{i}"])
+    np.testing.assert_array_equal(
+        prepare_mask(case[f"mask_{i}"], net).numpy(), case[f"prepared_mask_{i}"]
+    )
     assert fitted_shape(*image.shape[:2], net) == tuple(case[f"input_shape_{i}"])
 
 
 def test_mask_without_defect_stays_empty(golden):
-    assert prepare_mask(np.zeros((37, 60), np.uint8), 70).max() == golden("preprocess")["all_zero_mask_result_max"]
+    assert (
+        prepare_mask(np.zeros((37, 60), np.uint8), 70).max()
+        == golden("preprocess")["all_zero_mask_result_max"]
+    )
 
 
 @pytest.mark.parametrize("i", range(5))
@@ -56,7 +61,9 @@ def test_map_back_to_the_window(tensors, i):
     np.testing.assert_array_equal(label.numpy(), case[f"label_{i}"])
 
 
-@pytest.mark.parametrize("group", ["upscaled_windows", "native_windows", "downscaled_windows", "whole_image"])
+@pytest.mark.parametrize(
+    "group", ["upscaled_windows", "native_windows", "downscaled_windows", "whole_image"]
+)
 def test_stitching(golden, group):
     case = {k.split("/")[1]: v for k, v in golden("stitch_small").items() if k.startswith(group)}
     (height, width), net = case["image_hw"].tolist(), int(case["net_size"])
@@ -91,7 +98,12 @@ def test_support_crops(golden):
     for seed, boxes, counts in zip(case["seeds"], case["boxes"], case["mask_pixels"], strict=True):
         rng = random.Random(int(seed))
         ours = support_boxes(
-            case["mask"], views=4, side=int(case["crop_size"]), resize_ratio=1.0, rng=rng, may_miss=True
+            case["mask"],
+            views=4,
+            side=int(case["crop_size"]),
+            resize_ratio=1.0,
+            rng=rng,
+            may_miss=True,
         )
         np.testing.assert_array_equal(ours, boxes)
         assert [int((cut(case["mask"], box) > 0).sum()) for box in ours] == counts.tolist()

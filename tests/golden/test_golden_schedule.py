@@ -21,4 +21,6 @@ def test_polynomial_decay_of_both_groups(golden):
     assert float(case["base_lr"]) == np.float32(base)
     for iteration, transformer, rest in case["rows_f64"]:
         factor = polynomial_factor(int(iteration), int(case["max_iter"]), power=0.9)
-        np.testing.assert_allclose([base * factor, 2 * base * factor], [transformer, rest], rtol=1e-12, atol=1e-20)
+        np.testing.assert_allclose(
+            [base * factor, 2 * base * factor], [transformer, rest], rtol=1e-12, atol=1e-20
+        )

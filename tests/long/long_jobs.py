@@ -32,7 +32,10 @@ SMALL = {
 def held() -> dict[str, float]:
     """Resident memory of the process and of its workers together (MB), open files and threads of the process."""
     workers = [f"/proc/{child.pid}/statm" for child in active_children()]
-    resident = [int(Path(file).read_text().split()[1]) * PAGE / 1e6 for file in ("/proc/self/statm", *workers)]
+    resident = [
+        int(Path(file).read_text().split()[1]) * PAGE / 1e6
+        for file in ("/proc/self/statm", *workers)
+    ]
     files, threads = (len(os.listdir(f"/proc/self/{what}")) for what in ("fd", "task"))
     return {"memory": resident[0], "workers": sum(resident[1:]), "files": files, "threads": threads}
 
@@ -55,13 +58,19 @@ def evaluated(root: Path, folder: Path, workers: int, samples: Samples) -> None:
     cfg = tiny_config(root, folder, **SMALL)
     predictor, index = untrained_predictor(cfg), build_test_index(cfg)
     predictor.backbone.register_forward_pre_hook(samples.step)
-    protocol = Protocol(shot=1, seed=0, multiple=2000 // len(index), num_workers=workers, batch_size=2)
+    protocol = Protocol(
+        shot=1, seed=0, multiple=2000 // len(index), num_workers=workers, batch_size=2
+    )
     evaluate(predictor, index, view_settings(cfg), protocol)
 
 
 def trained(root: Path, folder: Path, workers: int, samples: Samples) -> None:
     """2,000 iterations in 40 epochs of 50, a checkpoint after each."""
-    changes = {"TRAIN_SETUPS__epochs": 40, "TRAIN_SETUPS__batch_size": 1, "TRAIN_SETUPS__num_workers": workers}
+    changes = {
+        "TRAIN_SETUPS__epochs": 40,
+        "TRAIN_SETUPS__batch_size": 1,
+        "TRAIN_SETUPS__num_workers": workers,
+    }
     trainer = trainer_of(root, folder, **SMALL, **changes)
     trainer.learner.step.register_forward_hook(samples.step)
     trainer.run([])

@@ -34,7 +34,10 @@ def run(root, output, **changes):
     } | changes  # fmt: skip
     opts = [str(part) for pair in values.items() for part in pair]
     found = subprocess.run(
-        [sys.executable, "-c", JOB, "--cfg", "/dev/null", "--opts", *opts], cwd=REPO, capture_output=True, text=True
+        [sys.executable, "-c", JOB, "--cfg", "/dev/null", "--opts", *opts],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr
     report = json.loads((output / "run" / "metrics.json").read_text())["objects"]["steel"]
@@ -57,7 +60,9 @@ def test_400_megapixels_are_answered_in_bounded_memory(tmp_path, usual, suffix):
     pixel.replicate(SIDE, SIDE).write_to_file(str(path))
     report, peak = run(tmp_path / "data", tmp_path / "log")
     assert report["unreadable"] == [] and report["queries"] == 2
-    mask = pyvips.Image.new_from_file(str(tmp_path / "log" / "run" / "steel" / "masks" / "large.png"))
+    mask = pyvips.Image.new_from_file(
+        str(tmp_path / "log" / "run" / "steel" / "masks" / "large.png")
+    )
     assert (mask.width, mask.height) == (SIDE, SIDE)
     assert peak < usual + MORE, (peak, usual)
 
@@ -68,7 +73,8 @@ def test_400_megapixels_teach_a_defect_in_bounded_memory(tmp_path, usual):
     mark = {"image": ((90, 120, 100), (250, 250, 250)), "mask": (0, 255)}
     for part, (ground, defect) in mark.items():
         surface, spot = (
-            pyvips.Image.new_from_array(np.full((1, 1, np.size(v)), v, np.uint8)) for v in (ground, defect)
+            pyvips.Image.new_from_array(np.full((1, 1, np.size(v)), v, np.uint8))
+            for v in (ground, defect)
         )
         whole = surface.replicate(SIDE, SIDE).insert(spot.replicate(60, 40), SIDE // 2, SIDE // 3)
         whole.write_to_file(str(tmp_path / "data" / "steel" / "support" / part / "large.png"))

@@ -25,15 +25,30 @@ def products(tmp_path_factory):
     root = tmp_path_factory.mktemp("products")
     for name in ("Plate", "Disk"):
         write_product(root, name, {"spot": 25, "line": 25}, size=(48, 64))
-    write_object(root, "steel", {f"{i:03}.png": (48, 64) for i in range(QUERIES)}, labels=["003.png"])
+    write_object(
+        root, "steel", {f"{i:03}.png": (48, 64) for i in range(QUERIES)}, labels=["003.png"]
+    )
     return root
 
 
 def held(job, root, folder, workers):
     """What a job holds along its way, see `long_jobs`."""
-    command = [sys.executable, "-m", "tests.long.long_jobs", job, str(root), str(folder), str(workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.long.long_jobs",
+        job,
+        str(root),
+        str(folder),
+        str(workers),
+    ]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -41,7 +56,14 @@ def held(job, root, folder, workers):
 
 @pytest.mark.parametrize(
     ("job", "workers"),
-    [("evaluated", 0), ("evaluated", 2), ("trained", 0), ("trained", 2), ("predicted", 0), ("open_domain", 0)],
+    [
+        ("evaluated", 0),
+        ("evaluated", 2),
+        ("trained", 0),
+        ("trained", 2),
+        ("predicted", 0),
+        ("open_domain", 0),
+    ],
 )
 def test_a_long_run_does_not_grow(products, tmp_path, job, workers):
     found = held(job, products, tmp_path, workers)

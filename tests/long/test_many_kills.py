@@ -15,11 +15,15 @@ from tools.trainer import run_training
 KILLS = 30
 
 
-@pytest.mark.parametrize("changes", [{}, {"TRAIN_SETUPS__num_workers": 2}, {"TRAIN__feature_bank": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"TRAIN_SETUPS__num_workers": 2}, {"TRAIN__feature_bank": 2}]
+)
 def test_the_weights_are_those_of_an_uninterrupted_training(surfaces, tmp_path, changes):
     """Every third kill comes while the state is being written."""
     settings = CHANGES | {"TRAIN_SETUPS__epochs": 150} | changes
-    straight, training = (Training(surfaces, tmp_path / name, **settings) for name in ("straight", "killed"))
+    straight, training = (
+        Training(surfaces, tmp_path / name, **settings) for name in ("straight", "killed")
+    )
     with own_logging():
         run_training(load_config(straight.yaml), "")
     rng = random.Random(len(changes))

@@ -13,9 +13,18 @@ MOST = 3 * 3600  # seconds
 def test_more_than_twenty_thousand_invented_inputs_new_ones_each_time(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "tests/fuzz"]
     times = max(TIMES, int(os.environ.get("SOFS_FUZZ", TIMES)))
-    ours = {"SOFS_FUZZ": str(times), "SOFS_FUZZ_TALLY": str(tmp_path / "tally"), "OMP_NUM_THREADS": "1"}
+    ours = {
+        "SOFS_FUZZ": str(times),
+        "SOFS_FUZZ_TALLY": str(tmp_path / "tally"),
+        "OMP_NUM_THREADS": "1",
+    }
     found = subprocess.run(
-        command, cwd=REPO, env=os.environ | ours, capture_output=True, text=True, timeout=MOST * times // TIMES
+        command,
+        cwd=REPO,
+        env=os.environ | ours,
+        capture_output=True,
+        text=True,
+        timeout=MOST * times // TIMES,
     )
     assert found.returncode == 0, found.stdout[-5000:]
     tried = [int(line) for line in (tmp_path / "tally").read_text().split()]

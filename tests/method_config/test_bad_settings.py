@@ -10,7 +10,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{n}: &{n} [{','.join(['*' + p] * 10)}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)
 )
 MERGES = "a: &a {k0: 1, k1: 1, k2: 1}\n" + "".join(
-    f"{n}: &{n} {{<<: [{','.join(['*' + p] * 10)}]}}\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{n}: &{n} {{<<: [{','.join(['*' + p] * 10)}]}}\n"
+    for p, n in zip("abcdefgh", "bcdefghi", strict=True)
 )
 TEXTS = {
     "not closed": "DATASET: {",
@@ -72,8 +73,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, fault):
     assert "cannot be read" in fault(load_config, tmp_path)
 
 
-@pytest.mark.parametrize("value", ["1" * 5000, "[" * 1500, "0x" + "f" * 5000, "!!int ''", "x\0y", "2001-99-99"])
-@pytest.mark.parametrize("key", ["DATASET.shot", "DATASET.crop_ratio", "TEST.threshold", "TRAIN.enable"])
+@pytest.mark.parametrize(
+    "value", ["1" * 5000, "[" * 1500, "0x" + "f" * 5000, "!!int ''", "x\0y", "2001-99-99"]
+)
+@pytest.mark.parametrize(
+    "key", ["DATASET.shot", "DATASET.crop_ratio", "TEST.threshold", "TRAIN.enable"]
+)
 def test_odd_options_are_refused_in_few_words(load, fault, key, value):
     message = fault(load, key, value)
     assert message.startswith("command line: ") and key in message and len(message) < 500
@@ -81,7 +86,12 @@ def test_odd_options_are_refused_in_few_words(load, fault, key, value):
 
 @pytest.mark.parametrize(
     "key",
-    ["DATASET.train_objects", "DATASET.test_objects", "DATASET.open_domain_test_object", "DATASET.sub_datasets"],
+    [
+        "DATASET.train_objects",
+        "DATASET.test_objects",
+        "DATASET.open_domain_test_object",
+        "DATASET.sub_datasets",
+    ],
 )
 @pytest.mark.parametrize("name", ["/etc", "..", "a/../..", "../a", "a/.."])
 def test_folders_that_lead_out_are_refused(load, fault, key, name):
@@ -89,27 +99,42 @@ def test_folders_that_lead_out_are_refused(load, fault, key, name):
     assert key in message and "leads out" in message
 
 
-@pytest.mark.parametrize(("key", "where"), [("RUN_NAME", "OUTPUT_DIR"), ("DATASET.normal_folder", "data set")])
+@pytest.mark.parametrize(
+    ("key", "where"), [("RUN_NAME", "OUTPUT_DIR"), ("DATASET.normal_folder", "data set")]
+)
 @pytest.mark.parametrize("name", ["/tmp/x", "..", "a/../../b"])
 def test_paths_that_lead_out_are_refused(load, fault, key, where, name):
     message = fault(load, key, name)
     assert key in message and "leads out" in message and where in message
 
 
-@pytest.mark.parametrize("key", ["DATASET.train_objects", "DATASET.open_domain_test_object", "DATASET.sub_datasets"])
+@pytest.mark.parametrize(
+    "key", ["DATASET.train_objects", "DATASET.open_domain_test_object", "DATASET.sub_datasets"]
+)
 @pytest.mark.parametrize("name", ["Ring/", "./Ring", "a//Ring", ".", ""])
 def test_another_spelling_of_a_folder_is_refused(load, fault, key, name):
     """Ring and Ring/ would be two objects, of the same images."""
     message = fault(load, key, [name])
-    words = {".": "names no folder", "": "is empty", "a//Ring": "write 'a/Ring' for"}.get(name, "write 'Ring' for")
+    words = {".": "names no folder", "": "is empty", "a//Ring": "write 'a/Ring' for"}.get(
+        name, "write 'Ring' for"
+    )
     assert key in message and words in message
 
 
 @pytest.mark.parametrize("name", ["gallery", "checkpoints/part", "metrics.json"])
 def test_an_open_domain_object_named_as_files_of_a_run_is_refused(load, fault, name):
     """Its folder in the run's would be theirs."""
-    message = fault(load, "DATASET.name", "opendomain_test_dataset_ND", "DATASET.open_domain_test_object", [name])
-    assert "open_domain_test_object" in message and f"{name} is what a run calls files of its own" in message
+    message = fault(
+        load,
+        "DATASET.name",
+        "opendomain_test_dataset_ND",
+        "DATASET.open_domain_test_object",
+        [name],
+    )
+    assert (
+        "open_domain_test_object" in message
+        and f"{name} is what a run calls files of its own" in message
+    )
 
 
 @pytest.mark.parametrize("name", ["a/b", "a..b", "..a", "a b", "ü\n漢"])

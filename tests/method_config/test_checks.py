@@ -7,20 +7,36 @@ from method_config.checks import BOUNDS, CHOICES
 from method_config.merge import get, leaves
 
 LEAVES = dict(leaves(get_defaults()))
-NUMBERS = [key for key, value in LEAVES.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+NUMBERS = [
+    key
+    for key, value in LEAVES.items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+]
 SMALL = ["TRAIN.backbone", "efficientnet_lite0", "TRAIN.SOFS.prior_layer_pointer", "[1, 2]"]
 OPEN = ["DATASET.name", "opendomain_test_dataset_ND"]
 IMPOSSIBLE = [
-    (["DATASET.image_size", "520", "DATASET.mask_size", "520"], ["DATASET.image_size is 520", "518 or 532"]),
+    (
+        ["DATASET.image_size", "520", "DATASET.mask_size", "520"],
+        ["DATASET.image_size is 520", "518 or 532"],
+    ),
     (["DATASET.image_size", "9", "DATASET.mask_size", "9"], ["DATASET.image_size", "= 14: 14."]),
     (["DATASET.mask_size", "532"], ["DATASET.mask_size is 532", "518"]),
     (["DATASET.image_size", "532"], ["DATASET.mask_size is 518", "532"]),
-    (["TRAIN.SOFS.vit_patch_size", "7"], ["TRAIN.SOFS.vit_patch_size is 7", "dinov2_vitb14 are 14"]),
+    (
+        ["TRAIN.SOFS.vit_patch_size", "7"],
+        ["TRAIN.SOFS.vit_patch_size is 7", "dinov2_vitb14 are 14"],
+    ),
     (["DATASET.split", "3"], ["DATASET.split is 3", "VISION_V1_ND", "0 to 2", "train_objects"]),
     (["DATASET.split", "-1"], ["DATASET.split is -1"]),
     (["DATASET.split", "3", "DATASET.test_objects", "a"], ["DATASET.split is 3"]),
-    (["DATASET.name", "VISION_V1_NC"], ["DATASET.name", "Did you mean VISION_V1_ND?", "DS_Spectrum_DS"]),
-    (["TRAIN.backbone", "dinov2_vitb16"], ["TRAIN.backbone", "Did you mean dinov2_vitb14?", "timm:NAME"]),
+    (
+        ["DATASET.name", "VISION_V1_NC"],
+        ["DATASET.name", "Did you mean VISION_V1_ND?", "DS_Spectrum_DS"],
+    ),
+    (
+        ["TRAIN.backbone", "dinov2_vitb16"],
+        ["TRAIN.backbone", "Did you mean dinov2_vitb14?", "timm:NAME"],
+    ),
     (["TRAIN.backbone", "timm:"], ["TRAIN.backbone", "timm:NAME"]),
     (["TRAIN.method", "HSNet"], ["TRAIN.method", "SOFS"]),
     (["TEST.merge", "probabilty"], ["TEST.merge", "Did you mean probability?"]),
@@ -29,18 +45,42 @@ IMPOSSIBLE = [
     (["DATASET.crop_ratio", "[0, 1]"], ["DATASET.crop_ratio", "more than 0"]),
     (["DATASET.crop_ratio", "1"], ["DATASET.crop_ratio", "two numbers"]),
     (["DATASET.rotate_min", "11"], ["DATASET.rotate_min is 11.0", "DATASET.rotate_max = 10.0"]),
-    (["TRAIN.SOFS.transformer_nums_heads", "3"], ["TRAIN.SOFS.transformer_nums_heads is 3", "256", "2, 4, 8"]),
-    (["TRAIN.SOFS.prior_layer_pointer", "[]"], ["TRAIN.SOFS.prior_layer_pointer", "one layer or more"]),
+    (
+        ["TRAIN.SOFS.transformer_nums_heads", "3"],
+        ["TRAIN.SOFS.transformer_nums_heads is 3", "256", "2, 4, 8"],
+    ),
+    (
+        ["TRAIN.SOFS.prior_layer_pointer", "[]"],
+        ["TRAIN.SOFS.prior_layer_pointer", "one layer or more"],
+    ),
     (["TRAIN.SOFS.prior_layer_pointer", "[5, 5]"], ["TRAIN.SOFS.prior_layer_pointer", "each once"]),
     (["TRAIN.SOFS.prior_layer_pointer", "[6, 5]"], ["TRAIN.SOFS.prior_layer_pointer", "ascending"]),
-    (["TRAIN.SOFS.prior_layer_pointer", "[12]"], ["TRAIN.SOFS.prior_layer_pointer", "dinov2_vitb14 are 0 to 11"]),
+    (
+        ["TRAIN.SOFS.prior_layer_pointer", "[12]"],
+        ["TRAIN.SOFS.prior_layer_pointer", "dinov2_vitb14 are 0 to 11"],
+    ),
     (["TRAIN.backbone", "resnet50"], ["TRAIN.SOFS.prior_layer_pointer", "resnet50 are 0 to 4"]),
-    (["DATASET.train_objects", "[a, b]", "DATASET.test_objects", "[b, c]"], ["DATASET.test_objects", ": b is in"]),
-    (["DATASET.train_objects", "[a, a]"], ["DATASET.train_objects", "a stands there more than once"]),
+    (
+        ["DATASET.train_objects", "[a, b]", "DATASET.test_objects", "[b, c]"],
+        ["DATASET.test_objects", ": b is in"],
+    ),
+    (
+        ["DATASET.train_objects", "[a, a]"],
+        ["DATASET.train_objects", "a stands there more than once"],
+    ),
     (["DATASET.train_objects", "[a, '']"], ["DATASET.train_objects", "empty"]),
-    (["TRAIN.LOSS.dice_weight", "0", "TRAIN.LOSS.ce_weight", "0"], ["TRAIN.LOSS.dice_weight", "TRAIN.LOSS.ce_weight"]),
-    ([*OPEN, "DATASET.open_domain_test_object", "[]"], ["DATASET.open_domain_test_object", "one object"]),
-    ([*OPEN, "DATASET.open_domain_object_category_num", "[1, 2]"], ["open_domain_object_category_num", "one number"]),
+    (
+        ["TRAIN.LOSS.dice_weight", "0", "TRAIN.LOSS.ce_weight", "0"],
+        ["TRAIN.LOSS.dice_weight", "TRAIN.LOSS.ce_weight"],
+    ),
+    (
+        [*OPEN, "DATASET.open_domain_test_object", "[]"],
+        ["DATASET.open_domain_test_object", "one object"],
+    ),
+    (
+        [*OPEN, "DATASET.open_domain_object_category_num", "[1, 2]"],
+        ["open_domain_object_category_num", "one number"],
+    ),
 ]
 
 
@@ -70,11 +110,17 @@ def test_every_bound_is_kept(load, key, fault):
 
 def test_every_number_is_bounded_or_known_to_be_free():
     free = {"DATASET.split", "DATASET.rotate_min", "DATASET.rotate_max"}  # by relations
-    free |= {"DATASET.unified_mask_size", "TRAIN_SETUPS.optimizer_momentum", "TEST.semantic_threshold"}  # no effect
+    free |= {
+        "DATASET.unified_mask_size",
+        "TRAIN_SETUPS.optimizer_momentum",
+        "TEST.semantic_threshold",
+    }  # no effect
     assert set(NUMBERS) - set(BOUNDS) == free
 
 
-@pytest.mark.parametrize(("key", "option"), [(key, option) for key, options in CHOICES.items() for option in options])
+@pytest.mark.parametrize(
+    ("key", "option"), [(key, option) for key, options in CHOICES.items() for option in options]
+)
 def test_every_choice_loads_and_its_misspelling_is_refused(load, key, option, fault):
     layers = ["TRAIN.SOFS.prior_layer_pointer", "[1, 4]"]
     assert get(load(key, option, *layers), key) == option
@@ -101,7 +147,15 @@ def test_layers_reach_to_the_last_block_of_the_backbone(load, backbone, last, fa
         ["DATASET.split", "7", "DATASET.name", "opendomain_test_dataset_ND"],
         ["TRAIN.backbone", "timm:vit_tiny_patch16_224", "TRAIN.SOFS.prior_layer_pointer", "[80]"],
         ["DATASET.image_size", "532", "DATASET.mask_size", "532", "DATASET.crop_size", "100"],
-        [*SMALL, "TRAIN.SOFS.vit_patch_size", "8", "DATASET.image_size", "384", "DATASET.mask_size", "384"],
+        [
+            *SMALL,
+            "TRAIN.SOFS.vit_patch_size",
+            "8",
+            "DATASET.image_size",
+            "384",
+            "DATASET.mask_size",
+            "384",
+        ],
         ["TRAIN_SETUPS.epochs", "0", "TRAIN_SETUPS.num_workers", "0", "TRAIN.LOSS.ce_weight", "0"],
         ["DATASET.crop_ratio", "[1, 1]", "DATASET.rotate_min", "10"],
         ["DATASET.open_domain_test_object", "[a, b]", "DATASET.name", "opendomain_test_dataset_ND"],

@@ -13,7 +13,9 @@ from method_config.merge import get, leaves, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOLS = ROOT / "method_config" / "protocols"  # of tools.sweep, no configs
-YAMLS = sorted(path for path in (ROOT / "method_config").glob("*/*.yaml") if path.parent != PROTOCOLS)
+YAMLS = sorted(
+    path for path in (ROOT / "method_config").glob("*/*.yaml") if path.parent != PROTOCOLS
+)
 PUBLISHED = Path(__file__).with_name("published.yaml")
 LEAVES = dict(leaves(get_defaults()))
 
@@ -41,7 +43,9 @@ def test_published_tree_loads_with_its_values_in_the_types_of_the_schema():
     assert cfg.TRAIN_SETUPS.learning_rate == 1e-5 and cfg.TRAIN.SOFS.smooth_r == 1e5
     assert cfg.DATASET.area_resize_ratio == 0.01 and cfg.TRAIN.LOSS.ce_weight == 0.01
     assert (cfg.DATASET.split, cfg.DEVICE, cfg.NUM_GPUS, cfg.OUTPUT_DIR) == (2, 3, 8, "./log_SOFS")
-    assert cfg.DATASET.open_domain_test_object == ["severstal_steel"] and cfg.DATASET.crop_ratio == [1.0, 1.0]
+    assert cfg.DATASET.open_domain_test_object == [
+        "severstal_steel"
+    ] and cfg.DATASET.crop_ratio == [1.0, 1.0]
     assert cfg.DATASET.open_domain_object_category_num == [1]
     for key, value in leaves(cfg):
         assert type(value) is type(LEAVES[key]), key
@@ -54,8 +58,14 @@ def test_published_tree_and_our_keys_are_the_whole_schema():
 
 def test_defaults_are_the_published_ones(load):
     cfg = load()
-    assert cfg.TRAIN.SOFS.prior_layer_pointer == [5, 6, 7, 8, 9, 10] and cfg.TRAIN.backbone == "dinov2_vitb14"
-    assert cfg.DATASET.crop_ratio == [0.7, 1.2] and (cfg.DATASET.rotate_min, cfg.DATASET.rotate_max) == (-10, 10)
+    assert (
+        cfg.TRAIN.SOFS.prior_layer_pointer == [5, 6, 7, 8, 9, 10]
+        and cfg.TRAIN.backbone == "dinov2_vitb14"
+    )
+    assert cfg.DATASET.crop_ratio == [0.7, 1.2] and (
+        cfg.DATASET.rotate_min,
+        cfg.DATASET.rotate_max,
+    ) == (-10, 10)
     assert cfg.TRAIN_SETUPS.learning_rate == 1e-5 and cfg.TRAIN.SOFS.smooth_r == 1e5
 
 
@@ -63,14 +73,24 @@ def test_every_key_of_the_schema_has_a_comment():
     lines = (ROOT / "method_config" / "defaults.py").read_text().splitlines()
     keys = [i for i, line in enumerate(lines) if line.startswith("_C.") and "CfgNode()" not in line]
     assert len(keys) == len(LEAVES)
-    assert [lines[i] for i in keys if "  # " not in lines[i] and not lines[i - 1].startswith("#")] == []
+    assert [
+        lines[i] for i in keys if "  # " not in lines[i] and not lines[i - 1].startswith("#")
+    ] == []
 
 
 # --- our YAML files ----------------------------------------------------------------------------------------------
 
 
 def test_there_is_a_yaml_for_each_experiment():
-    experiments = {"VISION_V1", "DS_Spectrum", "Open_Domain", "Demo", "Magnetic_Tile", "MVTec_AD", "VisA"}
+    experiments = {
+        "VISION_V1",
+        "DS_Spectrum",
+        "Open_Domain",
+        "Demo",
+        "Magnetic_Tile",
+        "MVTec_AD",
+        "VisA",
+    }
     assert {path.parent.name for path in YAMLS} == experiments
 
 
@@ -90,13 +110,28 @@ def test_our_yamls_use_one_data_root_and_only_existing_keys(path):
 def test_vision_v1_yaml_is_the_published_run():
     ours = dict(leaves(load_config(ROOT / "method_config/VISION_V1/SOFS.yaml")))
     published = dict(leaves(load_config(PUBLISHED)))
-    machine = {"NUM_GPUS", "DEVICE", "OUTPUT_DIR", "DATASET.vision_data_save_path", "TRAIN.backbone_checkpoint"}
-    machine |= {"TRAIN.dataset_path", "TEST.dataset_path", "TEST.load_checkpoint", "TEST.load_model_path"}
+    machine = {
+        "NUM_GPUS",
+        "DEVICE",
+        "OUTPUT_DIR",
+        "DATASET.vision_data_save_path",
+        "TRAIN.backbone_checkpoint",
+    }
+    machine |= {
+        "TRAIN.dataset_path",
+        "TEST.dataset_path",
+        "TEST.load_checkpoint",
+        "TEST.load_model_path",
+    }
     differ = {key for key in ours if ours[key] != published[key]}
     assert differ - machine == {
         "DATASET.split", "TRAIN.SOFS.smooth_r", "DATASET.unified_mask_size", "TRAIN.save_model",
     }  # fmt: skip
-    assert (ours["DATASET.split"], ours["TRAIN.SOFS.smooth_r"], ours["DATASET.area_resize_ratio"]) == (0, 1.0, 0.01)
+    assert (
+        ours["DATASET.split"],
+        ours["TRAIN.SOFS.smooth_r"],
+        ours["DATASET.area_resize_ratio"],
+    ) == (0, 1.0, 0.01)
 
 
 # --- merging -----------------------------------------------------------------------------------------------------
@@ -119,7 +154,9 @@ def test_result_is_frozen_and_the_defaults_stay(load):
     assert dict(leaves(get_defaults())) == LEAVES and load().DATASET.train_objects == []
 
 
-@pytest.mark.parametrize("text", ["", "# nothing", "TRAIN:", "TRAIN: {}", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing", "TRAIN:", "TRAIN: {}", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"]
+)
 def test_empty_files_sections_and_strings_change_nothing(write, text):
     assert load_config(write(text)) == get_defaults()
 
@@ -164,12 +201,22 @@ def test_opts_are_decoded_to_the_type_of_the_key(load, key, text, value):
 
 
 def test_opts_take_python_values_too(load):
-    cfg = load("DATASET.crop_ratio", (0.5, 1), "TRAIN_SETUPS.epochs", 3, "DATASET.test_objects", ("a",))
-    assert cfg.DATASET.crop_ratio == [0.5, 1.0] and cfg.TRAIN_SETUPS.epochs == 3 and cfg.DATASET.test_objects == ["a"]
+    cfg = load(
+        "DATASET.crop_ratio", (0.5, 1), "TRAIN_SETUPS.epochs", 3, "DATASET.test_objects", ("a",)
+    )
+    assert (
+        cfg.DATASET.crop_ratio == [0.5, 1.0]
+        and cfg.TRAIN_SETUPS.epochs == 3
+        and cfg.DATASET.test_objects == ["a"]
+    )
 
 
 def test_nothing_is_evaluated(load, fault):
-    for key in ("TRAIN_SETUPS.epochs", "TRAIN.SOFS.prior_layer_pointer", "TRAIN_SETUPS.learning_rate"):
+    for key in (
+        "TRAIN_SETUPS.epochs",
+        "TRAIN.SOFS.prior_layer_pointer",
+        "TRAIN_SETUPS.learning_rate",
+    ):
         for text in ("1+1", "__import__('os').getpid()", "!!python/object/apply:os.getpid []"):
             assert key in fault(load, key, text)
 
@@ -186,34 +233,50 @@ def test_odd_opts_name_the_lonely_one(load, fault):
 def test_arguments_of_the_entry_points():
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
-    args = parser.parse_args(["--opts", "DATASET.rotate_min", "-5", "--cfg", "a.yaml", "b.yaml", "--cfg", "c.yaml"])
+    args = parser.parse_args(
+        ["--opts", "DATASET.rotate_min", "-5", "--cfg", "a.yaml", "b.yaml", "--cfg", "c.yaml"]
+    )
     assert args.cfg == ["a.yaml", "b.yaml", "c.yaml"] and args.opts == ["DATASET.rotate_min", "-5"]
     assert parser.parse_args(["--cfg", "a"]).opts == []
     with pytest.raises(SystemExit):
         parser.parse_args([])
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.4", 0.4), ("1", 1.0), ("0", 0.0), ("1e-3", 0.001)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", "auto"), ("0.4", 0.4), ("1", 1.0), ("0", 0.0), ("1e-3", 0.001)]
+)
 def test_the_threshold_is_a_number_or_auto(text, value, write, load):
     for cfg in (load("TEST.threshold", text), load_config(write(f"TEST: {{threshold: {text}}}"))):
         assert cfg.TEST.threshold == value and type(cfg.TEST.threshold) is type(value)
         assert load_config(write(cfg.dump())) == cfg
-    assert load("TEST.threshold", value).TEST.threshold == value, "as the lists of opts in code give it"
+    assert load("TEST.threshold", value).TEST.threshold == value, (
+        "as the lists of opts in code give it"
+    )
 
 
-@pytest.mark.parametrize("text", ["automatic", "Auto", "", "[auto]", "true", "0.5 0.6", "-", ".nan"])
+@pytest.mark.parametrize(
+    "text", ["automatic", "Auto", "", "[auto]", "true", "0.5 0.6", "-", ".nan"]
+)
 def test_other_words_for_the_threshold_are_refused(text, write, load, fault):
-    for message in (fault(load, "TEST.threshold", text), fault(load_config, write(f"TEST: {{threshold: {text}}}"))):
+    for message in (
+        fault(load, "TEST.threshold", text),
+        fault(load_config, write(f"TEST: {{threshold: {text}}}")),
+    ):
         assert "TEST.threshold is " in message and "a finite number, or auto" in message
 
 
 @pytest.mark.parametrize("text", ["1.5", "-0.1"])
 def test_a_threshold_outside_of_the_scores_is_refused(text, write, load, fault):
-    for message in (fault(load, "TEST.threshold", text), fault(load_config, write(f"TEST: {{threshold: {text}}}"))):
+    for message in (
+        fault(load, "TEST.threshold", text),
+        fault(load_config, write(f"TEST: {{threshold: {text}}}")),
+    ):
         assert "TEST.threshold is " in message and "from 0 to 1" in message
 
 
-@pytest.mark.parametrize("key", ["TEST.window_overlap", "DATASET.shot", "TRAIN_SETUPS.TEST_SETUPS.val_share"])
+@pytest.mark.parametrize(
+    "key", ["TEST.window_overlap", "DATASET.shot", "TRAIN_SETUPS.TEST_SETUPS.val_share"]
+)
 def test_auto_is_for_no_other_number(key, write, load, fault):
     for message in (fault(load, key, "auto"), fault(load_config, write(nested(key, "auto")))):
         assert f"{key} is 'auto'" in message and "or auto" not in message
@@ -239,7 +302,11 @@ def misspellings(key: str):
     """Of the last part: one letter dropped, doubled, replaced, at the end and in the middle."""
     section, dot, name = key.rpartition(".")
     for i in {len(name) // 2, len(name) - 1}:
-        for word in (name[:i] + name[i + 1 :], name[:i] + name[i] + name[i:], name[:i] + "q" + name[i + 1 :]):
+        for word in (
+            name[:i] + name[i + 1 :],
+            name[:i] + name[i] + name[i:],
+            name[:i] + "q" + name[i + 1 :],
+        ):
             if section + dot + word not in LEAVES:
                 yield section + dot + word
 
@@ -247,7 +314,10 @@ def misspellings(key: str):
 @pytest.mark.parametrize("key", LEAVES)
 def test_a_misspelt_key_is_refused_naming_file_and_original(key, write, load, fault):
     for wrong in misspellings(key):
-        in_file, in_opts = fault(load_config, write(nested(wrong, LEAVES[key]))), fault(load, wrong, "1")
+        in_file, in_opts = (
+            fault(load_config, write(nested(wrong, LEAVES[key]))),
+            fault(load, wrong, "1"),
+        )
         assert f"my.yaml: unknown key {wrong}. Did you mean {key}?" in in_file
         assert in_opts == f"command line: unknown key {wrong}. Did you mean {key}?"
 
@@ -265,7 +335,9 @@ def test_a_right_key_in_a_wrong_section_is_found(key, write, fault):
 
 def test_misspelt_section(write, fault):
     assert "Did you mean DATASET.shot?" in fault(load_config, write("DATASETS: {shot: 1}"))
-    assert "Did you mean TRAIN.SOFS.smooth_r?" in fault(load_config, write("TRAIN: {SOF: {smooth_r: 1}}"))
+    assert "Did you mean TRAIN.SOFS.smooth_r?" in fault(
+        load_config, write("TRAIN: {SOF: {smooth_r: 1}}")
+    )
 
 
 def test_no_suggestion_for_a_key_like_nothing(load, fault):
@@ -287,7 +359,9 @@ WRONG = {
 def wrong_values(default: object) -> list:
     if isinstance(default, list):
         element = type(default[0]) if default else str
-        return [[value] for value in WRONG[element] if value is not None] + [True if element is not bool else 1]
+        return [[value] for value in WRONG[element] if value is not None] + [
+            True if element is not bool else 1
+        ]
     return WRONG[type(default)]
 
 
@@ -302,7 +376,11 @@ def test_a_wrong_type_is_refused_naming_key_value_file_and_type(key, write, faul
 
 
 def test_a_bad_value_in_opts_names_the_key(load, fault):
-    for key, value in (("TRAIN_SETUPS.epochs", "abc"), ("TEST.baseline", "[a"), ("DATASET.crop_ratio", "[1, b]")):
+    for key, value in (
+        ("TRAIN_SETUPS.epochs", "abc"),
+        ("TEST.baseline", "[a"),
+        ("DATASET.crop_ratio", "[1, b]"),
+    ):
         message = fault(load, key, value)
         assert key in message and "command line" in message and "takes" in message
 
@@ -312,7 +390,9 @@ def test_a_value_for_a_section_names_its_keys(write, load, fault):
         assert "TRAIN.LOSS" in message and "dice_weight, ce_weight" in message
 
 
-def test_home_and_variables_are_written_out_in_every_key_that_is_a_path(load, monkeypatch, tmp_path):
+def test_home_and_variables_are_written_out_in_every_key_that_is_a_path(
+    load, monkeypatch, tmp_path
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DATA", "/data")
     expected = {"~": str(tmp_path), "~/a b": f"{tmp_path}/a b", "~root/x": "/root/x", "$DATA/x": "/data/x",
@@ -325,13 +405,25 @@ def test_home_and_variables_are_written_out_in_every_key_that_is_a_path(load, mo
 
 def test_keys_that_name_paths_are_known_as_such():
     endings = ("_path", "_paths", "_DIR", "_checkpoint", "resume")
-    assert set(PATHS) == {key for key, value in LEAVES.items() if key.endswith(endings) and not isinstance(value, bool)}
+    assert set(PATHS) == {
+        key
+        for key, value in LEAVES.items()
+        if key.endswith(endings) and not isinstance(value, bool)
+    }
 
 
 @pytest.mark.parametrize(
-    "path", ["~nobody_of_that_name/x", "$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}", "/x/$NO_SUCH_VARIABLE/y"]
+    "path",
+    [
+        "~nobody_of_that_name/x",
+        "$NO_SUCH_VARIABLE/x",
+        "${NO_SUCH_VARIABLE}",
+        "/x/$NO_SUCH_VARIABLE/y",
+    ],
 )
 def test_a_user_or_variable_that_is_not_there_is_refused(load, fault, path):
     for key in PATHS:
-        assert f"{key} is " in fault(load, key, path) and "write the path out" in fault(load, key, path)
+        assert f"{key} is " in fault(load, key, path) and "write the path out" in fault(
+            load, key, path
+        )
     assert "RUN_NAME" in fault(load, "RUN_NAME", "~/runs")

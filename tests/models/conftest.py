@@ -10,7 +10,13 @@ from models.sofs import SOFS
 
 
 def tiny_vit(**options):
-    options = {"img_size": 56, "patch_size": 14, "embed_dim": 24, "depth": 4, "num_heads": 3} | options
+    options = {
+        "img_size": 56,
+        "patch_size": 14,
+        "embed_dim": 24,
+        "depth": 4,
+        "num_heads": 3,
+    } | options
     vit = VisionTransformer(init_values=1e-5, num_classes=0, **options)
     vit.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     with torch.no_grad():

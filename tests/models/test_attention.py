@@ -8,7 +8,14 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models.attention import ViTAttention, attend, attend_by_head, by_token, use_kernel, use_xformers
+from models.attention import (
+    ViTAttention,
+    attend,
+    attend_by_head,
+    by_token,
+    use_kernel,
+    use_xformers,
+)
 from models.backbone import build_backbone
 from utils.errors import ConfigError
 
@@ -18,14 +25,18 @@ def operator(q, k, v):
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("xformers") is not None, reason="xformers is installed"
+)
 def test_missing_xformers_names_the_key_and_the_remedy(make_vit):
     with pytest.raises(ConfigError, match=r"TRAIN\.attention.*pip install xformers.*sdpa"):
         use_xformers(make_vit())
 
 
 @pytest.mark.parametrize("kernel", [by_token(operator), attend_by_head])
-@pytest.mark.parametrize("settings", [{}, {"qk_norm": True, "scale_norm": True, "norm_layer": torch.nn.LayerNorm}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"qk_norm": True, "scale_norm": True, "norm_layer": torch.nn.LayerNorm}]
+)
 def test_attention_is_timms(kernel, settings):
     torch.manual_seed(0)
     attention = timm.layers.attention.Attention(24, num_heads=3, qkv_bias=True, **settings).eval()
@@ -61,7 +72,9 @@ def test_heads_one_by_one_are_the_attention_and_lose_little_in_half_precision():
     assert_close(attend_by_head(q, k, v), exact, rtol=0, atol=1e-5)
     half = [t.bfloat16() for t in (q, k, v)]
     rounded = F.scaled_dot_product_attention(*(t.float() for t in half))
-    error = (attend_by_head(*half).float() - rounded).square().mean().sqrt() / rounded.square().mean().sqrt()
+    error = (
+        attend_by_head(*half).float() - rounded
+    ).square().mean().sqrt() / rounded.square().mean().sqrt()
     assert error < 2**-7
 
 
@@ -73,5 +86,7 @@ def test_gradients_pass_through_attention_in_half_precision():
 
 
 def test_backbones_attend_by_the_fastest_kernel():
-    vit = build_backbone("dinov2_vits14", layers=[2], image_size=28, stride=14, pretrained=False).model
+    vit = build_backbone(
+        "dinov2_vits14", layers=[2], image_size=28, stride=14, pretrained=False
+    ).model
     assert all(block.attn.kernel is attend for block in vit.blocks)

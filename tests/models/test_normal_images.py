@@ -50,7 +50,9 @@ def test_the_vote_lies_between_what_surrounds_the_defects_and_all_images(seed):
     vote = normal_vote(own, images)
     assert (vote >= own).all()
     assert (vote <= torch.maximum(own, torch.stack(images).amax(0))).all()
-    assert (vote <= torch.maximum(own, torch.stack(images).mean(0)) + 1e-6).all(), "however many there are"
+    assert (vote <= torch.maximum(own, torch.stack(images).mean(0)) + 1e-6).all(), (
+        "however many there are"
+    )
     assert (vote > own).any() and (vote == own).any()
 
 
@@ -79,14 +81,19 @@ def loops(query, tokens, share, further):
     as features, further images as a list of such."""
 
     def unit(maps):
-        flat = [np.asarray(m, np.float64).transpose(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps]
+        flat = [
+            np.asarray(m, np.float64).transpose(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps
+        ]
         return [layer / np.linalg.norm(layer, axis=1, keepdims=True) for layer in flat]
 
     asked, known, others = unit(query), unit(tokens), [unit(image) for image in further]
     centres, marks = [layer.mean(0) for layer in known], share.flatten().numpy()
     views = share[0].flatten(1).numpy()
     typical = [
-        v * 12 + j for v, view in enumerate(views) for j, s in enumerate(view) if s and s >= min(0.5, view.max())
+        v * 12 + j
+        for v, view in enumerate(views)
+        for j, s in enumerate(view)
+        if s and s >= min(0.5, view.max())
     ]
 
     def vote(own, images):
@@ -116,7 +123,9 @@ def loops(query, tokens, share, further):
 
 def compared_with(query, tokens, share, further, channels=(5, 7)):
     """As `loops`, by a comparison."""
-    normal = [background_of(label(image, torch.zeros(1, len(image[0]), *GRID))) for image in further]
+    normal = [
+        background_of(label(image, torch.zeros(1, len(image[0]), *GRID))) for image in further
+    ]
     compared = Comparison(query, ready(label(tokens, share), normal, joint=True))
     abnormal = compared.priors(torch.ones(1, share.shape[1]))[1]
     return abnormal[0].flatten(1), compared.gap[0].flatten()
@@ -142,7 +151,9 @@ def test_normal_images_in_eight_bits_stay_near():
     with torch.autocast("cpu", torch.bfloat16):
         abnormal, gap = compared_with(query, tokens, share, further)
         normal = ready(label(tokens, share), [normal_image(11, 1, channels)], joint=True)
-    assert all(isinstance(image, products.Int8Keys) for layer in normal.ready_normal for image in layer)
+    assert all(
+        isinstance(image, products.Int8Keys) for layer in normal.ready_normal for image in layer
+    )
     assert all(isinstance(image, products.Int8Keys) for image in normal.joint.normal)
     expected = loops(query, tokens, share, further)
     assert_close(abnormal, expected[0], rtol=0, atol=8e-3)
@@ -159,8 +170,14 @@ def test_normal_images_alone_give_the_abnormal_prior_over_all_their_tokens():
     assert not compared.known.is_marked and not compared.known.normal
     cosines = []
     for number in range(2):
-        asked, *known = (torch.nn.functional.normalize(m[number], dim=1).flatten(2) for m in (query, *images))
-        cosines.append(torch.cat([torch.einsum("bcm,kcn->bmkn", asked, k).flatten(2) for k in known], dim=2).amax(2))
+        asked, *known = (
+            torch.nn.functional.normalize(m[number], dim=1).flatten(2) for m in (query, *images)
+        )
+        cosines.append(
+            torch.cat(
+                [torch.einsum("bcm,kcn->bmkn", asked, k).flatten(2) for k in known], dim=2
+            ).amax(2)
+        )
     expected = (1 - torch.stack(cosines).clamp(min=0)).amax(0).unflatten(1, GRID)
     assert_close(compared.anomaly, expected, rtol=0, atol=1e-6)
     of_themselves = Comparison(images[1], compared.known).anomaly
@@ -183,7 +200,9 @@ def test_normal_images_never_raise_the_score_of_the_prior(make_vit, episode, cou
     method = PriorMethod(Backbone(make_vit(), [1, 2], 14))
     tokens = label(method.backbone(support[0]), method.shares(masks))
     rng = torch.Generator().manual_seed(count)
-    pictures = [torch.cat([query[:1], torch.randn(1, 3, 56, 56, generator=rng)]) for _ in range(count)]
+    pictures = [
+        torch.cat([query[:1], torch.randn(1, 3, 56, 56, generator=rng)]) for _ in range(count)
+    ]
     normal = [background_of(label(method.backbone(p), torch.zeros(1, 2, 4, 4))) for p in pictures]
     compared = method.backbone(query)
     before, after = (

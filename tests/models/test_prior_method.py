@@ -77,12 +77,18 @@ def test_half_precision_moves_a_score_by_no_more_than_its_rounding(backbone, epi
     query, support, masks = episode
     method = PriorMethod(backbone)
     known, asked = ([f.bfloat16() for f in backbone(images)] for images in (support[0], query))
-    exact = 0.5 + upsample(gap_of([a.float() for a in asked], [k.float() for k in known], masks), (56, 56)) / 4
+    exact = (
+        0.5
+        + upsample(gap_of([a.float() for a in asked], [k.float() for k in known], masks), (56, 56))
+        / 4
+    )
     with torch.autocast("cpu", torch.bfloat16):
         memory = ready(label(known, method.shares(masks)), joint=True)
         score = method.answer(Comparison(asked, memory), None, (56, 56))
     assert score.dtype == torch.float32
-    assert (score - exact).abs().max() <= 2**-9  # two cosines, each rounded by at most 2**-8, over 4
+    assert (
+        score - exact
+    ).abs().max() <= 2**-9  # two cosines, each rounded by at most 2**-8, over 4
 
 
 @torch.no_grad()
@@ -103,7 +109,9 @@ def test_gradient_reaches_both_scales_of_the_residual(backbone, episode):
     query, support, masks = episode
     model = SOFS(backbone, Head(48, 4, reduce_dim=16, embed_dim=16, prior_residual=True)).train()
     memory = model.encode_support(support, masks)
-    model.token_logits(Comparison(backbone(query), memory.known), memory.summary)[0].square().sum().backward()
+    model.token_logits(Comparison(backbone(query), memory.known), memory.summary)[
+        0
+    ].square().sum().backward()
     assert model.head.residual_scale.grad and model.head.own_scale.grad
 
 

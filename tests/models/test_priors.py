@@ -14,7 +14,9 @@ from models.support_tokens import label, ready
 def tokens():
     """Unit tokens of queries (2, 9, 8) and supports (2, 3, 9, 8), and shares (2, 3, 9) with much background."""
     generator = torch.Generator().manual_seed(0)
-    query, support = (unit_tokens(torch.randn(*s, 8, 3, 3, generator=generator)) for s in ((2,), (2, 3)))
+    query, support = (
+        unit_tokens(torch.randn(*s, 8, 3, 3, generator=generator)) for s in ((2,), (2, 3))
+    )
     share = torch.rand(2, 3, 9, generator=generator)
     return query, support, share * (share > 0.6)
 
@@ -53,7 +55,9 @@ def test_one_defect_pixel_leaves_its_share(row):
 
 
 def test_area_shares_are_means_of_patches():
-    mask = (torch.rand(2, 3, 28, 42, generator=torch.Generator().manual_seed(0)) > 0.7).to(torch.uint8)
+    mask = (torch.rand(2, 3, 28, 42, generator=torch.Generator().manual_seed(0)) > 0.7).to(
+        torch.uint8
+    )
     patches = mask.double().unflatten(2, (2, 14)).unflatten(4, (3, 14))
     assert_close(downsample_mask(mask, 14).double(), patches.mean((3, 5)), rtol=0, atol=1e-6)
 
@@ -121,7 +125,9 @@ def test_priors_of_views_without_marks_and_without_background(tokens):
 def test_priors_do_not_depend_on_the_order_of_supports(tokens):
     query, support, share = tokens
     order = torch.tensor([2, 0, 1])
-    for ours, shuffled in zip(prior_maps(*tokens), prior_maps(query, support[:, order], share[:, order]), strict=True):
+    for ours, shuffled in zip(
+        prior_maps(*tokens), prior_maps(query, support[:, order], share[:, order]), strict=True
+    ):
         assert_close(ours, shuffled)
 
 
@@ -145,7 +151,9 @@ def test_one_memory_serves_a_batch_of_queries(tokens):
     query, support, share = tokens
     shared = prior_maps(query, support[:1], share[:1])
     for one, two in zip(
-        shared, prior_maps(query, support[:1].repeat(2, 1, 1, 1), share[:1].repeat(2, 1, 1)), strict=True
+        shared,
+        prior_maps(query, support[:1].repeat(2, 1, 1, 1), share[:1].repeat(2, 1, 1)),
+        strict=True,
     ):
         assert_close(one, two)
 

@@ -9,7 +9,10 @@ from models import products
 from models.backbone import build_backbone
 from models.products import Int8Keys, PlainKeys, as_keys, best_similarity, has_int8
 
-KINDS = [PlainKeys, pytest.param(Int8Keys, marks=pytest.mark.skipif(not has_int8(), reason="a CPU without VNNI"))]
+KINDS = [
+    PlainKeys,
+    pytest.param(Int8Keys, marks=pytest.mark.skipif(not has_int8(), reason="a CPU without VNNI")),
+]
 
 
 def tokens(*shape, seed=0, outlier=0.0):
@@ -32,15 +35,22 @@ def test_products_are_those_of_all_queries_with_all_keys(monkeypatch, kind, chun
     queries, known = 7 * tokens(2, 21, 64), tokens(1, 33, 64, seed=1)
     expected = queries @ known[0].T
     exact = kind is PlainKeys
-    assert_close(products_of(kind(known), queries, 33), expected, rtol=0, atol=1e-5 if exact else 7 * 8e-3)
+    assert_close(
+        products_of(kind(known), queries, 33), expected, rtol=0, atol=1e-5 if exact else 7 * 8e-3
+    )
 
 
 @pytest.mark.parametrize(("outlier", "most"), [(0, 5e-4), (20, 3.3e-3), (200, 3.3e-3)])
 @pytest.mark.skipif(not has_int8(), reason="a CPU without VNNI")
 def test_eight_bits_lose_little_whatever_the_channels_hold(outlier, most):
-    queries, known = tokens(1, 500, 768, outlier=outlier), tokens(1, 400, 768, seed=1, outlier=outlier)
+    queries, known = (
+        tokens(1, 500, 768, outlier=outlier),
+        tokens(1, 400, 768, seed=1, outlier=outlier),
+    )
     exact = (queries[0].double() @ known[0].double().T)[None]
-    assert (products_of(Int8Keys(known), queries, 400).double() - exact).square().mean().sqrt() < most
+    assert (
+        products_of(Int8Keys(known), queries, 400).double() - exact
+    ).square().mean().sqrt() < most
 
 
 @pytest.mark.skipif(not has_int8(), reason="a CPU without VNNI")
@@ -63,7 +73,9 @@ def features(request):
     layers, stride = FAMILIES[request.param]
     torch.manual_seed(0)
     own = request.param == "efficientnet_lite0"
-    backbone = build_backbone(request.param, layers=layers, image_size=224, stride=stride, pretrained=own)
+    backbone = build_backbone(
+        request.param, layers=layers, image_size=224, stride=stride, pretrained=own
+    )
     images = torch.rand(3, 3, 28, 28)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         maps = backbone(F.interpolate(images, (224, 224), mode="bicubic"))
@@ -77,8 +89,13 @@ def test_similarities_of_every_family_in_bf16_are_those_of_float64(features, kin
         known = F.normalize(layer[:1].float(), dim=-1).bfloat16()
         exact = F.normalize(layer[1:].double(), dim=-1) @ known[0].double().T
         own, best = kind(known).compare(layer[1:], 5)
-        length = torch.linalg.vector_norm(layer[1:], dim=-1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
-        for found, expected in ((own / length, exact[..., :5]), (best / length[..., 0], exact[..., 5:].amax(-1))):
+        length = torch.linalg.vector_norm(
+            layer[1:], dim=-1, keepdim=True, dtype=torch.float32
+        ).clamp(min=1e-12)
+        for found, expected in (
+            (own / length, exact[..., :5]),
+            (best / length[..., 0], exact[..., 5:].amax(-1)),
+        ):
             error = (found.double() - expected).abs()
             assert error.mean() < 0.002 and error.max() < 0.006
         assert (1 - exact).std() > 0.001, "there is something to tell apart"
@@ -86,10 +103,17 @@ def test_similarities_of_every_family_in_bf16_are_those_of_float64(features, kin
 
 def test_sets_of_keys_serve_a_query_each():
     queries, known = tokens(2, 6, 16), tokens(2, 9, 16, seed=1)
-    assert_close(products_of(PlainKeys(known), queries, 9), queries @ known.transpose(1, 2), rtol=0, atol=1e-6)
+    assert_close(
+        products_of(PlainKeys(known), queries, 9),
+        queries @ known.transpose(1, 2),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
-@pytest.mark.parametrize(("sets", "channels", "eight"), [(1, 256, True), (2, 256, False), (1, 255, False)])
+@pytest.mark.parametrize(
+    ("sets", "channels", "eight"), [(1, 256, True), (2, 256, False), (1, 255, False)]
+)
 def test_eight_bits_are_for_half_precision_one_set_and_many_channels(sets, channels, eight):
     known = tokens(sets, 9, channels)
     assert isinstance(as_keys(known), PlainKeys)

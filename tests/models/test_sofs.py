@@ -40,10 +40,14 @@ def test_batch_with_different_supports_is_that_of_each(make_model, episode):
     other, fewer = support.flip(1) * 0.5, masks.clone()
     fewer[0, :, 25:] = 0
     pairs = [(support, masks), (other, fewer)]
-    memory = model.encode_support(torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]))
+    memory = model.encode_support(
+        torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+    )
     together = model.segment(query[:2], memory)
     for i, pair in enumerate(pairs):
-        assert_close(together[i : i + 1], model.segment(query[i : i + 1], model.encode_support(*pair)))
+        assert_close(
+            together[i : i + 1], model.segment(query[i : i + 1], model.encode_support(*pair))
+        )
 
 
 def test_answer_is_a_probability_that_depends_on_query_support_and_mask(make_model, episode):
@@ -53,14 +57,18 @@ def test_answer_is_a_probability_that_depends_on_query_support_and_mask(make_mod
     assert answer.dtype == torch.float32
     assert ((answer > 0) & (answer < 1)).all()
     for images, marks in ((support.flip(2), masks), (support, masks.flip(3))):
-        assert (model.segment(query, model.encode_support(images, marks)) - answer).abs().max() > 1e-4
+        assert (
+            model.segment(query, model.encode_support(images, marks)) - answer
+        ).abs().max() > 1e-4
 
 
 def test_order_of_supports_does_not_matter(make_model, episode):
     model, (query, support, masks) = make_model(), episode
     order = [2, 0, 3, 1]
     shuffled = model.segment(query, model.encode_support(support[:, order], masks[:, order]))
-    assert_close(shuffled, model.segment(query, model.encode_support(support, masks)), rtol=0, atol=1e-6)
+    assert_close(
+        shuffled, model.segment(query, model.encode_support(support, masks)), rtol=0, atol=1e-6
+    )
 
 
 def test_empty_support_views_are_skipped_but_count_as_normal(make_model, episode):
@@ -74,7 +82,9 @@ def test_empty_support_views_are_skipped_but_count_as_normal(make_model, episode
     assert_close(full.summary.support_prototype, fewer.summary.support_prototype)
     summary = dataclasses.replace(fewer.summary, weight=full.summary.weight)
     same_normality = dataclasses.replace(full, summary=summary)
-    assert_close(model.segment(query, full), model.segment(query, same_normality), rtol=0, atol=1e-6)
+    assert_close(
+        model.segment(query, full), model.segment(query, same_normality), rtol=0, atol=1e-6
+    )
     features = model.backbone(query)
     assert (priors(features, full)[1] <= priors(features, fewer)[1] + 1e-6).all()
 
@@ -139,7 +149,9 @@ def test_bfloat16_moves_the_priors_by_no_more_than_its_rounding(make_model, epis
         probability = model.segment(query, memory)
     for mine, reference in zip(ours, exact, strict=True):
         assert mine.dtype == torch.float32
-        assert 0 < (mine - reference).abs().max() <= 2**-7  # factors and product each rounded by at most 2**-9
+        assert (
+            0 < (mine - reference).abs().max() <= 2**-7
+        )  # factors and product each rounded by at most 2**-9
     assert probability.dtype == torch.float32
     assert (probability - model.segment(query, exact_memory)).abs().max() < 0.05
 
@@ -153,7 +165,9 @@ def test_abnormal_prior_can_be_kept_from_the_head(episode, make_model):
     before = model.segment(query, memory)
     marked = memory.known.share.shape[1]
     keys = [torch.cat([k[:, :marked], k[:, marked:].roll(5, -1)], dim=1) for k in memory.known.keys]
-    other_normality = dataclasses.replace(memory, known=dataclasses.replace(memory.known, keys=keys))
+    other_normality = dataclasses.replace(
+        memory, known=dataclasses.replace(memory.known, keys=keys)
+    )
     assert torch.equal(model.segment(query, other_normality), before)
 
 

@@ -19,14 +19,18 @@ def views(count, seed=0, marked=3):
     features = [torch.randn(count, c, *GRID, generator=draw) + 1 for c in CHANNELS]
     share = torch.zeros(1, count, 20)
     for view in share[0]:
-        view[torch.randperm(20, generator=draw)[:marked]] = torch.rand(marked, generator=draw) * 0.9 + 0.05
+        view[torch.randperm(20, generator=draw)[:marked]] = (
+            torch.rand(marked, generator=draw) * 0.9 + 0.05
+        )
     return features, share.unflatten(-1, GRID)
 
 
 def answers(tokens, query):
     """All that a comparison says, in one tensor."""
     compared = Comparison(query, ready(tokens, joint=True))
-    return torch.cat([*compared.priors(torch.ones(1, len(tokens.sizes))), compared.gap.unsqueeze(1)], dim=1)
+    return torch.cat(
+        [*compared.priors(torch.ones(1, len(tokens.sizes))), compared.gap.unsqueeze(1)], dim=1
+    )
 
 
 @pytest.mark.parametrize("sizes", [(1, 3), (2, 2), (1, 1, 1, 1)])
@@ -34,7 +38,9 @@ def test_views_in_parts_are_as_views_at_once(sizes):
     (features, share), (query, _) = views(4), views(2, seed=1)
     share[0, 1] = 0
     parts = zip(*(f.split(sizes) for f in features), strict=True)
-    joined = join([label(list(f), s) for f, s in zip(parts, share.split(sizes, dim=1), strict=True)])
+    joined = join(
+        [label(list(f), s) for f, s in zip(parts, share.split(sizes, dim=1), strict=True)]
+    )
     assert_close(answers(joined, query), answers(label(features, share), query), rtol=0, atol=1e-5)
 
 
@@ -52,7 +58,9 @@ def test_normal_views_alone_say_what_views_without_marks_say():
     """Also of what is the opposite of all of them."""
     features, share = views(2, marked=0)
     tokens, query = label(features, share), [-layer for layer in features]
-    known = [Comparison(query, ready(t, joint=False)).anomaly for t in (tokens, background_of(tokens))]
+    known = [
+        Comparison(query, ready(t, joint=False)).anomaly for t in (tokens, background_of(tokens))
+    ]
     assert_close(known[1], known[0])
     assert known[0].max() > 1
 
@@ -67,9 +75,13 @@ def test_thinning_keeps_the_foreground_the_mean_and_a_part_of_the_background():
     for kept, known in zip(few.background, whole.background, strict=True):
         assert kept.shape == (1, 30, known.shape[2])
         same = (kept[0].unsqueeze(1) == known[0]).all(-1)
-        assert (same.sum(0) <= 1).all() and (same.sum(1) == 1).all(), "each is one of them, none twice"
+        assert (same.sum(0) <= 1).all() and (same.sum(1) == 1).all(), (
+            "each is one of them, none twice"
+        )
     pairs = zip(few.background, whole.background, strict=True)
-    positions = [(kept[0].unsqueeze(1) == known[0]).all(-1).int().argmax(1) for kept, known in pairs]
+    positions = [
+        (kept[0].unsqueeze(1) == known[0]).all(-1).int().argmax(1) for kept, known in pairs
+    ]
     assert torch.equal(*positions), "a token keeps all its layers"
 
 

@@ -43,7 +43,9 @@ def test_missing_file_names_path_and_key(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"<html>", b"\x80\x02]q\x00.", bytes(range(256)) * 9])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 64, b"<html>", b"\x80\x02]q\x00.", bytes(range(256)) * 9]
+)
 def test_damaged_file_names_path_and_key(tmp_path, suffix, content):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
@@ -72,8 +74,12 @@ def test_file_of_something_else_is_refused(tmp_path, content):
 @pytest.mark.parametrize(("payload", "wanted"), [(Evil, r"\w+\.mkdir"), (Evaluated, "eval")])
 def test_code_in_a_file_is_named_and_not_run(tmp_path, monkeypatch, payload, wanted, zipped):
     monkeypatch.chdir(tmp_path)
-    torch.save(tiny().state_dict() | {"a": payload()}, "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match=rf"{KEY}: w\.pth was not loaded: it asks for {wanted}, .*would run code"):
+    torch.save(
+        tiny().state_dict() | {"a": payload()}, "w.pth", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(
+        WeightsError, match=rf"{KEY}: w\.pth was not loaded: it asks for {wanted}, .*would run code"
+    ):
         read_weights("w.pth", KEY)
     assert not (tmp_path / "executed").exists()
 
@@ -82,7 +88,9 @@ def test_no_library_unpickles_freely_within_the_block(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(Evil(), "w.pth")
     with without_code(), pytest.raises(Exception, match="mkdir"):
-        torch.hub.load_state_dict_from_url((tmp_path / "w.pth").as_uri(), tmp_path / "hub", weights_only=False)
+        torch.hub.load_state_dict_from_url(
+            (tmp_path / "w.pth").as_uri(), tmp_path / "hub", weights_only=False
+        )
     assert not (tmp_path / "executed").exists()
 
 
@@ -93,10 +101,16 @@ def test_an_object_of_another_library_is_named(tmp_path):
 
 
 ODD = {
-    "expanded": (lambda: torch.zeros(1).expand(10**6, 10**6), "claims 4000000000000 bytes, and the file holds 4;"),
+    "expanded": (
+        lambda: torch.zeros(1).expand(10**6, 10**6),
+        "claims 4000000000000 bytes, and the file holds 4;",
+    ),
     "meta": (lambda: torch.zeros(3, device="meta"), "has a shape and no values"),
     "sparse": (lambda: torch.eye(3).to_sparse(), r"stored as torch\.sparse_coo"),
-    "quantised": (lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), r"stored as torch\.qint8"),
+    "quantised": (
+        lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+        r"stored as torch\.qint8",
+    ),
 }
 
 
@@ -134,7 +148,11 @@ def test_a_file_that_would_unfold_is_refused(tmp_path):
 
 def test_a_storage_that_is_shorter_than_it_says_is_refused(tmp_path):
     torch.save({"a": torch.ones(1000)}, tmp_path / "w.pth")
-    rezip(tmp_path / "w.pth", zipfile.ZIP_STORED, lambda name, part: part[:8] if "/data/" in name else part)
+    rezip(
+        tmp_path / "w.pth",
+        zipfile.ZIP_STORED,
+        lambda name, part: part[:8] if "/data/" in name else part,
+    )
     with pytest.raises(WeightsError, match=r"w\.pth is not a readable weights file"):
         read_weights(tmp_path / "w.pth", KEY)
 
@@ -167,6 +185,8 @@ def entry(**changes):
 def test_safetensors_that_promise_what_they_do_not_hold_are_refused(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
     before = peak()
-    with pytest.raises(WeightsError, match=rf"{KEY}: .*w\.safetensors is not a readable weights file"):
+    with pytest.raises(
+        WeightsError, match=rf"{KEY}: .*w\.safetensors is not a readable weights file"
+    ):
         read_weights(tmp_path / "w.safetensors", KEY)
     assert peak() - before < 1 << 26

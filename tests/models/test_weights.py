@@ -57,7 +57,9 @@ def server(monkeypatch, tmp_path):
             asked.append(name)
             if name not in files:
                 return self.send_error(404)
-            body, length = files[name] if isinstance(files[name], tuple) else (files[name], len(files[name]))
+            body, length = (
+                files[name] if isinstance(files[name], tuple) else (files[name], len(files[name]))
+            )
             self.send_response(200)
             self.send_header("Content-Length", str(length))
             self.end_headers()
@@ -109,7 +111,9 @@ def test_a_file_that_changes_after_its_download_is_refused(server, fetch):
     server.files["a.pth"] = saved(tiny())
     fetch("a.pth")
     (server.cache / "a.pth").write_bytes(saved(tiny(seed=1)))
-    with pytest.raises(WeightsError, match=r"a\.pth has changed since its download.*a\.pth\.sha256.*delete both"):
+    with pytest.raises(
+        WeightsError, match=r"a\.pth has changed since its download.*a\.pth\.sha256.*delete both"
+    ):
         fetch("a.pth")
 
 
@@ -189,7 +193,10 @@ def test_given_checksum(tmp_path):
     load_backbone_weights(model, "resnet50", str(path), digest.upper())
     assert same(tiny(), model)
     untouched = tiny(seed=1)
-    with pytest.raises(WeightsError, match=rf"w\.pth has SHA-256 {digest}.*TRAIN\.backbone_sha256 expects {'0' * 64}"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"w\.pth has SHA-256 {digest}.*TRAIN\.backbone_sha256 expects {'0' * 64}",
+    ):
         load_backbone_weights(untouched, "resnet50", str(path), "0" * 64)
     assert same(tiny(seed=1), untouched)
 
@@ -200,13 +207,22 @@ def test_unfitting_file_lists_the_first_differences(tmp_path):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as error:
         load_backbone_weights(tiny(), "resnet50", str(tmp_path / "w.pth"))
-    parts = ("w.pth", "missing 1.bias (2,)", "unexpected strange (5,)", "0.weight has shape (7, 4), expected (3, 4)")
+    parts = (
+        "w.pth",
+        "missing 1.bias (2,)",
+        "unexpected strange (5,)",
+        "0.weight has shape (7, 4), expected (3, 4)",
+    )
     assert all(part in str(error.value) for part in parts)
 
 
 def test_a_long_list_of_differences_is_cut():
     with pytest.raises(WeightsError, match=r"missing 0\.bias.*; and 2 more$"):
-        load_checked(tiny(), {"0.weight": torch.zeros(3, 4)} | {f"x{i}": torch.zeros(1) for i in range(5)}, "file")
+        load_checked(
+            tiny(),
+            {"0.weight": torch.zeros(3, 4)} | {f"x{i}": torch.zeros(1) for i in range(5)},
+            "file",
+        )
 
 
 def test_classifier_of_the_file_is_left_out(tmp_path):
@@ -220,12 +236,24 @@ def test_classifier_of_the_file_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("0.weight", torch.ones(3, 4, dtype=torch.int64), r"0\.weight is of torch\.int64, expected torch\.float32"),
+        (
+            "0.weight",
+            torch.ones(3, 4, dtype=torch.int64),
+            r"0\.weight is of torch\.int64, expected torch\.float32",
+        ),
         ("0.weight", torch.ones(3, 4, dtype=torch.complex64), r"is of torch\.complex64"),
         ("0.weight", torch.ones(3, 4, dtype=torch.bool), r"is of torch\.bool"),
         ("1.bias", torch.tensor([0.0, float("nan")]), r"1\.bias holds values that are not finite"),
-        ("1.bias", torch.tensor([0.0, -float("inf")]).half(), r"1\.bias holds values that are not finite"),
-        ("0.weight", torch.zeros(1).expand(10**6, 10**6), r"\(1000000, 1000000\), expected \(3, 4\)"),
+        (
+            "1.bias",
+            torch.tensor([0.0, -float("inf")]).half(),
+            r"1\.bias holds values that are not finite",
+        ),
+        (
+            "0.weight",
+            torch.zeros(1).expand(10**6, 10**6),
+            r"\(1000000, 1000000\), expected \(3, 4\)",
+        ),
     ],
 )
 def test_values_that_no_parameter_can_have_are_refused(name, value, reason):
@@ -235,17 +263,23 @@ def test_values_that_no_parameter_can_have_are_refused(name, value, reason):
     assert same(model, tiny())
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "kind", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+)
 def test_other_precisions_are_converted(kind):
     stored = {name: value.to(kind) for name, value in tiny(seed=1).state_dict().items()}
     model = tiny()
     load_checked(model, stored, "file")
-    assert all(torch.equal(value, stored[name].float()) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, stored[name].float()) for name, value in model.state_dict().items()
+    )
 
 
 @pytest.fixture
 def vit():
-    return VisionTransformer(img_size=28, patch_size=14, embed_dim=12, depth=1, num_heads=2, num_classes=0)
+    return VisionTransformer(
+        img_size=28, patch_size=14, embed_dim=12, depth=1, num_heads=2, num_classes=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +295,10 @@ def vit():
     ],
 )
 def test_embeddings_of_a_vit_that_cannot_be_resized_are_named(vit, tmp_path, name, value):
-    state = vit.state_dict() | {"mask_token": torch.zeros(1, 12), "pos_embed": torch.zeros(1, 10, 12)}
+    state = vit.state_dict() | {
+        "mask_token": torch.zeros(1, 12),
+        "pos_embed": torch.zeros(1, 10, 12),
+    }
     torch.save(state, tmp_path / "good.pth")
     load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "good.pth"))
     state = {k: v for k, v in state.items() if k != name} | ({} if value is None else {name: value})
@@ -276,11 +313,16 @@ def test_timm_loads_a_file_of_tensors_alone(tmp_path):
     loaded = load_timm("test_resnet", str(tmp_path / "w.pth")).state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
     torch.save(state | {"x": Evil()}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"TRAIN\.backbone_checkpoint: .*w\.pth was not loaded: it asks for .*mkdir"):
+    with pytest.raises(
+        WeightsError,
+        match=r"TRAIN\.backbone_checkpoint: .*w\.pth was not loaded: it asks for .*mkdir",
+    ):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
     name, value = next(iter(state.items()))
     torch.save(state | {name: torch.full_like(value, float("nan"))}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} holds values that are not finite"):
+    with pytest.raises(
+        WeightsError, match=rf"w\.pth: {re.escape(name)} holds values that are not finite"
+    ):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
 
 
@@ -299,25 +341,40 @@ def timm_state(name, seed=1):
     [
         (lambda s: {k: v for k, v in s.items() if "conv1" not in k}, "Missing key"),
         (lambda s: {k: v for k, v in s.items() if "running" not in k}, "Missing key.*running_mean"),
-        (lambda s: {k: v for k, v in s.items() if not k.endswith(("bn1.weight", "bn1.bias"))}, "Missing key.*bn1"),
+        (
+            lambda s: {k: v for k, v in s.items() if not k.endswith(("bn1.weight", "bn1.bias"))},
+            "Missing key.*bn1",
+        ),
         (lambda s: s | {"layer5.0.conv1.weight": torch.zeros(3)}, r"Unexpected key.*layer5\.0"),
-        (lambda s: s | {"conv1.0.weight": torch.zeros(9, 3, 3, 3)}, r"size mismatch for conv1\.0\.weight"),
+        (
+            lambda s: s | {"conv1.0.weight": torch.zeros(9, 3, 3, 3)},
+            r"size mismatch for conv1\.0\.weight",
+        ),
     ],
 )
 def test_timm_weights_fit_exactly_or_are_refused(tmp_path, change, reason):
     """timm itself passes over what is missing or strange where a model is made without its classifier."""
     torch.save(change(timm_state("test_resnet")), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=rf"{KEY}: .*w\.pth,.* does not fit timm model test_resnet: .*{reason}"):
+    with pytest.raises(
+        WeightsError, match=rf"{KEY}: .*w\.pth,.* does not fit timm model test_resnet: .*{reason}"
+    ):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
 
 
 def test_a_classifier_alone_is_no_timm_model(tmp_path):
-    torch.save({k: v for k, v in timm_state("test_resnet").items() if k.startswith("fc.")}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth holds fc\.weight, fc\.bias, but none of the weights of"):
+    torch.save(
+        {k: v for k, v in timm_state("test_resnet").items() if k.startswith("fc.")},
+        tmp_path / "w.pth",
+    )
+    with pytest.raises(
+        WeightsError, match=r"w\.pth holds fc\.weight, fc\.bias, but none of the weights of"
+    ):
         load_timm("test_resnet", str(tmp_path / "w.pth"))
 
 
-@pytest.mark.parametrize("way", ["plain", "without classifier", "module.", "teacher.backbone.", "in state_dict"])
+@pytest.mark.parametrize(
+    "way", ["plain", "without classifier", "module.", "teacher.backbone.", "in state_dict"]
+)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 def test_timm_weights_are_found_under_a_prefix(tmp_path, name, way):
     state = given = timm_state(name)
@@ -334,7 +391,8 @@ def test_timm_weights_are_found_under_a_prefix(tmp_path, name, way):
 
 def test_a_checksum_without_its_file_is_refused():
     with pytest.raises(
-        WeightsError, match=r"TRAIN\.backbone_sha256 is that of a file, and .*backbone_checkpoint names"
+        WeightsError,
+        match=r"TRAIN\.backbone_sha256 is that of a file, and .*backbone_checkpoint names",
     ):
         load_timm("test_resnet", "", "ab" * 32)
 
@@ -348,7 +406,9 @@ def test_weights_of_timm_for_another_size_are_resized_as_official_ones(tmp_path)
         torch.manual_seed(0)
         large = timm.create_model(backbone, num_classes=0, img_size=98)
         torch.save(large.state_dict(), tmp_path / "w.pth")
-        same_size, small = (timm.create_model(backbone, num_classes=0, img_size=side) for side in (98, 56))
+        same_size, small = (
+            timm.create_model(backbone, num_classes=0, img_size=side) for side in (98, 56)
+        )
         for model in (same_size, small):
             load_backbone_weights(model, name, str(tmp_path / "w.pth"))
         assert same(large, same_size)
@@ -372,7 +432,9 @@ def test_efficientnet_is_read_under_a_prefix_in_either_kind_of_names(tmp_path):
 
 def vit_state(**changes):
     torch.manual_seed(3)
-    vit = VisionTransformer(img_size=42, patch_size=14, embed_dim=12, depth=2, num_heads=2, num_classes=0)
+    vit = VisionTransformer(
+        img_size=42, patch_size=14, embed_dim=12, depth=2, num_heads=2, num_classes=0
+    )
     return vit.state_dict() | {"mask_token": torch.zeros(1, 12)} | changes
 
 
@@ -407,20 +469,37 @@ def test_a_file_of_the_same_weights_under_a_prefix_is_read(tmp_path, way, offici
               for _ in range(2)]  # fmt: skip
     for model, name in zip(models, ("plain", "w"), strict=True):
         load_backbone_weights(model, "dinov2_vits14", str(tmp_path / f"{name}.pth"))
-    assert same(*models) and all(torch.equal(v, state[n]) for n, v in models[0].state_dict().items())
+    assert same(*models) and all(
+        torch.equal(v, state[n]) for n, v in models[0].state_dict().items()
+    )
 
 
 def test_names_of_transformers_are_refused_with_what_to_take(vit, tmp_path):
-    torch.save({"embeddings.patch_embeddings.projection.weight": torch.zeros(12, 3, 14, 14)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"TRAIN\.backbone_checkpoint: .*w\.pth has the names of .* transformers"):
+    torch.save(
+        {"embeddings.patch_embeddings.projection.weight": torch.zeros(12, 3, 14, 14)},
+        tmp_path / "w.pth",
+    )
+    with pytest.raises(
+        WeightsError, match=r"TRAIN\.backbone_checkpoint: .*w\.pth has the names of .* transformers"
+    ):
         load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
 
 
 def test_a_refusal_shows_names_of_either_side_and_the_key(vit, tmp_path):
-    torch.save({"norm.bias": torch.zeros(12)} | {f"encoder.{n}": torch.zeros(1) for n in range(20)}, tmp_path / "w.pth")
+    torch.save(
+        {"norm.bias": torch.zeros(12)} | {f"encoder.{n}": torch.zeros(1) for n in range(20)},
+        tmp_path / "w.pth",
+    )
     with pytest.raises(WeightsError) as error:
         load_backbone_weights(vit, "dinov2_vits14", str(tmp_path / "w.pth"))
-    words = (KEY, "w.pth", "missing cls_token", "unexpected encoder.0 (1,)", "unexpected encoder.2 (1,)", "more")
+    words = (
+        KEY,
+        "w.pth",
+        "missing cls_token",
+        "unexpected encoder.0 (1,)",
+        "unexpected encoder.2 (1,)",
+        "more",
+    )
     assert [word for word in words if word not in str(error.value)] == []
     assert str(error.value).count("missing") == str(error.value).count("unexpected") == 3
 

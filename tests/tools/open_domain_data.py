@@ -24,11 +24,15 @@ def write_object(root, name, queries=QUERIES, labels=(), seed=0):
         top, bottom, left, right = draw_defect(image, "spot", rng)
         mask[top:bottom, left:right] = 255
         support = file == "s.png"
-        Image.fromarray(image).save(root / name / ("support" if support else "query") / "image" / file)
+        Image.fromarray(image).save(
+            root / name / ("support" if support else "query") / "image" / file
+        )
         if support:
             Image.fromarray(mask).save(root / name / "support" / "mask" / file)
         if file in labels:
-            Image.fromarray(mask).save(root / name / "query" / "true_label" / f"{Path(file).stem}_mask.png")
+            Image.fromarray(mask).save(
+                root / name / "query" / "true_label" / f"{Path(file).stem}_mask.png"
+            )
         truth[file] = mask > 0
     return truth
 
@@ -65,7 +69,10 @@ def write_typed(root, kinds=("line", "spot"), queries=QUERIES, labels=(), size=(
 
 
 def config(root, tmp_path, **changes):
-    options = {"DATASET__name": "opendomain_test_dataset_ND", "DATASET__open_domain_test_object": ["steel"]}
+    options = {
+        "DATASET__name": "opendomain_test_dataset_ND",
+        "DATASET__open_domain_test_object": ["steel"],
+    }
     return tiny_config(root, tmp_path / "log", **(options | changes))
 
 

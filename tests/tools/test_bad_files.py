@@ -50,7 +50,12 @@ def test_training_refuses_by_name_what_a_worker_cannot_read(data, tmp_path):
     with pytest.raises(DataError, match=r"line_1\.png: cannot be read"):
         run_training(tiny_config(data, tmp_path / "log", TRAIN_SETUPS__num_workers=2), "")
     with pytest.raises(DataError, match=r"96 x 128 pixels .*DATASET\.max_pixels, 9999"):
-        run_training(tiny_config(data, tmp_path / "log", DATASET__max_pixels=9999, TRAIN_SETUPS__num_workers=2), "")
+        run_training(
+            tiny_config(
+                data, tmp_path / "log", DATASET__max_pixels=9999, TRAIN_SETUPS__num_workers=2
+            ),
+            "",
+        )
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"floats"}))
@@ -60,7 +65,9 @@ def test_evaluation_leaves_out_queries_and_counts_them(data, tmp_path, kind):
     report = json.loads((folder / "metrics.json").read_text())
     assert report["failed_queries"] == 1 and len(report["unreadable"]) == 1
     assert "line_1.png" in report["unreadable"][0]
-    assert {line.split(",")[4] for line in (folder / "queries.csv").read_text().splitlines()} - {"image"}
+    assert {line.split(",")[4] for line in (folder / "queries.csv").read_text().splitlines()} - {
+        "image"
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +99,11 @@ def test_an_open_domain_job_of_bad_queries_alone_is_refused(tmp_path):
 
 def test_anomaly_detection_leaves_out_images_and_names_them(tmp_path):
     write_mvtec(tmp_path / "data")
-    options = {"DATASET__name": "mvtec_ND", "DATASET__test_objects": ["bottle"], "DATASET__train_objects": []}
+    options = {
+        "DATASET__name": "mvtec_ND",
+        "DATASET__test_objects": ["bottle"],
+        "DATASET__train_objects": [],
+    }
     spoil(tmp_path / "data" / "bottle" / "test" / "spot" / "000.png", "truncated")
     folder = run_test(tiny_config(tmp_path / "data", tmp_path / "log", **options), "")
     (fault,) = json.loads((folder / "metrics.json").read_text())["unreadable"]
@@ -112,9 +123,16 @@ def tiny_products(root, size):
         content = {"images": [], "annotations": [], "categories": [{"id": 0, "name": "spot"}]}
         for number in range(3):
             saved(folder / f"{number}.png", surface(size, rng))
-            content["images"].append({"id": number, "file_name": f"{number}.png", "height": size[0], "width": size[1]})
+            content["images"].append(
+                {"id": number, "file_name": f"{number}.png", "height": size[0], "width": size[1]}
+            )
             content["annotations"].append(
-                {"id": number, "image_id": number, "category_id": 0, "segmentation": [[size[1] // 2, size[0] // 2]]}
+                {
+                    "id": number,
+                    "image_id": number,
+                    "category_id": 0,
+                    "segmentation": [[size[1] // 2, size[0] // 2]],
+                }
             )
         (folder / vision_v1.ANNOTATIONS).write_text(json.dumps(content))
 
@@ -126,7 +144,8 @@ def test_extreme_shapes_train_and_are_queries_and_supports(tmp_path, size, resiz
     name = "VISION_V1" if resized else "VISION_V1_ND"
     options = {"DATASET__name": name, "DATASET__crop_size": 256, "TRAIN_SETUPS__epochs": 1}
     folder = run_training(
-        tiny_config(tmp_path / "data", tmp_path / "log", DATASET__area_resize_ratio=1.0, **options), ""
+        tiny_config(tmp_path / "data", tmp_path / "log", DATASET__area_resize_ratio=1.0, **options),
+        "",
     )
     report = json.loads((folder / "metrics.json").read_text())
     assert report["failed_queries"] == 0 and report["unreadable"] == []
@@ -134,7 +153,9 @@ def test_extreme_shapes_train_and_are_queries_and_supports(tmp_path, size, resiz
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000)])
 def test_extreme_shapes_in_the_open_domain(tmp_path, size):
-    write_object(tmp_path / "data", "steel", {"tiny.png": SIZE, "good.png": SIZE}, labels=("tiny.png",))
+    write_object(
+        tmp_path / "data", "steel", {"tiny.png": SIZE, "good.png": SIZE}, labels=("tiny.png",)
+    )
     folder = tmp_path / "data" / "steel"
     rng = np.random.default_rng(0)
     saved(folder / "query" / "image" / "tiny.png", surface(size, rng))
@@ -166,20 +187,28 @@ def test_answers_do_not_depend_on_where_masks_of_turned_images_were_drawn(tmp_pa
                 ("support/image/s", "support/mask/s"),
                 ("query/image/one", "query/true_label/one_mask"),
             ):
-                with_orientation(root / f"{image}.png", np.array(Image.open(root / f"{image}.png")), 8)
+                with_orientation(
+                    root / f"{image}.png", np.array(Image.open(root / f"{image}.png")), 8
+                )
                 marks = np.array(Image.open(root / f"{mask}.png"))
                 if drawn_on == "tagged":
                     with_orientation(root / f"{mask}.png", np.rot90(marks, 2), 6)
                 else:
                     saved(root / f"{mask}.png", marks if drawn_on == "stored" else np.rot90(marks))
         folders[name] = run(tmp_path / name, tmp_path, RUN_NAME=name)
-    plain, turned = (json.loads((f / "metrics.json").read_text())["objects"] for f in folders.values())
+    plain, turned = (
+        json.loads((f / "metrics.json").read_text())["objects"] for f in folders.values()
+    )
     assert plain == turned
-    np.testing.assert_array_equal(*(written(f / "steel", "scores", "one") for f in folders.values()))
+    np.testing.assert_array_equal(
+        *(written(f / "steel", "scores", "one") for f in folders.values())
+    )
 
 
 LABELS = ("one.png", "two.jpg", "three.bmp", "void.png", "whole.png")
-PLAIN = dict.fromkeys(("one.png", "three.bmp", "void.png", "whole.png"), SIZE) | {"two.jpg": (97, 65)}
+PLAIN = dict.fromkeys(("one.png", "three.bmp", "void.png", "whole.png"), SIZE) | {
+    "two.jpg": (97, 65)
+}
 
 
 def odd_queries(folder, grey):
@@ -200,12 +229,17 @@ def odd_queries(folder, grey):
 def odd_masks(folder):
     """Save the masks of supports and queries in other ways that mean the same."""
     support, labels = folder / "support", folder / "query" / "true_label"
-    saved(support / "mask" / "s.png", np.uint8(1) * (np.array(Image.open(support / "mask" / "s.png")) > 0))
+    saved(
+        support / "mask" / "s.png",
+        np.uint8(1) * (np.array(Image.open(support / "mask" / "s.png")) > 0),
+    )
     (support / "image" / "void.png").write_bytes((support / "good" / "void.png").read_bytes())
     saved(support / "mask" / "void.png", np.zeros(SIZE, np.uint8), "RGB")
     shutil.rmtree(support / "good")
     saved(support / "mask" / "full.png", np.full(SIZE, 255, np.uint8), "1")
-    one, two, three = (np.array(Image.open(labels / f"{stem}_mask.png")) for stem in ("one", "two", "three"))
+    one, two, three = (
+        np.array(Image.open(labels / f"{stem}_mask.png")) for stem in ("one", "two", "three")
+    )
     saved(labels / "one_mask.png", one // 255)
     soft = np.array(Image.fromarray(two).filter(ImageFilter.MaxFilter(3)))
     saved(labels / "two_mask.png", np.where(two, two, soft // 255 * 127))
@@ -221,7 +255,9 @@ def test_answers_to_good_files_are_those_of_a_run_without_odd_ones(tmp_path):
         folder = tmp_path / name / "steel"
         write_object(tmp_path / name, "steel", PLAIN, labels=LABELS)
         for stem, value in (("void", 0), ("whole", 255)):
-            saved(folder / "query" / "true_label" / f"{stem}_mask.png", np.full(SIZE, value, np.uint8))
+            saved(
+                folder / "query" / "true_label" / f"{stem}_mask.png", np.full(SIZE, value, np.uint8)
+            )
         saved(folder / "support" / "image" / "full.png", np.full((*SIZE, 3), 250, np.uint8))
         saved(folder / "support" / "mask" / "full.png", np.full(SIZE, 255, np.uint8))
         (folder / "support" / "good").mkdir()
@@ -232,7 +268,9 @@ def test_answers_to_good_files_are_those_of_a_run_without_odd_ones(tmp_path):
             odd_masks(folder)
         alone = {"TEST_SETUPS__ND_batch_size": 1}  # windows that share a pass differ by a rounding
         runs[name] = run(tmp_path / name, tmp_path, RUN_NAME=name, **alone)
-    good, odd = (json.loads((f / "metrics.json").read_text())["objects"]["steel"] for f in runs.values())
+    good, odd = (
+        json.loads((f / "metrics.json").read_text())["objects"]["steel"] for f in runs.values()
+    )
     (fault,) = odd["unreadable"]
     assert "r_broken.png" in fault and odd["queries"] == good["queries"] + 8
     assert {k: v for k, v in odd.items() if k not in ("queries", "unreadable")} == {
@@ -240,9 +278,13 @@ def test_answers_to_good_files_are_those_of_a_run_without_odd_ones(tmp_path):
     }
     for kind in ("masks", "scores"):
         for stem in ("one", "two", "three", "void", "whole"):
-            np.testing.assert_array_equal(*(written(f / "steel", kind, stem) for f in runs.values()))
+            np.testing.assert_array_equal(
+                *(written(f / "steel", kind, stem) for f in runs.values())
+            )
         for stem in alike:
-            np.testing.assert_array_equal(*(written(runs["odd"] / "steel", kind, s) for s in ("one", stem)))
+            np.testing.assert_array_equal(
+                *(written(runs["odd"] / "steel", kind, s) for s in ("one", stem))
+            )
         for stem in ("a_bit", "p_cmyk"):
             assert written(runs["odd"] / "steel", kind, stem).shape == SIZE
 
@@ -294,9 +336,13 @@ def test_odd_names_of_files_and_types(tmp_path):
     assert max(len(os.fsencode(p.name)) for p in inside) <= 255
     for kind in kinds:
         found = sorted(p.stem for p in (folder / "steel" / "masks" / kind).iterdir())
-        assert len(found) == len(NAMES) and set(found) >= {Path(n).stem for n in NAMES if len(n) < 200}
+        assert len(found) == len(NAMES) and set(found) >= {
+            Path(n).stem for n in NAMES if len(n) < 200
+        }
     assert len(list((folder / "steel").glob("support_*.safetensors"))) == len(kinds)
-    assert list(json.loads((folder / "metrics.json").read_text())["objects"]) == [f"steel/{k}" for k in sorted(kinds)]
+    assert list(json.loads((folder / "metrics.json").read_text())["objects"]) == [
+        f"steel/{k}" for k in sorted(kinds)
+    ]
 
 
 def test_odd_names_of_objects_and_categories(tmp_path):
@@ -304,11 +350,18 @@ def test_odd_names_of_objects_and_categories(tmp_path):
         write_product(tmp_path / "data", name, {"spot": 2, "line": 2})
     for path in (tmp_path / "data" / "Di sk\n漢").rglob(vision_v1.ANNOTATIONS):
         content = json.loads(path.read_text())
-        for category, name in zip(content["categories"], ("../" * 9 + "x", "y" * 4000), strict=True):
+        for category, name in zip(
+            content["categories"], ("../" * 9 + "x", "y" * 4000), strict=True
+        ):
             category["name"] = name
         path.write_text(json.dumps(content))
     options = {"DATASET__test_objects": ["Di sk\n漢"], "TEST__VISUALIZE__save_figure": True}
-    folder = run_test(tiny_config(tmp_path / "data", tmp_path / "log", TEST__VISUALIZE__sample_prob=1.0, **options), "")
+    folder = run_test(
+        tiny_config(
+            tmp_path / "data", tmp_path / "log", TEST__VISUALIZE__sample_prob=1.0, **options
+        ),
+        "",
+    )
     assert len(list((folder / "figures").iterdir())) == 4
     assert {p.name for p in tmp_path.iterdir()} == {"data", "log"}
 
@@ -318,7 +371,10 @@ def test_queries_over_the_size_that_is_read_at_once_among_small_ones(tmp_path, c
     write_object(tmp_path / "data", "steel")
     folder = tmp_path / "data" / "steel" / "query" / "image"
     saved(folder / "large.png", np.full((4200, 4100), 99, np.uint8))
-    saved(folder / "broken.png", np.random.default_rng(0).integers(0, 256, (4200, 4100), dtype=np.uint8))
+    saved(
+        folder / "broken.png",
+        np.random.default_rng(0).integers(0, 256, (4200, 4100), dtype=np.uint8),
+    )
     os.truncate(folder / "broken.png", (folder / "broken.png").stat().st_size // 2)
     with caplog.at_level(logging.WARNING):
         done = run(tmp_path / "data", tmp_path, DATASET__crop_size=1400)
@@ -329,7 +385,12 @@ def test_queries_over_the_size_that_is_read_at_once_among_small_ones(tmp_path, c
 
 def test_an_image_over_the_bound_is_left_out_by_name(tmp_path):
     write_object(tmp_path / "data", "steel")
-    saved(tmp_path / "data" / "steel" / "query" / "image" / "large.png", np.zeros((200, 200), np.uint8))
+    saved(
+        tmp_path / "data" / "steel" / "query" / "image" / "large.png",
+        np.zeros((200, 200), np.uint8),
+    )
     cfg = config(tmp_path / "data", tmp_path, DATASET__max_pixels=39_999)
-    (fault,) = json.loads((run_test(cfg, "") / "metrics.json").read_text())["objects"]["steel"]["unreadable"]
+    (fault,) = json.loads((run_test(cfg, "") / "metrics.json").read_text())["objects"]["steel"][
+        "unreadable"
+    ]
     assert "large.png: 200 x 200 pixels" in fault and "DATASET.max_pixels, 39999" in fault

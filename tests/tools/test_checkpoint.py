@@ -16,7 +16,9 @@ from utils.errors import WeightsError
 
 def model(seed=0, **options):
     torch.manual_seed(seed)
-    vit = VisionTransformer(img_size=28, patch_size=14, embed_dim=8, depth=1, num_heads=1, num_classes=0)
+    vit = VisionTransformer(
+        img_size=28, patch_size=14, embed_dim=8, depth=1, num_heads=1, num_classes=0
+    )
     vit.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     options = {"reduce_dim": 8, "embed_dim": 8} | options
     return SOFS(Backbone(vit, [0], 14), Head(8, 2, **options))
@@ -31,7 +33,9 @@ def test_a_head_comes_back_as_it_was(tmp_path, options):
     load_head(path, read, "TEST.load_model_path")
     theirs = written.head.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in read.head.state_dict().items())
-    assert all(torch.equal(value, backbone[name]) for name, value in read.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, backbone[name]) for name, value in read.backbone.state_dict().items()
+    )
     with safe_open(path, "pt") as file:
         assert file.metadata()["config"] == "RNG_SEED: 54\n"
     assert [p.name for p in path.parent.iterdir()] == ["head.safetensors"]
@@ -39,7 +43,9 @@ def test_a_head_comes_back_as_it_was(tmp_path, options):
 
 def test_a_head_that_does_not_fit(tmp_path):
     save_head(tmp_path / "head.safetensors", model(reduce_dim=4), "")
-    with pytest.raises(WeightsError, match=r"TEST\.load_model_path: .*head\.safetensors does not fit.*query_reduce"):
+    with pytest.raises(
+        WeightsError, match=r"TEST\.load_model_path: .*head\.safetensors does not fit.*query_reduce"
+    ):
         load_head(tmp_path / "head.safetensors", model(), "TEST.load_model_path")
 
 
@@ -49,7 +55,10 @@ def test_a_head_under_the_prefix_of_a_training_is_read(tmp_path, prefix):
     state = {f"{prefix}{name}": value for name, value in written.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "head.pth")
     load_head(tmp_path / "head.pth", read, "TEST.load_model_path")
-    assert all(torch.equal(value, written.head.state_dict()[name]) for name, value in read.head.state_dict().items())
+    assert all(
+        torch.equal(value, written.head.state_dict()[name])
+        for name, value in read.head.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,8 +69,13 @@ def test_a_head_under_the_prefix_of_a_training_is_read(tmp_path, prefix):
     ],
 )
 def test_a_training_state_in_place_of_weights_is_told_as_that(tmp_path, key, remedy):
-    save_state(tmp_path / "state.pth", dict.fromkeys(STATE_KEYS) | {"head": model().head.state_dict(), "optimizer": {}})
-    with pytest.raises(WeightsError, match=rf"{key}: .*state\.pth is a training state, .* {remedy}"):
+    save_state(
+        tmp_path / "state.pth",
+        dict.fromkeys(STATE_KEYS) | {"head": model().head.state_dict(), "optimizer": {}},
+    )
+    with pytest.raises(
+        WeightsError, match=rf"{key}: .*state\.pth is a training state, .* {remedy}"
+    ):
         read_weights(tmp_path / "state.pth", key)
 
 
@@ -75,7 +89,9 @@ def test_a_state_comes_back_and_a_failed_write_leaves_the_old_one(tmp_path):
     path = tmp_path / "checkpoints" / "state.pth"
     state = dict.fromkeys(STATE_KEYS) | {"head": {"w": torch.arange(3.0)}, "epoch": 7}
     save_state(path, state)
-    assert load_state(path)["epoch"] == 7 and torch.equal(load_state(path)["head"]["w"], state["head"]["w"])
+    assert load_state(path)["epoch"] == 7 and torch.equal(
+        load_state(path)["head"]["w"], state["head"]["w"]
+    )
     with pytest.raises(Exception, match="pickle"):
         save_state(path, state | {"epoch": lambda: None})
     assert load_state(path)["epoch"] == 7
@@ -98,7 +114,10 @@ def test_missing_damaged_and_dangerous_states(tmp_path):
     save_state(tmp_path / "cut.pth", dict.fromkeys(STATE_KEYS, torch.zeros(100)))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-200])
     torch.save(dict.fromkeys(STATE_KEYS) | {"epoch": Strange()}, tmp_path / "strange.pth")
-    reasons = {"cut": "is not a readable training state", "strange": r"was not loaded: it asks for .*Strange"}
+    reasons = {
+        "cut": "is not a readable training state",
+        "strange": r"was not loaded: it asks for .*Strange",
+    }
     for name, reason in reasons.items():
         with pytest.raises(WeightsError, match=rf"TRAIN\.resume: .*{name}\.pth {reason}"):
             load_state(tmp_path / f"{name}.pth")
@@ -113,8 +132,12 @@ def test_a_state_whose_head_is_none_is_refused(tmp_path):
 def test_two_copies_of_a_head_in_one_file_are_refused(tmp_path):
     """Which of them is meant cannot be told."""
     own = {f"head.{name}": value for name, value in model().head.state_dict().items()}
-    torch.save(own | {f"module.{name}": 0 * value for name, value in own.items()}, tmp_path / "head.pth")
-    with pytest.raises(WeightsError, match=r"KEY: .*head\.pth: head\.\S+ and module\.head\.\S+ are one parameter"):
+    torch.save(
+        own | {f"module.{name}": 0 * value for name, value in own.items()}, tmp_path / "head.pth"
+    )
+    with pytest.raises(
+        WeightsError, match=r"KEY: .*head\.pth: head\.\S+ and module\.head\.\S+ are one parameter"
+    ):
         load_head(tmp_path / "head.pth", model(), "KEY")
 
 
@@ -123,15 +146,23 @@ def test_a_wrapped_head_is_read(tmp_path, name):
     written, read = model(0), model(1)
     torch.save({"epoch": 3, name: written.state_dict()}, tmp_path / "head.pth")
     load_head(tmp_path / "head.pth", read, "KEY")
-    assert all(torch.equal(value, written.head.state_dict()[n]) for n, value in read.head.state_dict().items())
+    assert all(
+        torch.equal(value, written.head.state_dict()[n])
+        for n, value in read.head.state_dict().items()
+    )
     torch.save({"epoch": 3, "other": written.state_dict()}, tmp_path / "head.pth")
-    with pytest.raises(WeightsError, match=r"holds no state dict \(names to tensors\), but epoch, other"):
+    with pytest.raises(
+        WeightsError, match=r"holds no state dict \(names to tensors\), but epoch, other"
+    ):
         load_head(tmp_path / "head.pth", read, "KEY")
 
 
 def test_a_head_of_other_settings_is_told(tmp_path, caplog):
     """Shapes fit, and answers would be others."""
-    path, trained = tmp_path / "head.safetensors", load_config([], ["TRAIN.SOFS.transformer_nums_heads", 8])
+    path, trained = (
+        tmp_path / "head.safetensors",
+        load_config([], ["TRAIN.SOFS.transformer_nums_heads", 8]),
+    )
     save_head(path, model(), trained.dump())
     load_head(path, model(), "KEY", trained)
     assert not caplog.records

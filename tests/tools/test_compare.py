@@ -21,7 +21,17 @@ def queries(gain=0, repeats=2, methods=("SOFS", "prior"), seed=0):
             [("Ring/rust", i) for i in range(8)] + [("Rod/pit", i) for i in range(6)]
         ):
             for method in methods:
-                rows.append((repeat, query, name, f"val/{image}.png", method, int(rng.integers(40)) + gain, 100))
+                rows.append(
+                    (
+                        repeat,
+                        query,
+                        name,
+                        f"val/{image}.png",
+                        method,
+                        int(rng.integers(40)) + gain,
+                        100,
+                    )
+                )
     return rows
 
 
@@ -43,7 +53,9 @@ def compared(*arguments, **options):
 
 @pytest.fixture
 def pair(tmp_path):
-    return write_run(tmp_path / "a", queries()), write_run(tmp_path / "b", queries(gain=20, repeats=5, seed=1))
+    return write_run(tmp_path / "a", queries()), write_run(
+        tmp_path / "b", queries(gain=20, repeats=5, seed=1)
+    )
 
 
 def by_hand(rows, method="SOFS"):
@@ -60,7 +72,9 @@ def test_figures_are_sums_of_pixels_over_repeats(pair):
     report = compared(*pair)
     first, second = by_hand(queries()), by_hand(queries(gain=20, repeats=5, seed=1))
     for name in ("Ring/rust", "Rod/pit"):
-        assert [r["value"] for r in report["classes"][name]["runs"]] == pytest.approx([first[name], second[name]])
+        assert [r["value"] for r in report["classes"][name]["runs"]] == pytest.approx(
+            [first[name], second[name]]
+        )
     assert report["miou"]["runs"][0]["value"] == pytest.approx(np.mean(list(first.values())))
     assert report["miou"]["differences"][0]["value"] == pytest.approx(
         np.mean(list(second.values())) - np.mean(list(first.values()))
@@ -71,12 +85,19 @@ def test_figures_are_sums_of_pixels_over_repeats(pair):
 def test_an_image_in_two_classes_is_two_queries(pair):
     report = compared(*pair)
     assert report["queries"] == 14
-    assert {name: c["queries"] for name, c in report["classes"].items()} == {"Ring/rust": 8, "Rod/pit": 6}
+    assert {name: c["queries"] for name, c in report["classes"].items()} == {
+        "Ring/rust": 8,
+        "Rod/pit": 6,
+    }
 
 
 def test_each_query_weighs_the_same_however_many_repeats_have_it(tmp_path):
     """One query failed in the second repeat."""
-    rows = [(r, q, "Ring/rust", f"{q}.png", "SOFS", 10 * (q + 1), 100) for r in range(2) for q in range(5)]
+    rows = [
+        (r, q, "Ring/rust", f"{q}.png", "SOFS", 10 * (q + 1), 100)
+        for r in range(2)
+        for q in range(5)
+    ]
     whole, lacking = write_run(tmp_path / "a", rows), write_run(tmp_path / "b", rows[:-1])
     assert compared(whole, lacking)["miou"]["differences"][0]["value"] == 0
 
@@ -89,7 +110,9 @@ def test_queries_that_are_not_in_all_runs_are_left_out_and_counted(pair, tmp_pat
     assert report["queries"] == 11
     values = by_hand(kept)
     for run in (0, 1):
-        assert {n: c["runs"][run]["value"] for n, c in report["classes"].items()} == pytest.approx(values)
+        assert {n: c["runs"][run]["value"] for n, c in report["classes"].items()} == pytest.approx(
+            values
+        )
     assert f"3 of {pair[0]}:SOFS, 0 of {fewer}:SOFS" in table(report)
 
 
@@ -128,7 +151,14 @@ def test_a_further_test_set_is_read_from_its_own_files(tmp_path):
         write_run(tmp_path / name, queries())
         validation = {"methods": {"prior": {}, "SOFS": {}}}
         write_run(tmp_path / name, queries(gain=gain), suffix="_validation", content=validation)
-    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--samples", "50", "--json", str(tmp_path / "out.json")]
+    arguments = [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+        "--samples",
+        "50",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
     for options, method, value in (([], "SOFS", 0), (["--set", "validation"], "prior", 0.1)):
         assert main(arguments + options) == 0
         report = json.loads((tmp_path / "out.json").read_text())
@@ -151,7 +181,10 @@ def test_the_command_prints_what_it_found(pair, capsys):
     report = compared(*pair, samples=200, seed=4)
     found = report["miou"]["differences"][0]
     low, high = (f"{100 * found[key]:+.2f}" for key in ("low", "high"))
-    assert f"{pair[1]}:SOFS against {pair[0]}:SOFS: the difference is {100 * found['value']:+.2f}" in shown
+    assert (
+        f"{pair[1]}:SOFS against {pair[0]}:SOFS: the difference is {100 * found['value']:+.2f}"
+        in shown
+    )
     assert f"95 % interval {low} to {high}, which excludes 0" in shown
     assert "not corrected for multiplicity" in shown
     assert table(report) in shown
@@ -208,7 +241,9 @@ def test_a_broken_line_is_named(pair, tmp_path, old, new, said):
     assert all(part in str(caught.value) for part in [str(file), *said])
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"methods": {}}', '{"objects": {"a": {}}}', "[" * 200_000])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"methods": {}}', '{"objects": {"a": {}}}', "[" * 200_000]
+)
 def test_a_metrics_file_without_methods_is_named(pair, tmp_path, content):
     file = tmp_path / "a" / "metrics.json"
     file.unlink()
@@ -227,7 +262,10 @@ def test_a_metrics_file_without_methods_is_named(pair, tmp_path, content):
         (["{a}", "{b}", "--samples", "0"], "--samples 0"),
         (["{a}", "{b}", "--seed", "-1"], "--seed -1"),
         (["{a}", "{b}", "--set", "other"], "queries_other.csv"),
-        (["{a}", "{b}", "--samples", "9", "--json", "{a}/metrics.json/out.json"], "metrics.json/out.json"),
+        (
+            ["{a}", "{b}", "--samples", "9", "--json", "{a}/metrics.json/out.json"],
+            "metrics.json/out.json",
+        ),
     ],
 )
 def test_mistakes_end_with_code_2(pair, capsys, arguments, said):

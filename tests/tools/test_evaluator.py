@@ -42,9 +42,13 @@ def run(predictor, root, tmp_path, protocol, **changes):
 def test_metrics_agree_with_the_masks_of_the_predictor(predictor, surfaces, tmp_path, scale_by):
     cfg = tiny_config(surfaces, tmp_path / "log", DATASET__area_resize_ratio=0.0055)
     index, settings = build_test_index(cfg), view_settings(cfg)
-    report = evaluate(predictor, index, settings, Protocol(shot=2, seed=5, scale_by=scale_by)).report()["methods"]
+    report = evaluate(
+        predictor, index, settings, Protocol(shot=2, seed=5, scale_by=scale_by)
+    ).report()["methods"]
     queries = EvaluationQueries(EpisodeList(index, 2, 5), settings, scale_by=scale_by)
-    pixels = {(method, name): np.zeros(4) for method in METHODS for name in ("Disk/spot", "Disk/line")}
+    pixels = {
+        (method, name): np.zeros(4) for method in METHODS for name in ("Disk/spot", "Disk/line")
+    }
     windowed = set()
     for number in range(len(queries)):
         query = queries[number]
@@ -61,9 +65,14 @@ def test_metrics_agree_with_the_masks_of_the_predictor(predictor, surfaces, tmp_
         ious = {name: counts[0] / counts[1] for name, counts in mine.items()}
         total = sum(mine.values())
         assert {n: c["iou"] for n, c in report[method]["classes"].items()} == pytest.approx(ious)
-        assert {n: c["queries"] for n, c in report[method]["classes"].items()} == {"Disk/spot": 4, "Disk/line": 4}
+        assert {n: c["queries"] for n, c in report[method]["classes"].items()} == {
+            "Disk/spot": 4,
+            "Disk/line": 4,
+        }
         assert report[method]["miou"]["mean"] == pytest.approx(np.mean(list(ious.values())))
-        assert report[method]["fb_iou"]["mean"] == pytest.approx((total[0] / total[1] + total[2] / total[3]) / 2)
+        assert report[method]["fb_iou"]["mean"] == pytest.approx(
+            (total[0] / total[1] + total[2] / total[3]) / 2
+        )
 
 
 def test_a_bad_image_is_reported_and_the_rest_goes_on(predictor, broken, tmp_path, caplog):
@@ -87,7 +96,9 @@ def test_nothing_readable_is_an_error(predictor, surfaces, tmp_path):
 
 def test_repeats_give_mean_and_spread(predictor, surfaces, tmp_path):
     many = run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=3, repeats=3))
-    single = [run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=3 + r)).report() for r in range(3)]
+    single = [
+        run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=3 + r)).report() for r in range(3)
+    ]
     report, table = many.report()["methods"], many.table()
     for method in METHODS:
         mious = [s["methods"][method]["miou"]["mean"] for s in single]
@@ -102,7 +113,9 @@ def test_repeats_give_mean_and_spread(predictor, surfaces, tmp_path):
 def test_repeats_share_encoded_queries(predictor, surfaces, tmp_path, repeats):
     """Without windows each of the eight queries is a view, and each of its supports in a repeat another."""
     encoded = []
-    hook = predictor.backbone.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    hook = predictor.backbone.register_forward_pre_hook(
+        lambda _, args: encoded.append(len(args[0]))
+    )
     changes = {"DATASET__area_resize_ratio": 0.0}
     run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=3, repeats=repeats), **changes)
     hook.remove()
@@ -138,13 +151,21 @@ def test_normal_images_are_drawn_by_repeat_and_object(predictor, cleaned, tmp_pa
     changes = {"DATASET__test_objects": list(names), "DATASET__area_resize_ratio": 0.0}
     protocol = Protocol(shot=1, seed=5, repeats=3, normal_shot=1, normal=dict.fromkeys(names, pool))
     many = run(predictor, root, tmp_path, protocol, **changes).results
-    draws = {(repeat, name): draw_normal(pool, name, 1, 5 + repeat) for repeat in range(3) for name in names}
+    draws = {
+        (repeat, name): draw_normal(pool, name, 1, 5 + repeat)
+        for repeat in range(3)
+        for name in names
+    }
     assert any(draws[0, name] != draws[repeat, name] for repeat, name in draws)
     assert any(draws[repeat, "Disk"] != draws[repeat, "Ring"] for repeat in range(3))
     for (repeat, name), drawn in draws.items():
         one = Protocol(shot=1, seed=0, normal_shot=1, normal={name: drawn})
-        single = run(predictor, root, tmp_path, one, **changes | {"DATASET__test_objects": [name]}).results
-        assert [counts(r) for r in many if (r.repeat, r.key[0]) == (repeat, name)] == [counts(r) for r in single]
+        single = run(
+            predictor, root, tmp_path, one, **changes | {"DATASET__test_objects": [name]}
+        ).results
+        assert [counts(r) for r in many if (r.repeat, r.key[0]) == (repeat, name)] == [
+            counts(r) for r in single
+        ]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -174,7 +195,12 @@ def test_a_normal_image_that_cannot_be_read_is_named(predictor, cleaned, tmp_pat
     root, pool = cleaned
     pool[1].write_bytes(b"")
     with pytest.raises(DataError, match=str(pool[1])):
-        run(predictor, root, tmp_path, Protocol(shot=1, seed=0, normal_shot=3, normal={"Disk": pool}))
+        run(
+            predictor,
+            root,
+            tmp_path,
+            Protocol(shot=1, seed=0, normal_shot=3, normal={"Disk": pool}),
+        )
 
 
 def test_thresholds_of_the_supports_arrive_in_the_queries(surfaces, tmp_path):
@@ -183,7 +209,10 @@ def test_thresholds_of_the_supports_arrive_in_the_queries(surfaces, tmp_path):
     result = evaluate(predictor, index, settings, Protocol(shot=2, seed=5, repeats=2))
     result.write_queries(tmp_path / "queries.csv")
     with (tmp_path / "queries.csv").open() as file:
-        found = {tuple(row[k] for k in ("repeat", "query", "method")): row["threshold"] for row in csv.DictReader(file)}
+        found = {
+            tuple(row[k] for k in ("repeat", "query", "method")): row["threshold"]
+            for row in csv.DictReader(file)
+        }
     queries = EvaluationQueries(EpisodeList(index, 2, 5), settings, repeats=(0, 1), keep_pairs=True)
     expected = {
         (str(repeat), str(query.number), method): str(threshold)
@@ -194,7 +223,9 @@ def test_thresholds_of_the_supports_arrive_in_the_queries(surfaces, tmp_path):
     assert found == expected and len(set(found.values())) > 8
     report = result.report()["methods"]["prior"]["threshold"]
     for repeat, mean in enumerate(report["repeats"]):
-        own = [float(t) for (r, _, method), t in found.items() if (r, method) == (str(repeat), "prior")]
+        own = [
+            float(t) for (r, _, method), t in found.items() if (r, method) == (str(repeat), "prior")
+        ]
         assert mean == pytest.approx(np.mean(own))
 
 
@@ -207,16 +238,26 @@ def test_a_left_out_category_is_warned_of_once_for_all_repeats(predictor, tmp_pa
 
 def test_the_same_seed_gives_the_same_report_with_any_loader(predictor, surfaces, tmp_path):
     reports = [
-        run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=8, multiple=2, num_workers=w, batch_size=b)).report()
+        run(
+            predictor,
+            surfaces,
+            tmp_path,
+            Protocol(shot=1, seed=8, multiple=2, num_workers=w, batch_size=b),
+        ).report()
         for w, b in ((0, 1), (2, 3))
     ]
     assert reports[0] == reports[1]
     assert reports[0]["methods"]["prior"]["classes"]["Disk/spot"]["queries"] == 8
-    assert reports[0] != run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=9, multiple=2)).report()
+    assert (
+        reports[0]
+        != run(predictor, surfaces, tmp_path, Protocol(shot=1, seed=9, multiple=2)).report()
+    )
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.4, 2, 12), (1.0, 16, 16)])
-def test_figures_come_for_the_share_asked_in_the_first_repeat(predictor, surfaces, tmp_path, share, low, high):
+def test_figures_come_for_the_share_asked_in_the_first_repeat(
+    predictor, surfaces, tmp_path, share, low, high
+):
     figures = tmp_path / "figures"
     options = {"shot": 1, "seed": 0, "multiple": 2, "figure_probability": share}
     run(predictor, surfaces, tmp_path, Protocol(repeats=2, figures=figures, **options))
@@ -226,7 +267,9 @@ def test_figures_come_for_the_share_asked_in_the_first_repeat(predictor, surface
     assert low <= len(files) <= high
     for file in files[:1]:
         picture = np.array(Image.open(file))
-        assert picture.shape == (640 + 28, 5 * (round(640 * 128 / 96) + 4), 3), "truth, and per method mask and score"
+        assert picture.shape == (640 + 28, 5 * (round(640 * 128 / 96) + 4), 3), (
+            "truth, and per method mask and score"
+        )
         assert "Disk" in file.name and picture.std() > 10
 
 

@@ -35,7 +35,13 @@ def result(key, number, hits, repeat=0, method="SOFS"):
 
 def test_worst_median_and_best_of_each_class():
     """By the method that is asked, in the first repeat; the order of the results does not matter."""
-    hits = {KEYS[0]: [5, 3, 9, 1, 7], KEYS[1]: [4, None, 2], KEYS[2]: [6], KEYS[3]: [None], KEYS[4]: [8, 8, 8, 2]}
+    hits = {
+        KEYS[0]: [5, 3, 9, 1, 7],
+        KEYS[1]: [4, None, 2],
+        KEYS[2]: [6],
+        KEYS[3]: [None],
+        KEYS[4]: [8, 8, 8, 2],
+    }
     results = []
     for key, found in hits.items():
         for i, n in enumerate(found):
@@ -50,7 +56,9 @@ def test_worst_median_and_best_of_each_class():
         assert found[:3] == [("worst", 3), ("median", 0), ("best", 2)]
         assert found[3:5] == [("worst", 12), ("best", 10)], "two are defined"
         assert found[5:6] == [("worst", 20)], "a class of one; the next has none that is defined"
-        assert found[6:] == [("worst", 43), ("median", 41), ("best", 42)], "equal ones in their order"
+        assert found[6:] == [("worst", 43), ("median", 41), ("best", 42)], (
+            "equal ones in their order"
+        )
         assert all((r.method, r.repeat) == ("SOFS", 0) for _, r in chosen(evaluation, "SOFS"))
         assert [(rank, r.number) for rank, r in chosen(evaluation, "prior")][:3] == [
             ("worst", 2), ("median", 0), ("best", 3)
@@ -66,7 +74,10 @@ def test_a_detail_holds_all_that_is_marked_and_lies_in_the_image(seed):
     mask[top : top + rng.integers(1, 400), left : left + rng.integers(1, 400)] = 1
     box = detail(mask)
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    sides = [min(n, max(DETAIL, 2 * (m[-1] - m[0] + 1))) for n, m in zip(shape, (rows, columns), strict=True)]
+    sides = [
+        min(n, max(DETAIL, 2 * (m[-1] - m[0] + 1)))
+        for n, m in zip(shape, (rows, columns), strict=True)
+    ]
     assert (box is None) == (sides[0] * sides[1] >= SMALL * mask.size)
     if box is not None:
         t, b, le, r = box
@@ -95,11 +106,19 @@ def test_a_detail_in_a_corner_is_as_large_as_elsewhere(corner):
     assert (bottom - top, right - left) == (DETAIL, DETAIL) and mask[top:bottom, left:right].any()
 
 
-@pytest.mark.parametrize("size", [(480, 480), (481, 30), (30, 961), (2000, 3000), (5, 5000), (96, 128)])
+@pytest.mark.parametrize(
+    "size", [(480, 480), (481, 30), (30, 961), (2000, 3000), (5, 5000), (96, 128)]
+)
 def test_pictures_are_shrunk_to_the_longer_side(size):
     picture = shrunk(np.full((*size, 3), 7, np.uint8))
-    assert max(picture.shape) == min(SIDE, max(size)) and min(picture.shape[:2]) >= 1 and (picture == 7).all()
-    assert picture.shape[1] == pytest.approx(picture.shape[0] * size[1] / size[0], abs=1 + size[1] / size[0])
+    assert (
+        max(picture.shape) == min(SIDE, max(size))
+        and min(picture.shape[:2]) >= 1
+        and (picture == 7).all()
+    )
+    assert picture.shape[1] == pytest.approx(
+        picture.shape[0] * size[1] / size[0], abs=1 + size[1] / size[0]
+    )
 
 
 def answers_of(mask):
@@ -118,7 +137,9 @@ def test_panels_show_a_small_defect_as_a_detail():
     top, bottom, left, right = detail(mask)
     outside = np.ones(mask.shape, bool)
     outside[max(0, top - 4) : bottom + 4, max(0, left - 4) : right + 4] = False
-    assert np.array_equal(panels[0][1][outside], image[outside]) and not np.array_equal(panels[0][1], image)
+    assert np.array_equal(panels[0][1][outside], image[outside]) and not np.array_equal(
+        panels[0][1], image
+    )
     for _, picture in panels[2:]:
         assert picture.shape == (bottom - top, right - left, 3)
     pairs = [(image, mask), (image, np.ones_like(mask)), (image, mask)]
@@ -138,7 +159,13 @@ def test_panels_of_a_large_defect_and_without_a_truth(known):
 def test_the_index_lists_the_pictures(tmp_path):
     picture = np.full((700, 900, 3), (250, 20, 20), np.uint8)
     entries = [
-        Entry("Rod/dent", "worst", "a.png", {"SOFS": 0.25, "prior": None}, [("query", picture), ("truth", picture)]),
+        Entry(
+            "Rod/dent",
+            "worst",
+            "a.png",
+            {"SOFS": 0.25, "prior": None},
+            [("query", picture), ("truth", picture)],
+        ),
         Entry("Rod/pit", "worst", "b.png", {}, [("query", picture[:50, :60])]),
     ]
     write_gallery(tmp_path / "gallery", iter(entries))
@@ -148,7 +175,9 @@ def test_the_index_lists_the_pictures(tmp_path):
     ]  # fmt: skip
     assert [[p["caption"] for p in e["panels"]] for e in index] == [["query", "truth"], ["query"]]
     files = [p["file"] for e in index for p in e["panels"]]
-    assert len(set(files)) == 3 and {*files, "index.json"} == {p.name for p in (tmp_path / "gallery").iterdir()}
+    assert len(set(files)) == 3 and {*files, "index.json"} == {
+        p.name for p in (tmp_path / "gallery").iterdir()
+    }
     for file, size in zip(files, [(373, 480), (373, 480), (50, 60)], strict=True):
         read = cv2.imread(str(tmp_path / "gallery" / file))
         assert read.shape[:2] == size and read[..., 2].mean() > 240, "RGB"
@@ -166,13 +195,21 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_product(root, "Disk", {"spot": 5, "line": 3, "stain": 2}, size=(700, 600))
     (root / "Disk" / "train" / "line_0.png").write_bytes(b"")
-    options = {"DATASET__few_shot_repeated_multiple": 2, "TEST__threshold": "auto", "DATASET__crop_size": 256}
+    options = {
+        "DATASET__few_shot_repeated_multiple": 2,
+        "TEST__threshold": "auto",
+        "DATASET__crop_size": 256,
+    }
     return run_test(tiny_config(root, tmp_path_factory.mktemp("log"), **options), "")
 
 
 def test_a_run_shows_the_queries_that_its_counts_rank(finished):
     with (finished / "queries.csv").open() as file:
-        rows = [r for r in csv.DictReader(file) if r["repeat"] == "0" and r["method"] == "prior" and int(r["union"])]
+        rows = [
+            r
+            for r in csv.DictReader(file)
+            if r["repeat"] == "0" and r["method"] == "prior" and int(r["union"])
+        ]
     classes = {}
     for row in rows:
         iou = int(row["intersection"]) / int(row["union"])
@@ -180,8 +217,15 @@ def test_a_run_shows_the_queries_that_its_counts_rank(finished):
     expected = []
     for name, found in classes.items():
         found.sort()
-        places = {"worst": 0, "median": len(found) // 2, "best": -1} if len(found) > 2 else {"worst": 0, "best": -1}
-        expected += [(name, rank, found[place][2], {"prior": found[place][0]}) for rank, place in places.items()]
+        places = (
+            {"worst": 0, "median": len(found) // 2, "best": -1}
+            if len(found) > 2
+            else {"worst": 0, "best": -1}
+        )
+        expected += [
+            (name, rank, found[place][2], {"prior": found[place][0]})
+            for rank, place in places.items()
+        ]
     index = json.loads((finished / "gallery" / "index.json").read_text())
     assert [(e["class"], e["rank"], e["caption"], e["scores"]) for e in index] == expected
     assert len(index) == 3 + 2 + 2, "five spots, two lines that can be read, two stains"

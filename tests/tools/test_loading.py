@@ -50,7 +50,12 @@ class Numbers(Dataset):
 
 
 def load(data, workers, size=3, **options):
-    return Loader(data, BatchSampler(SequentialSampler(data), size, drop_last=False), num_workers=workers, **options)
+    return Loader(
+        data,
+        BatchSampler(SequentialSampler(data), size, drop_last=False),
+        num_workers=workers,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -77,10 +82,16 @@ def test_workers_go_on_across_epochs(workers):
     batches = EpochBatches(sampler, 4, range(1, 4))
     loader = Loader(Workers(None), batches, num_workers=workers)
     state = torch.get_rng_state()
-    numbers, loaders = zip(*((number.tolist(), pid.tolist()) for number, pid in loader), strict=True)
-    assert torch.equal(torch.get_rng_state(), state), "workers start without a draw from the global generator"
+    numbers, loaders = zip(
+        *((number.tolist(), pid.tolist()) for number, pid in loader), strict=True
+    )
+    assert torch.equal(torch.get_rng_state(), state), (
+        "workers start without a draw from the global generator"
+    )
     assert len(loader) == len(batches) == 6 and batches.per_epoch == 2
-    assert [len(batch) for batch in numbers] == [4, 3] * 3, "an epoch starts with a batch of its own"
+    assert [len(batch) for batch in numbers] == [4, 3] * 3, (
+        "an epoch starts with a batch of its own"
+    )
     for epoch in range(1, 4):
         sampler.epoch = epoch
         assert numbers[2 * epoch - 2] + numbers[2 * epoch - 1] == list(sampler)
@@ -110,7 +121,9 @@ class Deadly(Numbers):
 
 
 def end(code):
-    return lambda: os.kill(os.getpid(), code) if isinstance(code, signal.Signals) else os._exit(code)
+    return lambda: (
+        os.kill(os.getpid(), code) if isinstance(code, signal.Signals) else os._exit(code)
+    )
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -130,7 +143,9 @@ def test_a_dead_worker_is_noticed_and_its_sample_named(code, cause, remedy, busy
     with closing(iter(load(data, 2))) as batches:
         assert next(batches).tolist() == [0, 1, 2]
         last = time.monotonic() + LIMIT
-        with pytest.raises(DataError, match=rf"a loader process {cause} at 4\.png \(Disk/spot\); .*{remedy}"):
+        with pytest.raises(
+            DataError, match=rf"a loader process {cause} at 4\.png \(Disk/spot\); .*{remedy}"
+        ):
             data.allowed.set()
             while time.monotonic() < last:
                 next(batches) if not busy else sum(range(1000))
@@ -153,7 +168,9 @@ def pipe_is_full():
     for handle in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):  # the folder's own is closed
             if stat.S_ISFIFO(os.fstat(handle).st_mode):
-                held = int.from_bytes(fcntl.ioctl(handle, termios.FIONREAD, bytes(4)), sys.byteorder)
+                held = int.from_bytes(
+                    fcntl.ioctl(handle, termios.FIONREAD, bytes(4)), sys.byteorder
+                )
                 if held > fcntl.fcntl(handle, fcntl.F_GETPIPE_SZ) / 2:
                     return True
     return False
@@ -164,7 +181,9 @@ def test_a_worker_that_dies_while_it_hands_over_is_noticed():
     ((first, _),) = next(batches)
     ((second, _),) = next(batches)
     assert first != second
-    assert until(pipe_is_full, multiprocessing.current_process())  # one of them is in the midst of a batch
+    assert until(
+        pipe_is_full, multiprocessing.current_process()
+    )  # one of them is in the midst of a batch
     with pytest.raises(DataError, match="SIGKILL"):
         for pid in (first, second):
             os.kill(pid, signal.SIGKILL)
@@ -224,7 +243,10 @@ def test_a_job_whose_worker_is_killed_says_so_in_one_line(surfaces, tmp_path, ki
     training = Training(surfaces, tmp_path, TRAIN_SETUPS__num_workers=2, TRAIN_SETUPS__epochs=10000)
     process = training.start()
     assert until(lambda: training.log().count("episodes/s") > 1, process)
-    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    workers = [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGSTOP)
     time.sleep(0.5)
@@ -273,7 +295,9 @@ def test_no_worker_outlives_its_loader(fault):
 
 class Signals(Numbers):
     def __getitem__(self, number):
-        return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, signal.getsignal(
+            signal.SIGTERM
+        ) == signal.SIG_IGN
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_has_them():
@@ -294,15 +318,19 @@ def test_every_data_set_says_which_files_an_item_is_made_of(surfaces, tmp_path):
     training = build_training_episodes(cfg, read_index(surfaces, "Plate"))
     number = len(training) + 3  # of the second epoch
     episode = training.episodes.episode(3, epoch=1)
-    query, *supports = (training.episodes.index.image_path(s) for s in (episode.query, *episode.candidates[:2]))
+    query, *supports = (
+        training.episodes.index.image_path(s) for s in (episode.query, *episode.candidates[:2])
+    )
     text = f"{query} ({episode.query.class_name}) with supports {supports[0]}, {supports[1]}"
     assert training.describe(number) == text
     crops = BankCrops(training, 1)
-    assert BankEpisodes(crops, FeatureBank(tmp_path / "bank", 1, 1, (1, 1), 8)).describe(number) == (
-        f"{tmp_path / 'bank'}: {text}"
-    )
+    assert BankEpisodes(crops, FeatureBank(tmp_path / "bank", 1, 1, (1, 1), 8)).describe(
+        number
+    ) == (f"{tmp_path / 'bank'}: {text}")
     sample = training.episodes.index.samples[crops.positions[2]]
-    assert crops.describe(2) == f"{training.episodes.index.image_path(sample)} ({sample.class_name})"
+    assert (
+        crops.describe(2) == f"{training.episodes.index.image_path(sample)} ({sample.class_name})"
+    )
     queries = EvaluationQueries(
         EpisodeList(build_test_index(cfg), 1, 5), view_settings(cfg), repeats=(0, 1, 2), numbers=[6]
     )

@@ -25,7 +25,8 @@ def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
     for file, size in QUERIES.items():
         image = read_image(tmp_path / "data" / "steel" / "query" / "image" / file)
         mask, score, overlay = (
-            written(folder / "steel", kind, Path(file).stem) for kind in ("masks", "scores", "overlays")
+            written(folder / "steel", kind, Path(file).stem)
+            for kind in ("masks", "scores", "overlays")
         )
         assert (mask.shape, mask.dtype) == (size, np.uint8) and set(np.unique(mask)) == {0, 255}
         assert (score.shape, score.dtype) == (size, np.uint16)
@@ -34,16 +35,23 @@ def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
         assert np.array_equal(overlay[mask == 0][:, ::-1], image[mask == 0])
         assert not np.array_equal(overlay[mask > 0][:, ::-1], image[mask > 0])
     report = json.loads((folder / "metrics.json").read_text())
-    assert report["objects"] == {"steel": {"queries": 3, "labelled": 0, "iou": {}, "unreadable": []}}
+    assert report["objects"] == {
+        "steel": {"queries": 3, "labelled": 0, "iou": {}, "unreadable": []}
+    }
     assert report["shot"] == [1]
-    assert "'prior'" in capsys.readouterr().out, "a notice: no checkpoint, so the method without training"
+    assert "'prior'" in capsys.readouterr().out, (
+        "a notice: no checkpoint, so the method without training"
+    )
     assert (folder / "test.log").is_file() and (folder / "config.yaml").is_file()
 
 
 def test_iou_is_that_of_the_masks_and_the_true_labels(tmp_path):
     """Pooled over the labelled queries alone; several objects, each on its own."""
     labels = ("one.png", "two.jpg")
-    truth = {n: write_object(tmp_path / "data", n, labels=labels, seed=s) for s, n in enumerate(("steel", "wood"))}
+    truth = {
+        n: write_object(tmp_path / "data", n, labels=labels, seed=s)
+        for s, n in enumerate(("steel", "wood"))
+    }
     folder = run(tmp_path / "data", tmp_path, DATASET__open_domain_test_object=["wood", "steel"])
     report = json.loads((folder / "metrics.json").read_text())["objects"]
     assert list(report) == ["wood", "steel"]
@@ -64,7 +72,13 @@ def test_one_of_several_categories(tmp_path):
     Image.fromarray(mask).save(path)
     several = {"DATASET__open_domain_object_category_num": [2]}
     first, second = (
-        run(tmp_path / "data", tmp_path, RUN_NAME=str(c), DATASET__open_domain_specific_defect_category=[c], **several)
+        run(
+            tmp_path / "data",
+            tmp_path,
+            RUN_NAME=str(c),
+            DATASET__open_domain_specific_defect_category=[c],
+            **several,
+        )
         for c in (0, 1)
     )
     scores = [written(f / "steel", "scores", "one") for f in (first, second)]
@@ -89,7 +103,9 @@ def test_black_support_masks_leave_what_looks_unlike_the_supports(tmp_path, caps
 
 
 def test_queries_that_differ_by_the_suffix_alone_keep_their_own_files(tmp_path):
-    write_object(tmp_path / "data", "steel", {"a.png": (96, 128), "a.jpg": (40, 50), "b.png": (30, 30)})
+    write_object(
+        tmp_path / "data", "steel", {"a.png": (96, 128), "a.jpg": (40, 50), "b.png": (30, 30)}
+    )
     folder = run(tmp_path / "data", tmp_path) / "steel"
     assert written(folder, "masks", "a.png").shape == (96, 128)
     assert written(folder, "masks", "a.jpg").shape == (40, 50)
@@ -109,7 +125,11 @@ def test_an_unreadable_query_is_reported_and_the_rest_goes_on(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:100])
     folder = run(tmp_path / "data", tmp_path)
     report = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]
-    assert report["queries"] == 2 and len(report["unreadable"]) == 1 and str(path) in report["unreadable"][0]
+    assert (
+        report["queries"] == 2
+        and len(report["unreadable"]) == 1
+        and str(path) in report["unreadable"][0]
+    )
     assert capsys.readouterr().out.count(str(path)) == 1
     assert {p.name for p in (folder / "steel" / "masks").iterdir()} == {"one.png", "three.png"}
 
@@ -133,12 +153,17 @@ def test_the_true_label_of_a_category_is_what_of_that_value(tmp_path):
             mask[:12, :12] = 2
             Image.fromarray(mask).save(path)
     for category in (0, 1):
-        chosen = {"DATASET__open_domain_specific_defect_category": [category], "RUN_NAME": str(category)}
+        chosen = {
+            "DATASET__open_domain_specific_defect_category": [category],
+            "RUN_NAME": str(category),
+        }
         folder = run(tmp_path / "data", tmp_path, **several, **chosen)
         entry = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]
         true, found = [], []
         for name in QUERIES:
-            path = tmp_path / "data" / "steel" / "query" / "true_label" / f"{Path(name).stem}_mask.png"
+            path = (
+                tmp_path / "data" / "steel" / "query" / "true_label" / f"{Path(name).stem}_mask.png"
+            )
             true.append(np.array(Image.open(path)) == category + 1)
             found.append(written(folder / "steel", "masks", Path(name).stem) > 0)
         pairs = list(zip(found, true, strict=True))
@@ -158,7 +183,9 @@ def test_an_object_that_fails_takes_nothing_from_the_others(tmp_path):
     for path in (tmp_path / "data" / "wood" / "query" / "image").iterdir():
         path.write_bytes(b"")
     objects = {"DATASET__open_domain_test_object": ["steel", "wood"]}
-    with pytest.raises(DataError, match=r"wood: no query could be read.*\(the results of the rest are in .*run\)"):
+    with pytest.raises(
+        DataError, match=r"wood: no query could be read.*\(the results of the rest are in .*run\)"
+    ):
         run(tmp_path / "data", tmp_path, **objects)
     folder = tmp_path / "log" / "run"
     assert {p.stem for p in (folder / "steel" / "masks").iterdir()} == {"one", "two", "three"}
@@ -168,7 +195,9 @@ def test_an_object_that_fails_takes_nothing_from_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("late", ["masks", "metrics.json", "report.html"])
-def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(tmp_path, monkeypatch, late):
+def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(
+    tmp_path, monkeypatch, late
+):
     """The disk refuses the second mask, the figures or the report; what is found on another object is recorded."""
     write_object(tmp_path / "data", "steel", labels=("one.png",))
     before = os.replace
@@ -186,13 +215,18 @@ def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(tmp_pa
         run(tmp_path / "data", tmp_path, DATASET__open_domain_test_object=["steel", "wood"])
     folder = tmp_path / "log" / "run"
     masks = {p.name for p in (folder / "steel" / "masks").iterdir()}
-    assert masks == {"one.png"} | (set() if late == "masks" else {"three.png", "two.png"}), "and no part of one"
+    assert masks == {"one.png"} | (set() if late == "masks" else {"three.png", "two.png"}), (
+        "and no part of one"
+    )
     assert len(list((folder / "wood" / "masks").iterdir())) == 3
     if late == "metrics.json":
         assert not (folder / "metrics.json").exists()
         return
     report = json.loads((folder / "metrics.json").read_text())["objects"]
-    assert report["steel"]["queries"] == (1 if late == "masks" else 3) and report["wood"]["queries"] == 3
+    assert (
+        report["steel"]["queries"] == (1 if late == "masks" else 3)
+        and report["wood"]["queries"] == 3
+    )
     if late == "masks":
         assert "three.png" in json.loads((folder / "run.json").read_text())["failed"][0]
 
@@ -208,10 +242,15 @@ def test_a_second_run_of_the_same_name_leaves_its_own_files_alone(tmp_path):
     second = run(tmp_path / "data", tmp_path)
     alone = run(tmp_path / "data", tmp_path, RUN_NAME="alone")
     found = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (second, alone)]
-    assert found[0] == found[1] and not any("one" in p.name or p.name == "queries.csv" for p in found[0])
+    assert found[0] == found[1] and not any(
+        "one" in p.name or p.name == "queries.csv" for p in found[0]
+    )
     earlier = tmp_path / "log" / "run.1"
     assert {p.relative_to(earlier) for p in earlier.rglob("*") if p.is_file()} == kept
-    assert "one.png" in (earlier / "report.html").read_text() and "one.png" not in (second / "report.html").read_text()
+    assert (
+        "one.png" in (earlier / "report.html").read_text()
+        and "one.png" not in (second / "report.html").read_text()
+    )
 
 
 @pytest.mark.parametrize("part", ["support/image", "support/mask"])
@@ -234,16 +273,27 @@ def test_several_processes_write_what_one_does(tmp_path, monkeypatch):
         write_object(tmp_path / "data", name, labels=("one.png", "two.jpg"), seed=seed)
     (tmp_path / "data" / "wood" / "query" / "image" / "three.bmp").write_bytes(b"text")
     changes = {"DATASET__open_domain_test_object": ["steel", "wood"]}
-    folders = [run(tmp_path / "data", tmp_path, RUN_NAME=f"of{n}", NUM_GPUS=n, **changes) for n in (1, 2)]
+    folders = [
+        run(tmp_path / "data", tmp_path, RUN_NAME=f"of{n}", NUM_GPUS=n, **changes) for n in (1, 2)
+    ]
     torch.set_num_threads(threads)
-    names = [{p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} for folder in folders]
-    assert names[0] == names[1] and len(json.loads((folders[1] / "gallery" / "index.json").read_text())) == 5
+    names = [
+        {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} for folder in folders
+    ]
+    assert (
+        names[0] == names[1]
+        and len(json.loads((folders[1] / "gallery" / "index.json").read_text())) == 5
+    )
     known = [load_file(folder / "steel" / "support.safetensors") for folder in folders]
-    assert known[0].keys() == known[1].keys() and all(torch.equal(known[0][k], known[1][k]) for k in known[0])
+    assert known[0].keys() == known[1].keys() and all(
+        torch.equal(known[0][k], known[1][k]) for k in known[0]
+    )
     # of these some name the run or the time; the other's header has no fixed order
     own = {"config.yaml", "test.log", "run.json", "report.html", "support.safetensors"}
     for name in names[0]:
         if name.name not in own:
             assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
     rows = (folders[0] / "queries.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[1] for row in rows] == ["0", "2", "3", "5"], "numbers go on from object to object"
+    assert [row.split(",")[1] for row in rows] == ["0", "2", "3", "5"], (
+        "numbers go on from object to object"
+    )

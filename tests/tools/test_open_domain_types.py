@@ -13,7 +13,15 @@ from datasets.images import read_image
 from datasets.open_domain import read_open_domain
 from models.backbone import Backbone
 from tests.helpers import surface
-from tests.tools.open_domain_data import QUERIES, as_levels, config, run, write_object, write_typed, written
+from tests.tools.open_domain_data import (
+    QUERIES,
+    as_levels,
+    config,
+    run,
+    write_object,
+    write_typed,
+    written,
+)
 from tools import open_domain_files
 from tools.open_domain import SHOWN, ObjectJob, read_supports
 from tools.predictor import Predictor
@@ -30,15 +38,26 @@ def test_every_type_has_its_masks_scores_and_support_file(tmp_path):
     cfg = config(tmp_path / "data", tmp_path, TEST__threshold=0.47)
     folder = run_test(cfg, "") / "steel"
     assert {p.name for p in folder.iterdir()} == {
-        *("masks", "scores", "labels", "overlays", "support_line.safetensors", "support_spot.safetensors")
+        *(
+            "masks",
+            "scores",
+            "labels",
+            "overlays",
+            "support_line.safetensors",
+            "support_spot.safetensors",
+        )
     }
     predictor, both = Predictor.from_config(cfg), 0
     for file, size in QUERIES.items():
         name, answers = Path(file).stem, []
         for kind in ("line", "spot"):
             predictor.load_support(folder / f"support_{kind}.safetensors")
-            answers.append(predictor.predict(tmp_path / "data" / "steel" / "query" / "image" / file))
-            assert np.array_equal(written(folder, f"scores/{kind}", name), as_levels(answers[-1].score))
+            answers.append(
+                predictor.predict(tmp_path / "data" / "steel" / "query" / "image" / file)
+            )
+            assert np.array_equal(
+                written(folder, f"scores/{kind}", name), as_levels(answers[-1].score)
+            )
             assert np.array_equal(written(folder, f"masks/{kind}", name), answers[-1].mask * 255)
         above = np.stack([np.where(a.mask, a.score - a.threshold, -1) for a in answers])
         labels = written(folder, "labels", name)
@@ -60,7 +79,9 @@ def test_the_overlay_of_several_types_explains_its_colours_below_the_image(tmp_p
         upper, bar = picture[:height], picture[height:]
         assert np.array_equal(upper[labels == 0], image[labels == 0])
         for number in (1, 2):
-            assert (bar == colour_of(number)).all(-1).any() and (upper == colour_of(number)).all(-1).any()
+            assert (bar == colour_of(number)).all(-1).any() and (upper == colour_of(number)).all(
+                -1
+            ).any()
             tinted = (upper[labels == number] != image[labels == number]).any(-1)
             assert tinted.mean() > 0.9
 
@@ -68,7 +89,9 @@ def test_the_overlay_of_several_types_explains_its_colours_below_the_image(tmp_p
 def test_windows_are_encoded_once_for_all_types_of_one_scale(tmp_path, monkeypatch):
     write_typed(tmp_path / "data")
     seen, forward = [], Backbone.forward
-    monkeypatch.setattr(Backbone, "forward", lambda self, images: seen.append(len(images)) or forward(self, images))
+    monkeypatch.setattr(
+        Backbone, "forward", lambda self, images: seen.append(len(images)) or forward(self, images)
+    )
     counts = []
     for number, kinds in enumerate((("line", "spot"), ("line",), ("spot",))):
         for kind in ("line", "spot"):
@@ -103,7 +126,9 @@ def test_figures_of_every_type(tmp_path):
         found = [written(folder / "steel", f"masks/{kind}", Path(f).stem) > 0 for f in files]
         pairs = [(p, truth[kind][f]) for p, f in zip(found, files, strict=True)]
         counts = [(int((p & t).sum()), int((p | t).sum())) for p, t in pairs]
-        assert counts == [(int(r["intersection"]), int(r["union"])) for r in rows if r["class"] == f"steel/{kind}"]
+        assert counts == [
+            (int(r["intersection"]), int(r["union"])) for r in rows if r["class"] == f"steel/{kind}"
+        ]
         iou = sum(i for i, _ in counts) / sum(u for _, u in counts)
         entry = report["objects"][f"steel/{kind}"]
         counts = {"queries": 3, "labelled": len(files)}
@@ -114,7 +139,9 @@ def test_figures_of_every_type(tmp_path):
     for kind, known in (("line", 1), ("spot", 2)):
         entries = [e for e in shown if e["class"] == f"steel/{kind}"]
         scores = [e["scores"].get("prior") for e in entries]
-        assert [s is None for s in scores] == [False] * known + [True] * (3 - known), "without a true label: last"
+        assert [s is None for s in scores] == [False] * known + [True] * (3 - known), (
+            "without a true label: last"
+        )
         assert [e["rank"] for e in entries] == (["worst", "best", ""] if known == 2 else [""] * 3)
         assert scores[:known] == sorted(scores[:known])
     files = [panel["file"] for entry in shown for panel in entry["panels"]]
@@ -132,7 +159,9 @@ def test_types_of_different_scale_in_one_object(tmp_path, ratio):
     for kind in ("line", "stain"):
         windowed.append(predictor.load_support(folder / f"support_{kind}.safetensors").windowed)
         for name in ("one", "two"):
-            answer = predictor.predict(tmp_path / "data" / "steel" / "query" / "image" / f"{name}.png")
+            answer = predictor.predict(
+                tmp_path / "data" / "steel" / "query" / "image" / f"{name}.png"
+            )
             score = written(folder, f"scores/{kind}", name)
             assert np.abs(score / 65535 - answer.score).max() < 1e-4
             assert (answer.windows > 1) == windowed[-1]
@@ -198,7 +227,11 @@ def test_names_of_types_may_hold_spaces_and_any_letters(tmp_path):
 def test_a_large_image_in_strips_gets_the_same_answers(tmp_path, monkeypatch):
     """With several types, of different scale, its answers in temporary files; the overlay is shrunk."""
     write_typed(tmp_path / "data", ("line", "stain"), {"one.png": (230, 301), "two.png": (97, 65)})
-    options = {"DATASET__area_resize_ratio": 0.02, "TEST__threshold": 0.47, "TEST__window_overlap": 0.25}
+    options = {
+        "DATASET__area_resize_ratio": 0.02,
+        "TEST__threshold": 0.47,
+        "TEST__window_overlap": 0.25,
+    }
     whole = run(tmp_path / "data", tmp_path, RUN_NAME="whole", **options)
     monkeypatch.setattr(strips, "AT_ONCE", 10_000)
     monkeypatch.setattr(memory, "IN_MEMORY", 10_000)
@@ -216,7 +249,9 @@ def test_a_large_image_in_strips_gets_the_same_answers(tmp_path, monkeypatch):
         assert (small[rows // 5, columns // 5] == colour_of(number)).all(-1).any()
     assert np.array_equal(*(written(f / "steel", "overlays", "two") for f in (whole, pieces)))
     shown = json.loads((pieces / "gallery" / "index.json").read_text())
-    assert {entry["caption"] for entry in shown} == {"two.png"}, "a large image has no pictures in the gallery"
+    assert {entry["caption"] for entry in shown} == {"two.png"}, (
+        "a large image has no pictures in the gallery"
+    )
 
 
 def test_pictures_for_the_gallery_are_kept_small(tmp_path):
@@ -226,20 +261,27 @@ def test_pictures_for_the_gallery_are_kept_small(tmp_path):
     item = read_open_domain(tmp_path / "data", "steel")
     evaluation = Evaluation({("steel", 0): "steel/line", ("steel", 1): "steel/spot"}, ["prior"])
     supports = read_supports(item, (0, 1))
-    job = ObjectJob(Predictor.from_config(cfg), item, (0, 1), supports, tmp_path / "log", evaluation)
+    job = ObjectJob(
+        Predictor.from_config(cfg), item, (0, 1), supports, tmp_path / "log", evaluation
+    )
     job.run()
     assert list(job.report(evaluation)) == ["steel/line", "steel/spot"]
     entries = job.entries()
     assert [entry.caption for entry in entries] == [f"{i}.png" for i in range(SHOWN)] * 2
     assert {entry.name for entry in entries} == {"steel/line", "steel/spot"}
     assert {
-        max(picture.shape[:2]) for entry in entries for caption, picture in entry.panels if caption != "support"
+        max(picture.shape[:2])
+        for entry in entries
+        for caption, picture in entry.panels
+        if caption != "support"
     } == {480}
 
 
 def test_the_report_of_a_run_shows_every_type(tmp_path):
     """Also without true labels, where no query is the worst or the best."""
-    write_typed(tmp_path / "data", queries={"one.png": (96, 128), "two.png": (60, 60)}, labels=("one.png",))
+    write_typed(
+        tmp_path / "data", queries={"one.png": (96, 128), "two.png": (60, 60)}, labels=("one.png",)
+    )
     report = run(tmp_path / "data", tmp_path) / "report.html"
     page = report.read_text(encoding="utf-8")
     for kind in ("line", "spot"):

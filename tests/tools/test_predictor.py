@@ -49,7 +49,9 @@ def test_equal_support_views_are_encoded_once(predictor, passes, supports):
 
 def test_windows_of_several_images_share_a_pass_and_come_in_order(predictor, passes, supports):
     memory = predictor.remember(supports)
-    images = [picture(*size, seed=i) for i, size in enumerate([(64, 64), (150, 192), (30, 70), (64, 130)])]
+    images = [
+        picture(*size, seed=i) for i, size in enumerate([(64, 64), (150, 192), (30, 70), (64, 130)])
+    ]
     alone = [next(predictor.segment([image], memory)).answers["SOFS"] for image in images]
     passes.clear()
     together = [outcome.answers["SOFS"] for outcome in predictor.segment(images, memory)]
@@ -74,7 +76,9 @@ def test_an_unreadable_image_is_reported_in_its_place(predictor, passes, support
 
 def test_leaving_off_early_stops_the_threads(predictor, supports):
     before = threading.active_count()
-    answers = predictor.segment((picture(200, 200, seed=i) for i in range(1000)), predictor.remember(supports))
+    answers = predictor.segment(
+        (picture(200, 200, seed=i) for i in range(1000)), predictor.remember(supports)
+    )
     next(answers)
     answers.close()
     assert threading.active_count() == before
@@ -84,7 +88,9 @@ def test_a_method_answers_alike_alone_and_beside_another(predictor, supports):
     image, both = picture(70, 130), answers_of(predictor, picture(70, 130), supports)
     for name, method in predictor.methods.items():
         alone = Predictor({name: method}, predictor.settings, torch.device("cpu"))
-        np.testing.assert_allclose(answers_of(alone, image, supports)[name].score, both[name].score, atol=1e-6)
+        np.testing.assert_allclose(
+            answers_of(alone, image, supports)[name].score, both[name].score, atol=1e-6
+        )
 
 
 def test_windows_per_pass_do_not_change_the_answer(predictor, supports):
@@ -99,7 +105,9 @@ def test_windows_per_pass_do_not_change_the_answer(predictor, supports):
 @pytest.mark.parametrize("merge", ["probability", "reference"])
 def test_a_window_over_a_small_image_is_the_whole_image(predictor, supports, merge):
     asked = variant(predictor, merge=merge)
-    windowed, resized = (answers_of(asked, picture(40, 51), supports, windowed=w) for w in (True, False))
+    windowed, resized = (
+        answers_of(asked, picture(40, 51), supports, windowed=w) for w in (True, False)
+    )
     for name in asked.methods:
         assert np.array_equal(windowed[name].score, resized[name].score)
         assert np.array_equal(windowed[name].label, resized[name].label)
@@ -110,7 +118,11 @@ def test_a_window_over_a_small_image_is_the_whole_image(predictor, supports, mer
 def test_answers_have_the_size_of_the_image(predictor, supports, size, windowed):
     for answer in answers_of(predictor, picture(*size), supports, windowed=windowed).values():
         assert answer.score.shape == answer.mask.shape == size
-        assert answer.score.dtype == np.float32 and answer.label.dtype == np.uint8 and answer.mask.dtype == bool
+        assert (
+            answer.score.dtype == np.float32
+            and answer.label.dtype == np.uint8
+            and answer.mask.dtype == bool
+        )
         assert answer.score.min() >= 0 and answer.score.max() <= 1
 
 
@@ -152,9 +164,14 @@ def test_half_precision_stays_near(predictor, supports):
 def test_memory_is_bounded_and_still_knows_the_supports(predictor, passes):
     """Twenty views leave as many background tokens as asked for, and what they marked is all there."""
     draw = torch.Generator().manual_seed(0)
-    images, masks = torch.randn(20, 3, 64, 64, generator=draw), torch.zeros(20, 64, 64, dtype=torch.uint8)
+    images, masks = (
+        torch.randn(20, 3, 64, 64, generator=draw),
+        torch.zeros(20, 64, 64, dtype=torch.uint8),
+    )
     masks[:, 8:16, 8:24] = 1
-    whole, bounded = (variant(predictor, memory_tokens=n).remember(SupportSet(images, masks)) for n in (0, 100))
+    whole, bounded = (
+        variant(predictor, memory_tokens=n).remember(SupportSet(images, masks)) for n in (0, 100)
+    )
     marked = int((whole.known.share > 0).sum())
     assert [m.known.keys[0].shape[1] for m in (whole, bounded)] == [20 * 64, marked + 100]
     assert torch.equal(whole.known.share, bounded.known.share)
@@ -215,10 +232,14 @@ def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_pa
     with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
         Predictor(predictor.methods, settings, torch.device("cpu")).load_support(file)
     with monkeypatch.context() as patch:
-        patch.setattr(predictor.backbone, "layers", [layer - 1 for layer in predictor.backbone.layers])
+        patch.setattr(
+            predictor.backbone, "layers", [layer - 1 for layer in predictor.backbone.layers]
+        )
         with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
             taught.load_support(file)
-    alone = Predictor({"prior": predictor.methods["prior"]}, predictor.settings, torch.device("cpu"))
+    alone = Predictor(
+        {"prior": predictor.methods["prior"]}, predictor.settings, torch.device("cpu")
+    )
     with pytest.raises(WeightsError, match="its weights are not those"):
         alone.load_support(file)
     for content in (b"", file.read_bytes()[:200], b"x" * 1000):
@@ -230,14 +251,20 @@ def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_pa
 
 
 def test_a_mask_of_another_size_than_its_support_is_refused(predictor):
-    with pytest.raises(DataError, match=r"mask 1, .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"):
+    with pytest.raises(
+        DataError, match=r"mask 1, .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"
+    ):
         predictor.set_support([picture(64, 64)] * 2, [np.ones((64, 64)), np.ones((64, 65))])
 
 
-@pytest.mark.parametrize("one", ["a.png", Path("a.png"), Image.new("L", (64, 64)), picture(64, 64), None, 3])
+@pytest.mark.parametrize(
+    "one", ["a.png", Path("a.png"), Image.new("L", (64, 64)), picture(64, 64), None, 3]
+)
 def test_one_picture_in_place_of_a_list_is_refused(predictor, one):
     taught = variant(predictor)
-    with pytest.raises(DataError, match=r"images is .*; expected a list of paths, PIL images or arrays"):
+    with pytest.raises(
+        DataError, match=r"images is .*; expected a list of paths, PIL images or arrays"
+    ):
         taught.set_support(one, [None])
     with pytest.raises(DataError, match=r"masks is .*; expected a list"):
         taught.set_support([picture(64, 64)], one)
@@ -249,11 +276,17 @@ def test_one_picture_in_place_of_a_list_is_refused(predictor, one):
 def test_a_picture_that_cannot_be_meant_is_refused_by_its_number(predictor):
     good, bad = picture(64, 64), picture(64, 64).transpose(2, 0, 1)
     taught = variant(predictor)
-    with pytest.raises(DataError, match=r"support image 1, an array of uint8, shape \(3, 64, 64\): expected \(h, w\)"):
+    with pytest.raises(
+        DataError,
+        match=r"support image 1, an array of uint8, shape \(3, 64, 64\): expected \(h, w\)",
+    ):
         taught.set_support([good, bad], [None, None])
     with pytest.raises(DataError, match=r"mask 1, an array of float64, .*whole numbers"):
         taught.set_support([good, good], [None, np.full((64, 64), 0.5)])
-    with pytest.raises(DataError, match=r"there are 1 masks, but more images; .* None for one of the normal surface"):
+    with pytest.raises(
+        DataError,
+        match=r"there are 1 masks, but more images; .* None for one of the normal surface",
+    ):
         taught.set_support([good, good], [None])
     taught.set_support([good], [None])
     answers = taught.predict_many([good, None])
@@ -291,7 +324,11 @@ def test_answers_are_the_same_whatever_way_the_pictures_come_in(predictor, tmp_p
     scores = []
     Image.fromarray(image).save(tmp_path / "image.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    for way in (lambda path, _: path, lambda path, _: Image.open(path), lambda path, pixels: pixels):
+    for way in (
+        lambda path, _: path,
+        lambda path, _: Image.open(path),
+        lambda path, pixels: pixels,
+    ):
         taught = variant(predictor)
         taught.set_support([way(tmp_path / "image.png", image)], [way(tmp_path / "mask.png", mask)])
         assert float(taught.memory.known.share.gt(0).float().mean()) > 0.05, "something is marked"

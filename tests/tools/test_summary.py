@@ -20,7 +20,11 @@ def result(repeat, method, hits):
 def folder(tmp_path):
     names = {("Rod", 0): "Rod/dent", ("Rod", 1): "Rod/pit"}
     hits = {"SOFS": (2, 3), "prior": (1, 1)}
-    results = [result(repeat, method, n) for method, found in hits.items() for repeat, n in enumerate(found)]
+    results = [
+        result(repeat, method, n)
+        for method, found in hits.items()
+        for repeat, n in enumerate(found)
+    ]
     report = Evaluation(names, list(hits), repeats=2, results=results).report()
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     (tmp_path / "figures").mkdir()
@@ -29,7 +33,11 @@ def folder(tmp_path):
 
 
 def test_the_table_shows_mean_and_spread_in_percent(folder):
-    lines = {line.split()[0]: line.split()[1:] for line in summarise(folder).splitlines() if line.split()[1:]}
+    lines = {
+        line.split()[0]: line.split()[1:]
+        for line in summarise(folder).splitlines()
+        if line.split()[1:]
+    }
     assert lines["Rod/dent"] == ["2", "62.50", "+-12.50", "25.00", "+-", "0.00"]
     assert lines["Rod/pit"] == ["0", "-", "-"]
     assert lines["mIoU"][0] == "62.50"
@@ -46,7 +54,9 @@ def test_a_folder_without_metrics_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"methods": {}}', '{"objects": {"a": {}}}', "[" * 200_000])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"methods": {}}', '{"objects": {"a": {}}}', "[" * 200_000]
+)
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(DataError, match=r"metrics\.json"):

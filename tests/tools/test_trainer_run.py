@@ -39,7 +39,15 @@ def test_folder_of_a_run(finished):
     cfg, folder = finished
     assert folder.name == "run"
     assert {p.name for p in folder.iterdir()} - {"report.html"} == {
-        *("config.yaml", "train.log", "events", "checkpoints", "history.json", "figures", "gallery"),
+        *(
+            "config.yaml",
+            "train.log",
+            "events",
+            "checkpoints",
+            "history.json",
+            "figures",
+            "gallery",
+        ),
         *("metrics.json", "queries.csv", "curves.json", "run.json"),
         *("metrics_validation.json", "queries_validation.csv", "curves_validation.json"),
     }
@@ -57,16 +65,31 @@ def test_log_of_a_run(finished):
     assert "epoch 1: loss" in log and "epoch 2: loss" in log and "training IoU: Plate/line" in log
     assert "validation after 1 epochs" in log and "validation after 2 epochs" in log
     last = log.rindex("original after 1 epochs, split 0, 1-shot")
-    assert last > log.index("validation after 2 epochs"), "the head that validated best is tested in the end"
+    assert last > log.index("validation after 2 epochs"), (
+        "the head that validated best is tested in the end"
+    )
     table = log[last:].splitlines()[1:6]
-    assert [row.split()[0] for row in table] == ["class", "Disk/line", "Disk/spot", "mIoU", "FB-IoU"]
+    assert [row.split()[0] for row in table] == [
+        "class",
+        "Disk/line",
+        "Disk/spot",
+        "mIoU",
+        "FB-IoU",
+    ]
     assert table[0].split()[1:] == ["queries", "SOFS", "prior"]
 
 
 def test_metrics_of_a_run(finished):
     _, folder = finished
     metrics = json.loads((folder / "metrics.json").read_text())
-    expected = {"data_set": "VISION_V1_ND", "split": 0, "shot": 1, "seed": 54, "epochs": 1, "failed_queries": 0}
+    expected = {
+        "data_set": "VISION_V1_ND",
+        "split": 0,
+        "shot": 1,
+        "seed": 54,
+        "epochs": 1,
+        "failed_queries": 0,
+    }
     assert {key: metrics[key] for key in expected} == expected
     assert json.loads((folder / "metrics_validation.json").read_text())["epochs"] == 2
     assert {"git_revision", "python", "torch", "timm", "backbone", "unreadable"} <= metrics.keys()
@@ -85,12 +108,19 @@ def test_events_of_a_run(finished):
     assert tags["images"] == ["train/episode"] and len(events.Images("train/episode")) == 2
     assert set(tags["scalars"]) == {
         *("train/loss", "train/learning_rate", "train/episodes_per_second", "train/miou"),
-        *("original/miou_SOFS", "original/miou_prior", "validation/miou_SOFS", "validation/miou_prior"),
+        *(
+            "original/miou_SOFS",
+            "original/miou_prior",
+            "validation/miou_SOFS",
+            "validation/miou_prior",
+        ),
     }
     assert [e.step for e in events.Scalars("train/loss")] == [0, 1]
     metrics = json.loads((folder / "metrics.json").read_text())
     last = events.Scalars("original/miou_SOFS")[-1]
-    assert last.step == 2 and last.value == pytest.approx(metrics["methods"]["SOFS"]["miou"]["mean"])
+    assert last.step == 2 and last.value == pytest.approx(
+        metrics["methods"]["SOFS"]["miou"]["mean"]
+    )
 
 
 def test_the_kept_head_tests_as_it_did_in_training(finished):
@@ -103,13 +133,27 @@ def test_the_kept_head_tests_as_it_did_in_training(finished):
         again.TEST.load_checkpoint, again.RUN_NAME = True, f"test_of_{name}"
         again.TEST.load_model_path = str(folder / "checkpoints" / f"{name}.safetensors")
         found[name] = run_test(again, "")
-    methods = {name: json.loads((f / "metrics.json").read_text())["methods"] for name, f in found.items()}
+    methods = {
+        name: json.loads((f / "metrics.json").read_text())["methods"] for name, f in found.items()
+    }
     assert methods["training"] == methods["best"]
-    assert methods["head"]["prior"] == methods["best"]["prior"] and methods["head"]["SOFS"] != methods["best"]["SOFS"]
+    assert (
+        methods["head"]["prior"] == methods["best"]["prior"]
+        and methods["head"]["SOFS"] != methods["best"]["SOFS"]
+    )
     for file in ("queries.csv", "curves.json", "gallery/index.json"):
         assert (found["best"] / file).read_bytes() == (folder / file).read_bytes()
     assert {p.name for p in found["best"].iterdir()} - {"report.html"} == {
-        *("config.yaml", "test.log", "metrics.json", "queries.csv", "curves.json", "run.json", "figures", "gallery")
+        *(
+            "config.yaml",
+            "test.log",
+            "metrics.json",
+            "queries.csv",
+            "curves.json",
+            "run.json",
+            "figures",
+            "gallery",
+        )
     }
     assert "FB-IoU" in (found["best"] / "test.log").read_text()
 
@@ -126,12 +170,18 @@ def test_history_of_a_run(finished):
 
     for key in ("loss", "learning_rate"):
         assert [entry[key] for entry in history] == scalars(f"train/{key}")
-    assert [entry["train_miou"] for entry in history if "train_miou" in entry] == scalars("train/miou")
+    assert [entry["train_miou"] for entry in history if "train_miou" in entry] == scalars(
+        "train/miou"
+    )
     assert "train_miou" in history[1], "every second epoch"
     for method in ("SOFS", "prior"):
-        assert [entry["validation"][method] for entry in history] == scalars(f"validation/miou_{method}")
+        assert [entry["validation"][method] for entry in history] == scalars(
+            f"validation/miou_{method}"
+        )
     last = json.loads((folder / "metrics_validation.json").read_text())["methods"]
-    assert history[1]["validation"] == {method: figures["miou"]["mean"] for method, figures in last.items()}
+    assert history[1]["validation"] == {
+        method: figures["miou"]["mean"] for method, figures in last.items()
+    }
 
 
 def test_the_head_file_holds_the_state(finished):
@@ -140,8 +190,12 @@ def test_the_head_file_holds_the_state(finished):
     load_head(folder / "checkpoints" / "head.safetensors", model, "TEST.load_model_path")
     state = torch.load(folder / "checkpoints" / "state.pth", weights_only=True)
     assert state["epoch"] == 2
-    assert all(torch.equal(value, state["head"][name]) for name, value in model.head.state_dict().items())
-    assert load_file(folder / "checkpoints" / "head.safetensors").keys() == {f"head.{n}" for n in state["head"]}
+    assert all(
+        torch.equal(value, state["head"][name]) for name, value in model.head.state_dict().items()
+    )
+    assert load_file(folder / "checkpoints" / "head.safetensors").keys() == {
+        f"head.{n}" for n in state["head"]
+    }
 
 
 def test_a_state_of_another_head_is_refused(finished, surfaces, tmp_path):
@@ -156,13 +210,20 @@ def test_training_can_start_from_a_head(finished, surfaces, tmp_path):
     changes = EARLY_BEST | {"TRAIN__load_checkpoint": True, "TRAIN__load_model_path": str(head)}
     trainer = trainer_of(surfaces, tmp_path, **changes)
     state = load_file(head)
-    assert all(torch.equal(value, state[f"head.{name}"]) for name, value in trainer.model.head.state_dict().items())
+    assert all(
+        torch.equal(value, state[f"head.{name}"])
+        for name, value in trainer.model.head.state_dict().items()
+    )
     assert trainer.epoch == 0
 
 
 def test_runs_that_share_a_name_share_no_file(surfaces, tmp_path):
     """A training, another one of other settings, and a test: each finds an empty folder, and none is lost."""
-    options = {"TRAIN_SETUPS__epochs": 1, "TEST__VISUALIZE__save_figure": True, "TEST__VISUALIZE__sample_prob": 1.0}
+    options = {
+        "TRAIN_SETUPS__epochs": 1,
+        "TEST__VISUALIZE__save_figure": True,
+        "TEST__VISUALIZE__sample_prob": 1.0,
+    }
     validated = {"TRAIN_SETUPS__TEST_SETUPS__val_state": True}
     first = run_training(tiny_config(surfaces, tmp_path, **options | validated), "")
     best = (first / "checkpoints" / "best.safetensors").read_bytes()
@@ -181,9 +242,15 @@ def test_a_test_in_the_folder_of_the_head_that_it_reads_is_refused(surfaces, tmp
     folder = run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=1), "")
     head = folder / "checkpoints" / "head.safetensors"
     loaded = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(head)}
-    with pytest.raises(ConfigError, match=r"RUN_NAME: .*head\.safetensors, which this run reads, .*choose another"):
+    with pytest.raises(
+        ConfigError, match=r"RUN_NAME: .*head\.safetensors, which this run reads, .*choose another"
+    ):
         run_test(tiny_config(surfaces, tmp_path, **loaded), "")
-    assert head.is_file() and (tmp_path / "run" / "history.json").is_file() and not (tmp_path / "run.1").exists()
+    assert (
+        head.is_file()
+        and (tmp_path / "run" / "history.json").is_file()
+        and not (tmp_path / "run.1").exists()
+    )
     run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", **loaded), "")
 
 
@@ -196,7 +263,10 @@ def test_a_set_of_which_no_query_can_be_read_takes_nothing_from_the_others(surfa
     job(tiny_config(root, tmp_path, TRAIN__dataset_path=str(surfaces), RUN_NAME="good", **sets), "")
     for path in (root / "dark").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"dark could not be tested: no query .*the results of the rest are in .*run\)"):
+    with pytest.raises(
+        DataError,
+        match=r"dark could not be tested: no query .*the results of the rest are in .*run\)",
+    ):
         job(tiny_config(root, tmp_path, TRAIN__dataset_path=str(surfaces), **sets), "")
     run, good = tmp_path / "run", tmp_path / "good"
     names = {p.name for p in run.glob("metrics*")}
@@ -209,7 +279,9 @@ def test_a_training_that_goes_on_stays_in_its_folder(surfaces, tmp_path):
     run = run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=1), "")
     state = run / "checkpoints" / "state.pth"
     for number, resume in enumerate(("auto", str(state)), 2):
-        run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=number, TRAIN__resume=resume), "")
+        run_training(
+            tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=number, TRAIN__resume=resume), ""
+        )
         assert len(json.loads((run / "history.json").read_text())) == number
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     log = (run / "train.log").read_text()

@@ -15,7 +15,9 @@ def experiment(rng, sizes, effect):
     strata = {}
     for number, queries in enumerate(sizes):
         union = np.repeat(rng.lognormal(6, 0.7, (queries, 1)), 2, axis=1)
-        found = rng.beta(4, 4, (queries, 1)) * 0.6 + rng.uniform(0.05, 0.25, (queries, 2)) + [0, effect]
+        found = (
+            rng.beta(4, 4, (queries, 1)) * 0.6 + rng.uniform(0.05, 0.25, (queries, 2)) + [0, effect]
+        )
         strata[str(number)] = np.stack([found * union, union], axis=-1)
     return strata
 
@@ -23,7 +25,10 @@ def experiment(rng, sizes, effect):
 def differences(sizes, effect, samples=400):
     """mIoU differences of many experiments."""
     rng = np.random.default_rng(5)
-    made = [paired_bootstrap(experiment(rng, sizes, effect), samples, seed) for seed in range(EXPERIMENTS)]
+    made = [
+        paired_bootstrap(experiment(rng, sizes, effect), samples, seed)
+        for seed in range(EXPERIMENTS)
+    ]
     return [miou.differences[0] for miou, _ in made]
 
 
@@ -43,7 +48,9 @@ def plain(strata, samples):
         per_class = []
         for counts in strata.values():
             drawn = [counts[rng.integers(len(counts))] for _ in range(len(counts) - 1)]
-            per_class.append([sum(q[r][0] for q in drawn) / sum(q[r][1] for q in drawn) for r in (0, 1)])
+            per_class.append(
+                [sum(q[r][0] for q in drawn) / sum(q[r][1] for q in drawn) for r in (0, 1)]
+            )
         found.append(np.mean([second - first for first, second in per_class]))
     share = np.mean(np.array(found) <= 0)
     return (*np.quantile(found, (0.025, 0.975)), 2 * min(share, 1 - share), np.std(found))
@@ -51,7 +58,9 @@ def plain(strata, samples):
 
 def test_figures_are_ratios_of_sums(strata):
     miou, classes = paired_bootstrap(strata, 10, 0)
-    by_hand = {name: counts[..., 0].sum(0) / counts[..., 1].sum(0) for name, counts in strata.items()}
+    by_hand = {
+        name: counts[..., 0].sum(0) / counts[..., 1].sum(0) for name, counts in strata.items()
+    }
     for name, iou in by_hand.items():
         assert [e.value for e in classes[name].runs] == pytest.approx(iou)
     mean = np.mean(list(by_hand.values()), axis=0)
@@ -102,7 +111,9 @@ def test_swapped_runs_differ_by_the_opposite(strata):
 
 
 def test_every_later_run_is_held_against_the_first(strata):
-    three = {name: np.concatenate([counts, counts[:, :1]], axis=1) for name, counts in strata.items()}
+    three = {
+        name: np.concatenate([counts, counts[:, :1]], axis=1) for name, counts in strata.items()
+    }
     pair, triple = paired_bootstrap(strata, 300, 0)[0], paired_bootstrap(three, 300, 0)[0]
     assert triple.differences[0] == pair.differences[0]
     assert triple.differences[1].value == 0
@@ -110,7 +121,10 @@ def test_every_later_run_is_held_against_the_first(strata):
 
 def test_the_seed_decides(strata):
     assert paired_bootstrap(strata, 100, 1) == paired_bootstrap(strata, 100, 1)
-    assert paired_bootstrap(strata, 100, 1)[0].runs[0].low != paired_bootstrap(strata, 100, 2)[0].runs[0].low
+    assert (
+        paired_bootstrap(strata, 100, 1)[0].runs[0].low
+        != paired_bootstrap(strata, 100, 2)[0].runs[0].low
+    )
 
 
 def test_draws_in_parts_spread_the_same(strata, monkeypatch):
@@ -129,7 +143,9 @@ def test_a_class_without_a_union_in_a_run_is_left_out_of_the_mean(strata):
     assert [e.value for e in classes["lacking"].runs] == [0.4, None]
     assert classes["lacking"].differences[0].value is None
     few = paired_bootstrap({"lacking": lacking, "few": strata["0"][:3]}, 100, 0)[0].differences[0]
-    assert few.value is not None and few.low is None, "its queries do not count for the mean's interval"
+    assert few.value is not None and few.low is None, (
+        "its queries do not count for the mean's interval"
+    )
 
 
 def test_a_class_of_which_samples_may_lack_a_union():
@@ -143,12 +159,17 @@ def test_a_class_of_which_samples_may_lack_a_union():
 
 def test_too_few_queries_have_no_interval():
     single = np.array([[[1.0, 4.0], [2.0, 4.0]]])
-    miou, classes = paired_bootstrap({"single": single, "other": np.repeat(single, 4, axis=0)}, 100, 0)
+    miou, classes = paired_bootstrap(
+        {"single": single, "other": np.repeat(single, 4, axis=0)}, 100, 0
+    )
     for found in (miou, *classes.values()):
         difference = found.differences[0]
         assert difference.value == 0.25
         assert (difference.low, difference.high, difference.p) == (None, None, None)
-    assert paired_bootstrap({"other": np.repeat(single, 5, axis=0)}, 100, 0)[0].differences[0].p is not None
+    assert (
+        paired_bootstrap({"other": np.repeat(single, 5, axis=0)}, 100, 0)[0].differences[0].p
+        is not None
+    )
 
 
 def test_nothing_anywhere_has_no_figures():

@@ -41,7 +41,9 @@ def counted(maps, **options):
 
 
 def pooled(maps):
-    return np.concatenate([m[1].ravel() for m in maps]), np.concatenate([m[0].ravel() for m in maps])
+    return np.concatenate([m[1].ravel() for m in maps]), np.concatenate(
+        [m[0].ravel() for m in maps]
+    )
 
 
 def measures(counts):
@@ -55,7 +57,11 @@ def measures(counts):
 
 def states(counts):
     curve = counts.curve()
-    return [curve.thresholds.tolist(), curve.true_positives.tolist(), curve.false_positives.tolist()]
+    return [
+        curve.thresholds.tolist(),
+        curve.true_positives.tolist(),
+        curve.false_positives.tolist(),
+    ]
 
 
 def slack(counts):
@@ -80,7 +86,9 @@ def test_agrees_with_scikit_learn(maps):
     counts, (labels, scores) = counted(maps), pooled(maps)
     assert counts.dropped_bits == 0
     assert counts.auroc() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert counts.average_precision() == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert counts.average_precision() == pytest.approx(
+        average_precision_score(labels, scores), abs=1e-12
+    )
     value, threshold = counts.f1_max()
     assert (value, threshold) == pytest.approx(plain_f1_max(labels, scores), abs=1e-12)
 
@@ -93,7 +101,9 @@ def test_scores_of_images_agree_with_scikit_learn():
     for score, label in zip(scores, labels, strict=True):
         counts.add(score, label)
     assert counts.auroc() == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert counts.average_precision() == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert counts.average_precision() == pytest.approx(
+        average_precision_score(labels, scores), abs=1e-12
+    )
     assert counts.aupro() is None, "values have no regions"
 
 
@@ -116,7 +126,11 @@ def test_aupro_gives_a_small_region_the_say_of_a_large_one():
 
 def test_weights_of_regions_are_one_over_their_area():
     mask = np.zeros((20, 30), np.uint8)
-    mask[2:6, 3:8], mask[6, 8], mask[15, 20:23] = 255, 255, 255  # the second touches the first by a corner
+    mask[2:6, 3:8], mask[6, 8], mask[15, 20:23] = (
+        255,
+        255,
+        255,
+    )  # the second touches the first by a corner
     weights, regions = region_weights(mask)
     expected, n = ndimage.label(mask, EIGHT)
     assert regions == n == 2
@@ -156,7 +170,9 @@ def test_perfect_and_inverted_detectors():
     assert perfect.f1_max()[1] == good[mask].min()
     assert inverted.auroc() == inverted.aupro() == 0
     share = mask.mean()
-    assert inverted.f1_max()[0] == pytest.approx(2 * share / (1 + share)), "all is the best that is left"
+    assert inverted.f1_max()[0] == pytest.approx(2 * share / (1 + share)), (
+        "all is the best that is left"
+    )
     assert inverted.average_precision() < share
 
 
@@ -174,7 +190,9 @@ def test_a_missing_label_leaves_all_undefined(labels):
     counts, mask = ScoreCounts(), np.array([labels], bool)
     if labels:
         counts.add_map(np.array([[0.1, 0.2, 0.2]]), mask)
-    assert [counts.auroc(), counts.average_precision(), counts.f1_max(), counts.aupro()] == [None] * 4
+    assert [counts.auroc(), counts.average_precision(), counts.f1_max(), counts.aupro()] == [
+        None
+    ] * 4
 
 
 @pytest.mark.parametrize("bad", [-1e-6, -np.inf, np.inf, np.nan])
@@ -238,10 +256,14 @@ def test_points_to_draw_lie_on_the_curve(maps, limit):
     drawn = json.loads(json.dumps(precision_recall(counts, points=21)))
     assert 5 < len(drawn["threshold"]) <= 22
     assert drawn["threshold"] == sorted(set(drawn["threshold"]), reverse=True)
-    for threshold, *point in zip(*(drawn[k] for k in ("threshold", "precision", "recall", "iou")), strict=True):
+    for threshold, *point in zip(
+        *(drawn[k] for k in ("threshold", "precision", "recall", "iou")), strict=True
+    ):
         found = scores >= threshold
         hits = (found & labels).sum()
-        assert point == pytest.approx([hits / found.sum(), hits / labels.sum(), hits / (found | labels).sum()])
+        assert point == pytest.approx(
+            [hits / found.sum(), hits / labels.sum(), hits / (found | labels).sum()]
+        )
     best = drawn["threshold"].index(counts.f1_max()[1])
     assert drawn["iou"][best] == max(drawn["iou"])
     assert drawn["recall"][-1] == 1
@@ -280,7 +302,9 @@ print(peak() - before, counts.curve().false_positives[-1])
 def test_memory_does_not_grow_with_the_number_of_images():
     """The scores of the forty images fill 160 MiB, and counting them without a limit takes more; the counts may take
     24 MiB, 12 bytes for each of 2 ** 21 scores, and have been at their limit within the first ten."""
-    done = subprocess.run([sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True
+    )
     grown, normal = map(int, done.stdout.split())
     assert normal == 50 * (1024 * 1024 - 3000)
     assert grown < 80

@@ -32,9 +32,13 @@ def test_a_disk_that_refuses_leaves_the_earlier_file_and_no_rest(tmp_path):
         "import resource, sys\nfrom pathlib import Path\nfrom utils.files import write_whole\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nwrite_whole(Path(sys.argv[1]), bytes(5000))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPO, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=REPO, capture_output=True, text=True
+    )
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"utils.errors.OutputError: {path} cannot be written (File too large); the earlier file is")
+    assert last.startswith(
+        f"utils.errors.OutputError: {path} cannot be written (File too large); the earlier file is"
+    )
     assert path.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [path]
 
 
@@ -54,7 +58,9 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_stays(tmp_p
     ended = subprocess.Popen(["true"])
     ended.wait()
     whole = tmp_path / "a" / "state.pth"
-    left, written = (whole.with_name(f".state.pth.{pid}.partial") for pid in (ended.pid, os.getpid()))
+    left, written = (
+        whole.with_name(f".state.pth.{pid}.partial") for pid in (ended.pid, os.getpid())
+    )
     write_whole(whole, b"whole")
     for path in (left, written):
         path.write_bytes(b"who")

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.distributed import from_main, gather_objects, is_main, largest, rank, sum_over_processes, world_size
+from utils.distributed import (
+    from_main,
+    gather_objects,
+    is_main,
+    largest,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from utils.errors import DataError, ProcessError
 from utils.launch import launch
 from utils.signals import Interrupted
@@ -23,7 +31,10 @@ MESSAGE = "a.png: broken: copy it again\nand b.png: missing"
 def tell_and_fail(folder):
     """Each process writes what it knows of the others; the second one fails while the first waits for it."""
     counts = torch.tensor([1, 10 * rank()])
-    told = {"gathered": gather_objects({"rank": rank()}), "sum": sum_over_processes(counts).tolist()}
+    told = {
+        "gathered": gather_objects({"rank": rank()}),
+        "sum": sum_over_processes(counts).tolist(),
+    }
     told |= {"world": world_size(), "main": is_main(), "own": counts.tolist()}
     told |= {"largest": largest(3 + rank()), "from_main": from_main(f"of {rank()}")}
     (folder / f"{rank()}.json").write_text(json.dumps(told))
@@ -88,7 +99,10 @@ def test_processes_know_each_other_and_their_user_errors_reach_the_parent(tmp_pa
     first, second = (json.loads((tmp_path / f"{r}.json").read_text()) for r in (0, 1))
     assert first["gathered"] == second["gathered"] == [{"rank": 0}, {"rank": 1}]
     assert first["sum"] == second["sum"] == [2, 10]
-    assert first["largest"] == second["largest"] == 4 and first["from_main"] == second["from_main"] == "of 0"
+    assert (
+        first["largest"] == second["largest"] == 4
+        and first["from_main"] == second["from_main"] == "of 0"
+    )
     assert second["own"] == [1, 10], "what is summed is left as it was"
     assert (first["main"], second["main"]) == (True, False) and first["world"] == 2
 
@@ -101,7 +115,9 @@ def test_of_a_fault_that_all_have_the_main_process_tells():
 
 
 def test_any_other_error_keeps_its_traceback(tmp_path):
-    with pytest.raises(ProcessError, match=r"process 1 failed[\s\S]*fail_otherwise[\s\S]*ValueError: utils"):
+    with pytest.raises(
+        ProcessError, match=r"process 1 failed[\s\S]*fail_otherwise[\s\S]*ValueError: utils"
+    ):
         launch(fail_otherwise, 2, "gloo", tmp_path)
 
 
@@ -133,16 +149,26 @@ def test_one_process_is_this_one(tmp_path):
         launch(fail_all, 1, "gloo")
 
 
-@pytest.mark.parametrize("job, words", [("fail_otherwise", "ValueError: utils.errors"), ("die", "SIGKILL")])
+@pytest.mark.parametrize(
+    "job, words", [("fail_otherwise", "ValueError: utils.errors"), ("die", "SIGKILL")]
+)
 def test_a_process_of_torchrun_that_fails_ends_the_others_within_a_minute(tmp_path, job, words):
     call = f"launch({job}, 1, 'gloo', Path({str(tmp_path)!r}))"
-    done = torchrun(2, "-c", f"from tests.utils.test_launch import *\nfrom utils.launch import launch\n{call}")
+    done = torchrun(
+        2, "-c", f"from tests.utils.test_launch import *\nfrom utils.launch import launch\n{call}"
+    )
     assert seconds_since_end(tmp_path) < 60
     assert done.returncode == 1 and words in done.stderr
 
 
 def torchrun(processes, *command):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     command = [*start, "--no-python", sys.executable, *command]
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)

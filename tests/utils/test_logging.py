@@ -36,7 +36,12 @@ def test_what_is_said_before_the_run_has_a_file_is_in_it_once(tmp_path, capsys):
     log.warning("elsewhere")
     kept, shown = (tmp_path / "run" / "test.log").read_text(), capsys.readouterr().out
     assert [line.split()[-1] for line in kept.splitlines()] == ["second", "third"]
-    assert [line.split()[-1] for line in shown.splitlines()] == ["first", "second", "third", "elsewhere"]
+    assert [line.split()[-1] for line in shown.splitlines()] == [
+        "first",
+        "second",
+        "third",
+        "elsewhere",
+    ]
 
 
 def test_progress_that_is_kept_is_a_line_now_and_then(monkeypatch, capsys):
@@ -88,10 +93,16 @@ def test_a_reader_that_has_gone_ends_the_output_and_not_the_program(tmp_path):
 
 
 def test_a_reader_that_has_gone_is_not_told_of_on_standard_error(tmp_path):
-    for arguments in (["-m", "tools.sweep", "vision_v1", "--list"], ["-m", "tools.compare", "-h"], ["train.py", "-h"]):
+    for arguments in (
+        ["-m", "tools.sweep", "vision_v1", "--list"],
+        ["-m", "tools.compare", "-h"],
+        ["train.py", "-h"],
+    ):
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run([sys.executable, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPO)
+        done = subprocess.run(
+            [sys.executable, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPO
+        )
         os.close(writer)
         assert (done.returncode, done.stderr) == (0, ""), arguments
 

@@ -30,12 +30,17 @@ def test_a_map_for_which_there_is_no_space_is_refused_when_it_is_made():
     """Not when it is written, where the system would kill the process."""
     done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0, done.stderr
-    assert "a map of 300 x 400 pixels needs 480,000 bytes" in done.stdout and "TMPDIR" in done.stdout
+    assert (
+        "a map of 300 x 400 pixels needs 480,000 bytes" in done.stdout and "TMPDIR" in done.stdout
+    )
 
 
 def test_a_map_in_a_temporary_file_holds_what_is_written(monkeypatch):
     monkeypatch.setattr(memory, "IN_MEMORY", 100)
-    array, values = memory.allocate((30, 40), np.uint16), np.arange(1200, dtype=np.uint16).reshape(30, 40)
+    array, values = (
+        memory.allocate((30, 40), np.uint16),
+        np.arange(1200, dtype=np.uint16).reshape(30, 40),
+    )
     assert isinstance(array, np.memmap) and not array.any()
     array[:] = values
     memory.let_go(array)

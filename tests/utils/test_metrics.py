@@ -32,7 +32,9 @@ def confusion(queries):
 
 
 def iou(matrix, label):
-    return matrix[label, label] / (matrix[label].sum() + matrix[:, label].sum() - matrix[label, label])
+    return matrix[label, label] / (
+        matrix[label].sum() + matrix[:, label].sum() - matrix[label, label]
+    )
 
 
 def metered(queries, classes=KEYS):
@@ -74,7 +76,9 @@ def test_counts_of_processes_add_up(queries):
 def test_ignored_pixels_count_nowhere(queries):
     _, prediction, target = queries[0]
     flipped = np.where(target == IGNORE, 1 - prediction, prediction)
-    for a, b in zip(intersection_union(prediction, target), intersection_union(flipped, target), strict=True):
+    for a, b in zip(
+        intersection_union(prediction, target), intersection_union(flipped, target), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     _, union = intersection_union(prediction, np.full_like(target, IGNORE))
     assert union.tolist() == [0, 0]
@@ -120,7 +124,10 @@ def test_perfect_and_inverted_predictions():
 
 
 def test_fractional_votes_match_only_where_unanimous():
-    prediction, target = np.array([[0, 0.25, 0.5, 0.75, 1.0]]), np.array([[0, 0, 1, 1, 1]], np.uint8)
+    prediction, target = (
+        np.array([[0, 0.25, 0.5, 0.75, 1.0]]),
+        np.array([[0, 0, 1, 1, 1]], np.uint8),
+    )
     intersection, union = intersection_union(prediction, target)
     assert intersection.tolist() == [1, 1]
     assert union.tolist() == [3, 5]

@@ -91,7 +91,9 @@ def test_a_new_folder_without_results_is_discarded_on_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("error", [DataError, ValueError])
-@pytest.mark.parametrize("result", ["metrics.json", "part/masks/0.png", "checkpoints/state.pth", "report.html"])
+@pytest.mark.parametrize(
+    "result", ["metrics.json", "part/masks/0.png", "checkpoints/state.pth", "report.html"]
+)
 def test_a_folder_with_any_result_stays(tmp_path, error, result):
     """A late fault takes nothing from what was found before it."""
     with pytest.raises(error), claimed(tmp_path / "run"):
@@ -151,7 +153,10 @@ def test_a_link_to_an_earlier_run_stays_and_the_new_folder_is_locked(tmp_path):
         with claimed(link):
             create_run_folder(link, load_config([], ["RNG_SEED", number]))
             write_text(link / "metrics.json", str(number))
-            with pytest.raises(ConfigError, match="another run goes on in"), claimed(link, patience=1):
+            with (
+                pytest.raises(ConfigError, match="another run goes on in"),
+                claimed(link, patience=1),
+            ):
                 pass
     assert link.is_symlink() and (link / "metrics.json").read_text() == "1"
     assert (tmp_path / "disk" / "run.1" / "metrics.json").read_text() == "0"
@@ -162,11 +167,20 @@ def test_a_folder_with_what_is_not_of_one_run_is_refused_and_stays(tmp_path):
     create_run_folder(tmp_path / "runs", load_config([]))
     create_run_folder(tmp_path / "runs" / "mine", load_config([]))
     create_run_folder(tmp_path / "run", load_config([]))
-    for name in ("run/parts/Ring/a.png", "folder/Ring/a.png", "runs/metrics.json", "run/metrics.json"):
+    for name in (
+        "run/parts/Ring/a.png",
+        "folder/Ring/a.png",
+        "runs/metrics.json",
+        "run/metrics.json",
+    ):
         write_text(tmp_path / name, "")
     before = files_below(tmp_path)
     data = ["TEST.dataset_path", str(tmp_path / "run" / "parts")]
-    for name, words, more in (("runs", "another run", []), ("folder", "holds Ring/", []), ("run", "which this", data)):
+    for name, words, more in (
+        ("runs", "another run", []),
+        ("folder", "holds Ring/", []),
+        ("run", "which this", data),
+    ):
         with pytest.raises(ConfigError, match=rf"RUN_NAME: .*{words}.* choose another RUN_NAME"):
             create_run_folder(tmp_path / name, load_config([], more))
     assert files_below(tmp_path) == before
@@ -176,7 +190,10 @@ def test_a_folder_in_that_of_another_run_is_refused(tmp_path):
     output = ["OUTPUT_DIR", str(tmp_path / "log")]
     create_run_folder(tmp_path / "log" / "run", load_config([], output))
     inner = tmp_path / "log" / "run" / "part" / "masks"
-    with pytest.raises(ConfigError, match=rf"{inner} lies in {tmp_path}/log/run, which is the folder of another run"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{inner} lies in {tmp_path}/log/run, which is the folder of another run",
+    ):
         create_run_folder(inner, load_config([], output))
     create_run_folder(tmp_path / "log" / "group" / "run", load_config([], output))
 
@@ -194,7 +211,9 @@ def test_what_a_run_reads_does_not_move_under_it(tmp_path, way):
     write_text(tmp_path / "run" / "checkpoints" / "head.safetensors", "")
     (tmp_path / "link").symlink_to(tmp_path / "run")
     head = tmp_path / ("run" if way == "direct" else "link") / "checkpoints" / "head.safetensors"
-    with pytest.raises(ConfigError, match=rf"RUN_NAME: {head}, which this run reads, .* choose another RUN_NAME"):
+    with pytest.raises(
+        ConfigError, match=rf"RUN_NAME: {head}, which this run reads, .* choose another RUN_NAME"
+    ):
         create_run_folder(tmp_path / "run", load_config([]), reads=[str(head)])
     assert head.is_file()
 
@@ -224,7 +243,9 @@ def test_a_second_run_waits_for_the_first_and_is_refused_if_that_goes_on(tmp_pat
 
 def test_provenance_names_versions():
     found = provenance()
-    assert torch.__version__.startswith(found["torch"]) and found["python"] == sys.version.split()[0]
+    assert (
+        torch.__version__.startswith(found["torch"]) and found["python"] == sys.version.split()[0]
+    )
     assert found.keys() >= {"git_revision", "timm", "torchvision", "numpy"}
     json.dumps(found)
 
@@ -238,7 +259,9 @@ def test_a_package_of_another_name_is_no_error(monkeypatch):
 def test_revision_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
     def git(*args):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-        done = subprocess.run([GIT, "-C", tmp_path, *identity, *args], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [GIT, "-C", tmp_path, *identity, *args], check=True, capture_output=True, text=True
+        )
         return done.stdout.strip()
 
     (tmp_path / "utils").mkdir()
@@ -273,7 +296,9 @@ def test_when_and_on_what_a_run_ran_is_kept_apart_from_its_figures(tmp_path):
 def test_what_failed_beside_what_was_found_is_recorded(tmp_path):
     with recorded(load_config([]), tmp_path) as failed:
         failed.append("wood: no query could be read")
-    assert json.loads((tmp_path / "run.json").read_text())["failed"] == ["wood: no query could be read"]
+    assert json.loads((tmp_path / "run.json").read_text())["failed"] == [
+        "wood: no query could be read"
+    ]
 
 
 def test_a_run_that_fails_has_not_finished(tmp_path):

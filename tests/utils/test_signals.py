@@ -30,14 +30,21 @@ def test_a_block_is_ended_at_once(number, handlers):
     with pytest.raises(Interrupted) as error, interruptible():
         tell(number)
         after = True
-    assert not after and error.value.exit_code == 128 + number and str(error.value) == f"interrupted by {number.name}"
+    assert (
+        not after
+        and error.value.exit_code == 128 + number
+        and str(error.value) == f"interrupted by {number.name}"
+    )
     assert all(signal.getsignal(n) == handlers[n] for n in (signal.SIGTERM, signal.SIGINT))
 
 
 @BOTH
 def test_a_block_ends_where_it_asks(number, handlers):
     done = []
-    with pytest.raises(Interrupted, match=f"interrupted by {number.name}: saved"), postponed(alone=True) as pending:
+    with (
+        pytest.raises(Interrupted, match=f"interrupted by {number.name}: saved"),
+        postponed(alone=True) as pending,
+    ):
         for step in range(5):
             done.append(step)
             if step == 2:

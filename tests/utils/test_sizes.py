@@ -27,18 +27,29 @@ def make_queries(fractions=False):
     for i in range(60):
         shape = (int(rng.integers(60, 160)), int(rng.integers(60, 160)))
         largest = (3, 8, 40)[i % 3]
-        target, prediction = (blobs(rng, shape, int(rng.integers(0, 12)), largest) for _ in range(2))
+        target, prediction = (
+            blobs(rng, shape, int(rng.integers(0, 12)), largest) for _ in range(2)
+        )
         prediction[rng.random(shape) < 0.002] ^= 1
         prediction |= target & (rng.random(shape) < (0.05, 0.2, 0.8)[i % 3]).astype(np.uint8)
         target[rng.random(shape) < 0.02] = IGNORE
         if i % 7 == 0:
             target[target == 1] = 0
-        made.append((rng.choice([0.0, 0.3, 0.5, 0.8, 1.0], shape) * prediction if fractions else prediction, target))
+        made.append(
+            (
+                rng.choice([0.0, 0.3, 0.5, 0.8, 1.0], shape) * prediction
+                if fractions
+                else prediction,
+                target,
+            )
+        )
     return made
 
 
 def rank(share):
-    return next(i for i, (_, low, high) in enumerate(SIZES) if low <= share < high or share == high == 1)
+    return next(
+        i for i, (_, low, high) in enumerate(SIZES) if low <= share < high or share == high == 1
+    )
 
 
 def by_hand(queries):
@@ -54,7 +65,9 @@ def by_hand(queries):
             row = rows[rank(defect.sum() / pixels)]
             row["queries"] += 1
             row["intersection"] += int((defect & (prediction == 1)).sum())
-            row["union"] += int(defect.sum() + foreground.sum() - (defect & (prediction == 1)).sum())
+            row["union"] += int(
+                defect.sum() + foreground.sum() - (defect & (prediction == 1)).sum()
+            )
             row["defect_pixels"] += int(defect.sum())
             row["false_positive_pixels"] += int((foreground & ~defect).sum())
             row["pixels"] += pixels
@@ -62,7 +75,9 @@ def by_hand(queries):
         for i in range(1, number + 1):
             area = (labels == i).sum()
             rows[rank(area / pixels)]["defects"] += 1
-            rows[rank(area / pixels)]["found"] += int((foreground & (labels == i)).sum() * 10 >= area)
+            rows[rank(area / pixels)]["found"] += int(
+                (foreground & (labels == i)).sum() * 10 >= area
+            )
         labels, number = ndimage.label(foreground, EIGHT)
         for i in range(1, number + 1):
             if not (defect & (labels == i)).any():
@@ -92,7 +107,9 @@ def test_counts_are_those_of_loops_over_components(fractions):
     expected = by_hand(queries)
     assert rows_of(metered(queries)) == expected
     for name in ("queries", "defects", "found", "false_alarms"):
-        assert sum(row[name] > 0 for row in expected) >= 2, f"the example has {name} in one range only"
+        assert sum(row[name] > 0 for row in expected) >= 2, (
+            f"the example has {name} in one range only"
+        )
 
 
 def test_figures_are_shares_of_the_counts():
@@ -107,7 +124,9 @@ def test_figures_are_shares_of_the_counts():
             "found": ("found", "defects"),
             "false_alarms": ("false_alarms", "images"),
         }
-        expected = {key: n[part] / n[whole] if n[whole] else None for key, (part, whole) in parts.items()}
+        expected = {
+            key: n[part] / n[whole] if n[whole] else None for key, (part, whole) in parts.items()
+        }
         assert figures == pytest.approx(expected)
 
 
@@ -117,7 +136,9 @@ def test_ranges_add_up_to_the_pixels_of_all_queries_with_a_defect():
         counts = np.array([intersection_union(*query) for query in queries]).sum(axis=0)
         rows = rows_of(metered(queries))
         assert sum(row["queries"] for row in rows) == len(queries)
-        assert [sum(row[name] for row in rows) for name in ("intersection", "union")] == counts[:, 1].tolist()
+        assert [sum(row[name] for row in rows) for name in ("intersection", "union")] == counts[
+            :, 1
+        ].tolist()
 
 
 def test_counts_of_meters_add_up():
@@ -139,7 +160,8 @@ def test_the_ranges_cover_all_shares_without_a_gap():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "expected"), [(1, 0), (5, 0), (6, 1), (59, 1), (60, 2), (599, 2), (600, 3), (20000, 3)]
+    ("pixels", "expected"),
+    [(1, 0), (5, 0), (6, 1), (59, 1), (60, 2), (599, 2), (600, 3), (20000, 3)],
 )
 def test_a_limit_belongs_to_the_range_above(pixels, expected):
     """Of an image of 20000 pixels; a defect, its query and a false alarm of that size."""
@@ -182,32 +204,46 @@ def test_a_prediction_beside_a_defect_is_a_false_alarm_and_one_over_its_edge_is_
     beside, over = np.zeros_like(target), np.zeros_like(target)
     beside[20:24, 24:30], over[20:24, 23:30] = 1, 1
     for prediction, alarms in ((beside, 1), (over, 0)):
-        assert sum(row["false_alarms"] for row in rows_of(metered([(prediction, target)]))) == alarms
+        assert (
+            sum(row["false_alarms"] for row in rows_of(metered([(prediction, target)]))) == alarms
+        )
 
 
 def test_normal_images_count_for_false_alarms_alone():
     nothing, mask = np.zeros(SHAPE, np.uint8), drawn(3)
-    report = metered([(mask, nothing), (nothing, nothing), (nothing, nothing), (nothing, nothing)]).report()
+    report = metered(
+        [(mask, nothing), (nothing, nothing), (nothing, nothing), (nothing, nothing)]
+    ).report()
     assert [r["false_alarms"] for r in report] == [0.25, 0, 0, 0]
-    assert {(r["queries"], r["defects"], r["iou"], r["recall"], r["false_positive_area"]) for r in report} == {
-        (0, 0, None, None, None)
-    }
+    assert {
+        (r["queries"], r["defects"], r["iou"], r["recall"], r["false_positive_area"])
+        for r in report
+    } == {(0, 0, None, None, None)}
 
 
 def test_an_empty_prediction_misses_everything():
     report = metered([(np.zeros(SHAPE, np.uint8), drawn(30))]).report()[1]
-    assert (report["iou"], report["recall"], report["found"], report["false_alarms"]) == (0, 0, 0, 0)
+    assert (report["iou"], report["recall"], report["found"], report["false_alarms"]) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_nothing_seen_has_no_figures():
     for figures in SizeMeter().report():
-        assert [figures[k] for k in ("iou", "recall", "false_positive_area", "found", "false_alarms")] == [None] * 5
+        assert [
+            figures[k] for k in ("iou", "recall", "false_positive_area", "found", "false_alarms")
+        ] == [None] * 5
 
 
 def test_ignored_pixels_count_nowhere():
     for prediction, target in make_queries():
         flipped = np.where(target == IGNORE, 1 - prediction, prediction)
-        np.testing.assert_array_equal(metered([(prediction, target)]).counts, metered([(flipped, target)]).counts)
+        np.testing.assert_array_equal(
+            metered([(prediction, target)]).counts, metered([(flipped, target)]).counts
+        )
 
 
 def test_shares_are_of_the_pixels_that_count():

@@ -95,14 +95,18 @@ def test_colours_repeat_after_the_last():
 
 
 @pytest.mark.parametrize("width", [14, 40, 120, 640, 4096])
-@pytest.mark.parametrize("names", [["a"], ["scratch", "dent"], [f"type {i}" for i in range(20)], ["x" * 200, "y"], []])
+@pytest.mark.parametrize(
+    "names", [["a"], ["scratch", "dent"], [f"type {i}" for i in range(20)], ["x" * 200, "y"], []]
+)
 def test_the_legend_shows_the_colour_of_every_name_at_any_width(names, width):
     bar = legend(names, width)
     assert bar.shape[1:] == (width, 3) and bar.dtype == np.uint8 and len(bar) >= 14
     squares = 0
     for number in range(1, min(len(names), 8) + 1):
         *_, stats, _ = cv2.connectedComponentsWithStats(shows(bar, number).astype(np.uint8))
-        squares += int((stats[1:, cv2.CC_STAT_AREA] > 60).sum())  # smaller ones are edges of letters, for grey
+        squares += int(
+            (stats[1:, cv2.CC_STAT_AREA] > 60).sum()
+        )  # smaller ones are edges of letters, for grey
     assert squares == len(names), "a square for each, also where colours repeat"
     assert len(names) == 0 or (bar < 100).all(-1).any() or width == 14, "names are written in black"
 
@@ -149,7 +153,9 @@ def test_heat_rises_in_brightness_and_bears_values_out_of_range():
     assert colours.shape == (1, 400, 3) and colours.dtype == np.uint8
     grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)[0].astype(int)
     assert (np.diff(grey) >= -2).all() and grey[-1] - grey[0] > 150
-    assert np.array_equal(colours[0, 0], colours[0, 99]) and np.array_equal(colours[0, -1], colours[0, 301])
+    assert np.array_equal(colours[0, 0], colours[0, 99]) and np.array_equal(
+        colours[0, -1], colours[0, 301]
+    )
     assert colours[0, 0, 2] > colours[0, 0, 1], "dark violet: RGB"
 
 
@@ -162,13 +168,18 @@ def test_panels_stand_side_by_side_at_one_height(size):
     assert (second == 200).all(), "a square fills its panel"
     first = out[28:, 2 : -(PANEL + 6)]
     rows, columns = (int((first == 0).all(-1).any(axis).sum()) for axis in (1, 0))
-    assert columns / rows == pytest.approx(size[1] / size[0], rel=0.2, abs=0.01) and max(rows, columns) >= PANEL
+    assert (
+        columns / rows == pytest.approx(size[1] / size[0], rel=0.2, abs=0.01)
+        and max(rows, columns) >= PANEL
+    )
     assert (out[:28] < 100).any(), "a caption"
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_grey_images_come_back(tmp_path, kind):
-    values = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (5, 7), endpoint=True).astype(kind)
+    values = (
+        np.random.default_rng(0).integers(0, np.iinfo(kind).max, (5, 7), endpoint=True).astype(kind)
+    )
     write_image(tmp_path / "new" / "x.png", values)
     assert np.array_equal(cv2.imread(str(tmp_path / "new" / "x.png"), cv2.IMREAD_UNCHANGED), values)
 
@@ -192,7 +203,9 @@ def test_what_lies_in_a_temporary_file_is_written_the_same(tmp_path, monkeypatch
     image[:] = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, image.shape)
     write_image(tmp_path / "rows.png", image)
     write_image(tmp_path / "whole.png", np.array(image))
-    rows, whole = (cv2.imread(str(tmp_path / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in ("rows", "whole"))
+    rows, whole = (
+        cv2.imread(str(tmp_path / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in ("rows", "whole")
+    )
     assert rows.dtype == dtype and np.array_equal(rows, whole) and np.array_equal(rows, image)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match="cannot be written"):

@@ -28,7 +28,11 @@ from utils.console import say
 from utils.files import write_json
 from utils.run import provenance
 
-RANDOM = {"TRAIN.backbone_load_state_dict": False, "TRAIN.precision": "auto", "TEST.load_checkpoint": False}
+RANDOM = {
+    "TRAIN.backbone_load_state_dict": False,
+    "TRAIN.precision": "auto",
+    "TEST.load_checkpoint": False,
+}
 SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_size")} | {
     "TRAIN.backbone": "dinov2_vits14"
 }
@@ -57,7 +61,10 @@ def full(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
 
 def quick(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
     """The same sections in under a minute."""
-    cfg, training = _config(opts, SMALL), _config(opts, SMALL, ALONE, {"TRAIN_SETUPS.batch_size": 2})
+    cfg, training = (
+        _config(opts, SMALL),
+        _config(opts, SMALL, ALONE, {"TRAIN_SETUPS.batch_size": 2}),
+    )
     return {
         "inference": lambda: measure_inference(cfg, [(256, 1600)], repeats=3, most=(3, 3)),
         "published": lambda: measure_published(cfg, (224, 800), repeats=1, least=2),
@@ -71,22 +78,31 @@ def quick(opts: list[str]) -> dict[str, Callable[[], list[Figure]]]:
 def _config(opts: list[str], *changes: dict[str, Any]) -> CfgNode:
     """The open domain's config with random weights, these changes, and what the command line says."""
     return load_config(
-        CONFIG, [part for change in (RANDOM, *changes) for pair in change.items() for part in pair] + opts
+        CONFIG,
+        [part for change in (RANDOM, *changes) for pair in change.items() for part in pair] + opts,
     )
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small backbone and sizes, generous bounds on time")
+    parser.add_argument(
+        "--quick", action="store_true", help="small backbone and sizes, generous bounds on time"
+    )
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="some of the sections")
-    parser.add_argument("--json", type=Path, default=Path("log/benchmark.json"), help="where the figures go")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings that win")
+    parser.add_argument(
+        "--json", type=Path, default=Path("log/benchmark.json"), help="where the figures go"
+    )
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings that win"
+    )
     args = parser.parse_args()
     logging.disable(logging.INFO)
     sections = (quick if args.quick else full)(args.opts)
     if unknown := set(args.only or ()) - set(sections):
-        parser.error(f"--only: no section {', '.join(sorted(unknown))}; there are {', '.join(sections)}")
+        parser.error(
+            f"--only: no section {', '.join(sorted(unknown))}; there are {', '.join(sections)}"
+        )
     hold([sections[name] for name in args.only or sections], args.json)
 
 
@@ -110,7 +126,11 @@ def hold(sections: Iterable[Callable[[], list[Figure]]], file: Path) -> None:
 
 
 def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
 
 
 if __name__ == "__main__":

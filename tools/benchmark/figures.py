@@ -40,7 +40,11 @@ class Figure:
     def line(self) -> str:
         """The figure as one line of text."""
         value = f"{self.value:,.4g}{' ' + self.unit if self.unit else ''}"
-        bound = "" if self.bound is None else f"{self.kind} {self.bound:g}: {'kept' if self.kept else 'MISSED'}"
+        bound = (
+            ""
+            if self.bound is None
+            else f"{self.kind} {self.bound:g}: {'kept' if self.kept else 'MISSED'}"
+        )
         return f"{self.section:<10} {self.name:<62} {value:>16}  {bound}".rstrip()
 
     def json(self) -> dict[str, Any]:

@@ -19,7 +19,13 @@ import cv2
 from yacs.config import CfgNode
 
 from tools.benchmark.figures import AT_MOST, EXACTLY, Figure
-from tools.benchmark.inference import background_tokens, counted_passes, random_image, random_predictor, teach
+from tools.benchmark.inference import (
+    background_tokens,
+    counted_passes,
+    random_image,
+    random_predictor,
+    teach,
+)
 from tools.open_domain_files import write_answers
 
 SECTION = "growth"
@@ -27,7 +33,9 @@ _MB = 1e6
 _MOST_MEMORY, _MOST_TIME, _MOST_SUPPORTS = 200, 1.10, 1.3
 
 
-def measure_growth(cfg: CfgNode, windows: tuple[int, int, int], *, slack: float = 1.0) -> list[Figure]:
+def measure_growth(
+    cfg: CfgNode, windows: tuple[int, int, int], *, slack: float = 1.0
+) -> list[Figure]:
     """Peak memory from one batch to many windows, and time per window, measured in a process of its own.
 
     Args:
@@ -49,7 +57,9 @@ def measure_growth(cfg: CfgNode, windows: tuple[int, int, int], *, slack: float 
     ]  # fmt: skip
 
 
-def measure_supports(cfg: CfgNode, supports: int, windows: int, *, repeats: int, slack: float = 1.0) -> list[Figure]:
+def measure_supports(
+    cfg: CfgNode, supports: int, windows: int, *, repeats: int, slack: float = 1.0
+) -> list[Figure]:
     """Time per window with many supports beside that with one, both with bounded memory, in turn within one run.
 
     Args:
@@ -94,7 +104,9 @@ def _measure_here(cfg: CfgNode, counts: list[int]) -> dict[str, dict[str, float]
             with counted_passes(predictor.backbone) as passes:
                 start = time.perf_counter()
                 (outcome,) = predictor.segment([file], predictor.memory)
-                write_answers(Path(folder), str(count), outcome.image, {"": outcome.answers["SOFS"]})
+                write_answers(
+                    Path(folder), str(count), outcome.image, {"": outcome.answers["SOFS"]}
+                )
                 seconds = time.perf_counter() - start
             found[str(count)] = {"peak": _peak_bytes(), "seconds": seconds, "passes": sum(passes)}
             del outcome
@@ -107,7 +119,9 @@ def _forget_peak() -> None:
 
 def _peak_bytes() -> int:
     """Largest resident memory of this process since `_forget_peak`, bytes; Linux tells it."""
-    line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith("VmHWM"))
+    line = next(
+        li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 

@@ -32,7 +32,9 @@ _LARGE_SHARE, _RLE_SHARE = 0.05, 0.1
 _MB = 1e6
 
 
-def measure_index(*, images: int = VISION_IMAGES, size: tuple[int, int] = VISION_SIZE) -> list[Figure]:
+def measure_index(
+    *, images: int = VISION_IMAGES, size: tuple[int, int] = VISION_SIZE
+) -> list[Figure]:
     """Figures of building, saving and loading the index of a procedural data set, measured in a process of its own.
 
     Needs Linux, which tells a process its peak memory. The bounds grow with the number of images and hold for images
@@ -52,9 +54,21 @@ def measure_index(*, images: int = VISION_IMAGES, size: tuple[int, int] = VISION
     return [
         Figure("index", "labelled images", took["images"], bound=images, kind=EXACTLY),
         Figure("index", "samples", took["samples"], bound=written, kind=EXACTLY),
-        Figure("index", "samples of the saved index that load as built", took["same"], bound=written, kind=EXACTLY),
+        Figure(
+            "index",
+            "samples of the saved index that load as built",
+            took["same"],
+            bound=written,
+            kind=EXACTLY,
+        ),
         Figure("index", "build and save", took["build_s"], "s", 5 + 0.01 * images),
-        Figure("index", "peak memory above that of the imports", took["peak_bytes"] / _MB, "MB", 50 + 0.02 * images),
+        Figure(
+            "index",
+            "peak memory above that of the imports",
+            took["peak_bytes"] / _MB,
+            "MB",
+            50 + 0.02 * images,
+        ),
         Figure("index", "saved index", saved / _MB, "MB", 0.01 * images),
         Figure("index", "load", took["load_s"], "s", 0.5 + 0.001 * images),
     ]
@@ -72,9 +86,13 @@ def write_data_set(root: Path, images: int, size: tuple[int, int]) -> int:
     for number in range(images):
         product, turn = _PRODUCTS[number % len(_PRODUCTS)], number // len(_PRODUCTS)
         folder = root / product / vision_v1.PARTS[turn % 4 == 3]
-        content = parts.setdefault(folder, {"images": [], "annotations": [], "categories": _categories()})
+        content = parts.setdefault(
+            folder, {"images": [], "annotations": [], "categories": _categories()}
+        )
         shapes = _annotations(number, size, rng)
-        content["images"].append({"id": number, "file_name": f"{number}.jpg", "height": size[0], "width": size[1]})
+        content["images"].append(
+            {"id": number, "file_name": f"{number}.jpg", "height": size[0], "width": size[1]}
+        )
         content["annotations"] += shapes
         samples += len({shape["category_id"] for shape in shapes})
     _write(parts, size)
@@ -99,7 +117,9 @@ def _categories() -> list[dict[str, Any]]:
     return [{"id": number, "name": name} for number, name in enumerate(_CATEGORIES)]
 
 
-def _annotations(image: int, size: tuple[int, int], rng: np.random.Generator) -> list[dict[str, Any]]:
+def _annotations(
+    image: int, size: tuple[int, int], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     return [
         {
             "id": 6 * image + number,
@@ -130,7 +150,9 @@ def _polygon(size: tuple[int, int], rng: np.random.Generator) -> list[float]:
 def _box(size: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
     """Run lengths of a box inside the image, as a list or compressed."""
     y, x, radius = _centre_and_radius(size, rng)
-    height, width = (min(end - start, 1 + int(radius)) for start, end in ((y, size[0]), (x, size[1])))
+    height, width = (
+        min(end - start, 1 + int(radius)) for start, end in ((y, size[0]), (x, size[1]))
+    )
     before = x * size[0] + y
     counts = [before, *[height, size[0] - height] * (width - 1), height]
     listed = {"size": list(size), "counts": [*counts, size[0] * size[1] - sum(counts)]}
@@ -140,7 +162,9 @@ def _box(size: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
 def _measured_process(root: Path) -> dict[str, float]:
     objects = sorted(path.name for path in root.iterdir())
     command = [sys.executable, "-m", "tools.benchmark.index", str(root), *objects]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -152,13 +176,23 @@ def _memory(kind: str) -> int:
 
 def _main(root: str, *objects: str) -> None:
     before, start = _memory("VmRSS"), time.perf_counter()
-    built = load_or_build(vision_v1, "VISION_V1", root, objects, Path(root, _SAVED), save=True, load=False)
+    built = load_or_build(
+        vision_v1, "VISION_V1", root, objects, Path(root, _SAVED), save=True, load=False
+    )
     build_s, peak = time.perf_counter() - start, _memory("VmHWM")
     start = time.perf_counter()
-    loaded = load_or_build(vision_v1, "VISION_V1", root, objects, Path(root, _SAVED), save=False, load=True)
+    loaded = load_or_build(
+        vision_v1, "VISION_V1", root, objects, Path(root, _SAVED), save=False, load=True
+    )
     load_s = time.perf_counter() - start
     same = sum(one == other for one, other in zip(built.samples, loaded.samples, strict=True))
-    took = {"build_s": build_s, "load_s": load_s, "peak_bytes": peak - before, "samples": len(built), "same": same}
+    took = {
+        "build_s": build_s,
+        "load_s": load_s,
+        "peak_bytes": peak - before,
+        "samples": len(built),
+        "same": same,
+    }
     print(json.dumps(took | {"images": len({sample.image for sample in built.samples})}))
 
 

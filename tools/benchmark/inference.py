@@ -68,10 +68,14 @@ def teach(predictor: Predictor, supports: int = 1) -> None:
     side = 2 * predictor.settings.crop_size
     mask = np.zeros((side, side), np.uint8)
     mask[side // 3 : side // 3 + side // 20, side // 2 : side // 2 + side // 20] = 1
-    predictor.set_support([random_image((side, side), seed=1 + i) for i in range(supports)], [mask] * supports)
+    predictor.set_support(
+        [random_image((side, side), seed=1 + i) for i in range(supports)], [mask] * supports
+    )
 
 
-def measure_inference(cfg: CfgNode, sizes: list[Size], *, repeats: int, most: tuple[float, float]) -> list[Figure]:
+def measure_inference(
+    cfg: CfgNode, sizes: list[Size], *, repeats: int, most: tuple[float, float]
+) -> list[Figure]:
     """Figures of whole images beside the bare backbone on the same windows, in turn within one run.
 
     Args:
@@ -82,11 +86,18 @@ def measure_inference(cfg: CfgNode, sizes: list[Size], *, repeats: int, most: tu
         most: bounds of the time in backbones, with all support tokens and with `BOUNDED` of them.
     """
     predictor, figures = random_predictor(cfg), []
-    asked = {"exact": with_memory(predictor, cfg, 0), f"{BOUNDED} tokens": with_memory(predictor, cfg, BOUNDED)}
+    asked = {
+        "exact": with_memory(predictor, cfg, 0),
+        f"{BOUNDED} tokens": with_memory(predictor, cfg, BOUNDED),
+    }
     for one in asked.values():
         teach(one)
     kept = background_tokens(asked[f"{BOUNDED} tokens"].memory)
-    figures.append(Figure(SECTION, "background tokens of the bounded memory", kept, bound=BOUNDED, kind=EXACTLY))
+    figures.append(
+        Figure(
+            SECTION, "background tokens of the bounded memory", kept, bound=BOUNDED, kind=EXACTLY
+        )
+    )
     with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
         for size in sizes:
             file = Path(folder) / f"{size[0]}x{size[1]}.jpg"
@@ -120,7 +131,12 @@ def _one_size(
             bound=len(windows),
             kind=EXACTLY,
         ),
-        Figure(SECTION, f"{label}: bare backbone, {precision}", len(windows) / median(bare), "windows/s"),
+        Figure(
+            SECTION,
+            f"{label}: bare backbone, {precision}",
+            len(windows) / median(bare),
+            "windows/s",
+        ),
         *(
             Figure(
                 SECTION,
@@ -153,17 +169,23 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
     windows = torch.stack(_windows(predictor, image))
     teach(predictor)
     side = predictor.settings.image_size
-    supports = torch.randn(1, PUBLISHED_SHOTS, 3, side, side, generator=torch.Generator().manual_seed(0))
+    supports = torch.randn(
+        1, PUBLISHED_SHOTS, 3, side, side, generator=torch.Generator().manual_seed(0)
+    )
     masks = torch.zeros(1, PUBLISHED_SHOTS, side, side)
     masks[..., side // 3 : side // 3 + side // 10, side // 3 : side // 3 + side // 10] = 1
     ways = {
         "ours": lambda: predictor.predict(image),
         "published": lambda: published_schedule(
-            model, windows.to(predictor.device), *(t.to(predictor.device) for t in (supports, masks))
+            model,
+            windows.to(predictor.device),
+            *(t.to(predictor.device) for t in (supports, masks)),
         ),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
-    predictor.predict(image)  # the first time is dearer; so is that of the others, but by little beside their length
+    predictor.predict(
+        image
+    )  # the first time is dearer; so is that of the others, but by little beside their length
     for _ in range(repeats):
         for name, way in ways.items():
             times[name].append(_seconds(way, predictor.device))
@@ -191,7 +213,12 @@ class _AllBlocks(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         own = self.backbone
         return own.model.forward_intermediates(
-            images, indices=own.layers, norm=False, stop_early=False, output_fmt="NCHW", intermediates_only=True
+            images,
+            indices=own.layers,
+            norm=False,
+            stop_early=False,
+            output_fmt="NCHW",
+            intermediates_only=True,
         )
 
 
@@ -212,11 +239,18 @@ class _TwoProducts(Comparison):
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         share, semantic, abnormal = self.known.share, [], []
         for query, support in zip(self.features, self.supports, strict=True):
-            q, s = unit_tokens(query), unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2)
-            alike = (q @ (s * (share > 0).unsqueeze(-1)).transpose(1, 2)).unflatten(-1, (weight.shape[1], -1))
+            q, s = (
+                unit_tokens(query),
+                unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2),
+            )
+            alike = (q @ (s * (share > 0).unsqueeze(-1)).transpose(1, 2)).unflatten(
+                -1, (weight.shape[1], -1)
+            )
             semantic.append(alike.amax(-1).mean(-1))
             abnormal.append(1 - (q @ (s * (1 - share).unsqueeze(-1)).transpose(1, 2)).amax(-1))
-        return torch.stack(semantic, 1).unflatten(-1, self.grid), torch.stack(abnormal, 1).unflatten(-1, self.grid)
+        return torch.stack(semantic, 1).unflatten(-1, self.grid), torch.stack(
+            abnormal, 1
+        ).unflatten(-1, self.grid)
 
 
 @torch.inference_mode()
@@ -225,10 +259,17 @@ def published_schedule(model: SOFS, windows: Tensor, supports: Tensor, masks: Te
     whole, share, answers = _AllBlocks(model.backbone), model.shares(masks), []
     for part in windows.split(PUBLISHED_BATCH):
         views = supports.expand(len(part), -1, -1, -1, -1).flatten(0, 1)
-        features = [torch.cat(layer) for layer in zip(*map(whole, views.split(PUBLISHED_BATCH)), strict=True)]
+        features = [
+            torch.cat(layer)
+            for layer in zip(*map(whole, views.split(PUBLISHED_BATCH)), strict=True)
+        ]
         shares = share.expand(len(part), -1, -1, -1)
-        summary = model.summarise(features, shares.clamp(min=TINY))  # so all tokens take part in the fusion
-        answers.append(model.answer(_TwoProducts(whole(part), features, shares), summary, part.shape[-2:]))
+        summary = model.summarise(
+            features, shares.clamp(min=TINY)
+        )  # so all tokens take part in the fusion
+        answers.append(
+            model.answer(_TwoProducts(whole(part), features, shares), summary, part.shape[-2:])
+        )
     return torch.cat(answers)
 
 
@@ -242,7 +283,9 @@ def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
 def _bare(predictor: Predictor, windows: list[Tensor]) -> None:
     with autocast(predictor.device, predictor.precision):
         for start in range(0, len(windows), predictor.window_batch):
-            predictor.backbone(torch.stack(windows[start : start + predictor.window_batch]).to(predictor.device))
+            predictor.backbone(
+                torch.stack(windows[start : start + predictor.window_batch]).to(predictor.device)
+            )
 
 
 def _file_to_file(predictor: Predictor, file: Path) -> None:

@@ -28,7 +28,9 @@ MOST_OVERHEAD = 1.15
 EPOCHS = 3  # of a loader: the first starts it, the second is measured, the third keeps its workers at work
 
 
-def measure_training(cfg: CfgNode, *, iterations: int, repeats: int, slack: float = 1.0) -> list[Figure]:
+def measure_training(
+    cfg: CfgNode, *, iterations: int, repeats: int, slack: float = 1.0
+) -> list[Figure]:
     """Measure a training on procedural data in a temporary folder, on the device that there is.
 
     Each repeat trains an epoch as train.py does, loader and all; then runs the backbone alone on the same batches, and
@@ -79,7 +81,9 @@ def _trainers(cfg: CfgNode, folder: Path, iterations: int) -> tuple[Trainer, Tra
     settings = [_settings(cfg, folder, crops) for crops in (0, max(1, cfg.TRAIN.feature_bank))]
     index = build_train_index(settings[0])
     own_class = next(iter(index.classes().values()))
-    samples = islice(cycle(index.samples[i] for i in own_class), iterations * cfg.TRAIN_SETUPS.batch_size)
+    samples = islice(
+        cycle(index.samples[i] for i in own_class), iterations * cfg.TRAIN_SETUPS.batch_size
+    )
     index = SampleIndex(index.root, list(samples))
     online, banked = (Trainer(s, index, folder) for s in settings)
     return online, banked
@@ -89,7 +93,11 @@ def _settings(cfg: CfgNode, folder: Path, crops: int) -> CfgNode:
     own = cfg.clone()
     own.defrost()
     data, train, setups = own.DATASET, own.TRAIN, own.TRAIN_SETUPS
-    data.name, data.train_objects, data.test_objects = "VISION_V1_ND", [TRAIN_PRODUCTS[0]], [TEST_PRODUCTS[0]]
+    data.name, data.train_objects, data.test_objects = (
+        "VISION_V1_ND",
+        [TRAIN_PRODUCTS[0]],
+        [TEST_PRODUCTS[0]],
+    )
     data.vision_data_load = data.vision_data_save = False
     train.dataset_path, train.extra_dataset_paths = str(folder / "data" / "VISION_V1"), []
     train.load_checkpoint, train.resume, train.feature_bank = False, "", crops
@@ -110,7 +118,9 @@ def _train(trainer: Trainer, keep: int) -> _Epoch:
     passes: list[int] = []
     batches: deque[Batch] = deque(maxlen=keep)
     hooks = (
-        trainer.model.backbone.register_forward_pre_hook(lambda _, args: passes.append(len(args[0]))),
+        trainer.model.backbone.register_forward_pre_hook(
+            lambda _, args: passes.append(len(args[0]))
+        ),
         trainer.learner.step.register_forward_pre_hook(lambda _, args: batches.append(args[0])),
     )
     trainer.batches = iter(trainer.loader)
@@ -138,7 +148,9 @@ def _run_parts(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
         masks = {key: batch[key] for key in ("query_mask", "support_masks")}
         supports = features[count:].unflatten(0, (count, -1))
         ready = _now(trainer)
-        trainer.learner.update(masks | {"query_features": features[:count], "support_features": supports})
+        trainer.learner.update(
+            masks | {"query_features": features[:count], "support_features": supports}
+        )
         head += _now(trainer) - ready
         backbone += encoded - start
     return backbone / len(batches), head / len(batches)
@@ -153,8 +165,17 @@ def _loop_figures(runs: list[_Run], most: float) -> list[Figure]:
         Figure(SECTION, "bare passes through the backbone", median(r.backbone for r in runs), "s"),
         Figure(SECTION, "head alone: forward, backward, step", median(r.head for r in runs), "s"),
         Figure(SECTION, "iteration / (backbone + head)", overhead, "", most, AT_MOST),
-        Figure(SECTION, "passes through the backbone per iteration", len(passes) / len(batches), "", 1, EXACTLY),
-        Figure(SECTION, "images encoded / images of the episodes", sum(passes) / wanted, "", 1, EXACTLY),
+        Figure(
+            SECTION,
+            "passes through the backbone per iteration",
+            len(passes) / len(batches),
+            "",
+            1,
+            EXACTLY,
+        ),
+        Figure(
+            SECTION, "images encoded / images of the episodes", sum(passes) / wanted, "", 1, EXACTLY
+        ),
     ]
 
 
@@ -164,6 +185,10 @@ def _bank_figures(runs: list[_Run], building: float, least: float) -> list[Figur
     return [
         Figure(SECTION, "feature bank: encoding it once", building, "s"),
         Figure(SECTION, "feature bank: iteration", median(r.banked.seconds for r in runs), "s"),
-        Figure(SECTION, "feature bank: epoch without it / epoch with it", faster, "", least, AT_LEAST),
-        Figure(SECTION, "feature bank: passes through the backbone in an epoch", passes, "", 0, EXACTLY),
+        Figure(
+            SECTION, "feature bank: epoch without it / epoch with it", faster, "", least, AT_LEAST
+        ),
+        Figure(
+            SECTION, "feature bank: passes through the backbone in an epoch", passes, "", 0, EXACTLY
+        ),
     ]

@@ -59,11 +59,15 @@ class Answering:
         error: why no more of them will come.
     """
 
-    def __init__(self, start: ImageStart, thresholds: list[dict[str, float]], *, merge: str) -> None:
+    def __init__(
+        self, start: ImageStart, thresholds: list[dict[str, float]], *, merge: str
+    ) -> None:
         self.start, self.error, self.taken, self.added = start, start.error, 0, 0
         merger = _ReferenceMerger if merge == "reference" else Blender
         self.mergers = [
-            {} if self.error else {name: merger(*start.image.size, at) for name, at in methods.items()}
+            {}
+            if self.error
+            else {name: merger(*start.image.size, at) for name, at in methods.items()}
             for methods in thresholds
         ]
 
@@ -91,7 +95,8 @@ class Answering:
         count = len(self.start.boxes)
         return [
             Outcome(
-                self.start.image, {name: Prediction(*m.finish(), count, m.threshold) for name, m in mergers.items()}
+                self.start.image,
+                {name: Prediction(*m.finish(), count, m.threshold) for name, m in mergers.items()},
             )
             for mergers in self.mergers
         ]

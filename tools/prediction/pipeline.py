@@ -63,11 +63,16 @@ class WindowFeed:
 
     def stream(self, images: Iterable[Picture], window_batch: int) -> Iterator[ImageStart | Window]:
         """For each image its start and then its windows, in order; about one batch is prepared ahead."""
-        with ThreadPoolExecutor(THREADS) as pool, _in_thread(self._parts(images, pool), window_batch) as parts:
+        with (
+            ThreadPoolExecutor(THREADS) as pool,
+            _in_thread(self._parts(images, pool), window_batch) as parts,
+        ):
             for part in parts:
                 yield part if isinstance(part, ImageStart) else Window(part[0], part[1].result())
 
-    def _parts(self, images: Iterable[Picture], pool: ThreadPoolExecutor) -> Iterator[ImageStart | tuple[Box, Future]]:
+    def _parts(
+        self, images: Iterable[Picture], pool: ThreadPoolExecutor
+    ) -> Iterator[ImageStart | tuple[Box, Future]]:
         for start in _ahead(pool, self._start, _kept(images)):
             yield start
             try:
@@ -121,7 +126,9 @@ def shared(items: Iterable[Any], count: int) -> list[Iterator[Any]]:
     return [one_by_one(copy) for copy in tee(items, count)]
 
 
-def _ahead(pool: ThreadPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def _ahead(
+    pool: ThreadPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[Any]:
     """Results of a call in order, at most AHEAD of them computed before their turn."""
     waiting: list[Future] = []
     for item in items:

@@ -53,7 +53,12 @@ class SupportEncoder:
         mirrored: bool = False,
     ) -> None:
         self.backbone, self.shares = methods[0].backbone, methods[0].shares
-        self.device, self.precision, self.batch, self.memory_tokens = device, precision, batch, memory_tokens
+        self.device, self.precision, self.batch, self.memory_tokens = (
+            device,
+            precision,
+            batch,
+            memory_tokens,
+        )
         self.mirrors = MIRRORS if mirrored else MIRRORS[:1]
         self.needs_joint = any(method.needs_joint for method in methods)
         self.summarise = next((m.summarise for m in methods if isinstance(m, SOFS)), None)
@@ -67,7 +72,9 @@ class SupportEncoder:
         tokens: list[LabelledTokens] = []
         with autocast(self.device, self.precision):
             for views, number in zip(kept.split(self.batch), counts.split(self.batch), strict=True):
-                seen = self._seen(supports[views].to(self.device), masks[views].unsqueeze(0).to(self.device))
+                seen = self._seen(
+                    supports[views].to(self.device), masks[views].unsqueeze(0).to(self.device)
+                )
                 number = number.unsqueeze(0).to(self.device)
                 tokens.append(label(*_one_below_the_other(seen), number))
                 if self.summarise is not None:
@@ -91,14 +98,22 @@ class SupportEncoder:
         with autocast(self.device, self.precision):
             for batch in _batches(views, self.batch):
                 images = torch.stack([prepare_image(view, size) for view in batch]).to(self.device)
-                marks = torch.zeros(1, len(images), size, size, dtype=torch.uint8, device=self.device)
-                tokens.append(background_of(label(*_one_below_the_other(self._seen(images, marks)))))
+                marks = torch.zeros(
+                    1, len(images), size, size, dtype=torch.uint8, device=self.device
+                )
+                tokens.append(
+                    background_of(label(*_one_below_the_other(self._seen(images, marks))))
+                )
                 tokens = self._thinned(tokens, 2 * pool, pool)
         return join(tokens)
 
     @torch.inference_mode()
     def remember(
-        self, parts: Sequence[EncodedSupport], normal: Sequence[LabelledTokens] = (), *, windowed: bool = True
+        self,
+        parts: Sequence[EncodedSupport],
+        normal: Sequence[LabelledTokens] = (),
+        *,
+        windowed: bool = True,
     ) -> SupportMemory:
         """One memory of several supports.
 
@@ -111,11 +126,15 @@ class SupportEncoder:
         with autocast(self.device, self.precision):
             first = [part.tokens for part in parts] or list(normal)
             (tokens,) = self._thinned([join(first)], self.memory_tokens, self.memory_tokens)
-            further = [self._share_of(tokens, image, len(normal)) for image in normal] if parts else []
+            further = (
+                [self._share_of(tokens, image, len(normal)) for image in normal] if parts else []
+            )
             known = ready(tokens, further, joint=self.needs_joint)
         return SupportMemory(known, join_summaries(summaries) if summaries else None, windowed)
 
-    def _share_of(self, tokens: LabelledTokens, image: LabelledTokens, count: int) -> LabelledTokens:
+    def _share_of(
+        self, tokens: LabelledTokens, image: LabelledTokens, count: int
+    ) -> LabelledTokens:
         """What is kept of one of `count` normal images, beside the tokens of supports with a defect."""
         budget = max(1, self.memory_tokens // count)
         (kept,) = self._thinned([replace(tokens, background=image.background)], budget, budget)
@@ -130,7 +149,10 @@ class SupportEncoder:
         if not self.memory_tokens or sum(t.background[0].shape[1] for t in tokens) <= limit:
             return tokens
         if not self.told:
-            LOG.info("of the supports' background %d tokens are kept (TEST.memory_tokens)", self.memory_tokens)
+            LOG.info(
+                "of the supports' background %d tokens are kept (TEST.memory_tokens)",
+                self.memory_tokens,
+            )
             self.told = True
         return [thin(join(tokens), kept)]
 
@@ -144,7 +166,9 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _one_below_the_other(seen: list[tuple[list[Tensor], Tensor]]) -> tuple[list[Tensor], Tensor]:
     """Features and shares of the same views, joined to taller maps."""
     features, shares = zip(*seen, strict=True)
-    return [torch.cat(layer, dim=-2) for layer in zip(*features, strict=True)], torch.cat(shares, dim=-2)
+    return [torch.cat(layer, dim=-2) for layer in zip(*features, strict=True)], torch.cat(
+        shares, dim=-2
+    )
 
 
 def _distinct(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

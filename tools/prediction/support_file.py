@@ -29,7 +29,11 @@ def fingerprint(method: nn.Module, settings: ViewSettings) -> dict[str, str]:
     head, backbone = getattr(method, "head", None), method.backbone
     weights = f"{backbone.identity} {digest(head.state_dict()) if head is not None else ''}"
     known = asdict(settings) | {"layers": backbone.layers, "stride": backbone.stride}
-    return {"format": FORMAT, "settings": json.dumps(known, sort_keys=True), "weights": weights.strip()}
+    return {
+        "format": FORMAT,
+        "settings": json.dumps(known, sort_keys=True),
+        "weights": weights.strip(),
+    }
 
 
 def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) -> None:
@@ -47,7 +51,9 @@ def save_memory(path: Path, memory: SupportMemory, fingerprint: dict[str, str]) 
     for number, image in enumerate(known.normal):
         tensors |= {f"normal.{number}.{i}": layer for i, layer in enumerate(image)}
     if memory.summary is not None:
-        tensors |= {f"summary.{f.name}": getattr(memory.summary, f.name) for f in fields(SupportSummary)}
+        tensors |= {
+            f"summary.{f.name}": getattr(memory.summary, f.name) for f in fields(SupportSummary)
+        }
     # copies: tensors that share memory cannot be written
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
@@ -58,7 +64,11 @@ def widths(method: nn.Module) -> dict[str, int]:
     """Lengths of a support file that the method gives: channels of each layer and, of a head, both its widths."""
     known = {f"C{i}": channels for i, channels in enumerate(method.backbone.channels)}
     head = getattr(method, "head", None)
-    return known | ({"R": head.support_reduce[0].out_channels, "E": head.support_mix[0].out_channels} if head else {})
+    return known | (
+        {"R": head.support_reduce[0].out_channels, "E": head.support_mix[0].out_channels}
+        if head
+        else {}
+    )
 
 
 def load_memory(
@@ -90,7 +100,9 @@ def load_memory(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable support file ({error}); teach the defect again") from error
+        raise WeightsError(
+            f"{path}: not a readable support file ({error}); teach the defect again"
+        ) from error
     for name, value in fingerprint.items():
         if metadata.get(name) != value:
             raise WeightsError(
@@ -107,7 +119,9 @@ def _use(text: str, path: Path) -> dict[str, Any]:
     try:
         use = json.loads(text)
         thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
-        if not isinstance(use["windowed"], bool) or not all(0 <= value <= 1 for value in thresholds.values()):
+        if not isinstance(use["windowed"], bool) or not all(
+            0 <= value <= 1 for value in thresholds.values()
+        ):
             raise ValueError(text)
     except BROKEN as error:
         raise WeightsError(
@@ -144,7 +158,11 @@ def _fault(tensors: dict[str, Tensor], widths: dict[str, int]) -> str:
 def _shapes(tensors: dict[str, Tensor], layers: int) -> dict[str, tuple[int | str, ...]]:
     """Names that belong together, with their shapes; the same letter stands for the same length."""
     images = range(len({name.split(".")[1] for name in tensors if name.startswith("normal.")}))
-    shapes: dict[str, tuple[int | str, ...]] = {"share": (1, "F"), "sizes": ("K",), "covered": (1, "K")}
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "share": (1, "F"),
+        "sizes": ("K",),
+        "covered": (1, "K"),
+    }
     for i in range(layers):
         shapes |= {f"keys.{i}": (1, "T", f"C{i}"), f"mean.{i}": (1, 1, f"C{i}")}
         shapes |= {f"normal.{n}.{i}": (1, f"N{n}", f"C{i}") for n in images}
@@ -155,9 +173,13 @@ def _shapes(tensors: dict[str, Tensor], layers: int) -> dict[str, tuple[int | st
     return shapes
 
 
-def _memory_of(tensors: dict[str, Tensor], use: dict[str, Any], dtype: torch.dtype, joint: bool) -> SupportMemory:
+def _memory_of(
+    tensors: dict[str, Tensor], use: dict[str, Any], dtype: torch.dtype, joint: bool
+) -> SupportMemory:
     compared = {n: v.to(dtype) for n, v in tensors.items() if n.startswith(("keys.", "normal."))}
-    exact = {n: v.float() for n, v in tensors.items() if dtype == torch.float32 and v.is_floating_point()}
+    exact = {
+        n: v.float() for n, v in tensors.items() if dtype == torch.float32 and v.is_floating_point()
+    }
     tensors = tensors | exact | compared
     layers = range(sum(name.startswith("keys.") for name in tensors))
     images = range(sum(name.startswith("normal.") for name in tensors) // len(layers))
@@ -171,5 +193,11 @@ def _memory_of(tensors: dict[str, Tensor], use: dict[str, Any], dtype: torch.dty
         normal=[[tensors[f"normal.{number}.{i}"] for i in layers] for number in images],
     )
     names = [f.name for f in fields(SupportSummary)]
-    summary = SupportSummary(**{n: tensors[f"summary.{n}"] for n in names}) if "summary.weight" in tensors else None
-    return SupportMemory(with_joint(known) if joint else known, summary, use["windowed"], use["thresholds"])
+    summary = (
+        SupportSummary(**{n: tensors[f"summary.{n}"] for n in names})
+        if "summary.weight" in tensors
+        else None
+    )
+    return SupportMemory(
+        with_joint(known) if joint else known, summary, use["windowed"], use["thresholds"]
+    )

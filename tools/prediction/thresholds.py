@@ -15,7 +15,9 @@ from utils.curves import ScoreHistogram
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-NEARLY = 0.95  # of the best IoU: thresholds that are as good for all one can tell from so few pixels
+NEARLY = (
+    0.95  # of the best IoU: thresholds that are as good for all one can tell from so few pixels
+)
 
 
 def choose_thresholds(
@@ -40,7 +42,11 @@ def choose_thresholds(
     histograms = {method: ScoreHistogram() for method in predictor.methods}
     alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
     for pair in pairs:
-        others = [part for (image, _), part in zip(pairs, parts, strict=True) if not np.array_equal(image, pair[0])]
+        others = [
+            part
+            for (image, _), part in zip(pairs, parts, strict=True)
+            if not np.array_equal(image, pair[0])
+        ]
         memory = predictor.encoder.remember(others or parts, normal, windowed=windowed)
         asked = _turned(pair, mirrors_known=len(predictor.encoder.mirrors) > 1) if alone else [pair]
         outcomes = predictor.segment((image for image, _ in asked), memory)
@@ -60,7 +66,9 @@ def _turned(pair: Pair, *, mirrors_known: bool) -> list[Pair]:
         turns = [lambda array, k=k: np.rot90(array, k) for k in (1, 3)]
     else:
         turns = [lambda array, axes=axes: np.flip(array, axes) for axes in (0, 1, (0, 1))]
-    return [(np.ascontiguousarray(turn(pair[0])), np.ascontiguousarray(turn(pair[1]))) for turn in turns]
+    return [
+        (np.ascontiguousarray(turn(pair[0])), np.ascontiguousarray(turn(pair[1]))) for turn in turns
+    ]
 
 
 def best_threshold(histogram: ScoreHistogram) -> float:

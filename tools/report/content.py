@@ -125,13 +125,21 @@ def read_report(folder: Path) -> Report:
     files = sorted(folder.glob("metrics*.json"), key=lambda file: file.stem)
     history: History | None = optional(folder / "history.json", read_history)
     if not files and history is None:
-        raise DataError(f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py")
+        raise DataError(
+            f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py"
+        )
     config, tree = optional(folder / "config.yaml", read_config) or (None, {})
     suffixes = [file.stem.removeprefix("metrics") for file in files]
-    galleries = [optional(folder / f"gallery{s}" / "index.json", read_gallery) or [] for s in suffixes]
+    galleries = [
+        optional(folder / f"gallery{s}" / "index.json", read_gallery) or [] for s in suffixes
+    ]
     share = GALLERY_BYTES // max(1, sum(len(item.panels) for items in galleries for item in items))
-    tests = [_test_set(folder, s, items, share) for s, items in zip(suffixes, galleries, strict=True)]
-    record = (tests[0].results.record if tests else {}) | (optional(folder / "run.json", read_run) or {})
+    tests = [
+        _test_set(folder, s, items, share) for s, items in zip(suffixes, galleries, strict=True)
+    ]
+    record = (tests[0].results.record if tests else {}) | (
+        optional(folder / "run.json", read_run) or {}
+    )
     facts = {key for _, key, _ in FACTS}
     return Report(
         name=folder.resolve().name,
@@ -171,10 +179,20 @@ def result_table(results: Results) -> Table:
 
     def line(row: Row) -> tuple[str, list[Cell], str]:
         values = [row.values[column] for column in results.columns]
-        best = [False] * len(values) if results.kind == ANOMALY else best_of([v.mean for v in values])
-        return row.name, list(map(_cell, values, best)), "" if row.queries is None else str(row.queries)
+        best = (
+            [False] * len(values) if results.kind == ANOMALY else best_of([v.mean for v in values])
+        )
+        return (
+            row.name,
+            list(map(_cell, values, best)),
+            "" if row.queries is None else str(row.queries),
+        )
 
-    return Table([first, *results.columns, count], [line(r) for r in results.totals], [line(r) for r in results.rows])
+    return Table(
+        [first, *results.columns, count],
+        [line(r) for r in results.totals],
+        [line(r) for r in results.rows],
+    )
 
 
 def size_table(sizes: Mapping[str, list[SizeRange]]) -> SizeTable:
@@ -182,12 +200,22 @@ def size_table(sizes: Mapping[str, list[SizeRange]]) -> SizeTable:
     first = next(iter(sizes.values()))
     measures = []
     for label, key, factor, more in SIZE_ROWS:
-        columns = [[ranges[i].measures[key] for ranges in sizes.values()] for i in range(len(first))]
-        marks = [best_of([None if v is None else v if more else -v for v in column]) for column in columns]
+        columns = [
+            [ranges[i].measures[key] for ranges in sizes.values()] for i in range(len(first))
+        ]
+        marks = [
+            best_of([None if v is None else v if more else -v for v in column])
+            for column in columns
+        ]
         cells = [[Cell(_figure(v, factor), "", m) for v, m in zip(*pair, strict=True)] for pair in
                  zip(columns, marks, strict=True)]  # fmt: skip
-        measures.append((label, [(method, [column[j] for column in cells]) for j, method in enumerate(sizes)]))
-    counts = [("queries", [str(r.queries) for r in first]), ("defects", [str(r.defects) for r in first])]
+        measures.append(
+            (label, [(method, [column[j] for column in cells]) for j, method in enumerate(sizes)])
+        )
+    counts = [
+        ("queries", [str(r.queries) for r in first]),
+        ("defects", [str(r.defects) for r in first]),
+    ]
     return SizeTable([r.name for r in first], counts, measures)
 
 
@@ -198,7 +226,11 @@ def best_of(values: list[float | None]) -> list[bool]:
 
 
 def _cell(value: Value, best: bool) -> Cell:
-    spread = _figure(value.std) if value.repeats > 1 and value.mean is not None and value.std is not None else ""
+    spread = (
+        _figure(value.std)
+        if value.repeats > 1 and value.mean is not None and value.std is not None
+        else ""
+    )
     return Cell(_figure(value.mean), spread, best)
 
 
@@ -206,7 +238,9 @@ def _figure(value: float | None, factor: float = 100) -> str:
     return UNDEFINED if value is None else f"{factor * value:.2f}"
 
 
-def _facts(record: dict[str, str], tree: dict[str, Any], tests: list[TestSet]) -> list[tuple[str, str]]:
+def _facts(
+    record: dict[str, str], tree: dict[str, Any], tests: list[TestSet]
+) -> list[tuple[str, str]]:
     known = {label: record.get(key) or _setting(tree, setting) for label, key, setting in FACTS}
     if tests:
         results = tests[0].results
@@ -229,7 +263,9 @@ def _bars(results: Results) -> Picture | None:
     return picture(draw, f"Bars: IoU of {len(shown)} classes, as in the table")
 
 
-def _scatter(points: dict[str, list[tuple[float, float]]], sizes: dict[str, list[SizeRange]]) -> Picture:
+def _scatter(
+    points: dict[str, list[tuple[float, float]]], sizes: dict[str, list[SizeRange]]
+) -> Picture:
     shown = {method: ranges for method, ranges in sizes.items() if method in points}
     draw = partial(figures.size_scatter, points, shown)
     return picture(draw, "Scatter: IoU of each query against the share of the image that is defect")
@@ -249,8 +285,17 @@ def _curves(curves: list[Curve], used: dict[str, float]) -> list[Picture]:
 def _training(history: History) -> list[Picture]:
     if not history.epoch:
         return []
-    shown = [picture(partial(figures.loss_and_rate, history), "Curves: training loss and learning rate per epoch")]
-    if any(v is not None for values in (history.train_miou, *history.validation.values()) for v in values):
+    shown = [
+        picture(
+            partial(figures.loss_and_rate, history),
+            "Curves: training loss and learning rate per epoch",
+        )
+    ]
+    if any(
+        v is not None
+        for values in (history.train_miou, *history.validation.values())
+        for v in values
+    ):
         shown.append(picture(partial(figures.miou_by_epoch, history), "Curves: mIoU per epoch"))
     return shown
 
@@ -264,9 +309,13 @@ def _gallery(items: Iterable[Item], share: int, factor: float) -> list[tuple[str
 
 def _shown(item: Item, share: int, factor: float) -> Shown:
     unit = " %" if factor == 100 else ""
-    scores = [(k, UNDEFINED if v is None else f"{_figure(v, factor)}{unit}") for k, v in item.scores.items()]
+    scores = [
+        (k, UNDEFINED if v is None else f"{_figure(v, factor)}{unit}")
+        for k, v in item.scores.items()
+    ]
     about = ", ".join(filter(None, (item.class_name, item.rank)))
     panels = [
-        (caption, embed_image(file, share), f"{caption}, {about}: {item.caption}") for caption, file in item.panels
+        (caption, embed_image(file, share), f"{caption}, {about}: {item.caption}")
+        for caption, file in item.panels
     ]
     return Shown(item.rank, item.caption, scores, panels)

@@ -12,7 +12,13 @@ from PIL import Image
 from tools.report.files import reading
 
 GALLERY_BYTES = 12 << 20  # of the pictures of a page together; a third more as base64
-SIDES = (360, 270, 200, 150, 110)  # pixels, longer side, tried in turn for a picture above its share of that
+SIDES = (
+    360,
+    270,
+    200,
+    150,
+    110,
+)  # pixels, longer side, tried in turn for a picture above its share of that
 QUALITY = 80
 
 

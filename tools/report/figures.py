@@ -43,8 +43,12 @@ class Theme:
     series: tuple[str, ...]
 
 
-LIGHT = Theme("#3a4149", "#d5d9de", ("#0b62a8", "#848c95", "#c25400", "#00825f", "#a3568a", "#a07700"))
-DARK = Theme("#c3c9d0", "#3a424b", ("#5fb0ee", "#8c959f", "#f08a3c", "#2fbf95", "#d58fbe", "#dcb13c"))
+LIGHT = Theme(
+    "#3a4149", "#d5d9de", ("#0b62a8", "#848c95", "#c25400", "#00825f", "#a3568a", "#a07700")
+)
+DARK = Theme(
+    "#c3c9d0", "#3a424b", ("#5fb0ee", "#8c959f", "#f08a3c", "#2fbf95", "#d58fbe", "#dcb13c")
+)
 
 
 @dataclass(frozen=True)
@@ -65,25 +69,43 @@ def picture(draw: Callable[[Theme], Figure], alt: str) -> Picture:
         light = _svg(figure)
         dark = _svg(draw(DARK)) if "<image" in light else _darkened(light)
         width, height = (round(96 * inches) for inches in figure.get_size_inches())
-        return Picture(*(data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)), width, height, alt)
+        return Picture(
+            *(data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)), width, height, alt
+        )
 
 
 def _darkened(svg: str) -> str:
     """The drawing with the dark theme's colours in its tags, wherever those of the light one are; text stays."""
-    dark = dict(zip((LIGHT.text, LIGHT.guide, *LIGHT.series), (DARK.text, DARK.guide, *DARK.series), strict=True))
+    dark = dict(
+        zip(
+            (LIGHT.text, LIGHT.guide, *LIGHT.series),
+            (DARK.text, DARK.guide, *DARK.series),
+            strict=True,
+        )
+    )
     return re.sub(r"(#[0-9a-f]{6})(?=[^<>]*>)", lambda colour: dark.get(colour[1], colour[1]), svg)
 
 
 def class_bars(rows: Sequence[Row], methods: Sequence[str], theme: Theme) -> Figure:
     """IoU per class with the standard deviation over repeats, sorted by the first method, best on top."""
-    rows = sorted(rows, key=lambda row: -1 if (mean := row.values[methods[0]].mean) is None else mean)
+    rows = sorted(
+        rows, key=lambda row: -1 if (mean := row.values[methods[0]].mean) is None else mean
+    )
     axes = _axes(theme, height=1.0 + len(rows) * (0.09 + 0.09 * len(methods)))
     thickness = 0.8 / len(methods)
     handles = []
     for i, method in enumerate(methods):
-        known = [(y, row.values[method]) for y, row in enumerate(rows) if row.values[method].mean is not None]
+        known = [
+            (y, row.values[method])
+            for y, row in enumerate(rows)
+            if row.values[method].mean is not None
+        ]
         places = [y + 0.4 - thickness * (i + 0.5) for y, _ in known]
-        spread = [100 * (v.std or 0.0) for _, v in known] if any(v.repeats > 1 for _, v in known) else None
+        spread = (
+            [100 * (v.std or 0.0) for _, v in known]
+            if any(v.repeats > 1 for _, v in known)
+            else None
+        )
         handles.append(axes.barh(
             places, [100 * v.mean for _, v in known], thickness * 0.9, color=_colour(theme, i),
             xerr=spread, error_kw={"ecolor": theme.text, "elinewidth": 0.9},
@@ -99,7 +121,9 @@ def class_bars(rows: Sequence[Row], methods: Sequence[str], theme: Theme) -> Fig
 
 
 def size_scatter(
-    points: Mapping[str, Sequence[tuple[float, float]]], sizes: Mapping[str, Sequence[SizeRange]], theme: Theme
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    sizes: Mapping[str, Sequence[SizeRange]],
+    theme: Theme,
 ) -> Figure:
     """IoU of queries against the share of the image that is defect; bars mark the pooled IoU of each range of size.
 
@@ -122,8 +146,16 @@ def size_scatter(
         for part in sizes.get(method, ()):
             ends = max(part.low, left), min(part.high, right)
             if part.measures["iou"] is not None and ends[0] < ends[1]:
-                axes.plot(ends, [100 * part.measures["iou"]] * 2, color=theme.text, linewidth=4.2, zorder=4)
-                axes.plot(ends, [100 * part.measures["iou"]] * 2, color=colour, linewidth=2.6, zorder=5)
+                axes.plot(
+                    ends,
+                    [100 * part.measures["iou"]] * 2,
+                    color=theme.text,
+                    linewidth=4.2,
+                    zorder=4,
+                )
+                axes.plot(
+                    ends, [100 * part.measures["iou"]] * 2, color=colour, linewidth=2.6, zorder=5
+                )
     bounds = [part.low for part in next(iter(sizes.values()), ()) if part.low > 0]
     for bound in bounds:
         axes.axvline(bound, color=theme.text, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
@@ -142,10 +174,18 @@ def size_scatter(
 def precision_recall(curves: Sequence[Curve], theme: Theme) -> Figure:
     """Precision against recall, with the average precision of each curve in percent."""
     axes = _axes(theme, height=3.3 + 0.09 * len(curves))
-    handles = [_line(axes, theme, i, _percent(c.recall), _percent(c.precision)) for i, c in enumerate(curves)]
-    measured = ["" if c.average_precision is None else f", AP {100 * c.average_precision:.1f} %" for c in curves]
+    handles = [
+        _line(axes, theme, i, _percent(c.recall), _percent(c.precision))
+        for i, c in enumerate(curves)
+    ]
+    measured = [
+        "" if c.average_precision is None else f", AP {100 * c.average_precision:.1f} %"
+        for c in curves
+    ]
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="recall, %", ylabel="precision, %")
-    return _with_legend(axes, theme, handles, [_name(c.name) + ap for c, ap in zip(curves, measured, strict=True)])
+    return _with_legend(
+        axes, theme, handles, [_name(c.name) + ap for c, ap in zip(curves, measured, strict=True)]
+    )
 
 
 def iou_by_threshold(curves: Sequence[Curve], used: Mapping[str, float], theme: Theme) -> Figure:
@@ -154,7 +194,9 @@ def iou_by_threshold(curves: Sequence[Curve], used: Mapping[str, float], theme: 
     handles = [_line(axes, theme, i, c.threshold, _percent(c.iou)) for i, c in enumerate(curves)]
     for i, curve in enumerate(curves):
         if curve.name in used:
-            axes.axvline(used[curve.name], color=_colour(theme, i), linewidth=1.1, linestyle=(0, (2, 2)))
+            axes.axvline(
+                used[curve.name], color=_colour(theme, i), linewidth=1.1, linestyle=(0, (2, 2))
+            )
     axes.set(xlabel="threshold", ylabel="IoU, %", ylim=(0, None))
     return _with_legend(axes, theme, handles, [_name(c.name) for c in curves])
 
@@ -163,7 +205,10 @@ def loss_and_rate(history: History, theme: Theme) -> Figure:
     """Training loss and, below it, small, the learning rate."""
     figure = _figure(3.3)
     axes, small = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    for each, values, label in ((axes, history.loss, "loss"), (small, history.learning_rate, "learning\nrate")):
+    for each, values, label in (
+        (axes, history.loss, "loss"),
+        (small, history.learning_rate, "learning\nrate"),
+    ):
         _style(each, theme)
         _line(each, theme, 0, history.epoch, [float("nan") if v is None else v for v in values])
         each.set_ylabel(label)
@@ -212,7 +257,12 @@ def _style(axes: Axes, theme: Theme) -> None:
 
 
 def _line(
-    axes: Axes, theme: Theme, i: int, x: Sequence[float], y: Sequence[float], style: str | tuple | None = None
+    axes: Axes,
+    theme: Theme,
+    i: int,
+    x: Sequence[float],
+    y: Sequence[float],
+    style: str | tuple | None = None,
 ) -> Line2D:
     in_turn = DASHES if i == 1 else (SOLID, DASH_DOT, DOTS)[i // len(theme.series) % 3]
     (line,) = axes.plot(
@@ -226,7 +276,9 @@ def _colour(theme: Theme, i: int) -> str:
     return theme.series[i % len(theme.series)]
 
 
-def _with_legend(axes: Axes, theme: Theme, handles: Iterable[Artist], names: Iterable[str]) -> Figure:
+def _with_legend(
+    axes: Axes, theme: Theme, handles: Iterable[Artist], names: Iterable[str]
+) -> Figure:
     labels = [_name(name, LEGEND) for name in names]
     legend = axes.figure.legend(
         list(handles), labels, loc="outside upper left", labelcolor=theme.text,

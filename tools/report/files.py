@@ -75,7 +75,9 @@ def reading(file: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        raise DataError(f"{file}: not as a run writes it ({type(error).__name__}: {error}); run it again") from error
+        raise DataError(
+            f"{file}: not as a run writes it ({type(error).__name__}: {error}); run it again"
+        ) from error
 
 
 def read_json(file: Path, parse: Callable[[Any], Any]) -> Any:
@@ -122,7 +124,9 @@ def text(value: Any) -> str:
 
 def read_queries(file: Path) -> Queries:
     """queries.csv, see Queries."""
-    counts: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0, 0]))
+    counts: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(
+        lambda: defaultdict(lambda: [0.0, 0, 0])
+    )
     thresholds: dict[str, list[float]] = defaultdict(list)
     with reading(file), file.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines, strict=True):
@@ -132,8 +136,13 @@ def read_queries(file: Path) -> Queries:
             query[2] += int(row["union"])
             if row["threshold"]:
                 thresholds[row["method"]].append(_finite(row["threshold"]))
-        points = {m: [(s, i / u) for s, i, u in queries.values() if s > 0] for m, queries in counts.items()}
-    without = {key for queries in counts.values() for key, (share, *_) in queries.items() if not share}
+        points = {
+            m: [(s, i / u) for s, i, u in queries.values() if s > 0]
+            for m, queries in counts.items()
+        }
+    without = {
+        key for queries in counts.values() for key, (share, *_) in queries.items() if not share
+    }
     mean = {method: math.fsum(values) / len(values) for method, values in thresholds.items()}
     return Queries(points, len(without), mean)
 
@@ -161,11 +170,15 @@ def read_gallery(file: Path) -> list[Item]:
         with reading(file):  # a name that the system refuses
             inside, there = panel.resolve().is_relative_to(file.parent.resolve()), panel.is_file()
         if not inside:
-            raise DataError(f"{file}: {panel} lies outside the gallery's folder; run the test again")
+            raise DataError(
+                f"{file}: {panel} lies outside the gallery's folder; run the test again"
+            )
         if not there:
             raise DataError(f"{panel}: missing, though {file} names it; run the test again")
     order = {rank: place for place, rank in enumerate(RANKS)}
-    return sorted(items, key=lambda item: (classes.index(item.class_name), order.get(item.rank, len(RANKS))))
+    return sorted(
+        items, key=lambda item: (classes.index(item.class_name), order.get(item.rank, len(RANKS)))
+    )
 
 
 def read_config(file: Path) -> tuple[str, dict[str, Any]]:
@@ -182,11 +195,19 @@ def read_config(file: Path) -> tuple[str, dict[str, Any]]:
 def _curve(entry: dict[str, Any]) -> Curve:
     columns = {key: [number(v) for v in entry[key]] for key in ("threshold", "precision", "recall")}
     iou = [number(v) for v in entry["iou"]] if "iou" in entry else None
-    if len({len(column) for column in (*columns.values(), *([iou] if iou is not None else []))}) != 1:
+    if (
+        len({len(column) for column in (*columns.values(), *([iou] if iou is not None else []))})
+        != 1
+    ):
         raise ValueError(f"the columns of curve {entry['name']!r} differ in length")
     if None in columns["threshold"]:
         raise ValueError(f"curve {entry['name']!r} has a threshold of null")
-    return Curve(text(entry["name"]), **columns, iou=iou, average_precision=number(entry["average_precision"]))
+    return Curve(
+        text(entry["name"]),
+        **columns,
+        iou=iou,
+        average_precision=number(entry["average_precision"]),
+    )
 
 
 def _history(content: list[dict[str, Any]]) -> History:
@@ -207,7 +228,9 @@ def _item(entry: dict[str, Any], folder: Path) -> Item:
         rank=text(entry["rank"]),
         caption=text(entry["caption"]),
         scores={name: number(value) for name, value in entry["scores"].items()},
-        panels=[(text(panel["caption"]), folder / text(panel["file"])) for panel in entry["panels"]],
+        panels=[
+            (text(panel["caption"]), folder / text(panel["file"])) for panel in entry["panels"]
+        ],
     )
 
 

@@ -29,7 +29,9 @@ def write_report(folder: Path) -> Path:
         DataError: the folder is none of a run, a file in it is broken, or the page cannot be written.
     """
     target = folder / "report.html"
-    page = render(read_report(folder)).encode("utf-8", "replace").decode()  # file names may hold what UTF-8 cannot
+    page = (
+        render(read_report(folder)).encode("utf-8", "replace").decode()
+    )  # file names may hold what UTF-8 cannot
     try:
         write_text(target, page)
     except OSError as error:
@@ -47,7 +49,9 @@ def render(report: Report) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["breakable"] = breakable
-    return environment.get_template("template.html").render(report=report, open_classes=OPEN_CLASSES)
+    return environment.get_template("template.html").render(
+        report=report, open_classes=OPEN_CLASSES
+    )
 
 
 def breakable(name: str) -> Markup:

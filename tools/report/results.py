@@ -78,7 +78,10 @@ class Results:
     @property
     def repeats(self) -> int:
         """The most repeats of any value."""
-        return max((v.repeats for row in (*self.totals, *self.rows) for v in row.values.values()), default=1)
+        return max(
+            (v.repeats for row in (*self.totals, *self.rows) for v in row.values.values()),
+            default=1,
+        )
 
 
 def read_results(file: Path) -> Results:
@@ -96,22 +99,40 @@ def _results(content: dict[str, Any]) -> Results:
     if len(kinds) != 1:
         raise ValueError(f"expected one of {', '.join(parse)} in it, found {len(kinds)}")
     known = {kinds[0], *FAULTS}
-    record = {key: shown for key, value in content.items() if key not in known and (shown := _plain(value))}
+    record = {
+        key: shown
+        for key, value in content.items()
+        if key not in known and (shown := _plain(value))
+    }
     return Results(**parse[kinds[0]](content[kinds[0]]), warnings=_warnings(content), record=record)
 
 
 def _of_classes(methods: dict[str, Any]) -> dict[str, Any]:
     first, *_ = methods.values()
     rows = [
-        Row(name, int(known["queries"]), {m: _value(v["classes"][name], "iou") for m, v in methods.items()})
+        Row(
+            name,
+            int(known["queries"]),
+            {m: _value(v["classes"][name], "iou") for m, v in methods.items()},
+        )
         for name, known in first["classes"].items()
     ]
     totals = [
         Row(label, None, {m: _value(v[key]) for m, v in methods.items()})
         for label, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))
     ]
-    sizes = {m: [_size_range(entry) for entry in v["sizes"]] for m, v in methods.items() if v.get("sizes")}
-    return {"kind": CLASSES, "columns": list(methods), "rows": rows, "totals": totals, "sizes": _alike(sizes)}
+    sizes = {
+        m: [_size_range(entry) for entry in v["sizes"]]
+        for m, v in methods.items()
+        if v.get("sizes")
+    }
+    return {
+        "kind": CLASSES,
+        "columns": list(methods),
+        "rows": rows,
+        "totals": totals,
+        "sizes": _alike(sizes),
+    }
 
 
 def _of_objects(objects: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +146,11 @@ def _of_objects(objects: dict[str, Any]) -> dict[str, Any]:
 
 def _of_anomalies(content: dict[str, Any]) -> dict[str, Any]:
     rows = [
-        Row(name, int(entry["images"]), {label: _value(entry[key]) for key, label in ANOMALY_MEASURES.items()})
+        Row(
+            name,
+            int(entry["images"]),
+            {label: _value(entry[key]) for key, label in ANOMALY_MEASURES.items()},
+        )
         for name, entry in content["objects"].items()
     ]
     mean = {label: _value(content["mean"][key]) for key, label in ANOMALY_MEASURES.items()}

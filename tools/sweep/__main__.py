@@ -27,23 +27,53 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
     parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
     parser.add_argument("protocol", help=f"what to run: {', '.join(protocol_names())}")
-    parser.add_argument("--splits", nargs="+", type=int, default=[], metavar="N", help="some of the protocol's splits")
-    parser.add_argument("--shots", nargs="+", type=int, default=[], metavar="N", help="supports per query, a test each")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="RNG_SEED, a training each")
     parser.add_argument(
-        "--heads", default="", metavar="FILE", help="test this head, train none; {split}, {seed}: filled"
+        "--splits",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="some of the protocol's splits",
     )
-    parser.add_argument("--name", default="", help="folder below OUTPUT_DIR, the protocol's name unless given")
-    parser.add_argument("--list", action="store_true", help="print a command per run, and run nothing")
     parser.add_argument(
-        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings that win, in all runs"
+        "--shots",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="supports per query, a test each",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[], metavar="N", help="RNG_SEED, a training each"
+    )
+    parser.add_argument(
+        "--heads",
+        default="",
+        metavar="FILE",
+        help="test this head, train none; {split}, {seed}: filled",
+    )
+    parser.add_argument(
+        "--name", default="", help="folder below OUTPUT_DIR, the protocol's name unless given"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print a command per run, and run nothing"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings that win, in all runs",
     )
     return parser
 
 
 def build_sweep(args: argparse.Namespace) -> Sweep:
     """The sweep that the arguments describe. Raises ConfigError for an unknown or broken protocol."""
-    chosen = {key: getattr(args, key) for key in ("splits", "shots", "seeds", "heads", "name", "opts")}
+    chosen = {
+        key: getattr(args, key) for key in ("splits", "shots", "seeds", "heads", "name", "opts")
+    }
     return Sweep(read_protocol(args.protocol), **chosen)
 
 

@@ -72,7 +72,13 @@ class Run:
 
     def command(self) -> str:
         """The command line of train.py or test.py that does the same."""
-        words = ["train.py" if self.trains else "test.py", "--cfg", str(self.file), "--opts", *_flat(self.settings)]
+        words = [
+            "train.py" if self.trains else "test.py",
+            "--cfg",
+            str(self.file),
+            "--opts",
+            *_flat(self.settings),
+        ]
         return shlex.join(words)
 
 
@@ -130,13 +136,17 @@ class Sweep:
         """The config of tests but for what differs from run to run."""
         for key in self.opts[::2]:
             if key in OWN:
-                raise ConfigError(f"command line: {key} differs from run to run of a sweep; use {OWN[key]}")
+                raise ConfigError(
+                    f"command line: {key} differs from run to run of a sweep; use {OWN[key]}"
+                )
         return load_config(self.protocol.config, [*_flat(self.protocol.test), *self.opts])
 
     def _trains(self, method: str) -> bool:
         if method == PRIOR:
             if self.heads:
-                raise ConfigError(f"--heads: TEST.method is {PRIOR}, which has no head; leave out one of them")
+                raise ConfigError(
+                    f"--heads: TEST.method is {PRIOR}, which has no head; leave out one of them"
+                )
             return False
         if self.protocol.train is None and not self.heads:
             raise ConfigError(
@@ -148,7 +158,11 @@ class Sweep:
         known = list(self.protocol.splits)
         wrong = [split for split in self.splits if split not in known]
         if wrong:
-            there = "has no splits" if known == [None] else f"has the splits {', '.join(map(str, known))}"
+            there = (
+                "has no splits"
+                if known == [None]
+                else f"has the splits {', '.join(map(str, known))}"
+            )
             raise ConfigError(f"--splits: {self.protocol.name} {there}, but {wrong[0]} was given")
         return list(dict.fromkeys(self.splits)) or known
 
@@ -158,7 +172,9 @@ class Sweep:
         run = self._run(split, settings, own, trains=True)
         for key in ("TRAIN.save_model", "TRAIN_SETUPS.epochs"):
             if not get(run.cfg, key):
-                raise ConfigError(f"{key} is {get(run.cfg, key)}: no head would be left to test; change it in --opts")
+                raise ConfigError(
+                    f"{key} is {get(run.cfg, key)}: no head would be left to test; change it in --opts"
+                )
         return run
 
     def _test(self, split: int | None, seed: int, shot: int, training: Run | None) -> Run:
@@ -168,7 +184,10 @@ class Sweep:
             own |= {"TEST.load_checkpoint": True, "TEST.load_model_path": str(training.head)}
         elif self.heads:
             head = expanded(self.heads.replace("{split}", str(split)).replace("{seed}", str(seed)))
-            own |= {"TEST.load_checkpoint": True, "TEST.load_model_path": str(require_file(head, "--heads"))}
+            own |= {
+                "TEST.load_checkpoint": True,
+                "TEST.load_model_path": str(require_file(head, "--heads")),
+            }
         return self._run(split, self.protocol.test, own, training=training)
 
     def _run(self, split: int | None, settings: Settings, own: Settings, **more: Any) -> Run:
@@ -181,7 +200,9 @@ class Sweep:
     def _merged(self, split: int | None, settings: Settings, own: Settings) -> Settings:
         """The settings of the split, then of the training or test, then the user's, then the sweep's own."""
         given = dict(zip(self.opts[::2], self.opts[1::2], strict=True))
-        place = {"OUTPUT_DIR": str(self.folder())} | ({} if split is None else {"DATASET.split": split})
+        place = {"OUTPUT_DIR": str(self.folder())} | (
+            {} if split is None else {"DATASET.split": split}
+        )
         return self.protocol.splits[split] | settings | given | place | own
 
 

@@ -58,13 +58,17 @@ def read_protocol(name: str, folder: Path = FOLDER) -> Protocol:
     """
     file, known = folder / f"{name}.yaml", protocol_names()
     if not file.is_file():
-        raise ConfigError(f"{name}: no such protocol; known: {', '.join(known)}. {hint(name, known, '')}".rstrip())
+        raise ConfigError(
+            f"{name}: no such protocol; known: {', '.join(known)}. {hint(name, known, '')}".rstrip()
+        )
     tree = read_yaml(file)
     strange = set(tree) - {f.name for f in fields(Protocol) if f.name != "name"}
     try:
         if strange or not tree["shots"]:
             raise ValueError(f"unknown: {', '.join(map(str, strange))}" if strange else "no shots")
-        splits = {int(split): _settings(part, file) for split, part in tree.get("splits", {}).items()}
+        splits = {
+            int(split): _settings(part, file) for split, part in tree.get("splits", {}).items()
+        }
         return Protocol(
             name=name,
             config=CONFIGS / tree["config"],
@@ -75,7 +79,9 @@ def read_protocol(name: str, folder: Path = FOLDER) -> Protocol:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         form = "config (a file), shots (a list), and optionally splits, train, test (mappings)"
-        raise ConfigError(f"{file}: {type(error).__name__}: {error}; a protocol holds {form}") from error
+        raise ConfigError(
+            f"{file}: {type(error).__name__}: {error}; a protocol holds {form}"
+        ) from error
 
 
 def _settings(part: Mapping[str, Any] | None, file: Path) -> Settings:

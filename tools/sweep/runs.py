@@ -63,7 +63,9 @@ def carry_out(runs: Sequence[Run]) -> None:
         if is_finished(run):
             LOG.info("%d of %d, %s: kept, it is finished", number, len(runs), run.folder)
         elif run.trains and all(is_finished(test) for test in tests):
-            LOG.info("%d of %d, %s: not needed, its tests are finished", number, len(runs), run.folder)
+            LOG.info(
+                "%d of %d, %s: not needed, its tests are finished", number, len(runs), run.folder
+            )
         elif run.trains:
             LOG.info("%d of %d, %s: training", number, len(runs), run.folder)
             run_training(_with(run.cfg, RESUME_KEY, AUTO), str(run.file))
@@ -71,7 +73,10 @@ def carry_out(runs: Sequence[Run]) -> None:
                 (test.folder / METRICS).unlink(missing_ok=True)
         else:
             LOG.info("%d of %d, %s: test", number, len(runs), run.folder)
-            run_test(_with(run.cfg, HEAD_KEY, str(run.training.head)) if run.training else run.cfg, str(run.file))
+            run_test(
+                _with(run.cfg, HEAD_KEY, str(run.training.head)) if run.training else run.cfg,
+                str(run.file),
+            )
     setup_logging()
 
 
@@ -114,7 +119,9 @@ def _epochs_done(run: Run) -> int:
     try:
         return load_state(_state(run))["epoch"]
     except WeightsError as error:
-        raise WeightsError(f"{_state(run)}: no readable training state; remove {run.folder} to train anew") from error
+        raise WeightsError(
+            f"{_state(run)}: no readable training state; remove {run.folder} to train anew"
+        ) from error
 
 
 def _with(cfg: CfgNode, key: str, value: str) -> CfgNode:

@@ -72,7 +72,11 @@ def figures_of(contents: Iterable[dict[str, Any]]) -> list[Figure]:
     known = set[tuple]()
     for content in contents:
         for rows in _anomaly(content) if "anomaly" in content else _segmentation(content):
-            what = tuple(rows[0][0][key] for key in ("shot", "method", "split", "object") if key in rows[0][0])
+            what = tuple(
+                rows[0][0][key]
+                for key in ("shot", "method", "split", "object")
+                if key in rows[0][0]
+            )
             for number, values in enumerate(zip(*(repeats for _, repeats in rows), strict=True)):
                 drawn = (what, content["seed"] + number, values)
                 for keys, value in zip((keys for keys, _ in rows), values, strict=True):
@@ -92,7 +96,9 @@ def _segmentation(content: dict[str, Any]) -> Iterator[Rows]:
     """By method, the repeats of each figure."""
     for name, method in content["methods"].items():
         keys = {"shot": content["shot"], "method": name, "split": content["split"], "class": ""}
-        rows: Rows = [(keys | {"metric": metric}, method[metric]["repeats"]) for metric in ("miou", "fb_iou")]
+        rows: Rows = [
+            (keys | {"metric": metric}, method[metric]["repeats"]) for metric in ("miou", "fb_iou")
+        ]
         for label, known in method["classes"].items():
             rows.append((keys | {"class": label, "metric": "iou"}, known["repeats"]))
         yield rows
@@ -114,7 +120,9 @@ def _means(figures: Sequence[Figure], over: str) -> list[Figure]:
     means = []
     for members in groups.values():
         draws = dict.fromkeys(draw for member in members for draw in member.values)
-        values = {draw: mean_std([member.values.get(draw) for member in members])[0] for draw in draws}
+        values = {
+            draw: mean_std([member.values.get(draw) for member in members])[0] for draw in draws
+        }
         means.append(Figure(members[0].keys | {over: MEAN}, values))
     return means
 
@@ -139,7 +147,9 @@ def details(figures: Sequence[Figure]) -> str:
         return _sections(figures, "shot", titles, ["object"], _metric)
     classes = [f for f in figures if f.keys["class"]]
     titles = {split: f"Split {split}, class IoU" for split in _values(classes, "split")}
-    return _sections(classes, "split", titles, ["class"], lambda f: f"{f.keys['shot']}-shot {f.keys['method']}")
+    return _sections(
+        classes, "split", titles, ["class"], lambda f: f"{f.keys['shot']}-shot {f.keys['method']}"
+    )
 
 
 def markdown(title: str, figures: Sequence[Figure]) -> str:
@@ -147,7 +157,11 @@ def markdown(title: str, figures: Sequence[Figure]) -> str:
     counts = sorted({len(figure.values) for figure in figures})
     seeds = sorted({seed for figure in figures for seed, _ in figure.values})
     repeats = " or ".join(map(str, counts))
-    note = f"Percent, mean +- standard deviation over {repeats} repeats" if counts[-1] > 1 else "Percent"
+    note = (
+        f"Percent, mean +- standard deviation over {repeats} repeats"
+        if counts[-1] > 1
+        else "Percent"
+    )
     note += f"; RNG_SEED {', '.join(map(str, seeds))}. A mean over splits or objects is taken within each repeat. "
     if len(counts) > 1:
         note += "Repeat k draws supports by RNG_SEED + k: what seeds share without a head of their own counts once. "
@@ -160,7 +174,10 @@ def as_json(title: str, figures: Sequence[Figure]) -> dict[str, Any]:
     rows = []
     for figure in figures:
         mean, std = figure.mean_std()
-        repeats = [{"seed": seed, "repeat": number, "value": v} for (seed, number), v in figure.values.items()]
+        repeats = [
+            {"seed": seed, "repeat": number, "value": v}
+            for (seed, number), v in figure.values.items()
+        ]
         rows.append(figure.keys | {"mean": mean, "std": std, "repeats": repeats})
     return {"sweep": title, "figures": rows}
 
@@ -214,9 +231,15 @@ def _values(figures: Sequence[Figure], key: str) -> list[Any]:
 
 
 def _sections(
-    figures: Sequence[Figure], key: str, titles: dict[Any, str], row: list[str], column: Callable[[Figure], str]
+    figures: Sequence[Figure],
+    key: str,
+    titles: dict[Any, str],
+    row: list[str],
+    column: Callable[[Figure], str],
 ) -> str:
-    parts = [([f for f in figures if f.keys[key] == value], title) for value, title in titles.items()]
+    parts = [
+        ([f for f in figures if f.keys[key] == value], title) for value, title in titles.items()
+    ]
     return "\n".join(f"## {title}\n\n{_table(members, row, column)}" for members, title in parts)
 
 
@@ -227,5 +250,7 @@ def _table(figures: Sequence[Figure], row: list[str], column: Callable[[Figure],
     for figure in figures:
         cells.setdefault(tuple(figure.keys[k] for k in row), {})[column(figure)] = figure.cell()
     lines = [[*row, *columns], ["---"] * (len(row) + len(columns))]
-    lines += [[*map(str, names), *(known.get(c, "-") for c in columns)] for names, known in cells.items()]
+    lines += [
+        [*map(str, names), *(known.get(c, "-") for c in columns)] for names, known in cells.items()
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -51,4 +51,6 @@ class Checkpoints:
             return Interrupted(number, "not saved: TRAIN.save_model is False")
         if not self.stand:
             return Interrupted(number, "nothing is saved yet")
-        return Interrupted(number, f"saved {self.stand} in {self.state}; TRAIN.resume {self.resume} goes on there")
+        return Interrupted(
+            number, f"saved {self.stand} in {self.state}; TRAIN.resume {self.resume} goes on there"
+        )

@@ -36,10 +36,14 @@ class Learner:
         step = EpisodeLoss(model, MixedNormalDiceLoss(cfg.TRAIN.SOFS.smooth_r, own.dice_weight, own.ce_weight),
                            per_pixel=own.resolution == "pixel")  # fmt: skip
         self.step = DistributedDataParallel(step) if world_size() > 1 else step
-        self.optimizer = build_optimizer(model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay)
+        self.optimizer = build_optimizer(
+            model.head, setups.learning_rate, setups.lr_multiple, setups.weight_decay
+        )
         self.iterations, self.polynomial = max(1, iterations), setups.poly_training
         self.schedule = build_schedule(self.optimizer, self.iterations, self.polynomial)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half_type(device, self.precision) == torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=half_type(device, self.precision) == torch.float16
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -79,8 +83,12 @@ class Learner:
         """
         load_checked(self.model.head, state["head"], source)
         known, groups = state["optimizer"]["state"], self.optimizer.state_dict()["param_groups"]
-        for number, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
-            if number in known and any(known[number][name].shape != parameter.shape for name in MOMENTS):
+        for number, parameter in enumerate(
+            p for group in self.optimizer.param_groups for p in group["params"]
+        ):
+            if number in known and any(
+                known[number][name].shape != parameter.shape for name in MOMENTS
+            ):
                 raise ValueError(f"moments of parameter {number} have other shapes than the head")
         self.optimizer.load_state_dict({"state": known, "param_groups": groups})
         self.schedule = build_schedule(self.optimizer, self.iterations, self.polynomial, done)

@@ -37,18 +37,26 @@ class TrainingLog:
         Raises:
             OutputError: it cannot be written; so do the others.
         """
-        self.file = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.file = (
+            folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        )
         self._write(Event(file_version=VERSION))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Figures by name."""
-        self._write(*(Event(summary=scalar(name, value), step=step) for name, value in values.items()))
+        self._write(
+            *(Event(summary=scalar(name, value), step=step) for name, value in values.items())
+        )
 
     def episode(self, batch: Batch, probability: Tensor, threshold: float | str, step: int) -> None:
         """The first support and query of a batch, with token probabilities (B, h, w) cut at a threshold."""
         if self.file is not None:
-            picture = _episode_picture(batch, probability, DEFAULT_THRESHOLD if threshold == AUTO else threshold)
-            self._write(Event(summary=image("train/episode", picture, dataformats="HWC"), step=step))
+            picture = _episode_picture(
+                batch, probability, DEFAULT_THRESHOLD if threshold == AUTO else threshold
+            )
+            self._write(
+                Event(summary=image("train/episode", picture, dataformats="HWC"), step=step)
+            )
 
     def _write(self, *events: Event) -> None:
         if self.file is None:
@@ -65,7 +73,10 @@ class TrainingLog:
 
 def _episode_picture(batch: Batch, probability: Tensor, threshold: float) -> object:
     mask = upsample(probability[:1], batch["query"].shape[-2:])[0].cpu().numpy() > threshold
-    support, query = denormalise(batch["supports"][0, 0].cpu()), denormalise(batch["query"][0].cpu())
+    support, query = (
+        denormalise(batch["supports"][0, 0].cpu()),
+        denormalise(batch["query"][0].cpu()),
+    )
     truth, known = batch["query_mask"][0].cpu().numpy(), batch["support_masks"][0, 0].cpu().numpy()
     return panels(
         [

@@ -15,15 +15,24 @@ def polynomial_factor(iteration: int, max_iter: int, power: float = POWER) -> fl
     return max(0.0, 1 - iteration / max_iter) ** power
 
 
-def build_optimizer(head: Head, learning_rate: float, lr_multiple: float, weight_decay: float) -> AdamW:
+def build_optimizer(
+    head: Head, learning_rate: float, lr_multiple: float, weight_decay: float
+) -> AdamW:
     """AdamW (0.9, 0.999): the transformer at `learning_rate`, all else of the head at `lr_multiple` times that."""
     transformer = list(head.transformer.parameters())
     chosen = {id(p) for p in transformer}
     others = [p for p in head.parameters() if id(p) not in chosen]
-    groups = [{"params": transformer, "lr": learning_rate}, {"params": others, "lr": learning_rate * lr_multiple}]
+    groups = [
+        {"params": transformer, "lr": learning_rate},
+        {"params": others, "lr": learning_rate * lr_multiple},
+    ]
     return AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
 def build_schedule(optimizer: AdamW, max_iter: int, polynomial: bool, done: int = 0) -> LambdaLR:
     """Polynomial decay per iteration, or a constant rate, after so many iterations."""
-    return LambdaLR(optimizer, lambda i: polynomial_factor(i, max_iter) if polynomial else 1.0, last_epoch=done - 1)
+    return LambdaLR(
+        optimizer,
+        lambda i: polynomial_factor(i, max_iter) if polynomial else 1.0,
+        last_epoch=done - 1,
+    )

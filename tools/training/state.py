@@ -58,7 +58,11 @@ class Progress:
         """That of all processes, with the state of their random numbers, in tensors and plain values; all call it."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
         own = {"losses": losses, "counts": self.meter.counts, "random": random_state(device)}
-        together = {"step": self.step, "batch_size": batch_size, "classes": list(self.meter.classes)}
+        together = {
+            "step": self.step,
+            "batch_size": batch_size,
+            "classes": list(self.meter.classes),
+        }
         return together | {"processes": gather_objects(own)}
 
     def restore(self, state: dict[str, Any], device: torch.device, batch_size: int) -> None:
@@ -78,7 +82,9 @@ class Progress:
 
 def random_state(device: torch.device) -> list[Tensor]:
     """State of the global generators of the CPU and, where it is used, of the GPU."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    return [torch.get_rng_state()] + (
+        [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    )
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:
@@ -129,7 +135,15 @@ def as_state(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:
         raise WeightsError(
             f"TRAIN.resume: {file} does not hold what a training state does ({type(error).__name__}: {error!s:.200}); "
             "take another copy, or remove it to train anew"
@@ -144,4 +158,6 @@ def _compare(cfg: CfgNode, earlier: dict[str, Any], file: Path) -> None:
             raise ConfigError(f"TRAIN.resume: {file} was written with {key} {earlier[key]!r}, now it is {value!r}, and "
                               "other images would be held out; set it back")  # fmt: skip
         if not any(key == free or key.startswith(f"{free}.") for free in FREE):
-            LOG.warning("%s was %r in the training that goes on, now it is %r", key, earlier[key], value)
+            LOG.warning(
+                "%s was %r in the training that goes on, now it is %r", key, earlier[key], value
+            )

@@ -40,7 +40,9 @@ class EpisodeLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits, mask = logits.float(), batch["query_mask"]
             if self.per_pixel:
-                return self.loss(upsample(logits, mask.shape[-2:]).sigmoid(), mask), logits.sigmoid()
+                return self.loss(
+                    upsample(logits, mask.shape[-2:]).sigmoid(), mask
+                ), logits.sigmoid()
             share = downsample_mask(mask, self.model.backbone.stride)
             return self.loss(logits.sigmoid(), share > TARGET_SHARE), logits.sigmoid()
 
@@ -61,11 +63,15 @@ class EpisodeLoss(nn.Module):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; from page-locked memory the copy runs beside the work."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
 
 
 def add_to_meter(meter: SegmentationMeter, batch: Batch, probability: Tensor) -> None:
     """Count the answers (B, h, w) to a batch, thresholded at 0.5, by class."""
     predictions = upsample(probability, batch["query_mask"].shape[-2:]).cpu().numpy() > 0.5
-    for name, prediction, target in zip(batch["class"], predictions, batch["query_mask"].cpu().numpy(), strict=True):
+    for name, prediction, target in zip(
+        batch["class"], predictions, batch["query_mask"].cpu().numpy(), strict=True
+    ):
         meter.update(name, prediction.astype(np.uint8), target)

@@ -55,7 +55,9 @@ class Validation:
                             "TRAIN_SETUPS.TEST_SETUPS.val_state to False")  # fmt: skip
         self.rest = replace(index, samples=[s for s in index.samples if s.image not in images])
         test = SplitTest(_without_normal(cfg), index, folder, "validation")
-        test.protocol = replace(test.protocol, repeats=1, multiple=1, figures=None, query_images=frozenset(images))
+        test.protocol = replace(
+            test.protocol, repeats=1, multiple=1, figures=None, query_images=frozenset(images)
+        )
         self.test = test
         self.best: Best | None = None
 

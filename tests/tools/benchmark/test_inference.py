@@ -6,7 +6,13 @@ from torch.testing import assert_close
 
 from models.sofs import SOFS
 from tests.helpers import tiny_config
-from tools.benchmark.inference import counted_passes, measure_inference, published_schedule, random_predictor, teach
+from tools.benchmark.inference import (
+    counted_passes,
+    measure_inference,
+    published_schedule,
+    random_predictor,
+    teach,
+)
 
 
 def test_the_published_schedule_gives_our_answer_for_more_passes(tmp_path):
@@ -15,7 +21,10 @@ def test_the_published_schedule_gives_our_answer_for_more_passes(tmp_path):
     predictor = random_predictor(cfg)
     model: SOFS = predictor.methods["SOFS"]
     draw = torch.Generator().manual_seed(0)
-    windows, supports = torch.randn(6, 3, 56, 56, generator=draw), torch.randn(1, 4, 3, 56, 56, generator=draw)
+    windows, supports = (
+        torch.randn(6, 3, 56, 56, generator=draw),
+        torch.randn(1, 4, 3, 56, 56, generator=draw),
+    )
     masks = torch.zeros(1, 4, 56, 56)
     masks[..., 10:20, 20:40] = 1
     with torch.inference_mode():

@@ -28,7 +28,10 @@ def ask(predictor):
     @torch.inference_mode()
     def answers(memory):
         compared = Comparison(predictor.backbone(windows), memory.known)
-        return {n: m.answer(compared, memory.summary, (SIDE, SIDE)) for n, m in predictor.methods.items()}
+        return {
+            n: m.answer(compared, memory.summary, (SIDE, SIDE))
+            for n, m in predictor.methods.items()
+        }
 
     return answers
 
@@ -42,7 +45,9 @@ def views(count, seed=0):
 
 
 def pictures(count, seed=0, side=SIDE):
-    return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3)).astype(np.uint8))
+    return list(
+        np.random.default_rng(seed).integers(0, 256, (count, side, side, 3)).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -52,18 +57,25 @@ def test_supports_encoded_in_parts_are_those_encoded_at_once(make, ask, sizes, m
     encoder, (images, masks) = make(mirrored=mirrored), views(5)
     masks[1] = 0
     whole = encoder.remember([encoder.encode(images, masks)])
-    parts = [encoder.encode(i, m) for i, m in zip(images.split(sizes), masks.split(sizes), strict=True)]
+    parts = [
+        encoder.encode(i, m) for i, m in zip(images.split(sizes), masks.split(sizes), strict=True)
+    ]
     joined = encoder.remember(parts)
     assert whole.summary.weight.tolist() == joined.summary.weight.tolist() == [[1, 0, 1, 1, 1]]
     assert_close(joined.summary.prototype, whole.summary.prototype, rtol=0, atol=1e-5)
-    assert_close(joined.summary.support_prototype, whole.summary.support_prototype, rtol=0, atol=1e-5)
+    assert_close(
+        joined.summary.support_prototype, whole.summary.support_prototype, rtol=0, atol=1e-5
+    )
     assert_close(joined.known.mean, whole.known.mean, rtol=0, atol=1e-6)
     assert_close(ask(joined), ask(whole), rtol=0, atol=1e-5)
 
 
 def test_views_per_pass_do_not_change_the_memory(make, ask):
     encoders = [make(batch=batch) for batch in (1, 3, 100)]
-    answers = [ask(e.remember([e.encode(*views(5))], [e.encode_normal(pictures(3), SIDE)])) for e in encoders]
+    answers = [
+        ask(e.remember([e.encode(*views(5))], [e.encode_normal(pictures(3), SIDE)]))
+        for e in encoders
+    ]
     for other in answers[1:]:
         assert_close(other, answers[0], rtol=0, atol=1e-5)
 
@@ -99,7 +111,9 @@ def test_normal_images_share_the_budget_of_tokens(make, ask, budget, count, kept
     encoder = make(memory_tokens=budget)
     normal = [encoder.encode_normal([picture], SIDE) for picture in pictures(count)]
     memory = encoder.remember([encoder.encode(*views(2))], normal)
-    assert [[layer.shape[1] for layer in image] for image in memory.known.normal] == [[kept] * 3] * count
+    assert [[layer.shape[1] for layer in image] for image in memory.known.normal] == [
+        [kept] * 3
+    ] * count
     own = memory.known.keys[0].shape[1] - memory.known.share.shape[1]
     assert own == (budget or own)
     assert all(answer.isfinite().all() for answer in ask(memory).values())
@@ -117,8 +131,14 @@ def test_thinned_normal_images_keep_what_looks_most_like_the_defect(make):
     places = (kept.unsqueeze(1) == every).all(-1)
     assert (places.sum(1) == 1).all(), "each is one of the image's own"
     centre = part.tokens.mean
-    unit = [torch.nn.functional.normalize(b - c, dim=-1) for b, c in zip(whole.background, centre, strict=True)]
-    marks = [torch.nn.functional.normalize(f - c, dim=-1) for f, c in zip(part.tokens.foreground, centre, strict=True)]
+    unit = [
+        torch.nn.functional.normalize(b - c, dim=-1)
+        for b, c in zip(whole.background, centre, strict=True)
+    ]
+    marks = [
+        torch.nn.functional.normalize(f - c, dim=-1)
+        for f, c in zip(part.tokens.foreground, centre, strict=True)
+    ]
     alike = sum((u @ m.transpose(1, 2))[0] for u, m in zip(unit, marks, strict=True)).amax(1)
     assert set(alike.topk(24).indices.tolist()) <= set(places.nonzero()[:, 1].tolist())
 

@@ -26,7 +26,9 @@ def written(predictor, tmp_path_factory):
 def refusal(predictor, folder, tensors, about):
     """Why a file is refused."""
     save_file(tensors, folder / "b.safetensors", metadata=about)
-    with pytest.raises(WeightsError, match=r"b\.safetensors: damaged, .*; teach the defect again") as error:
+    with pytest.raises(
+        WeightsError, match=r"b\.safetensors: damaged, .*; teach the defect again"
+    ) as error:
         variant(predictor).load_support(folder / "b.safetensors")
     return str(error.value)
 
@@ -43,17 +45,28 @@ def test_each_tensor_is_needed_and_no_other(predictor, written, tmp_path):
     for name in tensors:
         rest = {n: v for n, v in tensors.items() if n != name}
         assert f"{name} is missing" in refusal(predictor, tmp_path, rest, about)
-    assert "other does not belong there" in refusal(predictor, tmp_path, tensors | {"other": torch.zeros(1)}, about)
+    assert "other does not belong there" in refusal(
+        predictor, tmp_path, tensors | {"other": torch.zeros(1)}, about
+    )
 
 
 def test_each_shape_and_kind_of_number_is_held_against_the_others(predictor, written, tmp_path):
     tensors, about = written
     for name, value in tensors.items():
-        for other in (torch.cat([value, value], dim=-1), value.unsqueeze(0), torch.cat([value, value], dim=0)):
+        for other in (
+            torch.cat([value, value], dim=-1),
+            value.unsqueeze(0),
+            torch.cat([value, value], dim=0),
+        ):
             said = refusal(predictor, tmp_path, tensors | {name: other}, about)
-            assert "does not fit the model and the other tensors" in said or "sizes do not add up" in said
+            assert (
+                "does not fit the model and the other tensors" in said
+                or "sizes do not add up" in said
+            )
         kind = torch.int32 if value.is_floating_point() else torch.float32
-        assert f"{name} is of {kind}" in refusal(predictor, tmp_path, tensors | {name: value.to(kind)}, about)
+        assert f"{name} is of {kind}" in refusal(
+            predictor, tmp_path, tensors | {name: value.to(kind)}, about
+        )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -71,7 +84,9 @@ def test_sizes_of_the_blocks_add_up(predictor, written, tmp_path):
     for change in (1, -1, -(10**9)):
         sizes = tensors["sizes"].clone()
         sizes[0] += change
-        assert "sizes do not add up" in refusal(predictor, tmp_path, tensors | {"sizes": sizes}, about)
+        assert "sizes do not add up" in refusal(
+            predictor, tmp_path, tensors | {"sizes": sizes}, about
+        )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +99,9 @@ def test_sizes_of_the_blocks_add_up(predictor, written, tmp_path):
 )  # fmt: skip
 def test_how_it_is_used_is_checked(predictor, written, tmp_path, use):
     tensors, about = written
-    assert "how it is used cannot be read" in refusal(predictor, tmp_path, tensors, about | {"use": use})
+    assert "how it is used cannot be read" in refusal(
+        predictor, tmp_path, tensors, about | {"use": use}
+    )
     rest = {name: text for name, text in about.items() if name != "use"}
     assert "how it is used cannot be read" in refusal(predictor, tmp_path, tensors, rest)
 
@@ -107,14 +124,18 @@ def by_precision(surfaces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")
     heads = {"TRAIN__SOFS__prior_residual": True}
     return {
-        precision: untrained_predictor(tiny_config(surfaces, folder, TRAIN__precision=precision, **heads))
+        precision: untrained_predictor(
+            tiny_config(surfaces, folder, TRAIN__precision=precision, **heads)
+        )
         for precision in ("fp32", "bf16", "fp16")
     }
 
 
 @pytest.mark.parametrize("taught", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("asked", ["fp32", "bf16"])
-def test_a_defect_taught_in_one_precision_is_known_in_another(by_precision, tmp_path, taught, asked):
+def test_a_defect_taught_in_one_precision_is_known_in_another(
+    by_precision, tmp_path, taught, asked
+):
     """It answers as one that was taught there, but for the rounding."""
     mask = np.zeros((90, 130), np.uint8)
     mask[20:40, 30:60] = 1
@@ -125,7 +146,9 @@ def test_a_defect_taught_in_one_precision_is_known_in_another(by_precision, tmp_
     teacher.set_support(*supports)
     teacher.save_support(tmp_path / "a.safetensors")
     pupil.load_support(tmp_path / "a.safetensors")
-    assert {k.dtype for k in pupil.memory.known.keys} == {torch.float32 if asked == "fp32" else torch.bfloat16}
+    assert {k.dtype for k in pupil.memory.known.keys} == {
+        torch.float32 if asked == "fp32" else torch.bfloat16
+    }
     for name, answer in next(pupil.segment([image], pupil.memory)).answers.items():
         difference = np.abs(answer.score - expected[name].score)
         assert difference.max() < (1e-6 if taught == asked else 0.05), name
@@ -138,7 +161,9 @@ def test_other_weights_are_refused_in_any_precision(by_precision, surfaces, tmp_
     teacher.set_support([picture(90, 130)], [None])
     teacher.save_support(tmp_path / "a.safetensors")
     for part in ("backbone", "head"):
-        other = untrained_predictor(tiny_config(surfaces, tmp_path, TRAIN__SOFS__prior_residual=True))
+        other = untrained_predictor(
+            tiny_config(surfaces, tmp_path, TRAIN__SOFS__prior_residual=True)
+        )
         with torch.no_grad():
             parameters = list(getattr(other.methods["SOFS"], part).parameters())
             parameters[len(parameters) // 2].mul_(1.001)

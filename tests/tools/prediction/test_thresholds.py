@@ -44,10 +44,14 @@ def test_the_threshold_is_the_middle_of_the_best_ones(background, defect, thresh
 def test_the_threshold_is_nearly_as_good_as_any(seed):
     rng = np.random.default_rng(seed)
     truth = rng.random(20000) < rng.choice([0.01, 0.2])
-    score = np.clip(rng.normal(0.3 + 0.3 * truth, rng.choice([0.02, 0.15])), 0, 1).astype(np.float32)
+    score = np.clip(rng.normal(0.3 + 0.3 * truth, rng.choice([0.02, 0.15])), 0, 1).astype(
+        np.float32
+    )
     found = ScoreHistogram()
     found.update(score[None], truth[None].astype(np.uint8))
-    ious = {t: iou_of([score], [truth], t) for t in [best_threshold(found), *np.linspace(0, 0.999, 200)]}
+    ious = {
+        t: iou_of([score], [truth], t) for t in [best_threshold(found), *np.linspace(0, 0.999, 200)]
+    }
     assert next(iter(ious.values())) > 0.94 * max(ious.values()) > 0
 
 
@@ -73,7 +77,10 @@ def support(seed, value=250, side=32):
     rng = np.random.default_rng(seed)
     image, mask = surface(SIZE, rng), np.zeros(SIZE, np.uint8)
     top, left = int(rng.integers(0, SIZE[0] - side)), int(rng.integers(0, SIZE[1] - side))
-    image[top : top + side, left : left + side], mask[top : top + side, left : left + side] = value, 1
+    image[top : top + side, left : left + side], mask[top : top + side, left : left + side] = (
+        value,
+        1,
+    )
     return image, mask
 
 
@@ -82,7 +89,9 @@ def thresholds_by_hand(fixed, rounds):
     histograms = {method: ScoreHistogram() for method in fixed.methods}
     for supports, image, mask in rounds:
         memory = fixed.set_support(*zip(*supports, strict=True))
-        for method, answer in next(fixed.segment([np.ascontiguousarray(image)], memory)).answers.items():
+        for method, answer in next(
+            fixed.segment([np.ascontiguousarray(image)], memory)
+        ).answers.items():
             histograms[method].update(answer.score, mask)
     return {method: best_threshold(found) for method, found in histograms.items()}
 
@@ -97,13 +106,18 @@ def test_each_support_is_segmented_by_all_others(auto, fixed):
     others = [(supports[:i] + supports[i + 1 :], *pair) for i, pair in enumerate(supports)]
     assert taught(auto, supports) == pytest.approx(thresholds_by_hand(fixed, others), abs=2e-3)
     with_itself = thresholds_by_hand(fixed, [(supports, *pair) for pair in supports])
-    assert all(abs(threshold - with_itself[name]) > 0.01 for name, threshold in taught(auto, supports).items())
+    assert all(
+        abs(threshold - with_itself[name]) > 0.01
+        for name, threshold in taught(auto, supports).items()
+    )
 
 
 def test_a_single_support_is_segmented_in_its_mirror_images(auto, fixed):
     image, mask = support(3)
     mirrored = [([(image, mask)], np.flip(image, axes), np.flip(mask, axes)) for axes in AXES]
-    half_way = {name: (0.5 + found) / 2 for name, found in thresholds_by_hand(fixed, mirrored).items()}
+    half_way = {
+        name: (0.5 + found) / 2 for name, found in thresholds_by_hand(fixed, mirrored).items()
+    }
     assert taught(auto, [(image, mask)]) == pytest.approx(half_way, abs=2e-3)
 
 
@@ -112,7 +126,9 @@ def test_a_single_support_known_in_the_mirror_is_turned_by_a_quarter(auto, fixed
     turned = [([(image, mask)], np.rot90(image, k), np.rot90(mask, k)) for k in (1, 3)]
     for predictor in (auto, fixed):
         monkeypatch.setattr(predictor.encoder, "mirrors", MIRRORS)
-    half_way = {name: (0.5 + found) / 2 for name, found in thresholds_by_hand(fixed, turned).items()}
+    half_way = {
+        name: (0.5 + found) / 2 for name, found in thresholds_by_hand(fixed, turned).items()
+    }
     assert taught(auto, [(image, mask)]) == pytest.approx(half_way, abs=2e-3)
 
 
@@ -121,7 +137,9 @@ def test_an_image_given_twice_does_not_find_itself(auto, fixed):
     alone = taught(auto, [one])
     assert taught(auto, [one, again]) == pytest.approx(alone, abs=2e-3)
     rounds = [([other], *one), ([other], *one), ([one, one], *other)]
-    assert taught(auto, [one, again, other]) == pytest.approx(thresholds_by_hand(fixed, rounds), abs=2e-3)
+    assert taught(auto, [one, again, other]) == pytest.approx(
+        thresholds_by_hand(fixed, rounds), abs=2e-3
+    )
 
 
 def test_no_other_threshold_is_much_better_on_the_supports(auto, fixed):
@@ -129,7 +147,9 @@ def test_no_other_threshold_is_much_better_on_the_supports(auto, fixed):
     for method, threshold in taught(auto, supports).items():
         scores = []
         for number, (image, _) in enumerate(supports):
-            memory = fixed.set_support(*zip(*(s for i, s in enumerate(supports) if i != number), strict=True))
+            memory = fixed.set_support(
+                *zip(*(s for i, s in enumerate(supports) if i != number), strict=True)
+            )
             scores.append(next(fixed.segment([image], memory)).answers[method].score)
         truths = [mask > 0 for _, mask in supports]
         best = max(iou_of(scores, truths, t) for t in np.linspace(0, 0.999, 300))
@@ -151,14 +171,18 @@ def test_normal_images_are_known_in_each_round(auto, fixed):
     rounds = [([supports[1 - i], normal], *pair) for i, pair in enumerate(supports)]
     found = taught(auto, [*supports, normal])
     assert found == pytest.approx(thresholds_by_hand(fixed, rounds), abs=2e-3)
-    assert all(abs(found[name] - threshold) > 0.01 for name, threshold in taught(auto, supports).items())
+    assert all(
+        abs(found[name] - threshold) > 0.01 for name, threshold in taught(auto, supports).items()
+    )
 
 
 def test_answers_are_cut_at_the_threshold_also_from_a_file(auto, fixed, tmp_path):
     supports, image = [support(0), support(1, 200)], support(7)[0]
     known = taught(auto, supports)
     first = auto.predict(image)
-    assert first.threshold == known["SOFS"] != 0.5 and np.array_equal(first.mask, first.score > first.threshold)
+    assert first.threshold == known["SOFS"] != 0.5 and np.array_equal(
+        first.mask, first.score > first.threshold
+    )
     fixed.set_support(*zip(*supports, strict=True))
     np.testing.assert_allclose(fixed.predict(image).score, first.score, atol=1e-4)
     assert fixed.predict(image).threshold == 0.5

@@ -10,7 +10,12 @@ import numpy as np
 from PIL import Image
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
-RANGES = [("under 0.03 %", 0.0, 3e-4), ("0.03-0.3 %", 3e-4, 3e-3), ("0.3-3 %", 3e-3, 3e-2), ("over 3 %", 3e-2, 1.0)]
+RANGES = [
+    ("under 0.03 %", 0.0, 3e-4),
+    ("0.03-0.3 %", 3e-4, 3e-3),
+    ("0.3-3 %", 3e-3, 3e-2),
+    ("over 3 %", 3e-2, 1.0),
+]
 COUNTS = "intersection_background,intersection,union_background,union"
 HEADER = f"repeat,query,class,image,method,share,threshold,{COUNTS}".split(",")
 RANKS = ("worst", "median", "best")
@@ -65,16 +70,26 @@ def metrics(classes, repeats=3, seed=0, methods=("SOFS", "prior")):
         method: {
             "miou": summary(rng, "mean", repeats),
             "fb_iou": summary(rng, "mean", repeats),
-            "classes": {name: summary(rng, "iou", repeats, queries=7 + i) for i, name in enumerate(classes)},
+            "classes": {
+                name: summary(rng, "iou", repeats, queries=7 + i) for i, name in enumerate(classes)
+            },
             "sizes": [
-                {"name": n, "low": a, "high": b, "queries": 4, "defects": 9} | {m: rng.random() for m in measures}
+                {"name": n, "low": a, "high": b, "queries": 4, "defects": 9}
+                | {m: rng.random() for m in measures}
                 for n, a, b in RANGES
             ],
             "threshold": summary(rng, "mean", repeats),
         }
         for method in methods
     }
-    head = {"data_set": "VISION_V1_ND", "split": 2, "shot": 1, "seed": 54, "backbone": "tiny", "torch": "2.0"}
+    head = {
+        "data_set": "VISION_V1_ND",
+        "split": 2,
+        "shot": 1,
+        "seed": 54,
+        "backbone": "tiny",
+        "torch": "2.0",
+    }
     more = {"unreadable": ["a.jpg: cut short"], "failed_queries": 2}
     return head | more | {"methods": found}
 
@@ -87,7 +102,19 @@ def query_rows(classes, repeats=3, seed=0):
             for method, threshold in (("SOFS", 0.5), ("prior", 0.6 + 0.1 * repeat)):
                 hit = int(rng.integers(0, 90))
                 name = classes[query % len(classes)]
-                yield [repeat, query, name, f"{query}.jpg", method, share, threshold, 500, hit, 600, 100]
+                yield [
+                    repeat,
+                    query,
+                    name,
+                    f"{query}.jpg",
+                    method,
+                    share,
+                    threshold,
+                    500,
+                    hit,
+                    600,
+                    100,
+                ]
 
 
 def write_queries(file, rows):
@@ -104,21 +131,45 @@ def write_gallery(folder, classes, side=24, captions=("support", "query", "truth
             panels = []
             for caption in captions:
                 file = f"{len(index):04d}_{len(panels)}.jpg"
-                Image.fromarray(rng.integers(0, 255, (side, side + 2, 3), np.uint8)).save(folder / file, quality=95)
+                Image.fromarray(rng.integers(0, 255, (side, side + 2, 3), np.uint8)).save(
+                    folder / file, quality=95
+                )
                 panels.append({"caption": caption, "file": file})
             scores = {"SOFS": 0.1234, "prior": None}
-            index.append({"class": name, "rank": rank, "caption": "x.jpg", "scores": scores, "panels": panels})
+            index.append(
+                {
+                    "class": name,
+                    "rank": rank,
+                    "caption": "x.jpg",
+                    "scores": scores,
+                    "panels": panels,
+                }
+            )
     (folder / "index.json").write_text(json.dumps(index))
 
 
 def curves(names=("SOFS", "prior")):
-    columns = {"threshold": [0.0, 0.5, 1.0], "precision": [0.1, 0.5, None], "recall": [1.0, 0.5, 0.0]}
-    return {"curves": [columns | {"name": n, "iou": [0.1, 0.4, 0.0], "average_precision": 0.3} for n in names]}
+    columns = {
+        "threshold": [0.0, 0.5, 1.0],
+        "precision": [0.1, 0.5, None],
+        "recall": [1.0, 0.5, 0.0],
+    }
+    return {
+        "curves": [
+            columns | {"name": n, "iou": [0.1, 0.4, 0.0], "average_precision": 0.3} for n in names
+        ]
+    }
 
 
 HISTORY = [
     {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3},
-    {"epoch": 2, "loss": 0.4, "learning_rate": 5e-4, "train_miou": 0.3, "validation": {"SOFS": 0.2, "prior": 0.1}},
+    {
+        "epoch": 2,
+        "loss": 0.4,
+        "learning_rate": 5e-4,
+        "train_miou": 0.3,
+        "validation": {"SOFS": 0.2, "prior": 0.1},
+    },
 ]
 
 
@@ -133,6 +184,8 @@ def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""
     (folder / f"curves{suffix}.json").write_text(json.dumps(curves()))
     (folder / "history.json").write_text(json.dumps(HISTORY))
     (folder / "run.json").write_text(json.dumps(RUN))
-    (folder / "config.yaml").write_text("DATASET:\n  name: other\nTRAIN:\n  backbone: other\nRNG_SEED: 3\n")
+    (folder / "config.yaml").write_text(
+        "DATASET:\n  name: other\nTRAIN:\n  backbone: other\nRNG_SEED: 3\n"
+    )
     write_gallery(folder / f"gallery{suffix}", classes)
     return folder

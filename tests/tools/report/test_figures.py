@@ -20,7 +20,9 @@ CURVES = [
     Curve("SOFS", [0.0, 0.5, 1.0], [0.1, 0.5, None], [1.0, 0.6, 0.2], [0.1, 0.4, 0.0], 0.345),
     Curve("_$odd$", [0.0, 1.0], [0.2, 0.3], [1.0, 0.0], None, None),
 ]
-HISTORY = History([1, 2, 3], [0.5, None, 0.3], [1e-3, 5e-4, 0.0], [None, 0.3, None], {"SOFS": [0.2, None, 0.4]})
+HISTORY = History(
+    [1, 2, 3], [0.5, None, 0.3], [1e-3, 5e-4, 0.0], [None, 0.3, None], {"SOFS": [0.2, None, 0.4]}
+)
 
 
 def rows(names, repeats=3):
@@ -32,7 +34,10 @@ def rows(names, repeats=3):
 
 def ranges(*iou):
     bounds = [0.0, 3e-4, 3e-3, 3e-2, 1.0]
-    return [SizeRange("", a, b, 1, 1, {"iou": v}) for a, b, v in zip(bounds, bounds[1:], iou, strict=False)]
+    return [
+        SizeRange("", a, b, 1, 1, {"iou": v})
+        for a, b, v in zip(bounds, bounds[1:], iou, strict=False)
+    ]
 
 
 def lines(axes):
@@ -50,9 +55,14 @@ def test_bars_are_the_means_sorted_by_the_first_method_with_their_deviations():
     first, second = axes.containers[1], axes.containers[3]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["c", "a", "b"]  # from below
-    for bars, known in ((first, {"a": (10, 1), "b": (20, 2)}), (second, {"c": (20, 0), "a": (50, 2), "b": (50, 2)})):
+    for bars, known in (
+        (first, {"a": (10, 1), "b": (20, 2)}),
+        (second, {"c": (20, 0), "a": (50, 2), "b": (50, 2)}),
+    ):
         at = [names[round(bar.get_y() + bar.get_height() / 2)] for bar in bars]
-        assert dict(zip(at, bars.datavalues, strict=True)) == pytest.approx({n: v for n, (v, _) in known.items()})
+        assert dict(zip(at, bars.datavalues, strict=True)) == pytest.approx(
+            {n: v for n, (v, _) in known.items()}
+        )
         ends = [segment[:, 0] for segment in bars.errorbar.lines[2][0].get_segments()]
         assert [(b - a) / 2 for a, b in ends] == pytest.approx([known[n][1] for n in at])
     assert legend(figure) == ["SOFS", "prior"]
@@ -64,7 +74,9 @@ def test_bars_of_one_repeat_have_no_deviations():
 
 
 def test_the_names_of_sixty_classes_have_room_and_differ():
-    figure = figures.class_bars(rows([f"Object_{i:02d}/a_long_name_{i}" for i in range(60)]), ["SOFS"], LIGHT)
+    figure = figures.class_bars(
+        rows([f"Object_{i:02d}/a_long_name_{i}" for i in range(60)]), ["SOFS"], LIGHT
+    )
     labels = figure.axes[0].get_yticklabels()
     assert 20 > figure.get_figheight() > 60 * 1.2 * figures.STYLE["font.size"] / 72
     assert len({label.get_text() for label in labels}) == 60
@@ -126,7 +138,9 @@ def test_a_picture_is_sound_svg_in_both_themes_whatever_the_names():
     before = dict(matplotlib.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = figures.picture(partial(figures.class_bars, rows(names), ["SOFS", "prior"]), "bars")
+        picture = figures.picture(
+            partial(figures.class_bars, rows(names), ["SOFS", "prior"]), "bars"
+        )
     assert dict(matplotlib.rcParams) == before
     for uri, theme in ((picture.light, LIGHT), (picture.dark, DARK)):
         kind, _, data = uri.partition(",")
@@ -134,14 +148,25 @@ def test_a_picture_is_sound_svg_in_both_themes_whatever_the_names():
         root = ElementTree.fromstring(base64.b64decode(data))
         texts = {node.text for node in root.iter("{http://www.w3.org/2000/svg}text")}
         assert {"$x_1$", "a��b", "<&>�", "表面", "_hidden", "SOFS", "prior"} <= texts
-        assert theme.series[0] in base64.b64decode(data).decode() and theme.text in base64.b64decode(data).decode()
+        assert (
+            theme.series[0] in base64.b64decode(data).decode()
+            and theme.text in base64.b64decode(data).decode()
+        )
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        partial(figures.class_bars, rows([LIGHT.text, f'style="fill: {LIGHT.series[0]}">']), ["SOFS", "prior"]),
-        partial(figures.size_scatter, {"SOFS": [(0.01, 0.5)], "prior": [(0.1, 0.2)]}, {"SOFS": ranges(0.2, 0.4)}),
+        partial(
+            figures.class_bars,
+            rows([LIGHT.text, f'style="fill: {LIGHT.series[0]}">']),
+            ["SOFS", "prior"],
+        ),
+        partial(
+            figures.size_scatter,
+            {"SOFS": [(0.01, 0.5)], "prior": [(0.1, 0.2)]},
+            {"SOFS": ranges(0.2, 0.4)},
+        ),
         partial(figures.iou_by_threshold, CURVES[:1] * 6, {"SOFS": 0.5}),
         partial(figures.loss_and_rate, HISTORY),
     ],
@@ -163,7 +188,10 @@ def test_names_in_a_legend_are_no_formulas():
 
 def test_many_points_take_little_room():
     rng = np.random.default_rng(0)
-    points = {m: list(zip(10 ** -rng.uniform(1, 4, 5000), rng.random(5000), strict=True)) for m in ("SOFS", "prior")}
+    points = {
+        m: list(zip(10 ** -rng.uniform(1, 4, 5000), rng.random(5000), strict=True))
+        for m in ("SOFS", "prior")
+    }
     picture = figures.picture(partial(figures.size_scatter, points, {}), "points")
     assert len(picture.light) + len(picture.dark) < 1_500_000
 
@@ -172,4 +200,12 @@ def test_curves_are_told_apart_without_colour():
     curves = [Curve(str(i), [0.0, 1.0], [0.1, 0.2], [0.5, 0.4], None, None) for i in range(15)]
     drawn = figures.precision_recall(curves, LIGHT).axes[0].lines
     assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
-    assert len({(line.get_color(), line.get_linestyle(), str(line._unscaled_dash_pattern)) for line in drawn}) == 15
+    assert (
+        len(
+            {
+                (line.get_color(), line.get_linestyle(), str(line._unscaled_dash_pattern))
+                for line in drawn
+            }
+        )
+        == 15
+    )

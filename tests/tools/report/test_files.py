@@ -21,7 +21,11 @@ def test_queries_pool_their_pixels_over_the_repeats(tmp_path):
     for _, query, name, _, method, share, _, _, intersection, _, union in rows:
         pooled[method, name, query, share] += intersection, union
     for method in ("SOFS", "prior"):
-        known = [(share, hit / union) for (m, _, _, share), (hit, union) in pooled.items() if m == method and share]
+        known = [
+            (share, hit / union)
+            for (m, _, _, share), (hit, union) in pooled.items()
+            if m == method and share
+        ]
         np.testing.assert_allclose(found.points[method], known)
     assert found.without_defect == 1
     assert found.threshold == pytest.approx({"SOFS": 0.5, "prior": 0.7})
@@ -29,7 +33,8 @@ def test_queries_pool_their_pixels_over_the_repeats(tmp_path):
 
 def test_a_query_without_a_threshold_has_none_in_the_mean(tmp_path):
     write_queries(
-        tmp_path / "q.csv", [[0, i, "a", "a.jpg", "SOFS", 0.1, t, 1, 1, 1, 1] for i, t in enumerate([0.4, ""])]
+        tmp_path / "q.csv",
+        [[0, i, "a", "a.jpg", "SOFS", 0.1, t, 1, 1, 1, 1] for i, t in enumerate([0.4, ""])],
     )
     assert read_queries(tmp_path / "q.csv").threshold == {"SOFS": 0.4}
 
@@ -38,7 +43,9 @@ def test_the_gallery_is_sorted_within_its_classes_in_their_order(tmp_path):
     write_gallery(tmp_path / "gallery", ["b", "a"])
     index = json.loads((tmp_path / "gallery" / "index.json").read_text())
     (tmp_path / "gallery" / "index.json").write_text(json.dumps(index[::2] + index[1::2]))
-    found = [(item.class_name, item.rank) for item in read_gallery(tmp_path / "gallery" / "index.json")]
+    found = [
+        (item.class_name, item.rank) for item in read_gallery(tmp_path / "gallery" / "index.json")
+    ]
     assert found == [(name, rank) for name in "ba" for rank in ("worst", "median", "best")]
 
 
@@ -47,7 +54,10 @@ def test_queries_of_other_ranks_come_after_as_they_stand(tmp_path):
     write_gallery(tmp_path / "gallery", ["a"])
     file = tmp_path / "gallery" / "index.json"
     index = json.loads(file.read_text())
-    extra = [index[0] | {"rank": rank, "caption": rank} for rank in ("", "highest of the normal ones", "")]
+    extra = [
+        index[0] | {"rank": rank, "caption": rank}
+        for rank in ("", "highest of the normal ones", "")
+    ]
     file.write_text(json.dumps([*extra, *index]))
     assert [item.rank for item in read_gallery(file)] == [
         *("worst", "median", "best", "", "highest of the normal ones", "")

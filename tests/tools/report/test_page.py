@@ -10,13 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.report.example import RANGES, RANKS, Page, metrics, summary, write_gallery, write_run
+from tests.tools.report.example import (
+    RANGES,
+    RANKS,
+    Page,
+    metrics,
+    summary,
+    write_gallery,
+    write_run,
+)
 from tools.report import write_report
 from tools.report.__main__ import main
 from utils.errors import DataError, OutputError
 
 ODD = "<b>&\"'/表面 $x_1$ %s é"
-MEASURES = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro"]
+MEASURES = [
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1_max",
+    "aupro",
+]
 
 
 def page_of(folder):
@@ -69,7 +85,11 @@ def test_the_best_of_a_row_is_marked(tmp_path):
 
 def test_the_table_of_an_open_domain_run(tmp_path):
     objects = {
-        "steel/scratch": {"queries": 6, "iou": {"SOFS": 0.2011, "prior": None}, "unreadable": ["7.jpg: no image"]},
+        "steel/scratch": {
+            "queries": 6,
+            "iou": {"SOFS": 0.2011, "prior": None},
+            "unreadable": ["7.jpg: no image"],
+        },
         "tile": {"queries": 9, "iou": {}, "unreadable": []},
     }
     page = page_of(alone(tmp_path, {"objects": objects, "shot": [1, 2]}))
@@ -83,13 +103,20 @@ def test_the_table_of_an_open_domain_run(tmp_path):
 
 
 def test_an_open_domain_run_without_true_labels(tmp_path):
-    page = page_of(alone(tmp_path, {"objects": {"a": {"queries": 2, "iou": {}, "unreadable": []}}, "shot": [1]}))
+    page = page_of(
+        alone(
+            tmp_path, {"objects": {"a": {"queries": 2, "iou": {}, "unreadable": []}}, "shot": [1]}
+        )
+    )
     assert page.tables == [[["object", "queries"], ["a", "2"]]]
 
 
 def test_the_table_of_an_anomaly_run(tmp_path):
     rng = np.random.default_rng(0)
-    objects = {n: {m: summary(rng, "mean", 2) for m in MEASURES} | {"images": 8} for n in ("bottle", "cable")}
+    objects = {
+        n: {m: summary(rng, "mean", 2) for m in MEASURES} | {"images": 8}
+        for n in ("bottle", "cable")
+    }
     mean = {m: summary(rng, "mean", 2) for m in MEASURES}
     page = page_of(alone(tmp_path, {"shot": 1, "anomaly": {"objects": objects, "mean": mean}}))
     head, *rows = page.tables[0]
@@ -103,11 +130,24 @@ def test_the_table_of_an_anomaly_run(tmp_path):
 
 def test_the_table_by_size_has_the_figures_of_the_metrics_and_marks_the_better(whole):
     folder, page = whole
-    known = {m: v["sizes"] for m, v in json.loads((folder / "metrics.json").read_text())["methods"].items()}
+    known = {
+        m: v["sizes"]
+        for m, v in json.loads((folder / "metrics.json").read_text())["methods"].items()
+    }
     head, queries, defects, *rows = page.tables[1]
-    assert (head[1:], queries[1:], defects[1:]) == ([name for name, *_ in RANGES], ["4"] * 4, ["9"] * 4)
+    assert (head[1:], queries[1:], defects[1:]) == (
+        [name for name, *_ in RANGES],
+        ["4"] * 4,
+        ["9"] * 4,
+    )
     lines = iter(rows)
-    for key, factor in {"iou": 100, "recall": 100, "false_positive_area": 100, "found": 100, "false_alarms": 1}.items():
+    for key, factor in {
+        "iou": 100,
+        "recall": 100,
+        "false_positive_area": 100,
+        "found": 100,
+        "false_alarms": 1,
+    }.items():
         assert len(next(lines)) == 1  # the name of the measure
         for method, ranges in known.items():
             assert next(lines) == [method, *(f"{factor * r[key]:.2f}" for r in ranges)]
@@ -131,7 +171,9 @@ def test_when_a_run_ran_is_left_out_where_it_is_not_known(run):
 
 
 def test_settings_that_the_metrics_lack_come_from_the_config(run):
-    (run / "metrics.json").write_text(json.dumps({"objects": {"a": {"queries": 2, "iou": {}}}, "shot": [1]}))
+    (run / "metrics.json").write_text(
+        json.dumps({"objects": {"a": {"queries": 2, "iou": {}}}, "shot": [1]})
+    )
     text = page_of(run).text.partition("config.yaml")[0]
     assert text.count("other") == 2 and "split" not in text
 
@@ -139,13 +181,18 @@ def test_settings_that_the_metrics_lack_come_from_the_config(run):
 def test_nothing_outside_the_page_is_asked_for(whole):
     page = whole[1]
     asked = [
-        v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "srcset", "data", "poster", "action")
+        v
+        for _, a in page.tags
+        for k, v in a.items()
+        if k in ("src", "href", "srcset", "data", "poster", "action")
     ]
     assert len(asked) > 30
     assert all(value.startswith(("data:", "#")) for value in asked)
     assert not page.all("script") and not any(k.startswith("on") for _, a in page.tags for k in a)
     assert "url(" not in page.html and "@import" not in page.html
-    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert "default-src 'none'" in policy
 
 
@@ -181,7 +228,10 @@ def test_names_of_any_characters_arrive_as_text(tmp_path):
 )
 def test_a_missing_optional_file_leaves_its_part_out_and_nothing_else(run, whole, missing, gone):
     (run / missing).unlink()
-    page, parts = page_of(run), {"curves-1", "training", "gallery-1", "A point is a query", "config.yaml"}
+    page, parts = (
+        page_of(run),
+        {"curves-1", "training", "gallery-1", "A point is a query", "config.yaml"},
+    )
     assert {part for part in parts if part not in page.html} == {gone}
     assert all(part in whole[1].html for part in parts)
     assert {"results-1", "sizes-1", "settings"} <= set(page.ids())
@@ -218,7 +268,9 @@ def test_the_gallery_embeds_every_picture_worst_first(whole):
         for panel in item["panels"]
     ]  # fmt: skip
     images = [a for a in page.all("img") if a["src"].startswith("data:image/jpeg")][: len(expected)]
-    assert [base64.b64decode(a["src"].partition(",")[2]) for a in images] == [f.read_bytes() for f in expected]
+    assert [base64.b64decode(a["src"].partition(",")[2]) for a in images] == [
+        f.read_bytes() for f in expected
+    ]
     assert {(a["width"], a["height"]) for a in images} == {("26", "24")}
     assert images[0]["alt"] == "support, Ring/rust, worst: x.jpg"
     assert page.text.count("SOFS 12.34 %") == 12
@@ -244,8 +296,15 @@ def test_sixty_classes_with_large_pictures_make_a_page_of_bounded_size(tmp_path)
     write_gallery(run / "gallery", classes[:1])
     noise = np.random.default_rng(0).integers(0, 255, (480, 480, 3), np.uint8)
     Image.fromarray(noise).save(run / "gallery" / "large.png")
-    item = {"rank": "worst", "caption": "", "scores": {}, "panels": [{"caption": "query", "file": "large.png"}]}
-    (run / "gallery" / "index.json").write_text(json.dumps([item | {"class": name} for name in classes]))
+    item = {
+        "rank": "worst",
+        "caption": "",
+        "scores": {},
+        "panels": [{"caption": "query", "file": "large.png"}],
+    }
+    (run / "gallery" / "index.json").write_text(
+        json.dumps([item | {"class": name} for name in classes])
+    )
     assert 60 * (run / "gallery" / "large.png").stat().st_size > 32 << 20
     file = write_report(run)
     assert file.stat().st_size < 17 << 20
@@ -304,12 +363,16 @@ def test_metrics_whose_ranges_of_size_differ_between_methods_are_refused(run):
         write_report(run)
 
 
-@pytest.mark.parametrize("name", ["gone.jpg", "../secret.jpg", "link.jpg", "/secret.jpg", "", "x" * 300, "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["gone.jpg", "../secret.jpg", "link.jpg", "/secret.jpg", "", "x" * 300, "\ud800"]
+)
 def test_a_picture_that_is_missing_or_lies_outside_the_gallery_is_refused(run, name):
     Image.new("RGB", (4, 4)).save(run / "secret.jpg")
     (run / "gallery" / "link.jpg").symlink_to(run / "secret.jpg")
     index = json.loads((run / "gallery" / "index.json").read_text())
-    index[0]["panels"][0]["file"] = name.replace("/secret", f"{run}/secret") if name.startswith("/") else name
+    index[0]["panels"][0]["file"] = (
+        name.replace("/secret", f"{run}/secret") if name.startswith("/") else name
+    )
     (run / "gallery" / "index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"index\.json"):
         write_report(run)
@@ -341,5 +404,7 @@ def test_a_page_that_cannot_be_written_is_an_error_with_its_name(tmp_path):
 
 def test_reports_need_neither_torch_nor_a_display():
     code = "import sys, tools.report.__main__; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
     assert done.stdout.strip() == "set()"

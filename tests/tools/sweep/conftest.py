@@ -7,7 +7,11 @@ from tests.helpers import TINY, write_product
 from tools.sweep.__main__ import build_parser, build_sweep
 
 SET_BY_SPLITS = ("RUN_NAME", "DATASET.train_objects", "DATASET.test_objects", "TRAIN.SOFS.smooth_r")
-QUICK = {"TRAIN_SETUPS.epochs": 1, "DATASET.few_shot_repeated_multiple": 2, "DATASET.vision_data_save": False}
+QUICK = {
+    "TRAIN_SETUPS.epochs": 1,
+    "DATASET.few_shot_repeated_multiple": 2,
+    "DATASET.vision_data_save": False,
+}
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +29,9 @@ def tiny():
 
     def words(output, **changes):
         values = {key: value for key, value in TINY.items() if key not in SET_BY_SPLITS} | QUICK
-        values |= {"OUTPUT_DIR": output} | {key.replace("__", "."): value for key, value in changes.items()}
+        values |= {"OUTPUT_DIR": output} | {
+            key.replace("__", "."): value for key, value in changes.items()
+        }
         return ["--opts", *(str(part) for pair in values.items() for part in pair)]
 
     return words
@@ -36,6 +42,9 @@ def plan():
     """The runs of a command line, by their name."""
 
     def runs(*words):
-        return {run.name: run for run in build_sweep(build_parser().parse_args([*map(str, words)])).runs()}
+        return {
+            run.name: run
+            for run in build_sweep(build_parser().parse_args([*map(str, words)])).runs()
+        }
 
     return runs

@@ -43,13 +43,21 @@ def tests(finished):
 def test_each_number_of_shots_is_tested_on_all_objects(finished, tests):
     _, objects, _, folder = finished
     runs = {f"test_seed54_{shot}shot" for shot in SHOTS}
-    assert {path.name for path in folder.iterdir()} == runs | {"summary.md", "summary.json", "summary.csv"}
+    assert {path.name for path in folder.iterdir()} == runs | {
+        "summary.md",
+        "summary.json",
+        "summary.csv",
+    }
     assert set(tests) == set(SHOTS)
     for test in tests.values():
         assert list(test["objects"]) == list(objects)
-        assert {(o["images"], len(o["aupro"]["repeats"])) for o in test["objects"].values()} == {(2, 2)}
+        assert {(o["images"], len(o["aupro"]["repeats"])) for o in test["objects"].values()} == {
+            (2, 2)
+        }
         assert test["mean"]["pixel_auroc"]["mean"] > 0.8
-    assert len({test["mean"]["pixel_ap"]["mean"] for test in tests.values()}) == len(SHOTS), "more shots, other figures"
+    assert len({test["mean"]["pixel_ap"]["mean"] for test in tests.values()}) == len(SHOTS), (
+        "more shots, other figures"
+    )
 
 
 def known(tests):
@@ -57,13 +65,17 @@ def known(tests):
     figures = {}
     for shot, test in tests.items():
         for measure in MEASURES:
-            per_object = {name: known[measure]["repeats"] for name, known in test["objects"].items()}
+            per_object = {
+                name: known[measure]["repeats"] for name, known in test["objects"].items()
+            }
             for name, values in per_object.items():
                 figures[shot, name, measure] = np.mean(values), np.std(values)
             means = np.mean(list(per_object.values()), axis=0)
             figures[shot, "mean", measure] = np.mean(means), np.std(means)
             own = test["mean"][measure]
-            assert (own["mean"], own["std"]) == pytest.approx(figures[shot, "mean", measure], abs=1e-12)
+            assert (own["mean"], own["std"]) == pytest.approx(
+                figures[shot, "mean", measure], abs=1e-12
+            )
     return figures
 
 
@@ -73,11 +85,16 @@ def test_json_and_csv_hold_the_figures_of_the_tests(finished, tests):
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for figures in (content, rows):
-        found = {(int(f["shot"]), f["object"], f["metric"]): (float(f["mean"]), float(f["std"])) for f in figures}
+        found = {
+            (int(f["shot"]), f["object"], f["metric"]): (float(f["mean"]), float(f["std"]))
+            for f in figures
+        }
         assert len(figures) == len(found) and set(found) == set(expected)
         for key, value in found.items():
             assert value == pytest.approx(expected[key], abs=1e-12)
-    assert all(len(f["repeats"]) == 2 for f in content) and {row["repeats"] for row in rows} == {"2"}
+    assert all(len(f["repeats"]) == 2 for f in content) and {row["repeats"] for row in rows} == {
+        "2"
+    }
 
 
 def test_tables_hold_them_in_percent(finished, tests):
@@ -90,7 +107,9 @@ def test_tables_hold_them_in_percent(finished, tests):
         cells = (expected[shot, item, measure] for measure in MEASURES)
         return f"| {first} | {' | '.join(f'{100 * mean:.2f} +- {100 * std:.2f}' for mean, std in cells)} |"
 
-    assert parts["Means over objects"].splitlines()[2:] == [line(shot, shot, "mean") for shot in SHOTS]
+    assert parts["Means over objects"].splitlines()[2:] == [
+        line(shot, shot, "mean") for shot in SHOTS
+    ]
     for shot in SHOTS:
         rows = [line(item, shot, item) for item in (*objects, "mean")]
         assert parts[f"{shot}-shot, objects"].splitlines()[2:] == rows

@@ -17,7 +17,9 @@ RATIO, SMOOTH = (0.01, 0.005, 0.01), (1, 1, 1e5)
 def test_the_runs_of_every_protocol_load(plan, name):
     runs = plan(name)
     assert {run.folder.parent.as_posix() for run in runs.values()} == {f"log/{name}"}
-    repeats = {run.cfg.DATASET.few_shot_repeated_multiple for run in runs.values() if not run.trains}
+    repeats = {
+        run.cfg.DATASET.few_shot_repeated_multiple for run in runs.values() if not run.trains
+    }
     assert repeats == {5}
 
 
@@ -28,17 +30,33 @@ def test_the_published_settings_of_each_split_arrive_in_its_runs(plan, name):
     for seed in (54, 60):
         for split in range(3):
             train = runs[f"train_split{split}_seed{seed}"].cfg
-            assert (train.DATASET.area_resize_ratio, train.TRAIN.SOFS.smooth_r) == (RATIO[split], SMOOTH[split])
+            assert (train.DATASET.area_resize_ratio, train.TRAIN.SOFS.smooth_r) == (
+                RATIO[split],
+                SMOOTH[split],
+            )
             assert (train.DATASET.split, train.RNG_SEED) == (split, seed)
-            assert (train.DATASET.shot, train.DATASET.s_in_shot, train.DATASET.name) == (1, 4, "VISION_V1_ND")
+            assert (train.DATASET.shot, train.DATASET.s_in_shot, train.DATASET.name) == (
+                1,
+                4,
+                "VISION_V1_ND",
+            )
             assert train.TRAIN_SETUPS.epochs == published.TRAIN_SETUPS.epochs == 50
             assert not train.TRAIN_SETUPS.TEST_SETUPS.test_state
             for shot in (1, 5):
                 test = runs[f"test_split{split}_seed{seed}_{shot}shot"]
-                assert (test.cfg.DATASET.split, test.cfg.RNG_SEED, test.cfg.DATASET.shot) == (split, seed, shot)
+                assert (test.cfg.DATASET.split, test.cfg.RNG_SEED, test.cfg.DATASET.shot) == (
+                    split,
+                    seed,
+                    shot,
+                )
                 assert test.training is runs[f"train_split{split}_seed{seed}"]
-                assert test.cfg.TEST.load_checkpoint and test.cfg.TEST.load_model_path == str(test.training.head)
-                assert (test.cfg.TRAIN.SOFS, test.cfg.TRAIN.backbone) == (train.TRAIN.SOFS, train.TRAIN.backbone)
+                assert test.cfg.TEST.load_checkpoint and test.cfg.TEST.load_model_path == str(
+                    test.training.head
+                )
+                assert (test.cfg.TRAIN.SOFS, test.cfg.TRAIN.backbone) == (
+                    train.TRAIN.SOFS,
+                    train.TRAIN.backbone,
+                )
     assert len(runs) == 2 * 3 * 3
 
 
@@ -57,7 +75,10 @@ def test_the_cross_domain_test_has_the_settings_of_defect_spectrum(plan):
             changed = own.clone()
             changed.defrost()
             changed.DATASET.name, changed.DATASET.split = "DS_Spectrum_DS_ND", run.cfg.DATASET.split
-            changed.DATASET.shot, changed.DATASET.few_shot_repeated_multiple = run.cfg.DATASET.shot, 5
+            changed.DATASET.shot, changed.DATASET.few_shot_repeated_multiple = (
+                run.cfg.DATASET.shot,
+                5,
+            )
             assert run.cfg.DATASET == changed.DATASET
             assert run.cfg.TEST.dataset_path == own.TEST.dataset_path
 
@@ -66,22 +87,47 @@ def test_ds_spectrum_runs_its_own_config(plan):
     runs = plan("ds_spectrum", "--splits", 2, "--shots", 1)
     assert list(runs) == ["train_split2_seed54", "test_split2_seed54_1shot"]
     for run in runs.values():
-        assert (run.cfg.DATASET.name, run.cfg.DATASET.split, run.cfg.TRAIN.SOFS.smooth_r) == ("DS_Spectrum_ND", 2, 1)
+        assert (run.cfg.DATASET.name, run.cfg.DATASET.split, run.cfg.TRAIN.SOFS.smooth_r) == (
+            "DS_Spectrum_ND",
+            2,
+            1,
+        )
 
 
 def test_every_run_is_a_command_that_gives_the_same_config(plan, capsys):
-    words = ("vision_v1", "--splits", 1, 2, "--opts", "DATASET.train_objects", "[a, '007']", "OUTPUT_DIR", "some where")
+    words = (
+        "vision_v1",
+        "--splits",
+        1,
+        2,
+        "--opts",
+        "DATASET.train_objects",
+        "[a, '007']",
+        "OUTPUT_DIR",
+        "some where",
+    )
     runs = plan(*words)
     assert main([*map(str, words), "--list"]) == 0
     for line, run in zip(capsys.readouterr().out.splitlines(), runs.values(), strict=True):
         script, _, file, opts, *pairs = shlex.split(line)
         assert (script, opts) == ("train.py" if run.trains else "test.py", "--opts")
         assert load_config(file, pairs) == run.cfg
-        assert run.cfg.OUTPUT_DIR == "some where/vision_v1" and run.cfg.DATASET.train_objects == ["a", "007"]
+        assert run.cfg.OUTPUT_DIR == "some where/vision_v1" and run.cfg.DATASET.train_objects == [
+            "a",
+            "007",
+        ]
 
 
 def test_opts_win_over_the_protocol_and_name_over_its_name(plan):
-    opts = ("--name", "mine", "--opts", "DATASET.area_resize_ratio", "0.2", "DATASET.few_shot_repeated_multiple", "2")
+    opts = (
+        "--name",
+        "mine",
+        "--opts",
+        "DATASET.area_resize_ratio",
+        "0.2",
+        "DATASET.few_shot_repeated_multiple",
+        "2",
+    )
     for run in plan("vision_v1", *opts, "OUTPUT_DIR", "out").values():
         assert (run.cfg.OUTPUT_DIR, run.cfg.DATASET.area_resize_ratio) == ("out/mine", 0.2)
         assert run.cfg.DATASET.few_shot_repeated_multiple == 2
@@ -95,7 +141,18 @@ def test_repeated_choices_count_once(plan):
 def test_given_heads_are_tested_and_nothing_is_trained(plan, tmp_path):
     for name in ("a_0_7", "a_2_7"):
         (tmp_path / name).touch()
-    runs = plan("vision_v1", "--splits", 0, 2, "--seeds", 7, "--shots", 1, "--heads", tmp_path / "a_{split}_{seed}")
+    runs = plan(
+        "vision_v1",
+        "--splits",
+        0,
+        2,
+        "--seeds",
+        7,
+        "--shots",
+        1,
+        "--heads",
+        tmp_path / "a_{split}_{seed}",
+    )
     assert {n: run.cfg.TEST.load_model_path for n, run in runs.items()} == {
         f"test_split{split}_seed7_1shot": f"{tmp_path}/a_{split}_7" for split in (0, 2)
     }
@@ -128,11 +185,16 @@ def test_the_prior_is_tested_without_training(plan):
         (["--splits", "0", "3"], ["--splits", "0, 1, 2", "3 was given"]),
         (["--shots", "0"], ["DATASET.shot is 0", "1 or more"]),
         (["--seeds", "-1"], ["RNG_SEED is -1"]),
-        (["--name", "../elsewhere"], ["--name: ../elsewhere is no folder below OUTPUT_DIR", "plain name"]),
+        (
+            ["--name", "../elsewhere"],
+            ["--name: ../elsewhere is no folder below OUTPUT_DIR", "plain name"],
+        ),
         (["--name", "/elsewhere"], ["--name: /elsewhere is no folder below OUTPUT_DIR"]),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys, words, expected):
+def test_what_cannot_be_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, capsys, words, expected
+):
     monkeypatch.chdir(tmp_path)
     assert main(["vision_v1", *words]) == 2
     output = capsys.readouterr()
@@ -142,9 +204,14 @@ def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, monkeypatch, c
 
 
 def test_a_protocol_without_splits_has_one_part(tmp_path):
-    (tmp_path / "flat.yaml").write_text("config: VISION_V1/SOFS.yaml\nshots: [2]\ntest: {TEST.method: prior}")
+    (tmp_path / "flat.yaml").write_text(
+        "config: VISION_V1/SOFS.yaml\nshots: [2]\ntest: {TEST.method: prior}"
+    )
     flat = read_protocol("flat", tmp_path)
-    assert [run.name for run in Sweep(flat, seeds=[5, 6]).runs()] == ["test_seed5_2shot", "test_seed6_2shot"]
+    assert [run.name for run in Sweep(flat, seeds=[5, 6]).runs()] == [
+        "test_seed5_2shot",
+        "test_seed6_2shot",
+    ]
     with pytest.raises(ConfigError, match="flat has no splits, but 0 was given"):
         Sweep(flat, splits=[0]).runs()
     with pytest.raises(ConfigError, match=r"flat trains no head for TEST\.method SOFS.*--heads"):

@@ -35,12 +35,16 @@ def test_settings_may_be_nested_or_dotted(tmp_path):
     text = "config: a.yaml\nshots: [3]\nsplits: {1: {DATASET: {crop_size: 28}}, 2: }\ntest: {TEST.threshold: 0.4}"
     (tmp_path / "mine.yaml").write_text(text)
     protocol = read_protocol("mine", tmp_path)
-    assert protocol.splits == {1: {"DATASET.crop_size": 28}, 2: {}} and protocol.test == {"TEST.threshold": 0.4}
+    assert protocol.splits == {1: {"DATASET.crop_size": 28}, 2: {}} and protocol.test == {
+        "TEST.threshold": 0.4
+    }
     assert protocol.config == FOLDER.parent / "a.yaml" and protocol.train is None
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"vison_v1: no such protocol.*ds_spectrum, .*Did you mean vision_v1\?"):
+    with pytest.raises(
+        ConfigError, match=r"vison_v1: no such protocol.*ds_spectrum, .*Did you mean vision_v1\?"
+    ):
         read_protocol("vison_v1")
 
 

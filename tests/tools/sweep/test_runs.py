@@ -52,7 +52,13 @@ def finished(vision, tiny, tmp_path_factory):
 def small(vision, tiny, tmp_path, plan):
     """Words, folder and runs of a quick sweep that has not run yet: one training, two tests of one class."""
     words = ["vision_v1", "--splits", "0", "--shots", "1", "2"]
-    words += tiny(tmp_path, TRAIN__dataset_path=vision, TEST__dataset_path=vision, TRAIN_SETUPS__epochs=2, **ONE)
+    words += tiny(
+        tmp_path,
+        TRAIN__dataset_path=vision,
+        TEST__dataset_path=vision,
+        TRAIN_SETUPS__epochs=2,
+        **ONE,
+    )
     return words, tmp_path / "vision_v1", plan(*words)
 
 
@@ -64,7 +70,11 @@ def test_a_sweep_trains_tests_and_sums_up(finished):
     for split, ratio, smooth in ((0, 0.01, 1), (2, 0.01, 1e5)):
         for name in (f"train_split{split}_seed54", f"test_split{split}_seed54_1shot"):
             cfg = load_config(folder / name / "config.yaml")
-            assert (cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r, cfg.DATASET.split) == (ratio, smooth, split)
+            assert (cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r, cfg.DATASET.split) == (
+                ratio,
+                smooth,
+                split,
+            )
     for file in folder.glob("train_*"):
         assert not (file / "metrics.json").exists()
     products = {c["class"].split("/")[0] for c in figures(folder, split=2, metric="iou")}
@@ -78,21 +88,33 @@ def test_the_summary_is_that_of_the_tests(finished):
         for name, method in content["methods"].items():
             where = {"shot": content["shot"], "method": name, "split": content["split"]}
             (miou,) = figures(folder, **where, metric="miou")
-            assert (miou["mean"], miou["std"]) == pytest.approx((method["miou"]["mean"], method["miou"]["std"]))
+            assert (miou["mean"], miou["std"]) == pytest.approx(
+                (method["miou"]["mean"], method["miou"]["std"])
+            )
             classes = {f["class"]: f["mean"] for f in figures(folder, **where, metric="iou")}
-            assert classes == pytest.approx({label: known["iou"] for label, known in method["classes"].items()})
+            assert classes == pytest.approx(
+                {label: known["iou"] for label, known in method["classes"].items()}
+            )
     for shot in (1, 2):
         both = [t["methods"]["SOFS"]["miou"]["repeats"] for t in tests if t["shot"] == shot]
         (mean,) = figures(folder, shot=shot, method="SOFS", split="mean", metric="miou")
         assert mean["std"] == pytest.approx(np.std(np.mean(both, 0)))
     text = (folder / "summary.md").read_text()
-    assert text.startswith("# vision_v1\n") and f"{100 * mean['mean']:.2f} +- {100 * mean['std']:.2f}" in text
+    assert (
+        text.startswith("# vision_v1\n")
+        and f"{100 * mean['mean']:.2f} +- {100 * mean['std']:.2f}" in text
+    )
 
 
 def test_a_test_of_a_sweep_is_the_test_of_test_py(finished, tmp_path):
     _, folder = finished
-    cfg = load_config(folder / "test_split2_seed54_2shot" / "config.yaml", ["OUTPUT_DIR", str(tmp_path)])
-    assert metrics(run_test(cfg, ""))["methods"] == metrics(folder / "test_split2_seed54_2shot")["methods"]
+    cfg = load_config(
+        folder / "test_split2_seed54_2shot" / "config.yaml", ["OUTPUT_DIR", str(tmp_path)]
+    )
+    assert (
+        metrics(run_test(cfg, ""))["methods"]
+        == metrics(folder / "test_split2_seed54_2shot")["methods"]
+    )
 
 
 def test_the_same_command_again_keeps_every_run(finished):
@@ -127,7 +149,9 @@ def test_an_interrupted_sweep_goes_on(small):
     shutil.rmtree(second.folder)
     assert main(words) == 0
     after = stamps(folder)
-    assert {name for name in after if after[name] != before[name]} == {f"{second.name}/metrics.json"}
+    assert {name for name in after if after[name] != before[name]} == {
+        f"{second.name}/metrics.json"
+    }
     assert main([*words[:4], "3", *words[6:]]) == 0, "another shot"
     assert stamps(folder).items() > after.items() and len(stamps(folder)) == len(after) + 1
     assert first.training is second.training is training
@@ -157,14 +181,18 @@ def test_a_test_that_is_not_whole_is_done_again(small, fault):
     if fault == "cut off":
         (first.folder / "run.json").unlink()
     elif fault == "failed":
-        (first.folder / "run.json").write_text(json.dumps({"failed": ["original could not be tested"]}))
+        (first.folder / "run.json").write_text(
+            json.dumps({"failed": ["original could not be tested"]})
+        )
     else:
         metrics_file = first.folder / "metrics.json"
         metrics_file.write_text(json.dumps(metrics(first.folder) | {"head_sha256": "0" * 64}))
     assert is_finished(training) and not is_finished(first) and not is_finished(second)
     carry_out(list(runs.values()))
     assert all(is_finished(run) for run in runs.values())
-    assert (folder / f"{first.name}.1" / "metrics.json").is_file() and not (folder / f"{second.name}.1").exists()
+    assert (folder / f"{first.name}.1" / "metrics.json").is_file() and not (
+        folder / f"{second.name}.1"
+    ).exists()
 
 
 def test_the_best_head_is_tested_where_there_is_one(small):
@@ -174,14 +202,22 @@ def test_the_best_head_is_tested_where_there_is_one(small):
     shutil.copy(training.head, training.head.with_name("best.safetensors"))
     carry_out(list(runs.values()))
     used = [load_config(run.folder / "config.yaml").TEST.load_model_path for run in (first, second)]
-    assert used == [str(training.folder / "checkpoints" / f"{n}.safetensors") for n in ("head", "best")]
+    assert used == [
+        str(training.folder / "checkpoints" / f"{n}.safetensors") for n in ("head", "best")
+    ]
     check_folders(list(runs.values()))
     assert main(words) == 0
 
 
 def test_a_training_that_validates_gives_its_best_head_to_the_tests(small, plan):
     words, _, _ = small
-    runs = plan(*words, "TRAIN_SETUPS.TEST_SETUPS.val_state", "True", "TRAIN_SETUPS.TEST_SETUPS.val_share", "0.4")
+    runs = plan(
+        *words,
+        "TRAIN_SETUPS.TEST_SETUPS.val_state",
+        "True",
+        "TRAIN_SETUPS.TEST_SETUPS.val_share",
+        "0.4",
+    )
     training, *tests = runs.values()
     carry_out(list(runs.values()))
     assert is_finished(training) and (training.folder / "metrics_validation.json").is_file()
@@ -196,7 +232,9 @@ def test_a_broken_state_names_file_and_remedy(small):
     training = next(iter(runs.values()))
     (training.folder / "checkpoints").mkdir(parents=True)
     (training.folder / "checkpoints" / "state.pth").write_bytes(b"junk")
-    with pytest.raises(WeightsError, match=rf"{training.folder}.*state\.pth .*remove it to train anew"):
+    with pytest.raises(
+        WeightsError, match=rf"{training.folder}.*state\.pth .*remove it to train anew"
+    ):
         carry_out(list(runs.values()))
 
 
@@ -243,11 +281,20 @@ def spectrum(tmp_path_factory):
 
 
 def test_defect_spectrum_by_the_prior(spectrum, tiny, tmp_path):
-    words = ["ds_spectrum", "--splits", "1", "--shots", "1", *tiny(tmp_path, TEST__dataset_path=spectrum)]
+    words = [
+        "ds_spectrum",
+        "--splits",
+        "1",
+        "--shots",
+        "1",
+        *tiny(tmp_path, TEST__dataset_path=spectrum),
+    ]
     assert main([*words, "TEST.method", "prior"]) == 0
     folder = tmp_path / "ds_spectrum"
     assert {path.name for path in folder.iterdir()} == {"test_split1_seed54_1shot"} | SUMMARY
-    assert {f["class"] for f in figures(folder, metric="iou")} == {f"{name}/1" for name in DS_SPECTRUM_TEST[1]}
+    assert {f["class"] for f in figures(folder, metric="iou")} == {
+        f"{name}/1" for name in DS_SPECTRUM_TEST[1]
+    }
     assert {f["method"] for f in figures(folder)} == {"prior"}
 
 

@@ -25,7 +25,8 @@ def files_of(trainer):
 @pytest.mark.parametrize("shot", [1, 2])
 def test_the_bank_is_the_same_for_any_number_of_workers(surfaces, tmp_path, shot):
     alone, several = (
-        files_of(banked(surfaces, tmp_path, TRAIN_SETUPS__num_workers=n, DATASET__shot=shot)) for n in (0, 2)
+        files_of(banked(surfaces, tmp_path, TRAIN_SETUPS__num_workers=n, DATASET__shot=shot))
+        for n in (0, 2)
     )
     assert alone == several and len(alone) == 2 and any(alone["features.bf16"])
 
@@ -46,7 +47,9 @@ def test_the_loss_from_the_bank_is_that_of_the_same_crops_encoded_now(surfaces, 
         now = default_collate([trainer.episodes.images(n) for n in range(8)])
         assert torch.equal(kept["query_mask"], now["query_mask"])
         assert torch.equal(kept["support_masks"], now["support_masks"])
-        for stored, fresh in zip(trainer.learner.step.features(kept), trainer.learner.step.features(now), strict=True):
+        for stored, fresh in zip(
+            trainer.learner.step.features(kept), trainer.learner.step.features(now), strict=True
+        ):
             assert_close(stored, fresh, rtol=2**-8, atol=1e-4)
         losses = [float(trainer.learner.step(batch)[0]) for batch in (kept, now)]
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
@@ -59,7 +62,9 @@ def test_each_crop_is_encoded_once_and_epochs_leave_the_backbone_alone(surfaces,
     trainer.model.backbone.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
     with trainer.features_ready():
         assert sum(encoded) == trainer.episodes.bank.rows == 8 * 2 * 3
-        assert encoded == [12] * 4, "as many a pass as a step without the bank encodes, but whole samples"
+        assert encoded == [12] * 4, (
+            "as many a pass as a step without the bank encodes, but whole samples"
+        )
         passes = len(encoded)
         trainer.train_epoch()
         trainer.train_epoch()
@@ -69,13 +74,23 @@ def test_each_crop_is_encoded_once_and_epochs_leave_the_backbone_alone(surfaces,
 
 
 def test_a_run_trains_from_the_bank_shows_its_pictures_and_leaves_no_bank(surfaces, tmp_path):
-    changes = {"TRAIN__feature_bank": 2, "TRAIN_SETUPS__TEST_SETUPS__train_miou": 1, "TRAIN_SETUPS__num_workers": 2}
-    folder = run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__test_state=False, **changes), "")
+    changes = {
+        "TRAIN__feature_bank": 2,
+        "TRAIN_SETUPS__TEST_SETUPS__train_miou": 1,
+        "TRAIN_SETUPS__num_workers": 2,
+    }
+    folder = run_training(
+        tiny_config(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__test_state=False, **changes), ""
+    )
     assert {p.name for p in folder.iterdir()} - {"report.html", "run.json"} == {
         *("config.yaml", "train.log", "events", "checkpoints", "history.json")
     }
     log = (folder / "train.log").read_text()
-    assert "feature bank: 32 crops" in log and "epoch 2: loss" in log and "training IoU: Plate/line" in log
+    assert (
+        "feature bank: 32 crops" in log
+        and "epoch 2: loss" in log
+        and "training IoU: Plate/line" in log
+    )
     events = EventAccumulator(str(folder / "events"))
     events.Reload()
     assert len(events.Images("train/episode")) == 2
@@ -98,7 +113,9 @@ def test_training_from_the_bank_lowers_the_loss(surfaces, tmp_path):
 
 def test_a_disk_that_is_too_small_ends_the_run_before_it_starts(surfaces, tmp_path):
     cfg = tiny_config(surfaces, tmp_path, TRAIN__feature_bank=10**9)
-    with pytest.raises(ConfigError, match=r"TRAIN\.feature_bank: 16,000,000,000 crops need [\d,]+ bytes"):
+    with pytest.raises(
+        ConfigError, match=r"TRAIN\.feature_bank: 16,000,000,000 crops need [\d,]+ bytes"
+    ):
         run_training(cfg, "")
     assert not (tmp_path / "run").exists()
 

@@ -36,10 +36,15 @@ def straight(surfaces, tmp_path_factory):
 
 def same_end(training, straight):
     first, second = training.state(), straight.state()
-    return all(equal(first[key], second[key]) for key in KEPT) and training.history() == straight.history()
+    return (
+        all(equal(first[key], second[key]) for key in KEPT)
+        and training.history() == straight.history()
+    )
 
 
-def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(surfaces, straight, tmp_path):
+def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(
+    surfaces, straight, tmp_path
+):
     """Twice somewhere, then while the state is being written, of which a rest is left."""
     training, rng = Training(surfaces, tmp_path, **CHANGES), random.Random(17)
     for _ in range(2):
@@ -56,9 +61,7 @@ def test_a_full_disk_leaves_the_last_state_and_is_told(surfaces, straight, tmp_p
     kill_somewhere(training, random.Random(3))
     before, size = training.state(), (training.run / STATE).stat().st_size
     assert training.finish(largest_file=size - 1000) == 2
-    told = (
-        f"error: {training.run}/checkpoints/state.pth cannot be written (File too large); the earlier file is unchanged"
-    )
+    told = f"error: {training.run}/checkpoints/state.pth cannot be written (File too large); the earlier file is unchanged"
     assert training.last_error().startswith(told) and "Traceback" not in training.errors.read_text()
     assert equal(training.state(), before) and not training.partial()
     assert training.finish() == 0 and same_end(training, straight)
@@ -70,7 +73,10 @@ def told_to_end(training, number):
     state = training.state()
     step = f" and {state['within']['step']} steps of the next" if state["within"] else ""
     where = f"after epoch {state['epoch']}{step} in {training.run}/checkpoints/state.pth"
-    assert training.last_error() == f"interrupted by {number.name}: saved {where}; TRAIN.resume auto goes on there"
+    assert (
+        training.last_error()
+        == f"interrupted by {number.name}: saved {where}; TRAIN.resume auto goes on there"
+    )
     return state
 
 
@@ -83,11 +89,16 @@ def test_told_to_end_it_saves_within_the_epoch_and_goes_on_there(surfaces, strai
 
 
 def test_told_to_end_while_it_validates_it_says_what_is_kept(surfaces, tmp_path):
-    training = Training(surfaces, tmp_path, **CHANGES | {"TRAIN_SETUPS__TEST_SETUPS__epoch_test": 2})
+    training = Training(
+        surfaces, tmp_path, **CHANGES | {"TRAIN_SETUPS__TEST_SETUPS__epoch_test": 2}
+    )
     blow = Blow(1, signal.SIGTERM, seconds=0, file="metrics_validation.json")
     assert ended(training.start(blow=blow)) == 143
     where = f"after epoch 2 in {training.run}/checkpoints/state.pth"
-    assert training.last_error() == f"interrupted by SIGTERM: saved {where}; TRAIN.resume auto goes on there"
+    assert (
+        training.last_error()
+        == f"interrupted by SIGTERM: saved {where}; TRAIN.resume auto goes on there"
+    )
     assert training.state()["epoch"] == 2 and "validation" not in training.state()["history"][-1]
 
 

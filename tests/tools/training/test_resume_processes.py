@@ -41,7 +41,11 @@ def straight(plates, tmp_path_factory):
 def second_process(launcher):
     """Number of the process of rank 1."""
     children = map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split())
-    return [n for n in sorted(children) if b"resource_tracker" not in Path(f"/proc/{n}/cmdline").read_bytes()][1]
+    return [
+        n
+        for n in sorted(children)
+        if b"resource_tracker" not in Path(f"/proc/{n}/cmdline").read_bytes()
+    ][1]
 
 
 def told_to_end(training):
@@ -53,7 +57,9 @@ def told_to_end(training):
     return ended(process)
 
 
-def test_one_told_to_end_ends_all_and_the_same_command_ends_in_the_same_weights(plates, straight, tmp_path):
+def test_one_told_to_end_ends_all_and_the_same_command_ends_in_the_same_weights(
+    plates, straight, tmp_path
+):
     """Random numbers are those of each process: of its dropout, too."""
     training = Training(plates, tmp_path, **CHANGES)
     within = False

@@ -12,7 +12,10 @@ from tools.training.checkpoints import Checkpoints
 from tools.training.state import STATE, Progress
 from utils.errors import WeightsError
 
-KEPT_BEST = {"TRAIN_SETUPS__TEST_SETUPS__val_state": True, "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 1}
+KEPT_BEST = {
+    "TRAIN_SETUPS__TEST_SETUPS__val_state": True,
+    "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 1,
+}
 RATE, DECAY = "TRAIN_SETUPS__learning_rate", "TRAIN_SETUPS__weight_decay"
 
 
@@ -52,22 +55,34 @@ def test_counts_of_other_classes_are_not_taken_for_those_of_these(surfaces, capl
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_the_rate_goes_on_where_the_epochs_are(surfaces, tmp_path, begun, batch_size):
     """Whatever a step takes, as with other processes: after half of the epochs it is that of half of the training."""
-    changes = {"TRAIN__resume": str(begun), "TRAIN_SETUPS__epochs": 4, "TRAIN_SETUPS__batch_size": batch_size}
+    changes = {
+        "TRAIN__resume": str(begun),
+        "TRAIN_SETUPS__epochs": 4,
+        "TRAIN_SETUPS__batch_size": batch_size,
+    }
     trainer = trainer_of(surfaces, tmp_path, **changes)
     assert trainer.epoch == 2 and trainer.learner.learning_rate == pytest.approx(1e-3 * 0.5**0.9)
     trainer.train_epoch()
     trainer.train_epoch()
-    assert [e["learning_rate"] for e in trainer.history[2:]] == pytest.approx([1e-3 * 0.25**0.9, 0], abs=1e-12)
+    assert [e["learning_rate"] for e in trainer.history[2:]] == pytest.approx(
+        [1e-3 * 0.25**0.9, 0], abs=1e-12
+    )
 
 
 def test_rates_and_decay_are_those_that_are_set_now(surfaces, tmp_path, begun, caplog):
-    changes = {"TRAIN__resume": str(begun), "TRAIN_SETUPS__epochs": 4, "TRAIN_SETUPS__batch_size": 2}
+    changes = {
+        "TRAIN__resume": str(begun),
+        "TRAIN_SETUPS__epochs": 4,
+        "TRAIN_SETUPS__batch_size": 2,
+    }
     changes |= {RATE: 4e-3, "TRAIN_SETUPS__lr_multiple": 5.0, DECAY: 0.3}
     learner = trainer_of(surfaces, tmp_path, **changes).learner
     first, second = learner.optimizer.param_groups
     assert (first["lr"], second["lr"]) == pytest.approx((4e-3 * 0.5**0.9, 2e-2 * 0.5**0.9))
     assert first["weight_decay"] == second["weight_decay"] == 0.3
-    assert all(v["step"] == 8 for v in learner.optimizer.state.values()), "what it has learnt goes on"
+    assert all(v["step"] == 8 for v in learner.optimizer.state.values()), (
+        "what it has learnt goes on"
+    )
     assert "learning_rate was 0.001 in the training that goes on, now it is 0.004" in caplog.text
 
 
@@ -79,7 +94,11 @@ def broken(state, kind):
     elif kind == "best head":
         best["head"] = {name: tensor[:1] for name, tensor in best["head"].items()}
     else:
-        state |= {"config": {"config": "a: ["}, "epoch": {"epoch": -3, "history": []}, "history": {"history": []}}[kind]
+        state |= {
+            "config": {"config": "a: ["},
+            "epoch": {"epoch": -3, "history": []},
+            "history": {"history": []},
+        }[kind]
     return state
 
 

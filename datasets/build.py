@@ -10,17 +10,17 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from datasets import ds_spectrum, mvtec, visa, vision_v1
-from datasets.anomaly import AnomalyObject, draw_normal
-from datasets.categories import CategoryNumbers
 from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
-from datasets.files import list_images, named_files, tell_unread
+from datasets.folders import list_images, named_files, tell_unread
 from datasets.images import limit_pixels
+from datasets.readers import ds_spectrum, mvtec, visa, vision_v1
+from datasets.readers.anomaly import AnomalyObject, draw_normal
+from datasets.readers.categories import CategoryNumbers
 from datasets.samples import Reader, SampleIndex, load_or_build
 from datasets.splits import NATIVE_SUFFIX, SPLIT_NAMES, split_objects
-from datasets.supports import ViewSettings
+from datasets.views import ViewSettings
 from utils.errors import ConfigError, DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 _LOG = logging.getLogger(__name__)
 READERS: dict[str, Reader] = {

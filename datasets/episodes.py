@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.crops import cut, training_query_box
 from datasets.images import read_image
 from datasets.samples import Sample, SampleIndex
-from datasets.supports import ViewSettings, prepare_views, support_views
-from datasets.transforms import TrainTransform
+from datasets.views import (
+    TrainTransform,
+    ViewSettings,
+    cut,
+    prepare_views,
+    support_views,
+    training_query_box,
+)
 from utils.errors import DataError
 
 LOG = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from datasets.episodes import TrainingEpisodes, derive_seed, drawn_from, read_sample
 from datasets.samples import Sample
-from datasets.supports import support_views
+from datasets.views import support_views
 from utils.errors import ConfigError
 
 QUERY, VIEW, NORMAL = range(

@@ -22,7 +22,7 @@ from PIL import Image, TiffImagePlugin
 
 from datasets.image_faults import DECODER_ERRORS, named_errors, shown
 from utils.errors import DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 # Not all that Pillow knows: some of its formats start other programs.

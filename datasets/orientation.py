@@ -11,7 +11,7 @@ import numpy as np
 from datasets.image_faults import shown
 from datasets.images import Picture, exif_orientation, image_size
 from utils.errors import DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 _LOG = logging.getLogger(__name__)
 STORED = 1  # EXIF orientation of what is shown as it is stored

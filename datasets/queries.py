@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datasets.episodes import Episode, EpisodeList, derive_seed, read_sample
 from datasets.samples import Sample
-from datasets.supports import Pair, SupportSet, ViewSettings, is_windowed, support_set
+from datasets.views import Pair, SupportSet, ViewSettings, is_windowed, support_set
 from utils.errors import DataError
 
 CROP_STREAM = 1

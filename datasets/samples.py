@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets.files import ANY_PATH_KEY, named_files
+from datasets.folders import ANY_PATH_KEY, named_files
 from datasets.masks import Rle, is_rle, rle_area, rle_decode
 from utils.errors import DataError, OutputError
-from utils.files import write_whole
-from utils.notices import Notice, kept_notices, warn_once
+from utils.output_files import write_whole
+from utils.warn_once import Notice, kept_notices, warn_once
 
 _FORMAT = 2
 _LOG = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from models.weight_files import not_finite, read_weights, without_code
 from utils.errors import OutputError, WeightsError
-from utils.files import sha256_of, write_text
+from utils.output_files import sha256_of, write_text
 
 LOG = logging.getLogger(__name__)
 SHOWN = 3  # names of a kind in a message

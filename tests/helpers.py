@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets import vision_v1
 from datasets.build import build_test_index, build_train_index
+from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from method_config import load_config
 from models.build import build_model
@@ -22,7 +22,7 @@ from tools.predictor import Predictor
 from tools.tester import SplitTest
 from tools.trainer import Trainer
 from utils.distributed import is_main
-from utils.run import create_run_folder
+from utils.run_folder import create_run_folder
 
 SIZE = (96, 128)
 DEFECTS = {

@@ -18,7 +18,7 @@ import torch
 from tests.helpers import JOBS, tiny_config
 from tools.cli import run_main
 from tools.training.state import STATE
-from utils.files import PARTIAL
+from utils.output_files import PARTIAL
 
 LIMIT = 240  # seconds, of a wait
 HALF = 10_000  # bytes of a state that is never whole

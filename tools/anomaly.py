@@ -12,9 +12,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from datasets.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
 from datasets.build import build_anomaly_objects
 from datasets.images import read_image
+from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
 from models.build import build_prior_method
 from models.sofs import SupportMemory
 from tools.gallery import Entry, ranks, write_gallery
@@ -22,13 +22,13 @@ from tools.job import begin
 from tools.methods import PRIOR, weights_files
 from tools.predictor import Predictor
 from tools.results import summary
-from utils.detection import ScoreCounts, precision_recall
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, UserError
-from utils.files import write_json, write_text
 from utils.logging import progress_bar
-from utils.metrics import mean_std
-from utils.run import provenance, run_facts
+from utils.metrics.detection import ScoreCounts, precision_recall
+from utils.metrics.segmentation import mean_std
+from utils.output_files import write_json, write_text
+from utils.run_folder import provenance, run_facts
 from utils.tables import anomaly_table
 from utils.visualize import TRUTH, heat, outline
 

@@ -20,7 +20,7 @@ from models.weight_files import STATE, read_torch, read_weights, require_state
 from models.weights import load_checked
 from utils.distributed import is_main
 from utils.errors import WeightsError
-from utils.files import write_whole
+from utils.output_files import write_whole
 
 LOG = logging.getLogger(__name__)
 STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}

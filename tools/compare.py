@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from tools.cli import exit_code
-from utils.bootstrap import paired_bootstrap
 from utils.console import say
 from utils.errors import BROKEN, ConfigError, DataError
-from utils.files import write_json
+from utils.metrics.bootstrap import paired_bootstrap
+from utils.output_files import write_json
 
 COLUMNS = ("class", "image", "method", "intersection", "union")
 FEW = 20  # queries of a class; intervals over fewer are notably too narrow

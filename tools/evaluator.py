@@ -13,12 +13,12 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from datasets.anomaly import draw_normal
 from datasets.episodes import EpisodeList, derive_seed
 from datasets.images import read_image
 from datasets.queries import EvaluationQueries, FailedQuery, Query
+from datasets.readers.anomaly import draw_normal
 from datasets.samples import SampleIndex
-from datasets.supports import SupportSet, ViewSettings
+from datasets.views import SupportSet, ViewSettings
 from models.sofs import SupportMemory
 from models.support_tokens import LabelledTokens
 from tools.loading import Loader
@@ -28,7 +28,7 @@ from tools.results import Evaluation
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import DataError
 from utils.logging import progress_bar
-from utils.names import file_name
+from utils.output_files import file_name
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)

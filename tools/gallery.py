@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.crops import cut
-from datasets.tiling import Box
+from datasets.views import cut
+from datasets.windows import Box
 from tools.prediction.answers import Prediction
 from tools.results import Evaluation, QueryResult
-from utils.files import write_json
+from utils.output_files import write_json
 from utils.visualize import TRUTH, heat, outline, overlay, write_image
 
 SIDE = 480  # pixels, longer side of a picture

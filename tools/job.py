@@ -14,7 +14,7 @@ from utils.distributed import barrier, from_main, is_main
 from utils.errors import DataError
 from utils.launch import launch
 from utils.logging import setup_logging
-from utils.run import claimed, create_run_folder, recorded, run_folder
+from utils.run_folder import claimed, create_run_folder, recorded, run_folder
 
 LOG = logging.getLogger(__name__)
 Job = Callable[
@@ -56,7 +56,7 @@ def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
 def begin(
     folder: Path, cfg: CfgNode, log: str, *, reads: Sequence[str] = (), goes_on: bool = False
 ) -> None:
-    """Make the folder this run's alone, see `utils.run.create_run_folder`, and log into its file `log`; all processes
+    """Make the folder this run's alone, see `utils.run_folder.create_run_folder`, and log into its file `log`; all processes
     call it."""
     create_run_folder(folder, cfg, reads=reads, goes_on=goes_on)
     barrier()  # or another process would log into a folder that makes room

@@ -12,8 +12,8 @@ import numpy as np
 from yacs.config import CfgNode
 
 from datasets.images import limit_pixels, read_image
-from datasets.open_domain import OpenDomainObject, category_mask, read_open_domain
 from datasets.orientation import turned_back
+from datasets.readers.open_domain import OpenDomainObject, category_mask, read_open_domain
 from models.sofs import SupportMemory
 from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
 from tools.job import begin
@@ -24,10 +24,9 @@ from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, OutputError
-from utils.files import write_json
-from utils.metrics import intersection_union
-from utils.names import file_name
-from utils.run import provenance, run_facts
+from utils.metrics.segmentation import intersection_union
+from utils.output_files import file_name, write_json
+from utils.run_folder import provenance, run_facts
 
 LOG = logging.getLogger(__name__)
 OPEN_DOMAIN_NAME = "opendomain_test_dataset"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.strips import ImageStrips
+from datasets.large_images import ImageStrips
 from tools.prediction.answers import Prediction
-from utils.memory import allocate, let_go
-from utils.names import file_name
+from utils.large_arrays import allocate, let_go
+from utils.output_files import file_name
 from utils.visualize import overlay, overlay_labels, write_image
 
 SCORE_LEVELS = 65535

@@ -26,9 +26,9 @@ from datasets.build import view_settings
 from datasets.episodes import derive_seed
 from datasets.image_faults import shown
 from datasets.images import Picture, limit_pixels, read_image
-from datasets.mask_files import read_mask
+from datasets.masks import read_mask
 from datasets.orientation import turned_back
-from datasets.supports import SupportSet, ViewSettings, is_windowed, normal_views, support_set
+from datasets.views import SupportSet, ViewSettings, is_windowed, normal_views, support_set
 from models.comparison import Comparison
 from models.sofs import SupportMemory
 from models.support_tokens import LabelledTokens
@@ -138,7 +138,7 @@ class Predictor:
 
         Args:
             images: what `datasets.images.read_image` takes: paths, PIL images, arrays.
-            masks: what `datasets.mask_files.read_mask` takes, or None.
+            masks: what `datasets.masks.read_mask` takes, or None.
 
         Raises:
             DataError: there is no image, one cannot be read or meant, or a mask has another size than its image.

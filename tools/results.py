@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.curves import ScoreHistogram
 from utils.errors import DataError
-from utils.files import write_text
-from utils.metrics import SegmentationMeter, intersection_union, mean_std
-from utils.sizes import SizeMeter
+from utils.metrics.curves import ScoreHistogram
+from utils.metrics.segmentation import SegmentationMeter, intersection_union, mean_std
+from utils.metrics.sizes import SizeMeter
+from utils.output_files import write_text
 from utils.tables import method_table
 
 HEADER = (

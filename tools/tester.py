@@ -30,8 +30,8 @@ from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import barrier, is_main
 from utils.errors import DataError
-from utils.files import sha256_of, write_json
-from utils.run import provenance, run_facts
+from utils.output_files import sha256_of, write_json
+from utils.run_folder import provenance, run_facts
 
 LOG = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from tools.training.validation import Validation
 from utils.distributed import is_main, largest, rank, sum_over_processes, world_size
 from utils.errors import ConfigError, DataError
 from utils.logging import progress_bar
-from utils.metrics import SegmentationMeter
+from utils.metrics.segmentation import SegmentationMeter
 from utils.precision import half_type, pick_device
 from utils.signals import Interrupted, Pending, postponed
 

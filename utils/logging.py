@@ -14,11 +14,11 @@ from tqdm import tqdm
 from utils.console import say
 from utils.distributed import is_main
 from utils.errors import OutputError
-from utils.files import not_written
+from utils.output_files import not_written
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 NOW_AND_THEN = 60  # seconds between lines of progress where they are kept
-PICTURES = ("datasets.images", "datasets.mask_files", "datasets.orientation")
+PICTURES = ("datasets.images", "datasets.masks", "datasets.orientation")
 _HELD = 10_000  # lines that wait for the run's file
 LOG = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from utils.files import whole_file
-from utils.memory import let_go
+from utils.large_arrays import let_go
+from utils.output_files import whole_file
 
 PREDICTION = (255, 64, 64)
 TRUTH = (64, 255, 64)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from datasets import vision_v1
 from datasets.images import limit_pixels, most_pixels, read_image
+from datasets.readers import vision_v1
 from datasets.samples import SampleIndex
 from tests.datasets.bad_files import REFUSED, RGB, saved, with_orientation
 from utils.errors import DataError

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import strips
+from datasets import large_images as strips
 from datasets.images import exif_orientation, image_size, limit_pixels, most_pixels, read_image
-from datasets.mask_files import read_labels, read_mask
+from datasets.masks import read_labels, read_mask
 from tests.datasets.bad_files import (
     GREY,
     REFUSED,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from datasets import ds_spectrum, mvtec
-from datasets.anomaly import read_target
-from datasets.files import check_same_size
-from datasets.mask_files import read_labels, read_mask
-from datasets.open_domain import read_open_domain
+from datasets.folders import check_same_size
+from datasets.masks import read_labels, read_mask
 from datasets.orientation import turned_back
+from datasets.readers import ds_spectrum, mvtec
+from datasets.readers.anomaly import read_target
+from datasets.readers.open_domain import read_open_domain
 from tests.datasets.bad_files import REFUSED, RGB, exif_behind_the_pixels, saved, with_orientation
 from utils.errors import DataError
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.coco import read_coco
 from datasets.masks import rle_encode
+from datasets.readers.coco import read_coco
 from tests.fuzz.guards import fuzzed
 from utils.errors import DataError
 
@@ -189,7 +189,7 @@ def test_what_is_no_json_is_refused_with_the_remedy_that_fits(tmp_path, content,
 
 
 def test_a_mask_of_nearly_the_whole_image_is_told(tmp_path, caplog):
-    from datasets.vision_v1 import read_object
+    from datasets.readers.vision_v1 import read_object
 
     (tmp_path / "part" / "train").mkdir(parents=True)
     write(

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from datasets.crops import (
+from datasets.views import (
     crop_around,
     cut,
     needs_crops,

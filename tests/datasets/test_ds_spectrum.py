@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.ds_spectrum import normal_images, read_object, source_files
+from datasets.readers.ds_spectrum import normal_images, read_object, source_files
 from datasets.samples import load_or_build
 from utils.errors import DataError
 

@@ -18,7 +18,7 @@ from datasets.episodes import (
     derive_seed,
     read_sample,
 )
-from datasets.transforms import prepare_mask
+from datasets.views import prepare_mask
 from tests.helpers import read_index, write_product
 from utils.errors import DataError
 

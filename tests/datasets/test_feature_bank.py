@@ -10,7 +10,7 @@ import torch
 
 from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
 from datasets.feature_bank import NORMAL, QUERY, VIEW, BankCrops, BankEpisodes, FeatureBank
-from datasets.supports import ViewSettings
+from datasets.views import ViewSettings
 from tests.helpers import read_index
 from utils.errors import ConfigError
 

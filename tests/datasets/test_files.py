@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.files import (
+from datasets.folders import (
     ListedFiles,
     list_images,
     match_masks,

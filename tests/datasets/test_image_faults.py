@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.image_faults import cause
 from datasets.images import image_size, read_image
-from datasets.strips import ImageStrips
+from datasets.large_images import ImageStrips
 from tests.datasets.bad_files import RGB, saved
 from utils.errors import DataError
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets.images import image_size, read_image
-from datasets.mask_files import read_labels, read_mask
+from datasets.masks import read_labels, read_mask
 from utils.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (11, 17, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets.images import read_image
-from datasets.mask_files import read_labels, read_mask
+from datasets.masks import read_labels, read_mask
 from utils.errors import DataError
 
 DRAWN = np.zeros((60, 80), np.uint8)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.merging import Blender, fading, merge_probability
-from datasets.tiling import tile
-from utils import memory
+from datasets.windows import Blender, fading, merge_probability, tile
+from utils import large_arrays as memory
 
 
 def answers(boxes, side, seed=0):

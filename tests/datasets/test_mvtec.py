@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
 from datasets.images import image_size, read_image
-from datasets.mvtec import MVTEC_OBJECTS, read_object
+from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
+from datasets.readers.mvtec import MVTEC_OBJECTS, read_object
 from tests.anomaly_data import write_mvtec
 from tests.helpers import SIZE
 from utils.errors import DataError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.open_domain import category_mask, read_open_domain
+from datasets.readers.open_domain import category_mask, read_open_domain
 from utils.errors import ConfigError, DataError
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from datasets.images import exif_orientation, image_size, read_image
-from datasets.mask_files import read_labels, read_mask
+from datasets.masks import read_labels, read_mask
 from datasets.orientation import turned_back
 from tests.datasets.bad_files import saved, with_orientation
 from utils.errors import DataError

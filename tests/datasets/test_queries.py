@@ -7,7 +7,7 @@ import torch
 from datasets.episodes import EpisodeList
 from datasets.images import read_image
 from datasets.queries import EvaluationQueries, FailedQuery, Query
-from datasets.supports import ViewSettings
+from datasets.views import ViewSettings
 from tests.helpers import read_index, write_product
 
 SETTINGS = ViewSettings(image_size=64, crop_size=48, resize_ratio=0.01, views=2)

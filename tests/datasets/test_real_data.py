@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import vision_v1
 from datasets.images import image_size, read_image
-from datasets.mask_files import read_mask
-from datasets.open_domain import category_mask, read_open_domain
+from datasets.masks import read_mask
+from datasets.readers import vision_v1
+from datasets.readers.open_domain import category_mask, read_open_domain
 from datasets.samples import load_or_build
 
 DATA = Path(os.environ.get("SOFS_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))

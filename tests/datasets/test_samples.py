@@ -9,9 +9,9 @@ import pytest
 
 from datasets.masks import rle_encode
 from datasets.samples import Sample, SampleIndex, fingerprint, load_or_build
-from utils import notices
+from utils import warn_once as notices
 from utils.errors import DataError, OutputError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 
 def sample(image="Ring/train/a.png", object="Ring", category=0, name="scratch", marked=3):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import strips
+from datasets import large_images as strips
 from datasets.images import read_image
-from datasets.strips import ImageStrips
+from datasets.large_images import ImageStrips
 from utils.errors import DataError
 
 

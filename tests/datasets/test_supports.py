@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.supports import ViewSettings, is_windowed, normal_views, support_set
-from datasets.transforms import prepare_image, prepare_mask
+from datasets.views import (
+    ViewSettings,
+    is_windowed,
+    normal_views,
+    prepare_image,
+    prepare_mask,
+    support_set,
+)
 
 NATIVE = ViewSettings(image_size=32, crop_size=40, resize_ratio=0.1, views=3)
 RESIZED = ViewSettings(image_size=32, crop_size=40, resize_ratio=None, views=3)

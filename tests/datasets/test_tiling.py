@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.merging import merge_probability, merge_reference
-from datasets.tiling import fitted_shape, starts, tile, to_native
-from datasets.transforms import prepare_image
+from datasets.views import prepare_image
+from datasets.windows import (
+    fitted_shape,
+    merge_probability,
+    merge_reference,
+    starts,
+    tile,
+    to_native,
+)
 
 RNG = random.Random(7)
 SIZES = [(4000, 3000, 518), (1, 1, 518), (518, 518, 518), (519, 517, 518), (2748, 3840, 518)]

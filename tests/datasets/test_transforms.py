@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from datasets.tiling import fitted_shape
-from datasets.transforms import LONGEST, TrainTransform, prepare_image, prepare_mask
+from datasets.views import LONGEST, TrainTransform, prepare_image, prepare_mask
+from datasets.windows import fitted_shape
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

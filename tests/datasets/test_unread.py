@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import ds_spectrum, mvtec, visa, vision_v1
 from datasets.build import build_normal_images
-from datasets.open_domain import read_open_domain
+from datasets.readers import ds_spectrum, mvtec, visa, vision_v1
+from datasets.readers.open_domain import read_open_domain
 from tests.anomaly_data import write_converted_visa, write_mvtec, write_visa
 from tests.helpers import tiny_config, write_product
 from tests.tools.open_domain_data import write_object, write_typed

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import ds_spectrum, mvtec, visa, vision_v1
 from datasets.build import build_normal_images, build_test_index, build_train_index
 from datasets.images import image_size, read_image
-from datasets.mask_files import read_mask
-from datasets.open_domain import read_open_domain
-from datasets.strips import ImageStrips
+from datasets.large_images import ImageStrips
+from datasets.masks import read_mask
+from datasets.readers import ds_spectrum, mvtec, visa, vision_v1
+from datasets.readers.open_domain import read_open_domain
 from tests.anomaly_data import write_mvtec, write_visa
 from tests.datasets.bad_files import RGB, saved
 from tests.helpers import read_index, tiny_config, write_product

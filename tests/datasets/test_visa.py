@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.anomaly import AnomalyImage, draw_normal, read_target
 from datasets.images import image_size
-from datasets.visa import TABLE, VISA_OBJECTS, read_object
+from datasets.readers.anomaly import AnomalyImage, draw_normal, read_target
+from datasets.readers.visa import TABLE, VISA_OBJECTS, read_object
 from tests.anomaly_data import write_converted_visa, write_mvtec, write_table, write_visa
 from tests.helpers import SIZE
 from utils.errors import DataError

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets import vision_v1
 from datasets.images import limit_pixels, most_pixels
+from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from tests.fuzz.coco import annotations, contents
 from tests.fuzz.guards import bounded_memory, bounded_time, fuzzed, writes_only

@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 
-from datasets import strips
-from datasets.images import (
-    exif_orientation,
-    image_size,
-    limit_pixels,
-    most_pixels,
-    read_image,
-)
-from datasets.mask_files import read_labels, read_mask
+from datasets import large_images as strips
+from datasets.images import exif_orientation, image_size, limit_pixels, most_pixels, read_image
+from datasets.masks import read_labels, read_mask
 from datasets.orientation import turned_back
 from tests.fuzz.guards import bounded_memory, bounded_time, fuzzed, writes_only
 from tests.fuzz.images import broken_files

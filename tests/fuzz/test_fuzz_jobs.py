@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets import vision_v1
+from datasets.readers import vision_v1
 from tests.fuzz.coco import annotations, contents
 from tests.fuzz.guards import bounded_time, fuzzed, writes_only
 from tests.fuzz.images import broken_files

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.vision_v1 import read_object
+from datasets.readers.vision_v1 import read_object
 
 GOLDEN = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden"))
 if not GOLDEN.is_dir():

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from models.losses import MixedNormalDiceLoss, mixed_normal_dice
-from utils.metrics import SegmentationMeter, intersection_union
+from utils.metrics.segmentation import SegmentationMeter, intersection_union
 
 GOLDEN = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden"))
 if not GOLDEN.is_dir():

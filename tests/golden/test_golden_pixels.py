@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.crops import cut, support_boxes
-from datasets.merging import merge_reference
-from datasets.tiling import fitted_shape, tile, to_native
-from datasets.transforms import prepare_image, prepare_mask
+from datasets.views import cut, prepare_image, prepare_mask, support_boxes
+from datasets.windows import fitted_shape, merge_reference, tile, to_native
 from models.priors import upsample
 
 GOLDEN = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden"))

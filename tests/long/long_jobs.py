@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from datasets.build import build_test_index, view_settings
-from datasets.supports import SupportSet
+from datasets.views import SupportSet
 from tests.helpers import picture, tiny_config, trainer_of, untrained_predictor
 from tests.tools.open_domain_data import config
 from tools.evaluator import Protocol, evaluate

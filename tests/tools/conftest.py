@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from datasets.supports import SupportSet
+from datasets.views import SupportSet
 from tests.helpers import tiny_config, untrained_predictor
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from datasets.anomaly import AnomalyImage, AnomalyObject, draw_normal
 from datasets.build import build_anomaly_objects, view_settings
+from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal
 from models.backbone import Backbone
 from models.build import build_prior_method
 from models.prior_method import PriorMethod
@@ -26,8 +26,8 @@ from tools.methods import PRIOR
 from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.tester import run_test
-from utils.curves import ScoreHistogram
 from utils.errors import DataError, OutputError
+from utils.metrics.curves import ScoreHistogram
 
 SIZE, CROP = (40, 48), 32  # four windows
 SEED = 54

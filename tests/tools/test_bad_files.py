@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from datasets import vision_v1
+from datasets.readers import vision_v1
 from tests.anomaly_data import write_mvtec
 from tests.datasets.bad_files import REFUSED, saved, truncated, with_orientation
 from tests.helpers import SIZE, surface, tiny_config, variant, write_product

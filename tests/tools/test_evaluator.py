@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.anomaly import draw_normal
 from datasets.build import build_test_index, view_settings
 from datasets.episodes import EpisodeList
 from datasets.images import read_image
 from datasets.queries import EvaluationQueries
+from datasets.readers.anomaly import draw_normal
 from tests.helpers import SIZE, surface, tiny_config, untrained_predictor, write_product
 from tools.evaluator import REPEATS_AT_ONCE, Protocol, evaluate
 from utils.errors import DataError

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.strips import ImageStrips
+from datasets.large_images import ImageStrips
 from tools import open_domain_files
 from tools.open_domain_files import write_answers
 from tools.prediction.answers import Prediction
-from utils import memory
+from utils import large_arrays as memory
 
 
 def answer(size, threshold, seed):

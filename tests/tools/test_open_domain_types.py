@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import strips
+from datasets import large_images as strips
 from datasets.images import read_image
-from datasets.open_domain import read_open_domain
+from datasets.readers.open_domain import read_open_domain
 from models.backbone import Backbone
 from tests.helpers import surface
 from tests.tools.open_domain_data import (
@@ -27,7 +27,7 @@ from tools.open_domain import SHOWN, ObjectJob, read_supports
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from tools.tester import run_test
-from utils import memory
+from utils import large_arrays as memory
 from utils.errors import DataError
 from utils.visualize import colour_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.supports import SupportSet
+from datasets.views import SupportSet
 from tests.helpers import picture, variant
 from tools.predictor import Predictor
 from utils.errors import ConfigError, DataError, WeightsError

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from datasets import strips
+from datasets import large_images as strips
 from tests.helpers import picture, variant
 from tools.predictor import Predictor
 from utils.errors import DataError, WeightsError

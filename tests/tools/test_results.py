@@ -9,9 +9,9 @@ import pytest
 
 from tools.prediction.answers import Prediction
 from tools.results import HEADER, Evaluation, QueryResult
-from utils.curves import ScoreHistogram
-from utils.metrics import SegmentationMeter
-from utils.sizes import SizeMeter
+from utils.metrics.curves import ScoreHistogram
+from utils.metrics.segmentation import SegmentationMeter
+from utils.metrics.sizes import SizeMeter
 
 NAMES = {("Ring", 0): "Ring/rust", ("Ring", 3): "Ring/a,b", ("Rod", 0): "Rod/dent"}
 METHODS = ["SOFS", "prior"]

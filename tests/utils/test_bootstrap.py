@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from utils import bootstrap
-from utils.bootstrap import paired_bootstrap
+from utils.metrics import bootstrap
+from utils.metrics.bootstrap import paired_bootstrap
 
 EXPERIMENTS = 200
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from utils.curves import LEVELS, POINTS, ScoreHistogram
+from utils.metrics.curves import LEVELS, POINTS, ScoreHistogram
 
 
 def images(seed=0, count=5):

@@ -12,7 +12,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests.plain_measures import EIGHT, plain_aupro, plain_f1_max
-from utils.detection import ScoreCounts, precision_recall, region_weights
+from utils.metrics.detection import ScoreCounts, precision_recall, region_weights
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -240,7 +240,7 @@ def test_order_and_grouping_do_not_matter(limit, monkeypatch):
     at_once, by_row = ScoreCounts(limit), ScoreCounts(limit)
     weighted = [(scores, mask, region_weights(mask)[0]) for scores, mask in maps]
     at_once.add(*map(np.stack, zip(*weighted, strict=True)))
-    monkeypatch.setattr("utils.detection.BLOCK", 50)  # rows of 64 in two parts
+    monkeypatch.setattr("utils.metrics.detection.BLOCK", 50)  # rows of 64 in two parts
     for i in rng.permutation(48):
         for image in weighted:
             by_row.add(*(part[i] for part in image))
@@ -281,7 +281,7 @@ def test_nothing_to_draw_without_a_positive():
 GROWTH = r"""
 import re, cv2, numpy as np
 from pathlib import Path
-from utils.detection import ScoreCounts
+from utils.metrics.detection import ScoreCounts
 
 def peak():
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import OutputError
-from utils.files import remove_partial, write_json, write_text, write_whole
+from utils.output_files import remove_partial, write_json, write_text, write_whole
 
 REPO = Path(__file__).parents[2]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import memory
+from utils import large_arrays as memory
 from utils.errors import OutputError
 
 REPO = Path(__file__).parents[2]
 FULL = """
 import resource
-from utils import memory
+from utils import large_arrays as memory
 from utils.errors import OutputError
 memory.IN_MEMORY = 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.metrics import IGNORE, SegmentationMeter, intersection_union, mean_std
+from utils.metrics.segmentation import IGNORE, SegmentationMeter, intersection_union, mean_std
 
 KEYS = [("Ring", 0), ("Ring", 1), ("Wood", 0)]
 

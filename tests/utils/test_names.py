@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from utils.names import LONGEST, file_name
+from utils.output_files import LONGEST, file_name
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from method_config import load_config
-from utils import run
+from utils import run_folder as run
 from utils.errors import ConfigError, DataError
-from utils.files import write_text
-from utils.run import (
+from utils.output_files import write_text
+from utils.run_folder import (
     _discard,
     claimed,
     create_run_folder,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from utils.metrics import IGNORE, intersection_union
-from utils.sizes import COLUMNS, FOUND_SHARE, SIZES, SizeMeter
+from utils.metrics.segmentation import IGNORE, intersection_union
+from utils.metrics.sizes import COLUMNS, FOUND_SHARE, SIZES, SizeMeter
 
 EIGHT = np.ones((3, 3))
 SHAPE = (100, 200)  # 3 pixels lie just below the first limit of 0.03 %, 6 on it

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import memory
+from utils import large_arrays as memory
 from utils.errors import OutputError
 from utils.visualize import (
     PANEL,

@@ -25,8 +25,8 @@ from tools.benchmark.inference import measure_inference, measure_published
 from tools.benchmark.training import measure_training
 from tools.cli import exit_code
 from utils.console import say
-from utils.files import write_json
-from utils.run import provenance
+from utils.output_files import write_json
+from utils.run_folder import provenance
 
 RANDOM = {
     "TRAIN.backbone_load_state_dict": False,

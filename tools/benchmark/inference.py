@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from datasets.images import read_image
-from datasets.tiling import tile
-from datasets.transforms import prepare_image
+from datasets.views import prepare_image
+from datasets.windows import tile
 from models.backbone import Backbone
 from models.build import build_model
 from models.comparison import Comparison

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from datasets.merging import Blender, merge_reference
-from datasets.strips import ImageStrips
-from datasets.tiling import Box
+from datasets.large_images import ImageStrips
+from datasets.windows import Blender, Box, merge_reference
 from tools.prediction.pipeline import ImageStart
 from utils.errors import DataError
 

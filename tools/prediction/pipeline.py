@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from datasets.images import Picture, read_image
-from datasets.strips import ImageStrips
-from datasets.tiling import Box, tile
-from datasets.transforms import prepare_image
+from datasets.large_images import ImageStrips
+from datasets.views import prepare_image
+from datasets.windows import Box, tile
 from utils.errors import DataError
 
 THREADS = min(4, os.cpu_count() or 1)

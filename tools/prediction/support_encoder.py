@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.transforms import prepare_image
+from datasets.views import prepare_image
 from models.sofs import SOFS, SupportMemory, SupportSummary, join_summaries
 from models.support_tokens import LabelledTokens, background_of, join, label, ready, thin
 from utils.precision import autocast

@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from datasets.supports import ViewSettings
+from datasets.views import ViewSettings
 from models.sofs import SupportMemory, SupportSummary
 from models.support_tokens import SupportTokens, with_joint
 from models.weight_files import not_finite
 from models.weights import digest
 from utils.errors import BROKEN, WeightsError
-from utils.files import write_whole
+from utils.output_files import write_whole
 
 FORMAT = "sofs-support-3"
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.supports import Pair
+from datasets.views import Pair
 from models.support_tokens import LabelledTokens
 from tools.prediction.support_encoder import EncodedSupport
-from utils.curves import ScoreHistogram
+from utils.metrics.curves import ScoreHistogram
 
 if TYPE_CHECKING:
     from tools.predictor import Predictor

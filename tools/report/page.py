@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from tools.report.content import Report, read_report
 from utils.errors import DataError
-from utils.files import write_text
+from utils.output_files import write_text
 
 OPEN_CLASSES = 12  # of a gallery; those after are folded
 

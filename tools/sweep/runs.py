@@ -18,9 +18,9 @@ from tools.tester import run_test
 from tools.trainer import run_training
 from tools.training.state import AUTO, STATE
 from utils.errors import ConfigError, WeightsError
-from utils.files import sha256_of
 from utils.logging import setup_logging
-from utils.run import RUN
+from utils.output_files import sha256_of
+from utils.run_folder import RUN
 
 LOG = logging.getLogger(__name__)
 METRICS = "metrics.json"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import DataError
-from utils.files import write_json, write_text
-from utils.metrics import mean_std
+from utils.metrics.segmentation import mean_std
+from utils.output_files import write_json, write_text
 
 ANOMALY_METRICS = {
     "image_auroc": "image AUROC",

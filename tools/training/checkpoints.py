@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from models.sofs import SOFS
 from tools.checkpoint import save_head, save_state
 from tools.training.state import AUTO, STATE
-from utils.files import write_json
+from utils.output_files import write_json
 from utils.signals import Interrupted
 
 

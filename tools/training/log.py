@@ -12,11 +12,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard.summary import image, scalar
 
-from datasets.transforms import denormalise
+from datasets.views import denormalise
 from models.priors import upsample
 from tools.predictor import AUTO, DEFAULT_THRESHOLD
 from tools.training.steps import Batch
-from utils.files import not_written
+from utils.output_files import not_written
 from utils.visualize import TRUTH, outline, overlay, panels
 
 VERSION = "brain.Event:2"  # of the files' format, their first event

@@ -19,7 +19,7 @@ from method_config.merge import leaves
 from tools.checkpoint import load_state
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import ConfigError, WeightsError
-from utils.metrics import SegmentationMeter
+from utils.metrics.segmentation import SegmentationMeter
 
 LOG = logging.getLogger(__name__)
 AUTO = "auto"

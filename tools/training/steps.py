@@ -12,7 +12,7 @@ from models.comparison import Comparison
 from models.losses import MixedNormalDiceLoss
 from models.priors import downsample_mask, upsample
 from models.sofs import SOFS
-from utils.metrics import SegmentationMeter
+from utils.metrics.segmentation import SegmentationMeter
 
 TARGET_SHARE = 0.1
 Batch = dict[str, Any]

@@ -10,7 +10,7 @@ from tests.helpers import SIZE, surface, tiny_config, untrained_predictor
 from tools.prediction.support_encoder import MIRRORS
 from tools.prediction.thresholds import best_threshold
 from tools.predictor import Predictor
-from utils.curves import LEVELS, ScoreHistogram
+from utils.metrics.curves import LEVELS, ScoreHistogram
 
 AXES = ((1,), (0,), (0, 1))
 

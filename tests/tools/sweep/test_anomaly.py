@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from datasets.mvtec import MVTEC_OBJECTS
-from datasets.visa import VISA_OBJECTS
+from datasets.readers.mvtec import MVTEC_OBJECTS
+from datasets.readers.visa import VISA_OBJECTS
 from tests.anomaly_data import write_mvtec, write_visa
 from tests.helpers import own_logging
 from tools.anomaly import MEASURES

@@ -16,7 +16,7 @@ from tools.sweep.runs import carry_out, check_folders, is_finished
 from tools.tester import run_test
 from tools.trainer import Trainer
 from utils.errors import ConfigError, WeightsError
-from utils.run import create_run_folder
+from utils.run_folder import create_run_folder
 
 SUMMARY = {"summary.md", "summary.json", "summary.csv"}
 ONE = {"DATASET__train_objects": "[Ring]", "DATASET__test_objects": "[Lens]"}

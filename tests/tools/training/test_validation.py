@@ -25,7 +25,7 @@ from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
 from tools.training.validation import Validation, held_out
 from utils.errors import DataError
-from utils.run import create_run_folder
+from utils.run_folder import create_run_folder
 
 VALIDATED = {
     "TRAIN_SETUPS__TEST_SETUPS__val_state": True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import (
+from datasets.folders import (
     ANY_PATH_KEY,
     list_images,
     missing_object,
@@ -21,12 +21,11 @@ from datasets.files import (
     subfolders,
     tell_unread,
 )
-from datasets.mask_files import read_labels
-from datasets.masks import rle_encode
+from datasets.masks import read_labels, rle_encode
 from datasets.orientation import turned_back
 from datasets.samples import Sample
 from utils.errors import DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 _LOG = logging.getLogger(__name__)
 _NORMAL = "good"  # folder of images without defect

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import (
+from datasets.folders import (
     ANY_PATH_KEY,
     list_images,
     missing_object,
@@ -16,6 +15,7 @@ from datasets.files import (
     subfolders,
     tell_unread,
 )
+from datasets.readers.anomaly import NORMAL, AnomalyImage, AnomalyObject
 from utils.errors import DataError
 
 MVTEC_OBJECTS = (

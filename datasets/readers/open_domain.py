@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import (
+from datasets.folders import (
     ANY_PATH_KEY,
     list_images,
     match_masks,
@@ -21,9 +21,9 @@ from datasets.files import (
     subfolders,
     tell_unread,
 )
-from datasets.mask_files import read_labels, read_mask
+from datasets.masks import read_labels, read_mask
 from utils.errors import ConfigError, DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 NORMAL = "good"  # folder of support images without defect
 _LOG = logging.getLogger(__name__)

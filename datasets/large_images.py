@@ -13,7 +13,7 @@ import pyvips
 from datasets.image_faults import cause
 from datasets.images import image_size, read_image, tell_constant
 from utils.errors import DataError
-from utils.memory import pages, trim_heap
+from utils.large_arrays import pages, trim_heap
 
 AT_ONCE = 1 << 24  # pixels; larger files are read in strips
 PIECE = 16  # rows per call of the decoder, which holds several copies of what it is asked for

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.folders import read_text
 from datasets.images import check_pixels
 from datasets.masks import (
     Rle,
@@ -22,9 +23,8 @@ from datasets.masks import (
     rle_of_annotation,
     rle_of_polygons,
 )
-from datasets.text_files import read_text
 from utils.errors import DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
 _TEXT, _NUMBER = ((str,), "a string"), ((int,), "an integer")

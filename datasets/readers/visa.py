@@ -11,17 +11,17 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import mvtec
-from datasets.anomaly import NORMAL, AnomalyImage, AnomalyObject
-from datasets.files import (
+from datasets.folders import (
     ANY_PATH_KEY,
     ListedFiles,
     check_same_size,
     missing_object,
     named_files,
+    read_text,
     tell_unread,
 )
-from datasets.text_files import read_text
+from datasets.readers import mvtec
+from datasets.readers.anomaly import NORMAL, AnomalyImage, AnomalyObject
 from utils.errors import DataError
 
 VISA_OBJECTS = (

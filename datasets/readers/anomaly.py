@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.episodes import derive_seed
-from datasets.mask_files import read_mask
+from datasets.masks import read_mask
 from datasets.orientation import turned_back
 from utils.errors import DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 _LOG = logging.getLogger(__name__)
 NORMAL = "good"  # what the data sets call an image without defect

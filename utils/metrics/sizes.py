@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils.metrics import IGNORE, intersection_union
+from utils.metrics.segmentation import IGNORE, intersection_union
 
 SIZES = (
     ("under 0.03 %", 0.0, 0.0003),

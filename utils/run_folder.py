@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 from utils.distributed import from_main, is_main, world_size
 from utils.errors import ConfigError, UserError
-from utils.files import PARTIAL, remove_partial, write_json, write_text
+from utils.output_files import PARTIAL, remove_partial, write_json, write_text
 from utils.precision import pick_device
 
 LOG = logging.getLogger(__name__)

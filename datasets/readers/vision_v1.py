@@ -6,9 +6,7 @@ import logging
 from itertools import groupby
 from pathlib import Path
 
-from datasets.categories import CategoryNumbers
-from datasets.coco import CocoFile, Shapes, listed_size, read_coco
-from datasets.files import (
+from datasets.folders import (
     ANY_PATH_KEY,
     ListedFiles,
     missing_object,
@@ -17,12 +15,13 @@ from datasets.files import (
     tell_unread,
 )
 from datasets.images import image_size
-from datasets.mask_files import tell_inverted
-from datasets.masks import Rle, rle_area, rle_decode, rle_encode
+from datasets.masks import Rle, rle_area, rle_decode, rle_encode, tell_inverted
 from datasets.orientation import STORED, orientation_of_annotation, turned_back
+from datasets.readers.categories import CategoryNumbers
+from datasets.readers.coco import CocoFile, Shapes, listed_size, read_coco
 from datasets.samples import Sample
 from utils.errors import DataError
-from utils.notices import warn_once
+from utils.warn_once import warn_once
 
 ANNOTATIONS = "_annotations.coco.json"
 PARTS = ("train", "val", "valid")  # valid: as Roboflow calls it

@@ -1,0 +1,43 @@
+"""What is measured: each measure once, with the name that metrics files use and the words that people read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure.
+
+    Attributes:
+        name: its key in metrics.json.
+        label: for tables, reports and summaries.
+        unit: "%": a fraction, shown in percent; "": shown as it is.
+        higher_is_better: of two values the higher one is the better.
+    """
+
+    name: str
+    label: str
+    unit: str = "%"
+    higher_is_better: bool = True
+
+
+CLASS_IOU = Measure("iou", "IoU")
+SEGMENTATION = (Measure("miou", "mIoU"), Measure("fb_iou", "FB-IoU"))
+ANOMALY = (
+    Measure("image_auroc", "image AUROC"),
+    Measure("image_ap", "image AP"),
+    Measure("image_f1_max", "image F1-max"),
+    Measure("pixel_auroc", "pixel AUROC"),
+    Measure("pixel_ap", "pixel AP"),
+    Measure("pixel_f1_max", "pixel F1-max"),
+    Measure("aupro", "AUPRO"),
+)
+BY_SIZE = (
+    CLASS_IOU,
+    Measure("recall", "recall"),
+    Measure("false_positive_area", "false-positive area of the image", higher_is_better=False),
+    Measure("found", "found defects"),
+    Measure("false_alarms", "false alarms per image", "", higher_is_better=False),
+)
+MEASURES = {m.name: m for m in (*SEGMENTATION, *ANOMALY, *BY_SIZE)}

@@ -41,7 +41,7 @@ def read_mask(picture: Picture, name: str = "") -> np.ndarray:
     A pixel is marked where any colour channel is not 0, or, of a palette without black, the index.
     What is transparent is not marked; where all that is visible has one colour, or is a photograph,
     the alpha channel is the mask. Values that are shades, as smoothing or lossy compression leaves
-    them, are cut at half of the greatest one, with a warning. One names a mask that marks over 90 %.
+    them, are cut at half of the greatest one, with a warning. So is named a mask of over 90 %.
 
     Args:
         picture: the mask.
@@ -62,8 +62,8 @@ def read_mask(picture: Picture, name: str = "") -> np.ndarray:
         warn_once(
             _LOG,
             f"{where}: {share:.2g} % of the mask's pixels lie between 0 and {most} (smoothed, or "
-            f"saved with losses): those from {-(-most // 2)} on are taken for marked; save masks as "
-            "PNG with two values",
+            f"saved with losses): those from {-(-most // 2)} on are taken for marked; save masks "
+            "as PNG with two values",
         )
         mask = (bright >= most / 2).astype(np.uint8)
     warn_inverted(where, np.count_nonzero(mask) / mask.size)
@@ -294,7 +294,7 @@ def _refuse_unsure(values: np.ndarray, where: str) -> None:
     if np.count_nonzero(chosen & (amid | ~by_background)) > np.count_nonzero(chosen) / 2:
         listed = ", ".join(map(str, small[:5].tolist()))
         raise DataError(
-            f"{where}: holds {listed} and {unsure}, which stands for 'not sure' in most tools; save "
-            f"the mask with 0 where there is no defect, and elsewhere with {unsure} alone or class "
-            "values alone"
+            f"{where}: holds {listed} and {unsure}, which stands for 'not sure' in most tools; "
+            f"save the mask with 0 where there is no defect, and elsewhere with {unsure} alone or "
+            "class values alone"
         )

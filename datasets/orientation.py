@@ -53,8 +53,8 @@ def frame_of_mask(
             _LOG,
             f"{shown(image if mask is None else mask)}: viewers turn the image by EXIF orientation "
             f"{found} and its mask by {own}, and the sizes fit as stored: the mask is taken to lie "
-            f"on the pixels as they are {'stored' if as_stored else 'shown'}; save images and masks "
-            "without EXIF orientation to be sure",
+            f"on the pixels as they are {'stored' if as_stored else 'shown'}; save images and "
+            "masks without EXIF orientation to be sure",
         )
     if as_stored:
         return STORED, STORED

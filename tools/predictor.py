@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
-from datasets.image_faults import shown
+from datasets.images import shown
 from datasets.images import Picture, limit_pixels, read_image
 from datasets.masks import read_mask
 from datasets.orientation import turned_back

@@ -10,8 +10,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from datasets.build import build_normal_images, build_test_index, is_anomaly_data, view_settings
+from datasets.build import build_normal_images, build_test_index, view_settings
 from datasets.queries import Query
+from datasets.readers import reader_of
 from datasets.samples import SampleIndex
 from tools.anomaly import detect_anomalies
 from tools.evaluator import (
@@ -25,7 +26,7 @@ from tools.evaluator import (
 from tools.gallery import Entry, chosen, query_panels, support_panels, write_gallery
 from tools.job import begin, run_job
 from tools.methods import weights_files
-from tools.open_domain import OPEN_DOMAIN_NAME, segment_open_domain
+from tools.open_domain import segment_open_domain
 from tools.predictor import Predictor
 from tools.results import Evaluation
 from utils.distributed import barrier, is_main
@@ -38,9 +39,12 @@ LOG = logging.getLogger(__name__)
 
 def run_test(cfg: CfgNode, config_file: str) -> Path:
     """Run test.py's job in NUM_GPUS processes; returns the run's folder."""
-    if cfg.DATASET.name.startswith(OPEN_DOMAIN_NAME):
-        return run_job(segment_open_domain, cfg, config_file, cfg.NUM_GPUS)
-    job = detect_anomalies if is_anomaly_data(cfg) else test_split
+    kinds = {
+        "episodes": test_split,
+        "anomaly": detect_anomalies,
+        "open_domain": segment_open_domain,
+    }
+    job = kinds[reader_of(cfg.DATASET.name).kind]
     return run_job(job, cfg, config_file, cfg.NUM_GPUS)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datasets.build import build_test_index, build_train_index
-from datasets.masks import rle_encode
+from datasets.rle import rle_encode
 from datasets.samples import Sample, SampleIndex
 from tests.helpers import EARLY_BEST, SIZE, surface, tiny_config, trainer_of, write_product
 from tools.evaluator import test_episodes as episodes_of

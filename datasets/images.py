@@ -54,11 +54,6 @@ def limit_pixels(count: int) -> None:
     _most_pixels = count
 
 
-def most_pixels() -> int:
-    """The number of pixels above which an image is refused."""
-    return _most_pixels
-
-
 def check_pixels(where: object, size: tuple[int, int]) -> None:
     """Raises DataError for a size (h, w) without pixels, or above what `limit_pixels` set."""
     told = f"{where}: {size[0]} x {size[1]} pixels (h x w)"
@@ -173,7 +168,8 @@ def opened(picture: object, where: str) -> Iterator[tuple[Image.Image, int]]:
             raise DataError(f"{where}: {expected}")
         if not stat.S_ISREG(os.stat(picture).st_mode):  # a pipe would be waited for
             raise DataError(f"{where}: not a file; put the image itself there")
-        with Image.open(picture, formats=FORMATS) as image:
+        # not by its path: Pillow maps such files into memory, and gets turned TIFFs wrong then
+        with open(picture, "rb") as file, Image.open(file, formats=FORMATS) as image:
             _check(image, where)
             turn = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
             yield image, turn if turn in range(1, 9) else 1
@@ -225,7 +221,7 @@ def unreadable(picture: object, error: Exception) -> str:
         return f"not an image but {other}"
     if kind := head[4:8] == b"ftyp" and _PHONES.get(head[8:12]):
         return f"an image in the format {kind}, which is not read; {_SAVE}"
-    if head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_whole_tiff(picture, unknown)):
+    if unknown and head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture)):
         return f"a TIFF of {kind}, which the decoder does not know; {_SAVE}"
     lost = "copy it again where it is cut off or damaged"
     return f"{told}; {lost}; where other programs open it, {_SAVE}"
@@ -239,37 +235,20 @@ def foreign(head: bytes) -> str:
     )
 
 
-def _kind_of_whole_tiff(path: str | os.PathLike, unknown: bool) -> str:
-    """The pixel type of a TIFF that has all its bytes but that the decoder lacks; "" for others.
-
-    unknown: the header was refused, not the pixels.
-    """
+def _kind_of_tiff(path: str | os.PathLike) -> str:
+    """The pixel type of a TIFF, by its header; "" where that is broken, too."""
     tags = TiffImagePlugin
     try:
         with open(path, "rb") as file:
             directory = tags.ImageFileDirectory_v2(file.read(8))
             file.seek(directory.next)
             directory.load(file)
-            size = file.seek(0, os.SEEK_END)
-        starts, lengths = (
-            directory.get(strips) or directory.get(tiles) or ()
-            for strips, tiles in (
-                (tags.STRIPOFFSETS, tags.TILEOFFSETS),
-                (tags.STRIPBYTECOUNTS, tags.TILEBYTECOUNTS),
-            )
-        )
-        is_whole = max(map(sum, zip(starts, lengths, strict=True)), default=size + 1) <= size
-        bands, packed = directory.get(tags.SAMPLESPERPIXEL, 1), directory.get(tags.COMPRESSION, 1)
-        bits = directory.get(tags.BITSPERSAMPLE, (1,))[0]
+        bands, bits = directory.get(tags.SAMPLESPERPIXEL, 1), directory[tags.BITSPERSAMPLE][0]
         form = directory.get(tags.SAMPLEFORMAT, (1,))[0]
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
         return ""
-    usual = packed in (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # compressions that are always decoded
-    if not is_whole or (usual and not unknown):
-        return ""
     numbers = {1: "whole numbers", 2: "signed numbers", 3: "floating point"}.get(form, "numbers")
-    how = "" if packed == 1 else f", compression {tags.COMPRESSION_INFO.get(packed, packed)}"
-    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}{how}"
+    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}"
 
 
 def _check(image: Image.Image, where: str) -> None:

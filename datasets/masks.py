@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Iterator
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.images import (
-    Picture,
-    checked_array,
-    loaded,
-    loses_lower_bits,
-    opened,
-    rgb_pixels,
-    shown,
-    turned,
-)
+from datasets.images import Picture, checked_array, loaded, opened, rgb_pixels, shown, turned
 from utils.errors import DataError
 from utils.warn_once import warn_once
 
@@ -31,7 +18,6 @@ _LOSS = 0.03  # share of the greatest value by which compression moves values
 _LOSSY = ("JPEG", "MPO", "JPEG2000")
 _MOST_SHADES = 256  # colours of a mask with a drawing in alpha; more are a photograph
 _MOST_COLOURS = 4096  # of a mask; more are a photograph
-_ROWS = 256  # looked at together
 _LOG = logging.getLogger(__name__)
 
 
@@ -117,8 +103,6 @@ def _values(
             lossy = image.format in _LOSSY
             if image.mode in ("P", "PA"):
                 values, are_labels = _of_palette(image, classes, where)
-            elif loses_lower_bits(image):
-                values = _sixteen_bit_colours(picture, turn, where)
             else:
                 values = _stored(image, where)
             values = turned(values, turn, undo=True)
@@ -149,17 +133,6 @@ def _stored(image: Image.Image, where: str) -> np.ndarray:
     # Pillow stretches grey values of 2 and 4 bits to 8
     packed = 85 if "L;2" in rawmodes else 17 if "L;4" in rawmodes else 1
     return np.array(image) // np.uint8(packed) if packed > 1 else np.array(image)
-
-
-def _sixteen_bit_colours(picture: Picture, turn: int, where: str) -> np.ndarray:
-    """Values (h, w, channels) of a file of 16-bit colours, of which Pillow takes the upper 8."""
-    read = None
-    if not isinstance(picture, Image.Image) and turn == 1:
-        read = cv2.imread(os.fspath(picture), cv2.IMREAD_UNCHANGED)
-    if read is None or read.dtype != np.uint16 or read.ndim != 3:
-        remedy = "which the decoder shortens to 8; save it with 8 bits"
-        raise DataError(f"{where}: a mask of 16-bit colours, {remedy}")
-    return read[:, :, [2, 1, 0, 3][: read.shape[2]]]
 
 
 def _of_palette(image: Image.Image, classes: bool, where: str) -> tuple[np.ndarray, bool]:
@@ -232,29 +205,20 @@ def _are_labels(values: np.ndarray, bright: np.ndarray, most: int) -> bool:
     and the brightest, so that each lies beside other ones; what compression leaves of 0 and the
     brightest is scattered. A few values in the lower half of the range are labels in any case.
     """
-    pixels, odd = Counter[int](), Counter[int]()
-    for rows, inner in _overlapping_rows(len(values)):
-        codes, light = _codes(values[rows]), bright[rows]
-        between = (codes != 0) & (light != most)
-        beside, amid = _neighbours(codes)
-        scattered = ((light <= _LOSS * most) | (light >= most - _LOSS * most)) & ~amid
-        for counter, chosen in ((pixels, between), (odd, between & (beside | scattered))):
-            seen, counts = np.unique(codes[inner][chosen[inner]], return_counts=True)
-            counter.update(dict(zip(seen.tolist(), counts.tolist(), strict=True)))
-        if len(pixels) > _MOST_COLOURS:
-            return False
+    codes = _codes(values)
+    between = (codes != 0) & (bright != most)
+    found, counts = np.unique(codes[between], return_counts=True)
     lower_half = 128 if bright.itemsize == 1 else 128 * 257
-    if not pixels or (len(pixels) < MOST_CLASSES and most < lower_half):
+    if not len(found) or (len(found) < MOST_CLASSES and most < lower_half):
         return True
-    graded = sum(odd[code] > count / 2 for code, count in pixels.items())
-    return graded <= len(pixels) / 2 and odd.total() <= pixels.total() / 2
-
-
-def _overlapping_rows(height: int) -> Iterator[tuple[slice, slice]]:
-    """Strips of an image with a row more on either side, and where the strip lies in them."""
-    for top in range(0, height, _ROWS):
-        start = max(0, top - 1)
-        yield slice(start, top + _ROWS + 1), slice(top - start, top - start + _ROWS)
+    if len(found) > _MOST_COLOURS:
+        return False
+    beside, amid = _neighbours(codes)
+    scattered = ((bright <= _LOSS * most) | (bright >= most - _LOSS * most)) & ~amid
+    odd = codes[between & (beside | scattered)]
+    odd_counts = np.bincount(np.searchsorted(found, odd), minlength=len(found))
+    graded = np.count_nonzero(odd_counts > counts / 2)
+    return graded <= len(found) / 2 and len(odd) <= counts.sum() / 2
 
 
 def _codes(values: np.ndarray) -> np.ndarray:

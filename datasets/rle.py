@@ -13,6 +13,7 @@ from utils.errors import DataError
 
 # {"size": [h, w], "counts": str}: compressed run lengths, as text so that they are JSON
 Rle = dict[str, Any]
+_BROKEN = "run lengths are broken: expected integers >= 0 that sum up to {} x {} pixels"
 _FARTHEST = 2**24  # pixels; cv2.fillPoly computes in 16.16 fixed point and wraps around
 
 
@@ -97,7 +98,7 @@ def rle_of_annotation(segmentation: Rle, size: tuple[int, int]) -> Rle:
         kind = type(counts).__name__
         raise DataError(f"run lengths have counts of type {kind}, expected a list or a string")
     if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
-        raise _broken_runs(size)
+        raise DataError(_BROKEN.format(*size))
     return _rle_of_runs(counts, size)
 
 
@@ -119,13 +120,8 @@ def _runs_of_string(counts: str, size: tuple[int, int]) -> np.ndarray:
     runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
     runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
     if runs.min() < 0 or runs.sum() != size[0] * size[1]:
-        raise _broken_runs(size)
+        raise DataError(_BROKEN.format(*size))
     return runs
-
-
-def _broken_runs(size: tuple[int, int]) -> DataError:
-    expected = f"expected integers >= 0 that sum up to {size[0]} x {size[1]} pixels"
-    return DataError(f"run lengths are broken: {expected}")
 
 
 def _rle_of_runs(runs: Sequence[int], size: tuple[int, int]) -> Rle:

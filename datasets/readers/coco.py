@@ -30,6 +30,7 @@ _NEEDED = {
         "segmentation": ((list, dict), "polygons or run lengths"),
     },
 }
+_NOUNS = {"images": "image", "categories": "category", "annotations": "annotation"}
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what no file name can hold
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def read_coco(path: Path) -> CocoFile:
                 f"relative to {path.parent}, without .."
             )
         image["file_name"] = name.as_posix()  # the same however it is spelt
-    coco = CocoFile(path, by_id, {entry["id"]: entry["name"] for entry in categories}, {})
+    names = {entry["id"]: entry["name"] for entry in categories}
+    coco = CocoFile(path, by_id, names, {})
     annotations = _entries(path, content, "annotations")
     boxes, sizes = [], []
     for annotation in annotations:
@@ -95,7 +97,8 @@ def read_coco(path: Path) -> CocoFile:
             ("categories", category, coco.names),
         ):
             if number not in known:
-                raise DataError(f"{where} belongs to {number!r}, which {key!r} does not list")
+                noun = f"{_NOUNS[key]} {number!r}"
+                raise DataError(f"{where} belongs to {noun}, which {key!r} does not list")
         sizes.append(coco.size(image_id))
         try:
             rle, box = _shape(annotation["segmentation"], sizes[-1])
@@ -116,9 +119,9 @@ def _entries(path: Path, content: dict, key: str) -> list[dict]:
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
             raise DataError(f"{path}: entry {position} of {key!r} has no integer 'id'")
-        where = f"{path}: entry {entry['id']} of {key!r}"
+        where = f"{path}: {_NOUNS[key]} {entry['id']}"
         if entry["id"] in ids:
-            raise DataError(f"{where}: two entries have this id; ids must be unique")
+            raise DataError(f"{where}: two of {key!r} have this id; ids must be unique")
         ids.add(entry["id"])
         for name, (types, expected) in _NEEDED[key].items():
             if type(entry.get(name)) not in types:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from datasets.folders import check_same_size
+from datasets.orientation import check_same_size
 from datasets.masks import read_labels, read_mask
 from datasets.orientation import turned_back
 from datasets.readers import ds_spectrum, mvtec

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.masks import rle_encode
+from datasets.rle import rle_encode
 from datasets.readers.coco import read_coco
 from tests.fuzz.guards import fuzzed
 from utils.errors import DataError

@@ -12,7 +12,7 @@ from datasets.folders import (
     pair_masks,
     some_images,
     subfolders,
-    tell_unread,
+    warn_unread,
 )
 from utils.errors import DataError
 
@@ -163,7 +163,7 @@ def test_what_is_not_read_is_told_once_by_folder_and_reason(tmp_path, caplog):
     ):
         write(tmp_path / name)
     for _ in range(2):
-        tell_unread(tmp_path, read, "they go into image/", masks=["mask"], silent=["inference"])
+        warn_unread(tmp_path, read, "they go into image/", masks=["mask"], silent=["inference"])
     beside, suffix, deep, stray = (record.getMessage() for record in caplog.records)
     assert beside == f"{tmp_path}: 1 files, such as z.JPG, are not read; they go into image/"
     assert f"{tmp_path}/image: 2 files, such as b.webp, are left out for their suffix" in suffix
@@ -214,7 +214,7 @@ def test_what_links_lead_to_is_looked_through_once(tmp_path, caplog):
         ("round", "object"),
     ):
         (tmp_path / "object" / name).symlink_to(tmp_path / place)
-    tell_unread(
+    warn_unread(
         tmp_path / "object", [tmp_path / "object" / "image" / read.name], "they go into image/"
     )
     (record,) = caplog.records

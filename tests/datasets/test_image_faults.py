@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.image_faults import cause
+from datasets.images import unreadable as cause
 from datasets.images import image_size, read_image
 from datasets.large_images import ImageStrips
 from tests.datasets.bad_files import RGB, saved

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from datasets.masks import (
+from datasets.rle import (
     polygon_corners,
     rle_area,
     rle_decode,

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from datasets.masks import rle_encode
+from datasets.rle import rle_encode
 from datasets.samples import Sample, SampleIndex, fingerprint, load_or_build
 from utils import warn_once as notices
 from utils.errors import DataError, OutputError

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.images import image_size, read_image
-from datasets.masks import rle_encode
+from datasets.rle import rle_encode
 from datasets.readers.vision_v1 import normal_images, read_object, source_files
 from utils.errors import DataError
 

@@ -6,38 +6,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.readers import ds_spectrum
 from datasets.readers.ds_spectrum import normal_images, read_object, source_files
 from datasets.samples import load_or_build
+from tests.datasets.bad_files import saved, with_orientation
 from utils.errors import DataError
 
 LABELS = np.zeros((12, 16), np.uint8)
 LABELS[2:4, 3:6] = 1
 LABELS[8:10, 1:9] = 3
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 
 
-def write(image, mask, labels=LABELS):
-    for path in (image, mask):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", labels.shape[::-1]).save(image)
-    (labels if isinstance(labels, Image.Image) else Image.fromarray(labels)).save(mask)
+def write(folder, image, mask, labels=LABELS):
+    saved(folder / "image" / image, PIXELS)
+    saved(folder / "mask" / mask, labels)
 
 
-def nested(folder, labels=LABELS):
-    write(
-        folder / "image" / "crack" / "001.png", folder / "mask" / "crack" / "001_mask.png", labels
-    )
-    write(
-        folder / "image" / "cut" / "000.png", folder / "mask" / "cut" / "000_mask.png", LABELS // 3
-    )
+def nested(folder):
+    write(folder, "crack/001.png", "crack/001_mask.png")
+    write(folder, "cut/000.png", "cut/000_mask.png", LABELS // 3)
 
 
 def flat(folder, labels=LABELS):
-    write(folder / "image" / "000.png", folder / "mask" / "000_mask.png", labels)
-    write(folder / "image" / "001.PNG", folder / "mask" / "001.png", LABELS // 3)
+    write(folder, "000.png", "000_mask.png", labels)
+    write(folder, "001.PNG", "001.png", LABELS // 3)
 
 
-def test_nested_layout(tmp_path):
+def test_every_value_is_a_sample_in_the_nested_layout(tmp_path):
     nested(tmp_path / "bottle")
+    saved(tmp_path / "bottle" / "image" / "good" / "000.png", PIXELS)
     samples, notes = read_object(tmp_path, "bottle")
     assert [(s.image, s.object, s.category, s.category_name) for s in samples] == [
         ("bottle/image/crack/001.png", "bottle", 1, "1"),
@@ -47,76 +45,61 @@ def test_nested_layout(tmp_path):
     for sample, expected in zip(samples, (LABELS == 1, LABELS == 3, LABELS == 3), strict=True):
         np.testing.assert_array_equal(sample.decode_mask(), expected)
     assert notes == []
-
-
-def test_good_folders_are_skipped(tmp_path):
-    nested(tmp_path / "bottle")
-    good = tmp_path / "bottle" / "image" / "good"
-    good.mkdir()
-    Image.new("RGB", (5, 5)).save(good / "000.png")
-    samples, notes = read_object(tmp_path, "bottle")
-    assert len(samples) == 3 and notes == []
     assert not any("good" in path.parts for path in source_files(tmp_path, "bottle"))
 
 
-@pytest.mark.parametrize("folder", ["bottle", "DS-MVTec/bottle"])
-def test_normal_images_are_those_in_good(tmp_path, folder):
-    nested(tmp_path / folder)
+TREES = [("bottle", "bottle"), ("bottle", "DS-MVTec/bottle"), ("Ring_VISION", "Ring_VISION")]
+TREES += [("Ring_VISION", "DS-VISION/Ring"), ("DS-DAGM", "DS-DAGM")]
+
+
+@pytest.mark.parametrize(("object", "folder"), TREES)
+def test_objects_of_both_trees_keep_their_published_name(tmp_path, object, folder):
+    flat(tmp_path / folder)
+    samples, _ = read_object(tmp_path, object)
+    assert {sample.object for sample in samples} == {object}
+    assert [(sample.image, sample.category) for sample in samples] == [
+        (f"{folder}/image/000.png", 1),
+        (f"{folder}/image/000.png", 3),
+        (f"{folder}/image/001.PNG", 1),
+    ]
+    assert ds_spectrum.has_object(tmp_path, object) and not ds_spectrum.has_object(tmp_path, "pill")
+
+
+def test_of_an_object_in_both_trees_that_of_the_published_name_is_read(tmp_path, caplog):
+    flat(tmp_path / "cup")
+    nested(tmp_path / "DS-MVTec" / "cup")
+    assert read_object(tmp_path, "cup")[0][0].image == "cup/image/000.png"
+    assert f"cup is read from {tmp_path}/cup; {tmp_path}/DS-MVTec/cup is there, too" in caplog.text
+
+
+def test_normal_images_are_those_in_good(tmp_path):
+    nested(tmp_path / "DS-MVTec" / "bottle")
     assert normal_images(tmp_path, "bottle") == []
-    good = tmp_path / folder / "image" / "good"
-    good.mkdir()
-    for name in ("001.PNG", "000.png", "readme.txt"):
-        Image.new("RGB", (5, 5)).save(good / name, "PNG")
+    good = tmp_path / "DS-MVTec" / "bottle" / "image" / "good"
+    for name in ("001.PNG", "000.png"):
+        saved(good / name, PIXELS)
+    (good / "readme.txt").touch()
     assert normal_images(tmp_path, "bottle") == [good / "000.png", good / "001.PNG"]
     with pytest.raises(DataError, match=r"pill.*TEST\.dataset_path.*bottle"):
         normal_images(tmp_path, "pill", "TEST.dataset_path")
 
 
-def test_flat_layout_with_both_names_of_masks(tmp_path):
-    flat(tmp_path / "DS-DAGM")
-    samples, _ = read_object(tmp_path, "DS-DAGM")
-    assert [(s.image, s.category) for s in samples] == [
-        ("DS-DAGM/image/000.png", 1),
-        ("DS-DAGM/image/000.png", 3),
-        ("DS-DAGM/image/001.PNG", 1),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("object", "folder"),
-    [
-        ("bottle", "bottle"),
-        ("bottle", "DS-MVTec/bottle"),
-        ("Ring_VISION", "Ring_VISION"),
-        ("Ring_VISION", "DS-VISION/Ring"),
-        ("DS-DAGM", "DS-DAGM"),
-        ("DS-Cotton-Fabric", "DS-Cotton-Fabric"),
-    ],
-)
-def test_objects_of_both_trees_keep_their_published_name(tmp_path, object, folder):
-    flat(tmp_path / folder)
-    samples, _ = read_object(tmp_path, object)
-    assert {s.object for s in samples} == {object}
-    assert {s.image for s in samples} == {f"{folder}/image/000.png", f"{folder}/image/001.PNG"}
-
-
-def palette():
-    image = Image.fromarray(LABELS, "L").convert("P")
-    image.putdata(LABELS.flatten().tolist())
-    image.putpalette([9, 9, 9, 0, 0, 0, 5, 5, 5, 255, 0, 0])
-    return image
-
-
-FORMS = {"rgb": np.repeat(LABELS[:, :, None], 3, axis=2), "sixteen bits": LABELS.astype(np.uint16)}
-
-
-@pytest.mark.parametrize("form", [*FORMS, "palette"])
-def test_other_forms_of_masks_hold_the_same_classes(tmp_path, form):
-    folder = tmp_path / "a"
-    flat(folder)
+def test_other_forms_of_masks_hold_the_same_classes(tmp_path):
+    flat(tmp_path / "a")
     expected = read_object(tmp_path, "a")
-    mask = palette() if form == "palette" else Image.fromarray(FORMS[form])
-    mask.save(folder / "mask" / "000_mask.png")
+    palette = Image.fromarray(LABELS, "P")
+    palette.putpalette([9, 9, 9, 0, 0, 0, 5, 5, 5, 255, 0, 0])
+    rgb, deep = np.repeat(LABELS[:, :, None], 3, axis=2), LABELS.astype(np.uint16)
+    for mask in (palette, Image.fromarray(rgb), Image.fromarray(deep)):
+        mask.save(tmp_path / "a" / "mask" / "000_mask.png")
+        assert read_object(tmp_path, "a") == expected
+
+
+def test_a_mask_drawn_on_the_turned_image_is_turned_back(tmp_path):
+    flat(tmp_path / "a")
+    with_orientation(tmp_path / "a" / "image" / "000.png", PIXELS, 6)
+    expected = read_object(tmp_path, "a")
+    saved(tmp_path / "a" / "mask" / "000_mask.png", np.rot90(LABELS, -1).copy())
     assert read_object(tmp_path, "a") == expected
 
 
@@ -127,44 +110,38 @@ def test_black_masks_are_left_out_with_a_note(tmp_path):
     assert len(notes) == 1 and "1 of 2 masks are black" in notes[0]
 
 
-def test_an_image_without_a_mask_names_both(tmp_path):
-    nested(tmp_path / "a")
-    os.remove(tmp_path / "a" / "mask" / "crack" / "001_mask.png")
-    with pytest.raises(DataError, match=r"a/image/crack/001\.png.*a/mask/crack/001_mask\.png"):
-        read_object(tmp_path, "a")
-
-
-def test_a_mask_of_another_size_names_both(tmp_path):
+def test_255_beside_small_classes_of_other_masks_is_named(tmp_path, caplog):
     flat(tmp_path / "a")
-    Image.fromarray(LABELS.T).save(tmp_path / "a" / "mask" / "000_mask.png")
-    with pytest.raises(DataError, match=r"a/mask/000_mask\.png.*a/image/000\.png"):
-        read_object(tmp_path, "a")
+    write(tmp_path / "a", "z.png", "z.png", np.where(LABELS > 0, 255, 0).astype(np.uint8))
+    assert {sample.category for sample in read_object(tmp_path, "a")[0]} == {1, 3, 255}
+    assert "its masks hold class 255 beside classes such as 1" in caplog.text
 
 
-def test_missing_objects_and_folders(tmp_path):
+def test_missing_objects_folders_and_masks_are_named(tmp_path):
     for folder in ("DS-MVTec/bottle", "DS-VISION/Ring", "DS-DAGM"):
         flat(tmp_path / folder)
     listed = r"DS-DAGM, DS-MVTec, DS-MVTec/bottle, DS-VISION, DS-VISION/Ring"
     for name in ("Wood_VISION", "pill"):
         with pytest.raises(DataError, match=rf"{name}.*TEST\.dataset_path.*{listed}"):
             read_object(tmp_path, name, "TEST.dataset_path")
-    with pytest.raises(DataError, match=r"TRAIN\.dataset_path or TEST\.dataset_path"):
-        read_object(tmp_path / "gone", "pill")
-    for name in ("image", "mask"):
-        flat(tmp_path / "a")
-        (tmp_path / "a" / name).rename(tmp_path / f"{name}_gone")
-        with pytest.raises(DataError, match=rf"a/{name}: no such folder"):
-            read_object(tmp_path, "a")
+    saved(tmp_path / "DS-DAGM" / "mask" / "000_mask.png", LABELS.T.copy())
+    with pytest.raises(
+        DataError, match=r"mask/000_mask\.png is 16 x 12.*image/000\.png is 12 x 16"
+    ):
+        read_object(tmp_path, "DS-DAGM")
+    os.remove(tmp_path / "DS-DAGM" / "mask" / "000_mask.png")
+    with pytest.raises(DataError, match=r"image/000\.png has no mask.*mask/000_mask\.png"):
+        read_object(tmp_path, "DS-DAGM")
+    (tmp_path / "DS-DAGM" / "mask").rename(tmp_path / "gone")
+    with pytest.raises(DataError, match="DS-DAGM/mask: no such folder"):
+        read_object(tmp_path, "DS-DAGM")
 
 
 def test_a_changed_mask_makes_the_saved_index_stale(tmp_path):
-    from datasets import ds_spectrum
-
     flat(tmp_path / "a")
     arguments = (ds_spectrum, "DS_Spectrum", tmp_path, ["a"], tmp_path / "cache", True, True)
     first = load_or_build(*arguments)
     assert load_or_build(*arguments) == first
-    mask = tmp_path / "a" / "mask" / "000_mask.png"
-    Image.fromarray(LABELS // 3).save(mask)
+    mask = saved(tmp_path / "a" / "mask" / "000_mask.png", LABELS // 3)
     os.utime(mask, ns=(5, 5))
-    assert [s.category for s in load_or_build(*arguments).samples] == [1, 1]
+    assert [sample.category for sample in load_or_build(*arguments).samples] == [1, 1]

@@ -15,7 +15,7 @@ from datasets.readers import vision_v1
 from datasets.readers.open_domain import category_mask, read_open_domain
 from datasets.samples import load_or_build
 
-DATA = Path(os.environ.get("SOFS_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+DATA = Path(os.environ.get("SOFS_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 if not DATA.is_dir():
     pytest.skip(f"no real images in {DATA}; set SOFS_DATA", allow_module_level=True)
 

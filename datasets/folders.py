@@ -97,12 +97,8 @@ def warn_unread(
 ) -> None:
     """Warn of the images below a folder that were not read, a line for each folder of some.
 
-    Args:
-        root: of what was read, such as an object's folder.
-        read: images and masks that were read.
-        expected: where images are read from, for people.
-        masks: names of folders of masks.
-        silent: names of folders, at any depth, of which nothing is expected to be read.
+    read: images and masks that were.  expected: where images are read from, for people.  masks:
+    names of folders of masks.  silent: names of folders of which nothing is expected to be read.
     """
     real = cache(os.path.realpath)  # of folders; the files in them may be links
     known = {(real(path.parent), path.name) for path in read}
@@ -177,13 +173,7 @@ class ListedFiles:
 
     A file that is not there under its name is looked for under other spellings: backslashes, %20,
     case, Unicode form, with or without folders before it, unless it has another of the names.
-
-    Args:
-        folder: that the names start from.
-        names: all of them, as listed.
-
-    Attributes:
-        respelt: (name as listed, file that was found for it).
+    `respelt` holds (name as listed, file that was found for it).
     """
 
     def __init__(self, folder: Path, names: Iterable[str] = ()) -> None:

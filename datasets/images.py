@@ -221,7 +221,7 @@ def unreadable(picture: object, error: Exception) -> str:
         return f"not an image but {other}"
     if kind := head[4:8] == b"ftyp" and _PHONES.get(head[8:12]):
         return f"an image in the format {kind}, which is not read; {_SAVE}"
-    if unknown and head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture)):
+    if head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture, unknown)):
         return f"a TIFF of {kind}, which the decoder does not know; {_SAVE}"
     lost = "copy it again where it is cut off or damaged"
     return f"{told}; {lost}; where other programs open it, {_SAVE}"
@@ -235,8 +235,11 @@ def foreign(head: bytes) -> str:
     )
 
 
-def _kind_of_tiff(path: str | os.PathLike) -> str:
-    """The pixel type of a TIFF, by its header; "" where that is broken, too."""
+def _kind_of_tiff(path: str | os.PathLike, unknown: bool) -> str:
+    """The pixel type of a TIFF, by its header, where the decoder lacks it; "" otherwise.
+
+    unknown: the header was refused, not the pixels.
+    """
     tags = TiffImagePlugin
     try:
         with open(path, "rb") as file:
@@ -245,10 +248,14 @@ def _kind_of_tiff(path: str | os.PathLike) -> str:
             directory.load(file)
         bands, bits = directory.get(tags.SAMPLESPERPIXEL, 1), directory[tags.BITSPERSAMPLE][0]
         form = directory.get(tags.SAMPLEFORMAT, (1,))[0]
+        packed = directory.get(tags.COMPRESSION, 1)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
         return ""
+    if not unknown and packed in (1, 2, 3, 4, 5, 7, 8, 32773, 32946):  # always decoded
+        return ""
     numbers = {1: "whole numbers", 2: "signed numbers", 3: "floating point"}.get(form, "numbers")
-    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}"
+    how = "" if packed == 1 else f", compression {tags.COMPRESSION_INFO.get(packed, packed)}"
+    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}{how}"
 
 
 def _check(image: Image.Image, where: str) -> None:

@@ -143,30 +143,21 @@ def _of_palette(image: Image.Image, classes: bool, where: str) -> tuple[np.ndarr
     """
     image.load()
     indices = np.array(image)
-    alpha = indices[:, :, 1] if image.mode == "PA" else None
-    indices = indices if alpha is None else indices[:, :, 0]
+    indices = indices[:, :, 0] if image.mode == "PA" else indices
     if classes:
         return indices, True
-    with_alpha = image.copy()
-    with_alpha.apply_transparency()
-    colours = np.zeros((256, 4), np.uint8)
-    palette = np.array(with_alpha.getpalette("RGBA"), np.uint8).reshape(-1, 4)
-    colours[: len(palette)] = palette
-    used = np.unique(indices)
-    black = ~colours[:, :3].any(axis=1)
-    is_grey = (colours[used, 0:2] == colours[used, 1:3]).all()
+    *colours, alpha = np.moveaxis(np.array(image.convert("RGBA")), 2, 0)
+    bright = np.maximum.reduce(colours)
+    is_grey = bool((np.minimum.reduce(colours) == bright).all())
     if not is_grey:
         _refuse_unsure(indices, where)
-    if not black[used].any():
+    if bright.min() > 0:
         values = indices
-    elif is_grey:
-        values = colours[:, 0][indices]
     else:
-        values = np.where(black, 0, np.arange(1, 257)).astype(np.uint16)[indices]
-    alpha = colours[:, 3][indices] if alpha is None else alpha
+        values = bright if is_grey else np.where(bright > 0, indices + np.uint16(1), 0)
     if alpha.min() != alpha.max():
         values = np.dstack([values, alpha.astype(values.dtype)])
-    return values, not (is_grey and black[used].any())
+    return values, not is_grey or bright.min() > 0
 
 
 def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarray:

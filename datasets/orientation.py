@@ -27,18 +27,10 @@ def frame_of_mask(
     without refers to the stored pixels if it has their size. Where the sizes fit both ways, and it
     matters, a warning says so.
 
-    Args:
-        image: the mask belongs to. One that cannot be read contradicts nothing: whoever needs its
-            pixels reports it.
-        size: (h, w) of the mask as stored.
-        mask: its file or picture; None for an annotation that is none.
-
-    Returns:
-        Two EXIF orientations: the mask is to be shown by the first, then the second is to be
-        undone. None where no size fits.
-
-    Raises:
-        DataError: the mask cannot be read.
+    mask: its file or picture; None for an annotation that is none.
+    Returns two EXIF orientations: the mask is to be shown by the first, then the second is to be
+    undone; None where no size fits. An image that cannot be read contradicts nothing: whoever needs
+    its pixels reports it. Raises DataError for a mask that cannot be read.
     """
     own = STORED if mask is None else exif_orientation(mask)
     try:

@@ -26,12 +26,8 @@ _LOG = logging.getLogger(__name__)
 class Sample:
     """All pixels of one defect category in one image.
 
-    Attributes:
-        image: path relative to the data set's root, with forward slashes.
-        object: the product, e.g. "Ring_VISION".
-        category: its id within the object.
-        category_name: for people.
-        mask: run lengths of the image's size, at least one pixel marked.
+    image: path relative to the data set's root, with forward slashes.  object: the product, such as
+    "Ring_VISION".  category: its id within the object.  mask: of the image's size, not empty.
     """
 
     image: str
@@ -93,11 +89,8 @@ class SampleReader(Protocol):
 class SampleIndex:
     """Samples of one or more objects.
 
-    Attributes:
-        root: the folder that sample.image is relative to.
-        samples: in the order of the objects.
-        notes: what the reader left out, one line each.
-        fingerprint: of the files that were read; empty for an index of several objects.
+    root: the folder that sample.image is relative to.  notes: what the reader left out, one line
+    each.  fingerprint: of the files that were read; empty for an index of several objects.
     """
 
     root: Path
@@ -173,18 +166,9 @@ def load_or_build(
 ) -> SampleIndex:
     """Index of some objects of a data set, in the order of objects.
 
-    Args:
-        reader: of the data set's layout.
-        name: of the data set; an object's index is kept in <cache_dir>/<name>/<object>.json.
-        root: of the data set.
-        objects: to read.
-        cache_dir: of saved indices.
-        save: write what was built.
-        load: take a saved index whose fingerprint still fits the files; others are rebuilt.
-        key: the setting that holds root, named in errors.
-
-    Raises:
-        DataError: an object is missing, broken, or has no sample.
+    save: write the index of each object to <cache_dir>/<name>/<object>.json.  load: take it from
+    there if its fingerprint still fits the files.  key: the setting that holds root, for errors.
+    Raises DataError for an object that is missing, broken, or has no sample.
     """
     root, merged = Path(root), SampleIndex(Path(root))
     for object_name in objects:
@@ -232,23 +216,15 @@ def _load_fitting(path: Path, current: str) -> SampleIndex | None:
 def join_categories(
     known: dict[str, tuple[int, Path]], file: Path, names: Mapping[int, str], used: Iterable[int]
 ) -> dict[int, int]:
-    """Numbers of a file's categories over all files of an object: one for each name.
+    """Numbers of a file's categories over all files of an object, by its own: one for each name.
 
     A new name keeps its number; where that belongs to another name, it gets the next free one,
     provided that the file holds that other name, too, and so counts in its own way.
 
-    Args:
-        known: number and file of each name so far; new names are added.
-        file: that holds the categories.
-        names: of all its categories by the file's own numbers.
-        used: numbers that its annotations have.
-
-    Returns:
-        The numbers by the file's own.
-
-    Raises:
-        DataError: a number stands for one name here and for another one there, or two names differ
-            only in case, blanks or Unicode form; names both files.
+    known: number and file of each name so far; new ones are added.  names: of all categories by the
+    file's own numbers.  used: the numbers that its annotations have.
+    Raises DataError, with both files, where a number stands for one name here and for another one
+    there, or two names differ only in case, blanks or Unicode form.
     """
     owner = {number: name for name, (number, _) in known.items()}
     spelt = {" ".join(plain(name).split()): name for name in known}

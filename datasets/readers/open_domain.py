@@ -38,13 +38,9 @@ _LOG = logging.getLogger(__name__)
 class OpenDomainObject:
     """The files of one object to segment.
 
-    Attributes:
-        name: of the object.
-        supports: (image, mask) paths of each type of defect, sorted by image; the type of an object
-            that has but one is "".
-        normal: images without defect.
-        queries: image paths, sorted.
-        true_labels: by type, the mask of a query by its file name, for the queries that have one.
+    supports: (image, mask) of each type of defect, sorted by image; the only type of an object
+    without types is "".  normal: images without defect.  true_labels: by type, the mask of a query
+    by its file name, for the queries that have one.
     """
 
     name: str

@@ -60,10 +60,9 @@ def check_pixels(where: object, size: tuple[int, int]) -> None:
     if min(size) < 1:
         raise DataError(f"{told}; expected at least 1 x 1")
     if size[0] * size[1] > _most_pixels:
-        raise DataError(
-            f"{told} are more than DATASET.max_pixels, {_most_pixels}; cut the image into parts, "
-            "or raise DATASET.max_pixels where the memory suffices"
-        )
+        limit = f"are more than DATASET.max_pixels, {_most_pixels}"
+        remedy = "cut the image into parts, or raise it where the memory suffices"
+        raise DataError(f"{told} {limit}; {remedy}")
 
 
 def read_image(picture: Picture, name: str = "") -> np.ndarray:
@@ -86,17 +85,16 @@ def read_image(picture: Picture, name: str = "") -> np.ndarray:
         pixels = _rgb_of_array(picture, where)
     else:
         with opened(picture, where) as (image, turn):
-            shortened = loses_lower_bits(image)
+            has_16_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
             image = loaded(image)
             if image.mode == "F":
-                raise DataError(
-                    f"{where}: floating point pixels have no fixed range; save 8 or 16 bits"
-                )
+                remedy = "save the image with 8 or 16 bits"
+                raise DataError(f"{where}: floating point pixels have no fixed range; {remedy}")
             if image.mode.startswith("I"):
                 pixels = _rgb_of_array(np.asarray(image), where)
             else:
                 pixels = rgb_pixels(image)
-                if shortened:
+                if has_16_bits:  # of which Pillow takes the upper 8
                     _warn_unused_bits(where, pixels.astype(np.uint16) << 8)
             pixels = np.ascontiguousarray(turned(pixels, turn, undo=True))
     if pixels.size > 3 and all((row == pixels[0, 0]).all() for row in pixels):
@@ -342,12 +340,6 @@ def _warn_unused_bits(where: str, values: np.ndarray) -> None:
         "images by the same factor (12-bit images by 16)",
         key=f"range {os.path.dirname(where) or where}",
     )
-
-
-def loses_lower_bits(image: Image.Image) -> bool:
-    """Whether Pillow takes the upper 8 of 16 bits of an image that is not loaded yet."""
-    tiles = getattr(image, "tile", ())
-    return image.mode[0] != "I" and any(";16" in str(tile.args) for tile in tiles)
 
 
 def loaded(image: Image.Image) -> Image.Image:

@@ -92,10 +92,7 @@ def read_coco(path: Path) -> CocoFile:
     for annotation in annotations:
         image_id, category = annotation["image_id"], annotation["category_id"]
         where = f"{path}: annotation {annotation['id']}"
-        for key, number, known in (
-            ("images", image_id, by_id),
-            ("categories", category, coco.names),
-        ):
+        for key, number, known in (("images", image_id, by_id), ("categories", category, names)):
             if number not in known:
                 noun = f"{_NOUNS[key]} {number!r}"
                 raise DataError(f"{where} belongs to {noun}, which {key!r} does not list")

@@ -154,21 +154,6 @@ def test_truncated_files_are_refused_with_the_remedy(tmp_path, name, share):
             read(path)
 
 
-def test_a_file_that_may_not_be_read_gets_another_remedy(tmp_path):
-    path = saved(tmp_path / "a.png", RGB)
-    path.chmod(0)
-    code = "import os, sys; from datasets.images import read_image; os.geteuid() or os.seteuid(9)\n"
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents:
-        if folder.stat().st_mode & 0o5 != 0o5 and folder.owner() == path.owner():
-            folder.chmod(folder.stat().st_mode | 0o5)
-        if folder == Path("/tmp"):
-            break
-    command = [sys.executable, "-c", code + "read_image(sys.argv[1])", path]
-    told = subprocess.run(command, cwd=REPO, capture_output=True, text=True).stderr
-    assert "a.png: may not be read; see to the permissions" in told, told
-
-
 @pytest.fixture
 def limit():
     """Bound the pixels; afterwards the bound is the default."""
@@ -218,13 +203,6 @@ def test_the_orientation_is_told_but_not_applied(tmp_path, name, orientation):
     plain = saved(tmp_path / "plain" / name, RGB, **options)
     assert exif_orientation(path) == orientation and image_size(path) == (12, 18)
     np.testing.assert_array_equal(read_image(path), read_image(plain))
-
-
-def test_an_orientation_that_is_none_counts_as_upright(tmp_path):
-    for value in (0, 9, 65535):
-        for name in ("a.jpg", "a.tif"):
-            path = with_orientation(tmp_path / name, RGB, value)
-            assert exif_orientation(path) == 1 and read_image(path).shape == RGB.shape
 
 
 def test_of_frames_and_pages_the_first_is_read_and_named_once(tmp_path, caplog):
@@ -299,13 +277,6 @@ def test_a_pil_image_and_an_array_are_read_as_their_file(tmp_path, mode):
         np.testing.assert_array_equal(read_image(opened), expected)
         np.testing.assert_array_equal(read_image(np.array(opened)), expected)
     assert image_size(np.array(image)) == (12, 18)
-
-
-@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "HSV"])
-def test_colour_spaces_of_pil_images_have_their_meaning(mode):
-    image = Image.fromarray(RGB).convert(mode)
-    np.testing.assert_array_equal(read_image(image), np.array(image.convert("RGB")))
-    assert image.mode == mode
 
 
 def test_rgb_arrays_are_not_copied():

@@ -13,7 +13,6 @@ from datasets.rle import (
     rle_area,
     rle_decode,
     rle_encode,
-    rle_merge,
     rle_of_annotation,
     rle_of_polygons,
 )
@@ -33,27 +32,6 @@ def draw(polygons, size=SIZE):
 
 def box(x0, y0, x1, y1):
     return [x0, y0, x1, y0, x1, y1, x0, y1]
-
-
-def test_a_box_is_filled_with_its_border():
-    expected = np.zeros(SIZE, np.uint8)
-    expected[3:8, 2:13] = 1
-    np.testing.assert_array_equal(draw([box(2, 3, 12, 7)]), expected)
-
-
-def test_coordinates_are_truncated_towards_zero():
-    truncated = draw([box(2.99, 3.01, 12.9, 7.5)])
-    np.testing.assert_array_equal(truncated, draw([box(2, 3, 12, 7)]))
-    assert draw([[-0.9, -0.9]])[0, 0] == 1
-
-
-def test_overlap_is_a_union_and_a_crossing_polygon_alternates():
-    two = draw([box(2, 2, 10, 10), box(6, 6, 15, 15)])
-    one_by_one = [draw([p]) for p in (box(2, 2, 10, 10), box(6, 6, 15, 15))]
-    np.testing.assert_array_equal(two, one_by_one[0] | one_by_one[1])
-    assert two[8, 8] == 1
-    ring = box(2, 2, 16, 16) + box(5, 5, 13, 13) + [2, 2]
-    assert draw([ring])[9, 10] == 0
 
 
 def test_polygons_past_the_border_are_cut_off():
@@ -123,19 +101,6 @@ def test_run_lengths_round_trip_through_json():
             decoded.dtype == np.uint8 and decoded.flags.c_contiguous and rle["size"] == list(SIZE)
         )
         assert rle_area(rle) == mask.sum()
-
-
-def test_encoding_marks_whatever_is_not_zero():
-    mask = np.array([[0, 255], [256, -1]], np.int32)
-    assert rle_decode(rle_encode(mask)).tolist() == [[0, 1], [1, 1]]
-    assert rle_decode(rle_encode(mask > 0)).tolist() == [[0, 1], [1, 0]]
-
-
-def test_merging_is_a_union():
-    masks = random_masks(5)[1:3]
-    np.testing.assert_array_equal(
-        rle_decode(rle_merge([rle_encode(m) for m in masks])), masks[0] | masks[1]
-    )
 
 
 def uncompressed(mask):

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from PIL import Image
 
 from datasets import large_images
 from datasets.images import exif_orientation, image_size, limit_pixels, read_image
@@ -64,59 +62,11 @@ def test_broken_images_are_read_or_refused_by_name(tmp_path):
         read()
 
 
-def around(values, row, column):
-    """Values above, below, left and right of a pixel, as far as they are inside."""
-    height, width = values.shape
-    near = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-    return [int(values[r, c]) for r, c in near if 0 <= r < height and 0 <= c < width]
 
 
-def labels_by_loops(values):
-    """Whether the grey values of a mask stand for classes, pixel by pixel.
-
-    At least half of the values below the greatest one, and of their pixels, lie beside no other
-    marked value, nor are they within 3 % of 0 or the greatest and scattered.
-    """
-    most, odd = int(values.max()), {}
-    for (row, column), value in np.ndenumerate(values):
-        if 0 < value < most:
-            others = around(values, row, column)
-            beside = any(other not in (0, value) for other in others)
-            near = value <= 0.03 * most or value >= most - 0.03 * most
-            scattered = near and any(other != value for other in others)
-            odd.setdefault(value, []).append(beside or scattered)
-    graded = [2 * sum(found) > len(found) for found in odd.values()]
-    pixels = [one for part in odd.values() for one in part]
-    half = 2 * sum(graded) <= len(graded) and 2 * sum(pixels) <= len(pixels)
-    return half or (most < 128 and len(odd) < 32)
 
 
-def unsure_by_loops(values):
-    """Whether 255 lies beside values below 32 alone that fill areas or lie within it."""
-    small = [place for place, value in np.ndenumerate(values) if value not in (0, 255)]
-    if values.max() != 255 or not small or max(values[place] for place in small) >= 32:
-        return False
-    near = [(values[place], around(values, *place)) for place in small]
-    inside = [set(others) == {value} or 0 not in others for value, others in near]
-    return 2 * sum(inside) > len(small)
 
 
-SHAPES = st.tuples(st.integers(2, 9), st.integers(2, 9))
-MASKS = arrays(np.uint8, SHAPES, elements=st.integers(0, 255))
-FEW = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 0, 0, 1, 2, 127, 128, 254, 255]))
 
 
-def test_masks_mark_what_is_not_zero_or_the_upper_half_of_shades(tmp_path):
-    @fuzzed(200)
-    @given(MASKS | FEW, st.sampled_from(["L", "RGB", "LA", "RGBA"]))
-    def read(values, mode):
-        path = tmp_path / "m.png"
-        Image.fromarray(values).convert(mode).save(path)
-        most, unsure = values.max(), unsure_by_loops(values)
-        expected = values > 0 if labels_by_loops(values) else values.astype(int) * 2 >= most
-        mask, labels = result_of(read_mask, path), result_of(read_labels, path)
-        assert mask is None if unsure else (mask == expected).all()
-        assert (labels is None) == (len(set(values.ravel())) > 32 or unsure)
-        assert labels is None or (labels == values).all()
-
-    read()

@@ -9,7 +9,7 @@ from PIL import Image
 from datasets.readers import ds_spectrum
 from datasets.readers.ds_spectrum import normal_images, read_object, source_files
 from datasets.samples import load_or_build
-from tests.datasets.bad_files import saved, with_orientation
+from tests.datasets.bad_files import saved
 from utils.errors import DataError
 
 LABELS = np.zeros((12, 16), np.uint8)
@@ -93,14 +93,6 @@ def test_other_forms_of_masks_hold_the_same_classes(tmp_path):
     for mask in (palette, Image.fromarray(rgb), Image.fromarray(deep)):
         mask.save(tmp_path / "a" / "mask" / "000_mask.png")
         assert read_object(tmp_path, "a") == expected
-
-
-def test_a_mask_drawn_on_the_turned_image_is_turned_back(tmp_path):
-    flat(tmp_path / "a")
-    with_orientation(tmp_path / "a" / "image" / "000.png", PIXELS, 6)
-    expected = read_object(tmp_path, "a")
-    saved(tmp_path / "a" / "mask" / "000_mask.png", np.rot90(LABELS, -1).copy())
-    assert read_object(tmp_path, "a") == expected
 
 
 def test_black_masks_are_left_out_with_a_note(tmp_path):

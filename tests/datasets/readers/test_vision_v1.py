@@ -73,17 +73,6 @@ def test_a_sample_is_an_image_and_a_category_with_its_union(tmp_path):
     assert read_object(tmp_path, "Ring")[0] == samples
 
 
-def test_run_lengths_join_the_polygons(tmp_path):
-    mask = np.zeros(SIZE, np.uint8)
-    mask[0, :4] = 1
-    data = content()
-    data["annotations"].append(annotation(9, 5, 0) | {"segmentation": rle_encode(mask)})
-    write(tmp_path, data)
-    np.testing.assert_array_equal(
-        read_object(tmp_path, "Ring")[0][0].decode_mask(), boxes(BOX) | mask
-    )
-
-
 def test_train_val_and_valid_are_read_and_inference_is_not(tmp_path, caplog):
     write(tmp_path, content(), "val")
     (tmp_path / "Ring" / "inference").mkdir()
@@ -200,14 +189,6 @@ def test_an_image_under_another_spelling_is_read_and_one_file_for_two_names_refu
         read_object(tmp_path, "Ring")
 
 
-@pytest.mark.parametrize("name", ["a b.png", "ü 漢字.png", "a\nb.png", "x" * 251 + ".png"])
-def test_odd_names_are_read(tmp_path, name):
-    data = content()
-    data["images"][1]["file_name"] = name
-    write(tmp_path, data, images=(name, "b.png"))
-    assert f"train/{name}" in images_of(tmp_path)
-
-
 def test_missing_and_broken_images_are_no_error_of_the_reader(tmp_path):
     folder = write(tmp_path, content(), images=())
     assert len(images_of(tmp_path)) == 2
@@ -244,15 +225,6 @@ def test_annotations_of_the_displayed_size_are_turned_back(tmp_path, orientation
         np.testing.assert_array_equal(sample.decode_mask(), expected)
 
 
-def test_an_annotation_of_nearly_all_its_image_is_named(tmp_path, caplog):
-    data = content()
-    data["annotations"][1]["segmentation"] = [[0, 0, 30, 0, 30, 20, 0, 20]]
-    write(tmp_path, data)
-    read_object(tmp_path, "Ring")
-    (message,) = warnings_about(caplog, tmp_path)
-    assert f"train/{FILE}: image 5: the mask marks every pixel" in message
-
-
 def test_messages_hold_no_more_of_long_names_than_helps(tmp_path):
     data = content(names=("y" * 2000, "Y" * 2000))
     write(tmp_path, data)
@@ -268,9 +240,3 @@ def test_a_missing_product_lists_those_that_are_there(tmp_path):
         read_object(tmp_path, "Rnig", "TRAIN.dataset_path")
     with pytest.raises(DataError, match=r"TRAIN\.dataset_path or TEST\.dataset_path"):
         read_object(tmp_path / "nowhere", "Ring")
-
-
-def test_a_byte_order_mark_is_no_error(tmp_path):
-    folder = write(tmp_path, content())
-    (folder / FILE).write_bytes(b"\xef\xbb\xbf" + json.dumps(content()).encode())
-    assert len(images_of(tmp_path)) == 2

@@ -168,49 +168,39 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     return [(image, masks[image]) for image in images]
 
 
-class ListedFiles:
+def find_listed(folder: Path, names: Iterable[str], source: Path) -> dict[str, Path]:
     """Files below a folder by the names that an annotation file or a table gives them.
 
     A file that is not there under its name is looked for under other spellings: backslashes, %20,
-    case, Unicode form, with or without folders before it, unless it has another of the names.
-    `respelt` holds (name as listed, file that was found for it).
+    case, Unicode form, with or without folders before it, unless it has another of the names. A
+    warning counts those. A name of no file stands for folder / name. source: that lists the names.
     """
-
-    def __init__(self, folder: Path, names: Iterable[str] = ()) -> None:
-        self.folder, self.respelt = folder, []
-        self._named = {os.path.normpath(folder / name) for name in names}
-        self._there: dict[str, list[Path]] | None = None  # by plain path relative to the folder
-
-    def find(self, name: str) -> Path:
-        """The file of a name; folder / name where there is none."""
-        if os.path.exists(self.folder / name):  # False for a name that the system refuses
-            return self.folder / name
-        if self._there is None:
-            self._there = defaultdict(list)
-            for place, folders, names in os.walk(self.folder):
-                folders[:] = [inside for inside in folders if not _of_systems(inside)]
-                for path in (Path(place, file) for file in names):
-                    relative = path.relative_to(self.folder).as_posix()
-                    self._there[plain(relative)].append(path)
-        parts = [p for p in plain(name).replace("\\", "/").split("/") if p not in ("", ".")]
-        ends = [] if ".." in parts else [parts[start:] for start in range(len(parts))]
-        for way in [*ends, ["images", *parts[-1:]]] if ends else []:
-            found = self._there.get("/".join(way), [])
-            is_whole = way is ends[0]
-            if len(found) == 1 and (is_whole or os.path.normpath(found[0]) not in self._named):
-                self.respelt.append((name, found[0]))
-                return found[0]
-        return self.folder / name
-
-    def warn(self, source: Path) -> None:
-        """Warn of the names in `source` that were found under another spelling."""
-        if self.respelt:
-            name, found = self.respelt[0]
-            warn_once(
-                _LOG,
-                f"{source}: {len(self.respelt)} files are there under another spelling than "
-                f"listed, such as {name!r:.200}, for which {found} is read",
-            )
+    files = {name: folder / name for name in names}
+    missing = [name for name, file in files.items() if not os.path.exists(file)]
+    listed, there, respelt = {os.path.normpath(file) for file in files.values()}, {}, []
+    for place, folders, inside in os.walk(folder) if missing else ():
+        folders[:] = [name for name in folders if not _of_systems(name)]
+        for path in (Path(place, name) for name in inside):
+            there.setdefault(plain(path.relative_to(folder).as_posix()), []).append(path)
+    for name in missing:
+        parts = [
+            part for part in plain(name).replace("\\", "/").split("/") if part not in ("", ".")
+        ]
+        ways = [parts[start:] for start in range(len(parts))] if ".." not in parts else []
+        for way in [*ways, ["images", *parts[-1:]]] if ways else []:
+            found = there.get("/".join(way), [])
+            is_whole = way == parts
+            if len(found) == 1 and (is_whole or os.path.normpath(found[0]) not in listed):
+                files[name] = found[0]
+                respelt.append(name)
+                break
+    if respelt:
+        warn_once(
+            _LOG,
+            f"{source}: {len(respelt)} files are there under another spelling than listed, such as "
+            f"{respelt[0]!r:.200}, for which {files[respelt[0]]} is read",
+        )
+    return files
 
 
 def missing_object(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets.folders import (
     ANY_PATH_KEY,
-    ListedFiles,
+    find_listed,
     missing_object,
     named_files,
     read_text,
@@ -58,12 +58,12 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
             "objects and split_csv/, or the objects in the layout of MVTec AD"
         )
     rows = _rows_of(table, name)
-    there = ListedFiles(root, (row[column] for row in rows for column in ("image", "mask")))
+    names = (row[column] for row in rows for column in ("image", "mask"))
+    there = find_listed(root, names, table)
     chosen = [row for row in rows if (row["split"], row["label"]) == ("train", "normal")]
     normal = sorted(_file(row, there, "image") for row in chosen)
     test = [_test_image(row, there) for row in rows if row["split"] == "test"]
     item = AnomalyObject(name, normal, sorted(test, key=lambda image: image.image))
-    there.warn(table)
     expected = f"what {TABLE} lists as normal for the training, or for the test, is"
     warn_unread(root / name, item.files(), expected)
     for images, split, label in ((normal, "train", "normal"), (test, "test", "normal or anomaly")):
@@ -77,7 +77,7 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
     return item
 
 
-def _test_image(row: Row, there: ListedFiles) -> AnomalyImage:
+def _test_image(row: Row, there: dict[str, Path]) -> AnomalyImage:
     image = _file(row, there, "image")
     is_normal = row["label"] == "normal"
     if is_normal and row["mask"]:
@@ -93,13 +93,13 @@ def _test_image(row: Row, there: ListedFiles) -> AnomalyImage:
     return AnomalyImage(image, _DEFECT, mask)
 
 
-def _file(row: Row, there: ListedFiles, column: str) -> Path:
+def _file(row: Row, there: dict[str, Path], column: str) -> Path:
     """The file that a column names, below the root."""
     where, relative = f"{row['where']}: {column}", Path(row[column])
     if relative.is_absolute() or ".." in relative.parts:
         remedy = "paths start there, without .."
-        raise DataError(f"{where} {relative} leads out of {there.folder}; {remedy}")
-    file = there.find(row[column])
+        raise DataError(f"{where} {relative} leads out of the root; {remedy}")
+    file = there[row[column]]
     if not file.is_file():
         raise DataError(f"{where} {file}: no such file; see whether the data set was copied whole")
     return file

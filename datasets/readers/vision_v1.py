@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets.folders import (
     ANY_PATH_KEY,
-    ListedFiles,
+    find_listed,
     missing_object,
     named_files,
     subfolders,
@@ -136,9 +136,9 @@ def _other_annotations(folder: Path) -> list[Path]:
 def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
     """Where the images of a file lie, by id; those needed must differ, and have the size listed."""
     folder, owners = coco.path.parent, {}
-    there = ListedFiles(folder, (image["file_name"] for image in coco.images.values()))
-    files = {number: there.find(image["file_name"]) for number, image in coco.images.items()}
-    there.warn(coco.path)
+    names = {number: image["file_name"] for number, image in coco.images.items()}
+    found = find_listed(folder, names.values(), coco.path)
+    files = {number: found[name] for number, name in names.items()}
     for number in sorted(needed):
         file, size = files[number], coco.size(number)
         if (first := owners.setdefault(file, number)) != number:

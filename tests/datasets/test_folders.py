@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets.folders import (
-    ListedFiles,
+    find_listed,
     list_images,
     match_masks,
     missing_object,
@@ -177,28 +177,26 @@ LISTED = {
 @pytest.mark.parametrize("name", LISTED)
 def test_a_listed_file_is_found_under_another_spelling_of_its_name(tmp_path, caplog, name):
     there = write(tmp_path / LISTED[name])
-    files = ListedFiles(tmp_path, [name])
-    assert files.find(name) == there
-    files.warn("table.csv")
+    assert find_listed(tmp_path, [name], "table.csv") == {name: there}
     (message,) = warnings_about(caplog, there)
     assert "table.csv: 1 files are there under another spelling than listed" in message
 
 
-def test_the_file_of_the_very_name_is_the_one(tmp_path):
+def test_the_file_of_the_very_name_is_the_one(tmp_path, caplog):
     for name in ("a.png", "A.png", "x/b.png"):
         write(tmp_path / name)
-    names = ["a.png", "A.png", "a.PNG", "day1/a.png", "D:\\data\\x\\b.png"]
-    files = ListedFiles(tmp_path, names)
-    assert [files.find(name) for name in names[:2]] == [tmp_path / name for name in names[:2]]
-    assert files.find("a.PNG") == tmp_path / "a.PNG", "which of the two is meant is unknown"
-    assert files.find("day1/a.png") == tmp_path / "day1/a.png", "a.png is another listed image"
-    assert files.respelt == []
-    assert files.find(names[-1]) == tmp_path / "x" / "b.png"
+    # of a.PNG it is unknown which one is meant, and a.png is another listed image than day1/a.png
+    names = ["a.png", "A.png", "a.PNG", "day1/a.png"]
+    assert find_listed(tmp_path, names, "t") == {name: tmp_path / name for name in names}
+    assert not caplog.records
+    assert find_listed(tmp_path, ["D:\\data\\x\\b.png", "x/c.png"], "t") == {
+        "D:\\data\\x\\b.png": tmp_path / "x" / "b.png",
+        "x/c.png": tmp_path / "x" / "c.png",
+    }
 
 
 @pytest.mark.parametrize("name", ["../x.png", "..\\x.png", "a/../../x.png", "", ".", "a\0.png"])
 def test_no_spelling_of_a_name_leads_out_of_the_folder(tmp_path, name):
     write(tmp_path / "x.png")
     (tmp_path / "data").mkdir()
-    files = ListedFiles(tmp_path / "data")
-    assert files.find(name) == tmp_path / "data" / name and files.respelt == []
+    assert find_listed(tmp_path / "data", [name], "t") == {name: tmp_path / "data" / name}

@@ -101,29 +101,20 @@ def warn_unread(
     names of folders of masks.  silent: names of folders of which nothing is expected to be read.
     """
     real = cache(os.path.realpath)  # of folders; the files in them may be links
-    known = {(real(path.parent), path.name) for path in read}
-    left, seen = defaultdict(list), set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        if real(place) in seen:  # by another link, or round in a circle
-            folders.clear()
-            continue
-        seen.add(real(place))
-        folders[:] = sorted(n for n in folders if n not in silent and not _of_systems(n))
+    known, left = {(real(path.parent), path.name) for path in read}, defaultdict(list)
+    suffixes = f"left out for their suffix; save images as one of {', '.join(IMAGE_SUFFIXES)}"
+    for folder, names in _walk(root, silent):
         stray = f"not read; {expected}"
-        if not set(masks).isdisjoint(Path(place).relative_to(root).parts):
+        if not set(masks).isdisjoint(folder.relative_to(root).parts):
             stray = "masks of no image and left out; a mask is called NAME or NAME_mask"
-        for path in (Path(place, name) for name in names):
-            if _suffix_in(path, OTHER_SUFFIXES):
-                suffixes = ", ".join(IMAGE_SUFFIXES)
-                why = f"left out for their suffix; save images as one of {suffixes}"
-            elif _suffix_in(path, IMAGE_SUFFIXES):
-                why = stray
-            else:
+        for name in names:
+            is_other = _suffix_in(folder / name, OTHER_SUFFIXES)
+            if not is_other and not _suffix_in(folder / name, IMAGE_SUFFIXES):
                 continue
-            if (real(place), path.name) not in known:
-                left[place, why].append(path.name)
-    for (folder, why), files in left.items():
-        warn_once(_LOG, f"{folder}: {len(files)} files, such as {min(files)}, are {why}")
+            if (real(folder), name) not in known:
+                left[folder, suffixes if is_other else stray].append(name)
+    for (folder, why), names in left.items():
+        warn_once(_LOG, f"{folder}: {len(names)} files, such as {min(names)}, are {why}")
 
 
 def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
@@ -178,14 +169,12 @@ def find_listed(folder: Path, names: Iterable[str], source: Path) -> dict[str, P
     files = {name: folder / name for name in names}
     missing = [name for name, file in files.items() if not os.path.exists(file)]
     listed, there, respelt = {os.path.normpath(file) for file in files.values()}, {}, []
-    for place, folders, inside in os.walk(folder) if missing else ():
-        folders[:] = [name for name in folders if not _of_systems(name)]
-        for path in (Path(place, name) for name in inside):
+    for place, inside in _walk(folder) if missing else ():
+        for path in (place / name for name in inside):
             there.setdefault(plain(path.relative_to(folder).as_posix()), []).append(path)
     for name in missing:
-        parts = [
-            part for part in plain(name).replace("\\", "/").split("/") if part not in ("", ".")
-        ]
+        parts = plain(name).replace("\\", "/").split("/")
+        parts = [part for part in parts if part not in ("", ".")]
         ways = [parts[start:] for start in range(len(parts))] if ".." not in parts else []
         for way in [*ways, ["images", *parts[-1:]]] if ways else []:
             found = there.get("/".join(way), [])
@@ -244,6 +233,18 @@ def read_text(path: Path) -> str:
             found, encoding = "but UTF-16", "-f UTF-16"
         remedy = f"save it as UTF-8: iconv {encoding} -t UTF-8 {path.name}"
         raise DataError(f"{path}: is not UTF-8 {found}; {remedy}") from error
+
+
+def _walk(root: Path, silent: Sequence[str] = ()) -> Iterator[tuple[Path, list[str]]]:
+    """Folders from root on and the names of their files; each once, by whatever links."""
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # by another link, or round in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(n for n in folders if n not in silent and not _of_systems(n))
+        yield Path(place), names
 
 
 def _suffix_in(path: Path, suffixes: Sequence[str]) -> bool:

@@ -56,13 +56,13 @@ def limit_pixels(count: int) -> None:
 
 def check_pixels(where: object, size: tuple[int, int]) -> None:
     """Raises DataError for a size (h, w) without pixels, or above what `limit_pixels` set."""
-    told = f"{where}: {size[0]} x {size[1]} pixels (h x w)"
+    message = f"{where}: {size[0]} x {size[1]} pixels (h x w)"
     if min(size) < 1:
-        raise DataError(f"{told}; expected at least 1 x 1")
+        raise DataError(f"{message}; expected at least 1 x 1")
     if size[0] * size[1] > _most_pixels:
         limit = f"are more than DATASET.max_pixels, {_most_pixels}"
         remedy = "cut the image into parts, or raise it where the memory suffices"
-        raise DataError(f"{told} {limit}; {remedy}")
+        raise DataError(f"{message} {limit}; {remedy}")
 
 
 def read_image(picture: Picture, name: str = "") -> np.ndarray:
@@ -205,16 +205,16 @@ def unreadable(picture: object, error: Exception) -> str:
     """Why a picture cannot be read, and the remedy, by its first bytes and the decoder's error."""
     unknown = isinstance(error, UnidentifiedImageError)
     detail = "" if unknown else f" ({' '.join(str(error).split()) or type(error).__name__:.300})"
-    told = f"cannot be read as an image{detail}"
+    message = f"cannot be read as an image{detail}"
     if isinstance(picture, Image.Image):
-        return f"{told}; load() it while its file is open, in a mode that becomes RGB"
+        return f"{message}; load() it while its file is open, in a mode that becomes RGB"
     try:
         with open(picture, "rb") as file:
             head = file.read(64)
     except OSError:
-        return f"{told}; put an image there"
+        return f"{message}; put an image there"
     if not head:
-        return f"{told}; the file is empty, copy it again"
+        return f"{message}; the file is empty, copy it again"
     if other := foreign(head):
         return f"not an image but {other}"
     if kind := head[4:8] == b"ftyp" and _PHONES.get(head[8:12]):
@@ -222,7 +222,7 @@ def unreadable(picture: object, error: Exception) -> str:
     if head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture, unknown)):
         return f"a TIFF of {kind}, which the decoder does not know; {_SAVE}"
     lost = "copy it again where it is cut off or damaged"
-    return f"{told}; {lost}; where other programs open it, {_SAVE}"
+    return f"{message}; {lost}; where other programs open it, {_SAVE}"
 
 
 def foreign(head: bytes) -> str:

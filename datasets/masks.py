@@ -176,8 +176,8 @@ def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarr
         codes = _codes(values if values.shape[2] == 3 else values[:, :, 0])
         kind = "is a photograph" if len(np.unique(codes[alpha != 0])) > _MOST_SHADES else ""
     if kind:
-        told = f"what is visible {kind}, so the mask is taken from its alpha channel"
-        warn_once(_LOG, f"{where}: {told}")
+        fact = f"what is visible {kind}, so the mask is taken from its alpha channel"
+        warn_once(_LOG, f"{where}: {fact}")
         return alpha
     visible = values.copy()
     visible[alpha == 0] = 0

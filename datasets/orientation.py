@@ -32,25 +32,30 @@ def frame_of_mask(
     undone; None where no size fits. An image that cannot be read contradicts nothing: whoever needs
     its pixels reports it. Raises DataError for a mask that cannot be read.
     """
-    own = STORED if mask is None else exif_orientation(mask)
+    mask_turn = STORED if mask is None else exif_orientation(mask)
     try:
-        stored, found = image_size(image), exif_orientation(image)
+        stored, image_turn = image_size(image), exif_orientation(image)
     except DataError:
         return STORED, STORED
     fits_stored = stored == tuple(size)
-    fits_shown = _shown_size(size, own) == _shown_size(stored, found)
-    as_stored = fits_stored and (own == STORED or not fits_shown)
-    if fits_stored and own != found and (fits_shown or own != STORED):
+    # orientations from 5 on exchange height and width
+    shown_mask, shown_image = (
+        tuple(sides[::-1] if turn > 4 else sides)
+        for sides, turn in ((size, mask_turn), (stored, image_turn))
+    )
+    fits_shown = shown_mask == shown_image
+    as_stored = fits_stored and (mask_turn == STORED or not fits_shown)
+    if fits_stored and mask_turn != image_turn and (fits_shown or mask_turn != STORED):
         warn_once(
             _LOG,
             f"{shown(image if mask is None else mask)}: viewers turn the image by EXIF orientation "
-            f"{found} and its mask by {own}, and the sizes fit as stored: the mask is taken to lie "
-            f"on the pixels as they are {'stored' if as_stored else 'shown'}; save images and "
-            "masks without EXIF orientation to be sure",
+            f"{image_turn} and its mask by {mask_turn}, and the sizes fit as stored: the mask is "
+            f"taken to lie on the pixels as they are {'stored' if as_stored else 'shown'}; save "
+            "images and masks without EXIF orientation to be sure",
         )
     if as_stored:
         return STORED, STORED
-    return (own, found) if fits_shown else None
+    return (mask_turn, image_turn) if fits_shown else None
 
 
 def turned_back(mask: np.ndarray, image: Picture, file: Picture | None = None) -> np.ndarray:
@@ -59,24 +64,19 @@ def turned_back(mask: np.ndarray, image: Picture, file: Picture | None = None) -
     file: where the mask was read from, as stored; None for an annotation that is no image file.
     Raises DataError for a file that cannot be read.
     """
-    own, found = frame_of_mask(image, mask.shape, file) or (STORED, STORED)
-    return np.ascontiguousarray(turned(turned(mask, own), found, undo=True))
+    mask_turn, image_turn = frame_of_mask(image, mask.shape, file) or (STORED, STORED)
+    return np.ascontiguousarray(turned(turned(mask, mask_turn), image_turn, undo=True))
 
 
 def check_same_size(image: Picture, mask: Picture) -> None:
     """Raises DataError where image and mask differ in size, by their headers, turned or not."""
     if frame_of_mask(image, image_size(mask), mask) is None:
-        said = []
+        texts = []
         for path in (mask, image):
             (height, width), turn = image_size(path), exif_orientation(path)
             suffix = f" with EXIF orientation {turn}" if turn != STORED else ""
-            said.append(f"{shown(path)} is {height} x {width} (h x w){suffix}")
+            texts.append(f"{shown(path)} is {height} x {width} (h x w){suffix}")
         raise DataError(
-            f"{said[0]}, but its image {said[1]}; a mask needs the size of its image, as stored or "
-            "as viewers show both"
+            f"{texts[0]}, but its image {texts[1]}; a mask needs the size of its image, as stored "
+            "or as viewers show both"
         )
-
-
-def _shown_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    height, width = size
-    return (width, height) if orientation > 4 else (height, width)

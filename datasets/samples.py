@@ -148,9 +148,9 @@ class SampleIndex:
             notes = [str(note) for note in content["notes"]]
             return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, DataError) as error:
-            told = f"{type(error).__name__}: {error!s:.300}"
+            fault = f"{type(error).__name__}: {error!s:.300}"
             remedy = "delete it to have it rebuilt"
-            raise DataError(f"{path}: no index of samples ({told}); {remedy}") from error
+            raise DataError(f"{path}: no index of samples ({fault}); {remedy}") from error
 
 
 @named_files()

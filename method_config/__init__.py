@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from method_config.checks import check_config
 from method_config.defaults import get_defaults
-from method_config.merge import decode_opts, expand_paths, leaves, merge, read_yaml
+from method_config.values import decode_opts, expand_paths, leaves, merge, read_yaml
 
 __all__ = ["add_config_arguments", "check_config", "get_defaults", "load_config"]
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from yacs.config import CfgNode
 
 from method_config.defaults import PATHS, WORDS, get_defaults
-from method_config.merge import get, hint, leaves, merge, shown
+from method_config.values import get, hint, leaves, merge, shown
 from utils.errors import ConfigError
 
 DATASETS = (

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from yacs.config import CfgNode
 
-from method_config.merge import leaves
+from method_config.values import leaves
 from models.checkpoint import head_state
 from models.sofs import SOFS
 from models.weight_files import STATE, read_torch, read_weights, require_state

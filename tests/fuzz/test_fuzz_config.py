@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from method_config import get_defaults, load_config
-from method_config.merge import leaves
+from method_config.values import leaves
 from tests.fuzz.guards import bounded_memory, bounded_time, fuzzed, writes_only
 from tests.fuzz.trees import NAMES, ODD, changed, spoilt
 from utils.errors import ConfigError

@@ -4,7 +4,7 @@ import pytest
 
 from method_config import check_config, get_defaults, load_config
 from method_config.checks import BOUNDS, CHOICES
-from method_config.merge import get, leaves
+from method_config.values import get, leaves
 
 LEAVES = dict(leaves(get_defaults()))
 NUMBERS = [

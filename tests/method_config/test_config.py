@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from method_config import add_config_arguments, get_defaults, load_config
 from method_config.defaults import PATHS
-from method_config.merge import get, leaves, nearest
+from method_config.values import get, leaves, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOLS = ROOT / "method_config" / "protocols"  # of tools.sweep, no configs

@@ -9,12 +9,12 @@ from method_config.values import SCHEMA
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 MARKS = "<!-- tables made by python -m method_config -->\n", "<!-- end of the tables -->\n"
-# a line that sets a key: its name, and the comment behind the value
-_KEY = re.compile(r"""(?:_C\.|    ")?([\w.]+)(?: =|":) .+?(?:  # (.*))?""")
+# a line that sets a key: name, default, and the comment behind it
+_KEY = re.compile(r"""(?:_C\.|    ")?([\w.]+)(?: =|":) (.+?),?(?:  # (.*))?""")
 
 
 def tables() -> str:
-    """Headings (comments that begin with ##) and keys of defaults.py and published.py as Markdown."""
+    """The headings (## in a comment) and keys of defaults.py and published.py as Markdown."""
     text, comment = "", []
     for name in ("defaults.py", "published.py"):
         for line in Path(__file__).with_name(name).read_text("utf-8").splitlines():
@@ -25,17 +25,16 @@ def tables() -> str:
                 comment.append(line[2:])
                 continue
             elif setting and setting[1] in SCHEMA:
-                text += _row(setting[1], " ".join([*comment, setting[2] or ""]).strip())
+                text += _row(setting[1], setting[2], " ".join([*comment, setting[3] or ""]).strip())
             comment = []
     return text + "\n"
 
 
-def _row(key: str, meaning: str) -> str:
-    default = SCHEMA[key]
-    shown = f"[{', '.join(map(str, default))}]" if isinstance(default, list) else str(default)
+def _row(key: str, default: str, meaning: str) -> str:
+    default = default.replace('"', "") or '""'
     meaning = re.sub(r"docs/(\w+\.md)(#[\w-]+)?", r"[\1](\1\2)", meaning)
     meaning = re.sub("^ours: ", "*ours*: ", meaning)
-    return f"| `{key}` | `{shown or repr('')}` | {meaning} |\n"
+    return f"| `{key}` | `{default}` | {meaning} |\n"
 
 
 def page(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from yacs.config import CfgNode
 
 from method_config.defaults import PATH_ENDINGS, WORDS
-from method_config.values import get, hint, leaves, shown
+from method_config.values import get, leaves, shown
 from utils.errors import ConfigError
 
 # What an error message says -> whether a number is allowed, and the keys; of a list, each element.
@@ -108,8 +108,8 @@ def _alone(cfg: CfgNode) -> Iterator[Problem]:
             if not all(allowed(x) for x in numbers if x != WORDS.get(key)):
                 yield key, f"it must be {words}."
     for key, options in CHOICES.items():
-        if (value := get(cfg, key)) not in options:
-            yield key, f"it must be one of {', '.join(options)}. {hint(value, options, '')}".strip()
+        if get(cfg, key) not in options:
+            yield key, f"it must be one of {', '.join(options)}."
 
 
 def _sizes(cfg: CfgNode) -> Iterator[Problem]:
@@ -118,7 +118,8 @@ def _sizes(cfg: CfgNode) -> Iterator[Problem]:
     if size % patch:
         below = size // patch * patch
         near = f"{below} or {below + patch}" if below else patch
-        yield "DATASET.image_size", f"it must be a multiple of the patch size {patch}: {near}."
+        text = f"it must be a multiple of TRAIN.SOFS.vit_patch_size = {patch}: {near}."
+        yield "DATASET.image_size", text
     if data.mask_size != size:
         yield "DATASET.mask_size", f"it must equal DATASET.image_size = {size}; set both."
     if len(data.crop_ratio) != 2 or data.crop_ratio[0] > data.crop_ratio[1]:

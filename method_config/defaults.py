@@ -27,8 +27,7 @@ TEST_SETUPS = _C.TEST_SETUPS = CfgNode()
 _C.RUN_NAME = ""
 _C.OUTPUT_DIR = "./log"  # root folder of what runs write
 _C.RNG_SEED = 54  # seed of episodes, augmentation and initial weights
-# processes on this machine, one per GPU; torchrun's own number wins, see
-# docs/running.md#many-processes
+# processes on this machine, one per GPU; torchrun's number wins: docs/running.md#many-processes
 _C.NUM_GPUS = 1
 _C.DEVICE = 0  # index of the GPU that a single process uses; without CUDA it runs on the CPU
 # how several processes exchange tensors on a GPU: nccl, gloo or mpi; on the CPU it is always gloo
@@ -50,11 +49,10 @@ DATASET.test_objects = []  # ours: objects to test on; empty: those of the split
 # test sets, run in turn: `original` is `TEST.dataset_path` itself, another name a folder in it
 DATASET.sub_datasets = ["original"]
 DATASET.open_domain_test_object = ["severstal_steel"]  # open domain: objects (folders) to segment
-# open domain: defect categories in the support masks, one number for all objects or one per object;
-# 1: every mask value above 0 is defect
+# open domain: defect categories in the support masks (1: every value above 0 is defect), one number
+# for all objects or one per object
 DATASET.open_domain_object_category_num = [1]
-# open domain: category to segment, counted from 0 (mask value minus 1), for all objects or one per
-# object
+# open domain: category to segment, from 0 (mask value minus 1); one for all or one per object
 DATASET.open_domain_specific_defect_category = [0]
 # ours: an image of more pixels, height x width, is refused before it is decoded, see docs/files.md
 DATASET.max_pixels = 500_000_000
@@ -71,13 +69,11 @@ DATASET.image_size = 518
 DATASET.mask_size = 518  # side of the masks, pixels; equal to `image_size`
 DATASET.crop_size = 518  # side of crops and windows, native pixels; resized to `image_size`
 DATASET.crop_ratio = [0.7, 1.2]  # training: range of the random factor on the query's `crop_size`
-# share of the image, 0 to 1, above which a defect is large and the image is resized whole
-DATASET.area_resize_ratio = 0.01
+DATASET.area_resize_ratio = 0.01  # defect share, 0 to 1, above which the image is resized whole
 DATASET.shot = 1  # support images per episode
 DATASET.s_in_shot = 1  # views (crops) per support image
 DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
-# ours: further support images without defect per object and repeat, see
-# docs/protocol.md#mixed-supports
+# ours: further supports, without defect, per object; see docs/protocol.md#mixed-supports
 DATASET.normal_shot = 0
 # ours: folder below `TEST.dataset_path` with normal images for every object; empty: each object's
 # own, images without annotation (VISION V1) or in `good/` (Defect Spectrum)
@@ -89,41 +85,34 @@ DATASET.rotate_max = 10.0  # training: upper end of the rotation, degrees
 
 # ## Backbone
 
-# `dinov2_vit{s,b,l,g}14`, each also with `_reg`; resnet50, wideresnet50, efficientnet_lite0;
-# `timm:NAME`
+# `dinov2_vit{s,b,l,g}14(_reg)`, resnet50, wideresnet50, efficientnet_lite0 or `timm:NAME`
 TRAIN.backbone = "dinov2_vitb14"
-# file of its weights (.pth or .safetensors); empty: the official or embedded ones
-TRAIN.backbone_checkpoint = ""
+TRAIN.backbone_checkpoint = ""  # its weights (.pth, .safetensors); empty: official or embedded
 TRAIN.backbone_sha256 = ""  # ours: SHA-256 that this file must have; empty: not compared
 TRAIN.backbone_load_state_dict = True  # False: random weights, for tests and speed measurements
 # transformer blocks (CNN: feature levels) used, counted from 0, ascending
 TRAIN.SOFS.prior_layer_pointer = [5, 6, 7, 8, 9, 10]
-# input pixels per side of a patch token; 14 for DINOv2, free for convolutional networks
-TRAIN.SOFS.vit_patch_size = 14
-# ours: arithmetic of the networks in training and test: fp32, bf16, fp16, or auto, the fastest that
-# the device computes natively; the loss stays in fp32
+TRAIN.SOFS.vit_patch_size = 14  # input pixels per side of a patch token; DINOv2: 14, CNNs: any
+# ours: arithmetic of the networks: fp32, bf16, fp16, or auto, the fastest that the device computes
+# natively; the loss stays in fp32
 TRAIN.precision = "fp32"
-# ours: compile the backbone with `torch.compile`, which takes minutes at the start
-TRAIN.compile = False
+TRAIN.compile = False  # ours: compile the backbone, which takes minutes at the start
 # ours: sdpa, torch's scaled dot product attention (in half precision on a CPU without matrix units
 # computed head by head, which is faster there), or xformers on CUDA (`requirements-cuda.txt`)
 TRAIN.attention = "sdpa"
 
 # ## Head
 
-# channels after the reduction of the concatenated features (C in the paper)
-TRAIN.SOFS.reduce_dim = 256
+TRAIN.SOFS.reduce_dim = 256  # channels that concatenated features are reduced to (C in the paper)
 TRAIN.SOFS.transformer_embed_dim = 256  # channels of the transformer (C1 in the paper)
 TRAIN.SOFS.transformer_num_stages = 2  # transformer layers
 TRAIN.SOFS.transformer_nums_heads = 4  # attention heads; divides `transformer_embed_dim`
-# softmax temperature of the fusion of query and support
-TRAIN.SOFS.target_semantic_temperature = 0.1
+TRAIN.SOFS.target_semantic_temperature = 0.1  # softmax temperature of fusing query and support
 TRAIN.SOFS.meta_cls = True  # the support prototype classifies; False: a convolutional classifier
 TRAIN.SOFS.normal_sim_aug = True  # feed the abnormal prior to the query, beside the semantic prior
-# masks to patch tokens by the share of defect pixels; False: bilinear
-TRAIN.SOFS.conv_vit_down_sampling = True
-# ours: start from the difference of similarities that `TEST.method prior` uses, by a learned scale,
-# and let the head correct it; in a test the correction is damped, and at most 2 (log-odds)
+TRAIN.SOFS.conv_vit_down_sampling = True  # masks to tokens by defect share; False: bilinear
+# ours: the head corrects the scaled difference of similarities that `TEST.method` prior uses; in a
+# test the correction is damped, and at most 2 (log-odds)
 TRAIN.SOFS.prior_residual = False
 
 # ## Training
@@ -135,21 +124,19 @@ TRAIN_SETUPS.num_workers = 8  # loader workers per process, in training and test
 TRAIN_SETUPS.learning_rate = 1e-5  # AdamW learning rate of the transformer
 TRAIN_SETUPS.lr_multiple = 2.0  # factor on it for the other parameters of the head
 TRAIN_SETUPS.weight_decay = 0.01  # AdamW weight decay
-# polynomial decay of the learning rate, power 0.9 per iteration
-TRAIN_SETUPS.poly_training = True
+TRAIN_SETUPS.poly_training = True  # polynomial decay of the learning rate, power 0.9 per iteration
 TRAIN.SOFS.smooth_r = 1e5  # eta of the Dice term of queries without defect
 TRAIN.LOSS.dice_weight = 1.0  # weight of the mixed normal Dice loss
 TRAIN.LOSS.ce_weight = 0.01  # weight of the cross entropy
-# ours: where logits and mask are compared: token, as published, or pixel, which trains thin defects
-# to their true extent
+# ours: where logits meet the mask: token (as published), or pixel, better for thin defects
 TRAIN.LOSS.resolution = "token"
 # ours: augmented crops per sample and role that are encoded once, before the first epoch; 0: new
 # crops, encoded each time, see [below](#the-feature-bank)
 TRAIN.feature_bank = 0
 TRAIN.load_checkpoint = False  # start the head from `TRAIN.load_model_path`
 TRAIN.load_model_path = ""  # file of those weights
-# ours: auto goes on from the run's own `checkpoints/state.pth`, or begins anew where there is none;
-# a file: from that one, see docs/running.md#resume
+# ours: auto: go on from the run's own `checkpoints/state.pth`, if there is one; or the path of such
+# a file, see docs/running.md#resume
 TRAIN.resume = ""
 TRAIN.save_model = True  # keep head and training state after each epoch
 TRAIN_SETUPS.TEST_SETUPS.test_state = True  # test during training and at its end
@@ -163,36 +150,28 @@ TRAIN_SETUPS.TEST_SETUPS.val_share = 0.1
 
 # ## Test
 
-# SOFS, or prior: the method without training, which needs no checkpoint
-TEST.method = "SOFS"
-# load the head in `TEST.load_model_path`; False: only the prior is tested, with a notice
-TEST.load_checkpoint = False
+TEST.method = "SOFS"  # SOFS, or prior: the method without training, which needs no checkpoint
+TEST.load_checkpoint = False  # load the head in `TEST.load_model_path`; False: test the prior alone
 TEST.load_model_path = ""  # a head of ours (`head.safetensors`) or the published `SOFS_model.pth`
-# ours: ours, or published: support crops may miss their defect and then count as zero, the query's
-# own true mask chooses between windows and resized image, windows join as published, see
-# docs/protocol.md; in training, too
+# ours: `ours`, or `published` to compare figures, in training and test: support crops may miss
+# their defect and then count as zero, the query's own mask chooses its scale, windows join as
+# published, see docs/protocol.md
 TEST.protocol = "ours"
 TEST.baseline = True  # ours: measure the prior beside the head
-# ours: probability above which a pixel is defect; auto: chosen on the supports, see
-# docs/protocol.md#the-threshold
+# ours: probability above which a pixel is defect; auto: see docs/protocol.md#the-threshold
 TEST.threshold = 0.5
-# ours: share of its side that a window has in common with the next, 0 to 0.9; overlapping windows
-# are blended
+# ours: share of its side that a window shares with the next, 0 to 0.9; overlaps are blended
 TEST.window_overlap = 0.0
 # ours: background tokens kept of the supports where there are more, mostly those most like the
 # defect; 0: all; the foreground is kept whole; see docs/performance.md for what it costs
 TEST.memory_tokens = 8192
-# times the whole test runs, with seeds `RNG_SEED`, `RNG_SEED` + 1, ...
-DATASET.few_shot_repeated_multiple = 1
-# times each query is tested within a run, with new supports each time
-DATASET.test_sample_repeated_multiple = 1
+DATASET.few_shot_repeated_multiple = 1  # runs of the test, with `RNG_SEED`, `RNG_SEED` + 1, ...
+DATASET.test_sample_repeated_multiple = 1  # tests of each query per run, with new supports
 # write figures of a test; the overlays of open-domain objects are always written
 TEST.VISUALIZE.save_figure = True
 TEST.VISUALIZE.sample_prob = 0.1  # share of the queries that get one, 0 to 1
-# queries that a loader worker hands over at once; no influence on results
-TEST_SETUPS.batch_size = 4
-# windows per pass through the backbone; lower it when memory runs out
-TEST_SETUPS.ND_batch_size = 4
+TEST_SETUPS.batch_size = 4  # queries that a loader worker sends at once; no influence on results
+TEST_SETUPS.ND_batch_size = 4  # windows per backbone batch; lower it when memory runs out
 
 # Keys of files and folders, in which `~`, `~user` and `$NAME` are written out, end like this.
 PATH_ENDINGS = ("_DIR", "_path", "_paths", "_checkpoint", ".resume")

@@ -105,13 +105,13 @@ def _scalar(value: Any, kind: type) -> Any:
         value = "" if value is None else value  # a key left empty in YAML
     elif isinstance(value, str):
         value = yaml.safe_load(value)
-    if kind in (int, float) and not isinstance(value, bool):
+    right = isinstance(value, kind)
+    if kind in (int, float):
         value = float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-5 as text
-        if math.isfinite(value) and kind(value) == value:
-            return kind(value)
-    elif isinstance(value, kind):
-        return value
-    raise TypeError(f"not of type {kind.__name__}")
+        right = not isinstance(value, bool) and math.isfinite(value) and kind(value) == value
+    if not right:
+        raise TypeError(f"not of type {kind.__name__}")
+    return kind(value)
 
 
 class _Loader(yaml.SafeLoader):

@@ -73,7 +73,8 @@ DATASET.area_resize_ratio = 0.01  # defect share, 0 to 1, above which the image 
 DATASET.shot = 1  # support images per episode
 DATASET.s_in_shot = 1  # views (crops) per support image
 DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
-# ours: further supports, without defect, per object; see docs/protocol.md#mixed-supports
+# ours: further support images without defect, drawn per object and repeat, see
+# docs/protocol.md#mixed-supports
 DATASET.normal_shot = 0
 # ours: folder below `TEST.dataset_path` with normal images for every object; empty: each object's
 # own, images without annotation (VISION V1) or in `good/` (Defect Spectrum)
@@ -158,7 +159,8 @@ TEST.load_model_path = ""  # a head of ours (`head.safetensors`) or the publishe
 # published, see docs/protocol.md
 TEST.protocol = "ours"
 TEST.baseline = True  # ours: measure the prior beside the head
-# ours: probability above which a pixel is defect; auto: see docs/protocol.md#the-threshold
+# ours: probability above which a pixel is defect; auto: chosen on the supports, see
+# docs/protocol.md#the-threshold
 TEST.threshold = 0.5
 # ours: share of its side that a window shares with the next, 0 to 0.9; overlaps are blended
 TEST.window_overlap = 0.0

@@ -18,9 +18,14 @@ from method_config.defaults import PATH_ENDINGS, WORDS, get_defaults
 from method_config.published import REPLACED, WITHOUT_EFFECT
 from utils.errors import ConfigError
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # of the parser; ValueError: not UTF-8
 _LONGEST = 200  # characters of a value that an error shows
-_TYPES = {bool: "True or False", int: "an integer", float: "a finite number"}
-_TYPES[str] = "a string (quote it in YAML)"
+_TYPES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+    str: "a string (quote it in YAML)",
+}
 
 
 def shown(value: Any) -> str:
@@ -78,7 +83,7 @@ def coerce(key: str, value: Any, source: str) -> Any:
         if key in WORDS and value == WORDS[key]:
             return value
         values = [_scalar(item, kind) for item in (_elements(value) if several else [value])]
-    except (TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
+    except (TypeError, OverflowError, *_NOT_YAML) as error:
         wanted = ("a list, each element " if several else "") + _TYPES[kind]
         wanted += f", or {WORDS[key]}" if key in WORDS else ""
         raise ConfigError(f"{source}: {key} is {shown(value)}, but it takes {wanted}.") from error
@@ -139,7 +144,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         advice = "--cfg takes the path of a YAML file."
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: also text that is not UTF-8
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(tree, Mapping | None):
         raise ConfigError(f"{path}: holds {shown(tree)}, but it must map keys to values.")

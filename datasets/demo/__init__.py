@@ -2,16 +2,19 @@
 
     python -m datasets.demo ROOT [--seed N] [--images-per-class N]
 
-writes ROOT/VISION_V1/<product>/{train,val}/_annotations.coco.json beside the images, and
-ROOT/Open_Domain/<object>/{support/{image,mask},query/{image,true_label}}. The same seed gives the same bytes.
+writes ROOT/VISION_V1/<product>/{train,val}/_annotations.coco.json beside the images and
+ROOT/Open_Domain/<object>/{support/{image,mask},query/{image,true_label}}. The same seed gives the
+same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +23,8 @@ import cv2
 import numpy as np
 
 from datasets.demo.defects import STROKES, outlines
-from datasets.demo.products import (
-    OPEN_DOMAIN_OBJECTS,
-    PRODUCTS,
-    TEST_PRODUCTS,
-    TRAIN_PRODUCTS,
-    Product,
-)
+from datasets.demo.products import OPEN_DOMAIN_OBJECTS, PRODUCTS, TEST_PRODUCTS, TRAIN_PRODUCTS
+from datasets.demo.products import Product
 from datasets.demo.render import render
 from utils.errors import DataError, UserError
 
@@ -44,7 +42,7 @@ class DemoSummary:
 
     seed: int
     images_per_class: int
-    products: tuple[str, ...]
+    products: list[str]
     images: int
     annotations: int
     median_area_share: float  # over (image, category) pairs of the VISION V1 part, 0..1
@@ -56,10 +54,10 @@ def write_demo_data(
     images_per_class: int = 8,
     products: Sequence[str] = (*TRAIN_PRODUCTS, *TEST_PRODUCTS, *OPEN_DOMAIN_OBJECTS),
 ) -> DemoSummary:
-    """Write the demo data under `root`, or reuse what an earlier call with the same arguments wrote there.
+    """Write the demo data under `root`, or reuse what an earlier call with these arguments wrote.
 
-    Other demo data under `root` is replaced. Nothing appears under `root` before all of it is written. Raises
-    DataError where `root` holds anything else or cannot be written, and for an unknown product.
+    Other demo data under `root` is replaced. Nothing appears there before all of it is written.
+    Raises DataError where `root` holds anything else or cannot be written, and for an unknown product.
     """
     root = Path(root).resolve()
     if images_per_class < 2:
@@ -68,14 +66,13 @@ def write_demo_data(
         )
     if unknown := sorted(set(products) - set(PRODUCTS)):
         raise DataError(f"unknown demo products {unknown}; known: {', '.join(PRODUCTS)}")
-    present = _present(root)
-    wanted = {"seed": seed, "images_per_class": images_per_class, "products": tuple(products)}
-    if present is not None and wanted.items() <= asdict(present).items():
+    wanted = {"seed": seed, "images_per_class": images_per_class, "products": list(products)}
+    if (present := _present(root)) and wanted.items() <= asdict(present).items():
         return present
     partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        summary = _write(partial, seed, images_per_class, tuple(products))
+        summary = _write(partial, seed, images_per_class, list(products))
         if root.exists():
             shutil.rmtree(root)
         partial.rename(root)
@@ -97,44 +94,41 @@ def _present(root: Path) -> DemoSummary | None:
     if strange or MARKER not in names:
         what = f"it contains {', '.join(strange[:3])}" if strange else f"it has no {MARKER}"
         raise DataError(f"{root} is not a demo folder ({what}); give a new or empty folder")
-    try:
-        marker = dict(json.loads((root / MARKER).read_text()))
-    except ValueError as error:
-        raise DataError(
-            f"{root / MARKER} is not readable as JSON ({error}); remove {root} and try again"
-        ) from error
-    if marker.get("version") != VERSION or marker["files"] != _count_files(root) - 1:
+    marker = json.loads((root / MARKER).read_text())
+    files = sum(path.is_file() for path in root.rglob("*"))
+    if marker["version"] != VERSION or marker["files"] != files - 1:
         return None
-    return DemoSummary(**{**marker["summary"], "products": tuple(marker["summary"]["products"])})
+    return DemoSummary(**marker["summary"])
 
 
-def _count_files(root: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(root))
-
-
-def _write(root: Path, seed: int, images_per_class: int, products: tuple[str, ...]) -> DemoSummary:
-    images, annotations, shares = 0, 0, []
-    for name in products:
-        if name in OPEN_DOMAIN_OBJECTS:
-            images += _write_open_domain(root / "Open_Domain" / name, PRODUCTS[name], seed)
+def _write(root: Path, seed: int, images_per_class: int, products: list[str]) -> DemoSummary:
+    images, annotations, median, shares = 0, 0, 0.0, []
+    for product in map(PRODUCTS.get, products):
+        if product.name in OPEN_DOMAIN_OBJECTS:
+            images += _write_open_domain(root / "Open_Domain" / product.name, product, seed)
             continue
-        count = images_per_class * len(PRODUCTS[name].looks)
-        first_val = max(len(PRODUCTS[name].looks), count * 3 // 4)
+        count = images_per_class * len(product.looks)
+        first_val = max(len(product.looks), count * 3 // 4)
         for split, indices in (("train", range(first_val)), ("val", range(first_val, count))):
-            folder = root / "VISION_V1" / name / split
-            document = _write_vision(folder, PRODUCTS[name], seed, indices)
+            folder = root / "VISION_V1" / product.name / split
+            document = _write_vision(folder, product, seed, indices)
             images += len(document["images"])
             annotations += len(document["annotations"])
-            shares += _area_shares(document)
-    median = float(np.median(shares)) if shares else 0.0
+            areas: Counter[tuple[int, int]] = Counter()
+            for entry in document["annotations"]:
+                areas[entry["image_id"], entry["category_id"]] += entry["area"]
+            shares += [area / math.prod(product.size) for area in areas.values()]
+    if shares:
+        median = float(np.median(shares))
     summary = DemoSummary(seed, images_per_class, products, images, annotations, median)
-    marker = {"version": VERSION, "files": _count_files(root), "summary": asdict(summary)}
+    files = sum(path.is_file() for path in root.rglob("*"))
+    marker = {"version": VERSION, "files": files, "summary": asdict(summary)}
     (root / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     return summary
 
 
 def wanted_shares(product: Product, index: int) -> dict[int, float]:
-    """Area share per category for image `index`: spread evenly over the quantiles by the golden ratio."""
+    """Area share per category in image `index`: the golden ratio spreads it over the quantiles."""
     count = len(product.looks)
     categories = [index % count]
     if count > 1 and index % OTHER_DEFECT_EVERY == OTHER_DEFECT_EVERY - 1:
@@ -175,18 +169,8 @@ def _write_vision(folder: Path, product: Product, seed: int, indices: range) -> 
     return document
 
 
-def _area_shares(document: dict) -> list[float]:
-    """Defect pixels / image pixels of each (image, category) pair of a COCO document."""
-    pixels = {image["id"]: image["height"] * image["width"] for image in document["images"]}
-    shares: dict[tuple[int, int], float] = {}
-    for entry in document["annotations"]:
-        pair = entry["image_id"], entry["category_id"]
-        shares[pair] = shares.get(pair, 0.0) + entry["area"] / pixels[entry["image_id"]]
-    return list(shares.values())
-
-
 def _write_open_domain(folder: Path, product: Product, seed: int) -> int:
-    """Supports and queries of one object as PNG, masks with 0 and 255; returns the number of images."""
+    """Write supports and queries of one object, masks with 0 and 255; returns their number."""
     total = OPEN_DOMAIN_SUPPORTS + OPEN_DOMAIN_QUERIES
     for index in range(total):
         image, defects = render(product, seed, index, wanted_shares(product, index))

@@ -1,8 +1,8 @@
-"""Defects of the demo products, each drawn in a small window: how it changes the picture, and its exact mask.
+"""Defects of the demo products, each drawn in a small window with its exact mask.
 
-Two geometries carry every kind: blobs (pit, stain, dent, chip, bubble) and strokes (scratch, crack, burr, weave). A
-`Look` holds what stays the same for one defect category of one product; position, direction, size and contrast are
-drawn anew for every instance.
+Two geometries carry every kind: blobs (pit, stain, dent, chip, bubble) and strokes (scratch, crack,
+burr, weave). A `Look` holds what stays the same for one defect category of one product; position,
+direction, size and contrast are drawn anew for every instance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Patch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Look:
-    """Appearance of one defect category. Lengths in pixels, tones 0..1 (BGR or one channel), angles in degrees."""
+    """Appearance of one defect category: lengths in pixels, tones 0..1 (BGR or grey), degrees."""
 
     name: str
     kind: str
@@ -54,7 +54,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def clean_mask(mask: np.ndarray) -> np.ndarray:
-    """The area within the outlines, so that they give back the mask: no holes, no fragments of one or two points."""
+    """The mask that its outlines give back: without holes and fragments of one or two points."""
     filled = np.zeros(mask.shape, np.uint8)
     for contour in outlines(mask.astype(np.uint8)):
         cv2.fillPoly(filled, [contour], 1)
@@ -182,7 +182,7 @@ def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, lig
 def draw_defect(
     rng: np.random.Generator, look: Look, area: float, angle: float, light: tuple[float, float]
 ) -> Patch:
-    """One defect of about `area` pixels, its long axis at `angle` radians, in a window with REACH pixels around it.
+    """One defect of about `area` pixels, its long axis at `angle` radians, REACH pixels around it.
 
     Returns mask, uint8 {0, 1}, cover and shade, float32, of one size (h, w).
     """

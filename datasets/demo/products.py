@@ -1,11 +1,12 @@
-"""The demo's products as one table: surface, outline, palette, harmless marks and defect categories of each.
+"""The demo's products as one table: surface, outline, palette, harmless marks and defects of each.
 
-An outline is a function of the image's height and width. It yields drawing steps (value, size, points): one point is a
-disc of radius `size`, two points are a line of thickness `size`, more are a polygon; value 255 is part, 0 is ground;
-points are pixels relative to the part's centre.
+An outline is a function of the image's height and width. It yields drawing steps (value, size,
+points): one point is a disc of radius `size`, two points are a line of thickness `size`, more are a
+polygon; value 255 is part, 0 is ground; points are pixels relative to the part's centre.
 
-A mark is a function (rng, image shape). It yields (hides, layers): what `hides` lies where the part is bare and keeps
-defects away, the rest may lie anywhere; the layers (cover 0..1, tone 0..1) of one size are blended in turn.
+A mark is a function (rng, image shape). It yields (hides, layers): what `hides` lies where the part
+is bare and keeps defects away, the rest may lie anywhere; layers (cover 0..1, tone 0..1) of one size
+are blended in turn.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def plate(h: int, w: int, height: float = 2.0, width: float = 2.0) -> Steps:
     """Rectangle of these shares of the picture; it fills the picture where they are large."""
     x, y = width / 2 * w, height / 2 * h
     yield 255, 0, _box(-x, -y, x, y)
+
+
+slab, strip = partial(plate, height=0.91, width=0.91), partial(plate, height=0.8)
 
 
 def flange(h: int, w: int, bore: float = 0.34, bolts: int = 6) -> Steps:
@@ -160,7 +164,7 @@ def punch(rng: np.random.Generator, shape: tuple[int, ...]) -> Marks:
 
 @dataclass(frozen=True)
 class Product:
-    """What all images of one product share. Palettes: colour (BGR or grey, 0..1) of the tones 0 and 1."""
+    """What all images of a product share. Palette: colour (BGR or grey, 0..1) of tones 0 and 1."""
 
     name: str
     size: tuple[int, int]  # height, width
@@ -199,8 +203,7 @@ _TRAIN = (
         Look("crack", "crack", (0.06,), 0.85, 0.12, width=2.6, bend=0.14, jag=0.4)),
         palette=((0.05, 0.06, 0.07), (0.85, 0.93, 0.97)),
         ground=((0.05, 0.05, 0.05), (0.5, 0.45, 0.4)), light=0.6),
-    Product("Painted_Cover", (1100, 1400), surfaces.painted, partial(plate, height=0.91, width=0.91),
-        (dust, light_print, glare), (
+    Product("Painted_Cover", (1100, 1400), surfaces.painted, slab, (dust, light_print, glare), (
         Look("bubble", "bubble", (0.25, 0.16, 0.05), 0.35, 0.28, ragged=0.04, cluster=4),
         Look("scratch", "scratch", (0.82, 0.84, 0.84), 0.85, 0.15, width=3.4, bend=0.06)),
         palette=((0.12, 0.06, 0.0), (0.95, 0.75, 0.32)),
@@ -211,8 +214,7 @@ _TRAIN = (
              angles=(0, 90)),
         Look("oil_stain", "stain", (0.12, 0.12, 0.1), 0.45, ragged=0.2, instances=2)),
         palette=((0.16, 0.07, 0.05), (0.85, 0.6, 0.5)), tilt=0.2),
-    Product("Ceramic_Tile", (1300, 1300), surfaces.glazed, partial(plate, height=0.91, width=0.91),
-        (dust, fibre, glare), (
+    Product("Ceramic_Tile", (1300, 1300), surfaces.glazed, slab, (dust, fibre, glare), (
         Look("crack", "crack", (0.2, 0.22, 0.25), 0.75, 0.05, width=2.0, bend=0.07, jag=0.15),
         Look("chip", "chip", (0.5, 0.62, 0.74), 0.95, 0.3, ragged=0.22, at_edge=True, instances=2)),
         palette=((0.3, 0.38, 0.42), (0.93, 0.97, 0.98)),
@@ -222,8 +224,7 @@ _TRAIN = (
              angles=(0,)),
         Look("dent", "dent", (0.15, 0.22, 0.3), 0.35, 0.22, aspect=1.8, ragged=0.05, instances=2)),
         palette=((0.05, 0.14, 0.26), (0.62, 0.82, 0.97)), light=0.8, tilt=0.0),
-    Product("Rolled_Sheet", (1024, 1600), surfaces.rolled, partial(plate, height=0.8),
-        (dust, dark_print, label), (
+    Product("Rolled_Sheet", (1024, 1600), surfaces.rolled, strip, (dust, dark_print, label), (
         Look("inclusion", "pit", (0.08,), 0.7, 0.1, aspect=4.5, ragged=0.15, cluster=3,
              angles=(90,)),
         Look("pit", "pit", (0.16,), 0.65, 0.4, ragged=0.1, instances=3)),
@@ -243,14 +244,16 @@ _TEST = (
         (dust, dark_print, label), (
         Look("thick_thread", "weave", (0.86, 0.93, 0.95), 0.6, 0.2, width=13.0, bend=0.006,
              angles=(0, 90)),
-        Look("foreign_fibre", "scratch", (0.2, 0.16, 0.5), 0.8, 0.12, width=3.6, bend=0.2, jag=0.1)),
+        Look("foreign_fibre", "scratch", (0.2, 0.16, 0.5), 0.8, 0.12, width=3.6, bend=0.2,
+             jag=0.1)),
         palette=((0.3, 0.36, 0.4), (0.86, 0.93, 0.95)), tilt=0.25),
     Product("Moulded_Cap", (1200, 1200), surfaces.moulded, partial(flange, bore=0.2, bolts=4),
         (dust, light_print, fibre), (
         Look("burn", "stain", (0.04, 0.05, 0.08), 0.6, ragged=0.25),
         Look("chip", "chip", (0.3, 0.35, 0.75), 0.85, 0.3, ragged=0.3, at_edge=True, instances=2)),
         palette=((0.03, 0.05, 0.2), (0.3, 0.42, 0.98)),
-        ground=((0.1, 0.1, 0.1), (0.9, 0.9, 0.9)), ground_tone=0.75, bevel=0.4, light=1.1, tilt=0.8),
+        ground=((0.1, 0.1, 0.1), (0.9, 0.9, 0.9)), ground_tone=0.75, bevel=0.4, light=1.1,
+        tilt=0.8),
 )
 _OPEN_DOMAIN = (
     Product("woven_mesh", (1024, 1024), surfaces.mesh, plate, (dust, fibre, glare), (

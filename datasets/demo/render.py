@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -21,9 +22,9 @@ def render(
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Image `index` of a product, with defects of the area shares (0..1) given by category.
 
-    Returns uint8 (h, w, 3) in BGR or (h, w, 1), and the defects: category and mask, uint8 {0, 1} (h, w). With other
-    shares the picture is the same but for the defects: each step draws from its own random stream. Raises DataError
-    where no place is left for a defect.
+    Returns uint8 (h, w, 3) in BGR or (h, w, 1), and category and mask, uint8 {0, 1} (h, w), of each
+    defect. Each step has its own random stream: other shares change nothing but the defects. Raises
+    DataError where no place is left for a defect.
     """
 
     def stream(step: str) -> np.random.Generator:
@@ -35,11 +36,12 @@ def render(
     for mark in product.marks:
         if rng.random() < 0.75:
             _draw_mark(rng, image, room, mark)
-    rng, sites, defects = stream("defects"), _Sites(part, room), []
+    rng, defects = stream("defects"), []
+    face = _Face(replace(canvas, rng=rng), image, part, room)
     for category, share in shares.items():
         look, area = product.looks[category], share * part.size
         count = min(int(rng.integers(1, look.instances + 1)), max(1, int(area // 150)))
-        masks = [_add_defect(rng, image, sites, look, area / count, canvas) for _ in range(count)]
+        masks = [face.add(look, area / count) for _ in range(count)]
         defects += [(category, mask) for mask in masks if mask is not None]
         if all(mask is None for mask in masks):
             where = f"image {index} of {product.name}"
@@ -52,7 +54,7 @@ def render(
 def _surface(
     product: Product, pose: np.random.Generator, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, Canvas]:
-    """The bare part on its ground, float32 (h, w, c), the part's mask, uint8 0..255 (h, w), and its pose."""
+    """The bare part on its ground, float32 (h, w, c), its mask, uint8 0..255 (h, w), its pose."""
     h, w = product.size
     light = product.light + pose.normal(0, 0.15)
     shift = 0.5 + pose.uniform(-0.03, 0.03, 2)
@@ -81,9 +83,8 @@ def _draw_part(canvas: Canvas, product: Product) -> np.ndarray:
     mask = np.zeros((canvas.h, canvas.w), np.uint8)
     c, s = math.cos(canvas.angle), math.sin(canvas.angle)
     for value, size, points in product.outline(canvas.h, canvas.w):
-        pixels = [
-            (round(canvas.cx + c * x - s * y), round(canvas.cy + s * x + c * y)) for x, y in points
-        ]
+        turned = [(c * x - s * y, s * x + c * y) for x, y in points]
+        pixels = [(round(canvas.cx + x), round(canvas.cy + y)) for x, y in turned]
         if len(pixels) == 1:
             cv2.circle(mask, *pixels, round(size), value, -1, cv2.LINE_AA)
         elif len(pixels) == 2:
@@ -94,7 +95,7 @@ def _draw_part(canvas: Canvas, product: Product) -> np.ndarray:
 
 
 def _draw_mark(rng: np.random.Generator, image: np.ndarray, room: np.ndarray, mark) -> None:
-    """Draw a mark into the image, and set `room` to 0 under it; give up where 25 places are not bare."""
+    """Draw a mark, and set `room` to 0 under it; give up after 25 places that are not bare."""
     for hides, layers in mark(rng, image.shape):
         h, w = layers[0][0].shape
         for _ in range(25):
@@ -124,76 +125,67 @@ def _lens(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return cv2.add(image, cv2.merge([noise] * channels), dtype=cv2.CV_8U).reshape(h, w, channels)
 
 
-class _Sites:
-    """Where defects may still sit on one part; masks uint8 {0, 1} (h, w)."""
+class _Face:
+    """The face of one part, and where defects may still sit on it; masks uint8 {0, 1} (h, w)."""
 
-    def __init__(self, part: np.ndarray, room: np.ndarray) -> None:
+    def __init__(self, canvas: Canvas, image: np.ndarray, part: np.ndarray, room: np.ndarray):
+        self.canvas, self.image = canvas, image
         self.part = (part > 127).astype(np.uint8)
         self.inner = cv2.erode(self.part, np.ones((2 * INSET + 1, 2 * INSET + 1), np.uint8))
-        # Nothing is taken off the part, so that a chip or burr may hang over the border.
+        # Everything off the part is free, so that a chip or burr may hang over the border.
         self.free = ((room > 0) | (part == 0)).astype(np.uint8)
         border = cv2.morphologyEx(self.part, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
         border[:12], border[-12:], border[:, :12], border[:, -12:] = 0, 0, 0, 0
         self.edge = np.argwhere(border)
 
-    def find(self, rng: np.random.Generator, look: Look, mask: np.ndarray):
-        """The window within the image and within the defect, as slices, and the visible mask there.
+    def add(self, look: Look, area: float) -> np.ndarray | None:
+        """Draw one defect of at most `area` pixels; its mask, None where it finds no place."""
+        rng, tone = self.canvas.rng, np.float32(look.tone)
+        edge_chip = look.kind == "chip" and look.at_edge  # half of it hangs over the border
+        for _ in range(16):
+            if look.angles:
+                angle = math.radians(rng.choice(look.angles)) + self.canvas.angle
+            else:
+                angle = rng.uniform(0, 2 * math.pi)
+            size = 2 * area if edge_chip else area
+            mask, cover, shade = draw_defect(rng, look, size, angle, self.canvas.light)
+            area *= 0.8
+            if not mask.any() or (place := self._find(look, mask)) is None:
+                continue
+            there, here, mask = place
+            near = np.clip(1 - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3) / REACH, 0, 1)
+            if edge_chip:
+                near *= self.part[there]
+            cover, shade = (cover[here] * near)[..., None], (shade[here] * near)[..., None]
+            self.image[there] += cover * (tone - self.image[there]) + shade
+            whole = np.zeros_like(self.part)
+            whole[there] = mask
+            margin = np.ones((6 * REACH + 1, 6 * REACH + 1), np.uint8)
+            self.free &= 1 - cv2.dilate(whole, margin)
+            return whole
+        return None
+
+    def _find(self, look: Look, mask: np.ndarray):
+        """Slices of the image and of the window where they overlap, and the mask visible there.
 
         Returns None where 30 draws find no place.
         """
-        (h, w), (rows, columns) = mask.shape, self.part.shape
+        rng, (h, w), (rows, columns) = self.canvas.rng, mask.shape, self.part.shape
+        allowed = self.free if look.at_edge else self.free & self.inner
         for _ in range(30):
             if look.at_edge:
-                y, x = self.edge[rng.integers(len(self.edge))].tolist()
-                x, y = x - w // 2, y - h // 2
+                y, x = self.edge[rng.integers(len(self.edge))] - (h // 2, w // 2)
             else:
                 x = int(rng.integers(0, max(1, columns - w)))
                 y = int(rng.integers(0, max(1, rows - h)))
-            top, left = max(0, -y), max(0, -x)
-            here = np.s_[top : rows - y, left : columns - x]
-            there = np.s_[y + top : y + h, x + left : x + w]
+            here = np.s_[max(0, -y) : rows - y, max(0, -x) : columns - x]
+            there = np.s_[max(0, y) : y + h, max(0, x) : x + w]
             shown = mask[here]
-            inside = shown > 0
-            if inside.sum() < mask.sum() or not self.free[there][inside].all():
+            if shown.sum() < mask.sum() or not allowed[there][shown > 0].all():
                 continue
-            if look.at_edge and look.kind == "chip":  # a chip shows what is missing of the part
+            if look.at_edge and look.kind == "chip":  # shows what is missing of the part
                 shown = clean_mask(shown & self.part[there])
-                if 0.25 < shown.sum() / mask.sum() < 0.8:
-                    return there, here, shown
-            elif look.at_edge or self.inner[there][inside].all():
-                return there, here, shown
+                if not 0.25 < shown.sum() / mask.sum() < 0.8:
+                    continue
+            return there, here, shown
         return None
-
-
-def _add_defect(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    sites: _Sites,
-    look: Look,
-    area: float,
-    canvas: Canvas,
-) -> np.ndarray | None:
-    """Draw one defect of at most `area` pixels into the image; its mask, None where it finds no place."""
-    edge_chip = look.kind == "chip" and look.at_edge
-    for _ in range(16):
-        if look.angles:
-            angle = math.radians(rng.choice(look.angles)) + canvas.angle
-        else:
-            angle = rng.uniform(0, 2 * math.pi)
-        drawn_area = 2 * area if edge_chip else area  # half of it hangs over the border
-        mask, cover, shade = draw_defect(rng, look, drawn_area, angle, canvas.light)
-        site = sites.find(rng, look, mask) if mask.any() else None
-        area *= 0.8
-        if site is None:
-            continue
-        there, here, mask = site
-        near = np.clip(1 - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3) / REACH, 0, 1)
-        if edge_chip:
-            near *= sites.part[there]
-        cover, shade = (cover[here] * near)[..., None], (shade[here] * near)[..., None]
-        image[there] += cover * (np.float32(look.tone) - image[there]) + shade
-        whole = np.zeros_like(sites.part)
-        whole[there] = mask
-        sites.free &= 1 - cv2.dilate(whole, np.ones((6 * REACH + 1, 6 * REACH + 1), np.uint8))
-        return whole
-    return None

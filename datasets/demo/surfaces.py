@@ -1,7 +1,7 @@
-"""Textures of the demo products: machined, cast, woven, wooden and glazed surfaces, made of noise and light.
+"""Textures of the demo products, made of noise and light: metal, paint, fabric, wood, glaze.
 
-Arrays are float32, lengths are pixels, tones run from 0 (black) to 1 (white). A texture is a function of a canvas and
-returns tones (h, w) around 0.5.
+Arrays are float32, lengths are pixels, tones run from 0 (black) to 1 (white). A texture is a
+function of a canvas and returns tones (h, w) around 0.5.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture or window to draw: its random numbers and size, the centre and rotation of the part, and the light.
+    """A picture to draw: random numbers, size, centre and rotation (radians) of the part, light.
 
-    `light` is the unit vector (x to the right, y down) along which the light shines; `angle` is in radians.
+    `light` is the unit vector (x to the right, y down) along which the light shines.
     """
 
     rng: np.random.Generator
@@ -31,7 +31,7 @@ class Canvas:
     def grid(
         self, angle: float = 0.0, middle: tuple[float, float] = (0, 0)
     ) -> tuple[np.ndarray, np.ndarray]:
-        """x and y (h, w) from `middle`, a point relative to the part's centre, in axes turned by `angle` radians."""
+        """x and y (h, w) relative to the part's centre + `middle`, in axes turned by `angle`."""
         x = np.arange(self.w, dtype=np.float32) - np.float32(self.cx) - np.float32(middle[0])
         y = np.arange(self.h, dtype=np.float32) - np.float32(self.cy) - np.float32(middle[1])
         x, y = x[None], y[:, None]
@@ -48,7 +48,7 @@ class Canvas:
         return cv2.resize(grid, (self.w, self.h), interpolation=cv2.INTER_CUBIC)
 
     def fractal(self, cell: float, octaves: int = 3, gain: float = 0.6) -> np.ndarray:
-        """Sum (h, w) of noises, each of half the cell and `gain` times the weight; of about unit spread."""
+        """Sum (h, w) of noises, each of half the cell and `gain` times the weight; unit spread."""
         total, weight, power = np.zeros((self.h, self.w), np.float32), 1.0, 0.0
         for octave in range(octaves):
             total += weight * self.noise(cell / 2**octave)
@@ -57,7 +57,7 @@ class Canvas:
         return total * np.float32(1 / math.sqrt(power))
 
     def grooves(self, cell: float, position: np.ndarray) -> np.ndarray:
-        """A random height profile with features of `cell` pixels, read at each `position` across the grooves."""
+        """Random heights with features of `cell` pixels along `position`, across the grooves."""
         return lookup(Canvas(self.rng, 1, 2048).fractal(cell, 3, 0.7)[0], position)
 
     def shade(self, height: np.ndarray, gain: float) -> np.ndarray:
@@ -153,7 +153,7 @@ def painted(c: Canvas) -> np.ndarray:
 def woven(
     c: Canvas, period: float, repeat: int = 2, float_over: int = 1, contrast: float = 0.16
 ) -> np.ndarray:
-    """Fabric: a weft thread lies on top in `float_over` of `repeat` places (2, 1: plain weave; 4, 2: twill)."""
+    """Fabric: the weft is on top in `float_over` of `repeat` places (1 of 2: plain, 2 of 4: twill)."""
     x, y = c.grid(c.angle)
     wobble = 0.10 * c.noise(70)
     threads = []  # warp, weft: number, roundness across, tone

@@ -16,15 +16,19 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from datasets.demo.defects import STROKES, outlines
-from datasets.demo.products import OPEN_DOMAIN_OBJECTS, PRODUCTS, TEST_PRODUCTS, TRAIN_PRODUCTS
-from datasets.demo.products import Product
+from datasets.demo.products import (
+    OPEN_DOMAIN_OBJECTS,
+    PRODUCTS,
+    TEST_PRODUCTS,
+    TRAIN_PRODUCTS,
+    Product,
+)
 from datasets.demo.render import render
 from utils.errors import DataError, UserError
 
@@ -36,59 +40,49 @@ _QUANTILES = (0.0, 0.22, 0.82, 0.92, 1.0)
 _SHARES = (0.00008, 0.0003, 0.0024, 0.008, 0.022)  # area shares at these quantiles
 
 
-@dataclass(frozen=True)
-class DemoSummary:
-    """What a demo folder holds."""
-
-    seed: int
-    images_per_class: int
-    products: list[str]
-    images: int
-    annotations: int
-    median_area_share: float  # over (image, category) pairs of the VISION V1 part, 0..1
-
-
 def write_demo_data(
     root: str | Path,
     seed: int = 54,
     images_per_class: int = 8,
     products: Sequence[str] = (*TRAIN_PRODUCTS, *TEST_PRODUCTS, *OPEN_DOMAIN_OBJECTS),
-) -> DemoSummary:
+) -> dict:
     """Write the demo data under `root`, or reuse what an earlier call with these arguments wrote.
 
     Other demo data under `root` is replaced. Nothing appears there before all of it is written.
-    Raises DataError where `root` holds anything else or cannot be written, and for an unknown product.
+    Returns `seed`, `images_per_class`, `products`, the number of `images` and `annotations`, and
+    `median_area_share`, 0..1 over the (image, category) pairs of the VISION V1 part.
+    Raises DataError where `root` holds anything else or cannot be written, or a product is unknown.
     """
     root = Path(root).resolve()
     if images_per_class < 2:
         raise DataError(
-            f"images_per_class is {images_per_class}; give at least 2, a support and a query"
+            f"images_per_class is {images_per_class}; give at least 2, support and query"
         )
     if unknown := sorted(set(products) - set(PRODUCTS)):
         raise DataError(f"unknown demo products {unknown}; known: {', '.join(PRODUCTS)}")
     wanted = {"seed": seed, "images_per_class": images_per_class, "products": list(products)}
-    if (present := _present(root)) and wanted.items() <= asdict(present).items():
+    present = _present(root)
+    if wanted.items() <= present.items():
         return present
     partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        summary = _write(partial, seed, images_per_class, list(products))
+        summary = _write(partial, **wanted)
         if root.exists():
             shutil.rmtree(root)
         partial.rename(root)
     except OSError as error:
-        raise DataError(
-            f"cannot write {root} ({error}); give a place that can be written"
-        ) from error
+        remedy = "give a place that can be written"
+        raise DataError(f"cannot write {root} ({error}); {remedy}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return summary
 
 
-def _present(root: Path) -> DemoSummary | None:
-    """Summary of the complete demo data under `root`; None where there is nothing, or not all of it."""
+def _present(root: Path) -> dict:
+    """Summary of the demo data under `root`; empty where there is none or not all of it."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
+        return {}
     names = {path.name for path in root.iterdir()} if root.is_dir() else {root.name}
     strange = sorted(names - {"VISION_V1", "Open_Domain", MARKER})
     if strange or MARKER not in names:
@@ -96,13 +90,12 @@ def _present(root: Path) -> DemoSummary | None:
         raise DataError(f"{root} is not a demo folder ({what}); give a new or empty folder")
     marker = json.loads((root / MARKER).read_text())
     files = sum(path.is_file() for path in root.rglob("*"))
-    if marker["version"] != VERSION or marker["files"] != files - 1:
-        return None
-    return DemoSummary(**marker["summary"])
+    complete = marker.get("version") == VERSION and marker.get("files") == files - 1
+    return marker["summary"] if complete else {}
 
 
-def _write(root: Path, seed: int, images_per_class: int, products: list[str]) -> DemoSummary:
-    images, annotations, median, shares = 0, 0, 0.0, []
+def _write(root: Path, seed: int, images_per_class: int, products: list[str]) -> dict:
+    images, annotations, shares = 0, 0, []
     for product in map(PRODUCTS.get, products):
         if product.name in OPEN_DOMAIN_OBJECTS:
             images += _write_open_domain(root / "Open_Domain" / product.name, product, seed)
@@ -118,11 +111,16 @@ def _write(root: Path, seed: int, images_per_class: int, products: list[str]) ->
             for entry in document["annotations"]:
                 areas[entry["image_id"], entry["category_id"]] += entry["area"]
             shares += [area / math.prod(product.size) for area in areas.values()]
-    if shares:
-        median = float(np.median(shares))
-    summary = DemoSummary(seed, images_per_class, products, images, annotations, median)
+    summary = {
+        "seed": seed,
+        "images_per_class": images_per_class,
+        "products": products,
+        "images": images,
+        "annotations": annotations,
+        "median_area_share": float(np.median(shares)) if shares else 0.0,
+    }
     files = sum(path.is_file() for path in root.rglob("*"))
-    marker = {"version": VERSION, "files": files, "summary": asdict(summary)}
+    marker = {"version": VERSION, "files": files, "summary": summary}
     (root / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     return summary
 
@@ -200,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     print(
-        f"{args.root}: {summary.images} images of {len(summary.products)} products, "
-        f"{summary.annotations} annotations, median area share "
-        f"{100 * summary.median_area_share:.3f} %"
+        f"{args.root}: {summary['images']} images of {len(summary['products'])} products, "
+        f"{summary['annotations']} annotations, median area share "
+        f"{100 * summary['median_area_share']:.3f} %"
     )

@@ -94,16 +94,16 @@ def _blob(rng: np.random.Generator, look: Look, area: float, angle: float, light
     gx, gy = cv2.Sobel(field, cv2.CV_32F, 1, 0), cv2.Sobel(field, cv2.CV_32F, 0, 1)
     # -1..1: how far the outward direction of the blob's wall points along the light
     slope = (gx * light[0] + gy * light[1]) / (np.sqrt(gx * gx + gy * gy) + 1e-4)
-    return _blob_patch(c, look, field, look.relief * slope)
+    return _blob_patch(c, look, field, slope)
 
 
-def _blob_patch(c: Canvas, look: Look, field: np.ndarray, lit: np.ndarray) -> Patch:
-    """The blob of a distance `field` (1 on the outline) and of walls as bright as `lit`."""
+def _blob_patch(c: Canvas, look: Look, field: np.ndarray, slope: np.ndarray) -> Patch:
+    """The blob of a distance `field` (1 on the outline) whose walls face the light by `slope`."""
 
     def ridge(distance: np.ndarray, at: float, breadth: float) -> np.ndarray:
         return np.exp(-np.square((distance - at) / breadth))
 
-    strength, relief = look.strength, look.relief
+    strength, relief, lit = look.strength, look.relief, look.relief * slope
     match look.kind:
         case "pit":
             return (
@@ -117,8 +117,8 @@ def _blob_patch(c: Canvas, look: Look, field: np.ndarray, lit: np.ndarray) -> Pa
             body = 0.75 * smoothstep(1.12, 0.75, cloud) + 0.25 * ridge(cloud, 0.9, 0.12)
             return cloud < 1, strength * (body * patchy), relief * ridge(cloud, 0.95, 0.1)
         case "dent":
-            cover = strength * smoothstep(1.1, 0.1, field)
-            return field < 1.1, cover, lit * field * np.exp(-1.6 * np.square(field)) * 3
+            wall = slope * field * np.exp(-1.6 * np.square(field)) * 3
+            return field < 1.1, strength * smoothstep(1.1, 0.1, field), relief * wall
         case "chip":
             facets = np.round(1.3 * c.noise(max(4, c.h / 9))) * 0.1
             inside, rough = smoothstep(1.04, 0.92, field), facets + 0.05 * c.noise(2)

@@ -82,13 +82,14 @@ def _draw_part(canvas: Canvas, product: Product) -> np.ndarray:
     """255 on the part, 0 on the ground, between at the border: uint8 (h, w)."""
     mask = np.zeros((canvas.h, canvas.w), np.uint8)
     c, s = math.cos(canvas.angle), math.sin(canvas.angle)
-    for value, size, points in product.outline(canvas.h, canvas.w):
-        turned = [(c * x - s * y, s * x + c * y) for x, y in points]
-        pixels = [(round(canvas.cx + x), round(canvas.cy + y)) for x, y in turned]
+    for value, size, points in product.outline:
+        place = [(x * canvas.w, y * canvas.h) for x, y in points]
+        place = [(canvas.cx + c * x - s * y, canvas.cy + s * x + c * y) for x, y in place]
+        pixels, size = [(round(x), round(y)) for x, y in place], round(size * canvas.h)
         if len(pixels) == 1:
-            cv2.circle(mask, *pixels, round(size), value, -1, cv2.LINE_AA)
+            cv2.circle(mask, *pixels, size, value, -1, cv2.LINE_AA)
         elif len(pixels) == 2:
-            cv2.line(mask, *pixels, value, round(size), cv2.LINE_AA)
+            cv2.line(mask, *pixels, value, size, cv2.LINE_AA)
         else:
             cv2.fillPoly(mask, [np.array(pixels, np.int32)], value, cv2.LINE_AA)
     return mask

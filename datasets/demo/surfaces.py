@@ -153,7 +153,7 @@ def painted(c: Canvas) -> np.ndarray:
 def woven(
     c: Canvas, period: float, repeat: int = 2, float_over: int = 1, contrast: float = 0.16
 ) -> np.ndarray:
-    """Fabric: the weft is on top in `float_over` of `repeat` places (1 of 2: plain, 2 of 4: twill)."""
+    """Fabric: the weft lies on top in `float_over` of `repeat` places (2 of 4: twill)."""
     x, y = c.grid(c.angle)
     wobble = 0.10 * c.noise(70)
     threads = []  # warp, weft: number, roundness across, tone

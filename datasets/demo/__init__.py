@@ -55,9 +55,7 @@ def write_demo_data(
     """
     root = Path(root).resolve()
     if images_per_class < 2:
-        raise DataError(
-            f"images_per_class is {images_per_class}; give at least 2, support and query"
-        )
+        raise DataError(f"images_per_class is {images_per_class}; at least 2 are needed")
     if unknown := sorted(set(products) - set(PRODUCTS)):
         raise DataError(f"unknown demo products {unknown}; known: {', '.join(PRODUCTS)}")
     wanted = {"seed": seed, "images_per_class": images_per_class, "products": list(products)}
@@ -95,6 +93,7 @@ def _present(root: Path) -> dict:
 
 
 def _write(root: Path, seed: int, images_per_class: int, products: list[str]) -> dict:
+    """Write all products and the marker with the summary, which is returned."""
     images, annotations, shares = 0, 0, []
     for product in map(PRODUCTS.get, products):
         if product.name in OPEN_DOMAIN_OBJECTS:
@@ -151,11 +150,9 @@ def _write_vision(folder: Path, product: Product, seed: int, indices: range) -> 
         _save(folder / name, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         images.append({"id": image_id, "file_name": name, "height": h, "width": w})
         for category, mask in defects:
+            polygons = [contour.reshape(-1).tolist() for contour in outlines(mask)]
             annotation = {"id": len(annotations), "image_id": image_id, "category_id": category}
-            annotation["segmentation"] = [
-                polygon.reshape(-1).tolist() for polygon in outlines(mask)
-            ]
-            annotation["bbox"] = list(cv2.boundingRect(mask))
+            annotation |= {"segmentation": polygons, "bbox": list(cv2.boundingRect(mask))}
             annotations.append(annotation | {"area": int(mask.sum()), "iscrowd": 0})
     document = {
         "info": {"description": f"procedural demo data, {product.name}, {folder.name}"},

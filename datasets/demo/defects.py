@@ -8,7 +8,7 @@ direction, size and contrast are drawn anew for every instance.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -61,11 +61,9 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _ellipse(
-    c: Canvas, look: Look, middle: tuple[float, float], radius: float, angle: float
-) -> np.ndarray:
+def _ellipse(c: Canvas, look: Look, middle: tuple[float, float], radius: float) -> np.ndarray:
     """Distance from the middle of one ragged ellipse in units of its outline (1 on it)."""
-    u, v = c.grid(angle, middle)
+    u, v = c.grid(c.angle, middle)
     stretch = math.sqrt(look.aspect * c.rng.uniform(0.8, 1.25))
     distance, theta = cv2.cartToPolar(u / stretch, v * stretch)
     outline = np.ones_like(distance)
@@ -78,22 +76,23 @@ def _ellipse(
     return field + 0.4 * look.ragged * frayed * np.minimum(field, 1)
 
 
-def _blob(rng: np.random.Generator, look: Look, area: float, angle: float, light: tuple) -> Patch:
+def _blob(c: Canvas, look: Look, area: float) -> Patch:
     """One blob or a cluster of them, which together cover about `area`."""
-    many = look.cluster > 1
-    count = int(rng.integers(max(2, look.cluster // 2), look.cluster + 1)) if many else 1
+    rng, most, count = c.rng, look.cluster, 1
+    if most > 1:
+        count = int(rng.integers(max(2, most // 2), most + 1))
     shares = rng.uniform(0.4, 1.6, count)
     radii = np.sqrt(area * shares / shares.sum() / math.pi)
     spread = 1.6 * math.sqrt(area / math.pi) if count > 1 else 0.0
     half = math.ceil(1.7 * radii.max() * math.sqrt(look.aspect) + 1.5 * spread) + REACH
-    c = Canvas(rng, 2 * half + 1, 2 * half + 1, half, half, light=light)
+    c = replace(c, h=2 * half + 1, w=2 * half + 1, cx=half, cy=half)
     field = np.full((c.h, c.w), 9, np.float32)
     for radius in radii:
         middle = np.clip(rng.normal(0, 0.6, 2), -1.4, 1.4) * spread
-        field = np.minimum(field, _ellipse(c, look, middle, radius, angle))
+        field = np.minimum(field, _ellipse(c, look, middle, radius))
     gx, gy = cv2.Sobel(field, cv2.CV_32F, 1, 0), cv2.Sobel(field, cv2.CV_32F, 0, 1)
     # -1..1: how far the outward direction of the blob's wall points along the light
-    slope = (gx * light[0] + gy * light[1]) / (np.sqrt(gx * gx + gy * gy) + 1e-4)
+    slope = (gx * c.light[0] + gy * c.light[1]) / (np.sqrt(gx * gx + gy * gy) + 1e-4)
     return _blob_patch(c, look, field, slope)
 
 
@@ -106,11 +105,8 @@ def _blob_patch(c: Canvas, look: Look, field: np.ndarray, slope: np.ndarray) -> 
     strength, relief, lit = look.strength, look.relief, look.relief * slope
     match look.kind:
         case "pit":
-            return (
-                field < 1.05,
-                strength * smoothstep(1.08, 0.7, field),
-                lit * ridge(field, 1, 0.22),
-            )
+            cover = strength * smoothstep(1.08, 0.7, field)
+            return field < 1.05, cover, lit * ridge(field, 1, 0.22)
         case "stain":
             cloud = field + 0.16 * c.noise(max(4, c.h / 7))
             patchy = 1 + 0.18 * c.noise(max(3, c.h / 12))
@@ -130,10 +126,9 @@ def _blob_patch(c: Canvas, look: Look, field: np.ndarray, slope: np.ndarray) -> 
     raise ValueError(f"unknown kind of defect {look.kind!r}")
 
 
-def _stroke_paths(
-    rng: np.random.Generator, look: Look, area: float, angle: float
-) -> tuple[list[np.ndarray], float]:
+def _stroke_paths(c: Canvas, look: Look, area: float) -> tuple[list[np.ndarray], float]:
     """Centre lines (n, 2), the stem first, and the line width that together cover about `area`."""
+    rng = c.rng
     width = look.width * rng.uniform(0.85, 1.2)
     length = min(max(area / width, 4 * width), look.longest)
     width = min(max(width, area / length), 2.5 * look.width)
@@ -145,17 +140,18 @@ def _stroke_paths(
         return start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
 
     branches = int(rng.integers(1, 4)) if look.kind == "crack" else 0
-    stem = wander(np.zeros(2), length / (1 + 0.3 * branches), angle)
+    stem = wander(np.zeros(2), length / (1 + 0.3 * branches), c.angle)
     paths = [stem]
     for _ in range(branches):
         start = stem[int(rng.integers(len(stem) // 4, len(stem) - 1))]
-        side = angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
+        side = c.angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
         paths.append(wander(start, 0.3 * length, side))
     return paths, width
 
 
-def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, light: tuple) -> Patch:
-    paths, width = _stroke_paths(rng, look, area, angle)
+def _stroke(c: Canvas, look: Look, area: float) -> Patch:
+    """A line with its branches, lit from the side."""
+    paths, width = _stroke_paths(c, look, area)
     points = np.concatenate(paths)
     low = points.min(0) - width - REACH
     w, h = np.ceil(points.max(0) + width + REACH - low).astype(int).tolist()
@@ -164,13 +160,13 @@ def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, lig
         t = np.linspace(0.12, 0.95, len(path) - 1)
         swell = np.ones_like(t)
         if look.kind != "weave":
-            swell = np.sqrt(np.sin(t * math.pi)) * rng.uniform(0.8, 1.2, len(t))
+            swell = np.sqrt(np.sin(t * math.pi)) * c.rng.uniform(0.8, 1.2, len(t))
         pixels = np.round((path - low) * SCALE).astype(int).tolist()
         for (start, end), s in zip(pairwise(pixels), swell, strict=True):
             thickness = max(round(1.6 * SCALE), round(float(width * s * SCALE)))
             cv2.line(large, start, end, 255, thickness)
     drawn = cv2.resize(large, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    c = Canvas(rng, h, w, light=light)
+    c = replace(c, h=h, w=w, cx=0, cy=0)
     fade = np.clip(0.85 + 0.2 * c.noise(24), 0.45, 1)
     flanks = c.shade(blur(drawn, max(0.8, width / 3)), look.relief * max(2.0, width))
     if look.kind == "weave":
@@ -179,15 +175,13 @@ def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, lig
     return drawn > 0.3, look.strength * drawn * fade, flanks * fade
 
 
-def draw_defect(
-    rng: np.random.Generator, look: Look, area: float, angle: float, light: tuple[float, float]
-) -> Patch:
-    """One defect of about `area` pixels, its long axis at `angle` radians, REACH pixels around it.
+def draw_defect(c: Canvas, look: Look, area: float) -> Patch:
+    """One defect of about `area` pixels along the canvas's angle, with REACH pixels around it.
 
     Returns mask, uint8 {0, 1}, cover and shade, float32, of one size (h, w).
     """
-    contrast = rng.uniform(0.8, 1.15)
+    contrast = c.rng.uniform(0.8, 1.15)
     draw = _stroke if look.kind in STROKES else _blob
-    mask, cover, shade = draw(rng, look, area, angle, light)
+    mask, cover, shade = draw(c, look, area)
     cover = np.clip(np.clip(cover, 0, 1) * contrast, 0, 1).astype(np.float32)
     return clean_mask(mask), cover, (shade * contrast).astype(np.float32)

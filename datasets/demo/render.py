@@ -45,9 +45,7 @@ def render(
         defects += [(category, mask) for mask in masks if mask is not None]
         if all(mask is None for mask in masks):
             where = f"image {index} of {product.name}"
-            raise DataError(
-                f"{where} has no place for a {look.name}; give another seed than {seed}"
-            )
+            raise DataError(f"{where} has no place for a {look.name}; give another --seed")
     return _lens(stream("lens"), image), defects
 
 
@@ -148,8 +146,8 @@ class _Face:
                 angle = math.radians(rng.choice(look.angles)) + self.canvas.angle
             else:
                 angle = rng.uniform(0, 2 * math.pi)
-            size = 2 * area if edge_chip else area
-            mask, cover, shade = draw_defect(rng, look, size, angle, self.canvas.light)
+            canvas = replace(self.canvas, angle=angle)
+            mask, cover, shade = draw_defect(canvas, look, 2 * area if edge_chip else area)
             area *= 0.8
             if not mask.any() or (place := self._find(look, mask)) is None:
                 continue

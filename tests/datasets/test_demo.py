@@ -25,12 +25,9 @@ def root(tmp_path_factory):
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def union(defects, shape) -> np.ndarray:
@@ -124,13 +121,12 @@ def test_defects_show_within_their_masks_and_nowhere_else(name):
         assert 0.15 * share < mask.mean() < 2 * share
 
 
-def test_test_products_share_no_surface_and_defect_with_training_products():
+def test_test_products_share_no_surface_with_training_products_that_has_the_same_defect():
     train, test = (
         {(PRODUCTS[name].texture, look) for name in group for look in PRODUCTS[name].looks}
         for group in (TRAIN_PRODUCTS, TEST_PRODUCTS)
     )
-    assert train.isdisjoint(test)
-    assert sorted([*TRAIN_PRODUCTS, *TEST_PRODUCTS, "woven_mesh"]) == sorted(PRODUCTS)
+    assert train and test and train.isdisjoint(test)
 
 
 def test_foreign_folder_is_left_alone(tmp_path, capsys):

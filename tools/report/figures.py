@@ -1,20 +1,20 @@
 """The figures of a report, for light and for dark pages, as SVG with the reader's own font.
 
-A new figure is a function of the data and a theme that returns a `Drawing`, or None without data,
-and its name in TEST_FIGURES or TRAINING_FIGURES; the page shows it in that section.
+A new figure is a function of the data that returns a `Drawing`, or None without data, and its name
+in TEST_FIGURES or TRAINING_FIGURES; the page shows it in that section.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import matplotlib
+from cycler import cycler
+from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,42 +22,35 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from tools.report.read import Test
 
-WIDTH = 4.2  # inches; narrow, so that text stays readable where a phone shrinks the figure
+WIDTH, HEIGHT = 4.2, 3.3  # inches; narrow, as a phone shrinks a figure and its text with it
 LABEL, LEGEND = 26, 40  # characters of a name beside its bars, and in a line of a legend
 SOLID, DASHES, DASH_DOT, DOTS = "-", (0, (5, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2))
 GUIDE = (0, (2, 2))
 LONG = 15  # classes; above, the bars have their axis on top, too
-# hashsalt and no date: the same run gives the same file. fonttype none: text stays text.
-STYLE = {
-    "font.size": 9.5, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana"],
-    "svg.fonttype": "none", "svg.hashsalt": "sofs",
-}  # fmt: skip
 RASTER = 160  # dots per inch of the points of a scatter, whose size would grow with them as vectors
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of text, of lines that guide, and of the series.
+def _style(text: str, guide: str, series: str) -> dict[str, Any]:
+    """Settings of matplotlib, with the colours of text, of the grid, and of the series."""
+    coloured = "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color legend.labelcolor"
+    return dict.fromkeys(coloured.split(), text) | {
+        "font.size": 9.5, "font.family": "sans-serif", "text.parse_math": False,
+        "font.sans-serif": ["DejaVu Sans", "Verdana"],
+        # text stays text; without hashsalt the same run would give another file each time
+        "svg.fonttype": "none", "svg.hashsalt": "sofs",
+        "figure.figsize": (WIDTH, HEIGHT), "figure.constrained_layout.use": True,
+        "figure.facecolor": "none", "axes.facecolor": "none",
+        "axes.prop_cycle": cycler(color=series.split()),
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": guide, "grid.linewidth": 0.7,
+        "xtick.major.size": 3, "ytick.major.size": 3, "lines.linewidth": 1.6, "lines.markersize": 3,
+        "legend.frameon": False, "legend.borderpad": 0.2, "legend.handlelength": 1.8,
+    }  # fmt: skip
 
-    The first of the series is the accent, the second the baseline's; the others are those by Okabe
-    and Ito, which colour-blind readers can tell apart.
-    """
 
-    text: str
-    guide: str
-    series: tuple[str, ...]
-
-    def colour(self, i: int) -> str:
-        """Colour of series i; they repeat after the last."""
-        return self.series[i % len(self.series)]
-
-
-LIGHT = Theme(
-    "#3a4149", "#d5d9de", ("#0b62a8", "#848c95", "#c25400", "#00825f", "#a3568a", "#a07700")
-)
-DARK = Theme(
-    "#c3c9d0", "#3a424b", ("#5fb0ee", "#8c959f", "#f08a3c", "#2fbf95", "#d58fbe", "#dcb13c")
-)
+# the accent, the baseline's grey, then Okabe and Ito's colours for colour-blind readers
+LIGHT = _style("#3a4149", "#d5d9de", "#0b62a8 #848c95 #c25400 #00825f #a3568a #a07700")
+DARK = _style("#c3c9d0", "#3a424b", "#5fb0ee #8c959f #f08a3c #2fbf95 #d58fbe #dcb13c")
 
 
 class Drawing(NamedTuple):
@@ -68,48 +61,39 @@ class Drawing(NamedTuple):
     caption: str
 
 
-Draw = Callable[[Any, Theme], Drawing | None]
+Draw = Callable[[Any], Drawing | None]
 
 
 def pictures(draws: Iterable[Draw], data: Any) -> list[dict[str, Any]]:
     """The figures that there are data for: light and dark as data URIs, width and height in CSS
     pixels, alt and caption."""
-    with matplotlib.rc_context(STYLE):
-        shown = [(draw, drawing) for draw in draws if (drawing := draw(data, LIGHT)) is not None]
-        return [_picture(draw, data, drawing) for draw, drawing in shown]
+    shown = []
+    for draw in draws:
+        picture: dict[str, Any] = {}
+        for theme, style in (("light", LIGHT), ("dark", DARK)):
+            with matplotlib.rc_context(style), warnings.catch_warnings():
+                # the reader's font has what ours lacks
+                warnings.filterwarnings("ignore", message="Glyph")
+                if (drawing := draw(data)) is None:
+                    break
+                svg = io.BytesIO()
+                drawing.figure.savefig(svg, format="svg", dpi=RASTER, metadata={"Date": None})
+            coded = base64.b64encode(svg.getvalue()).decode()
+            width, height = (round(96 * inches) for inches in drawing.figure.get_size_inches())
+            picture |= {theme: f"data:image/svg+xml;base64,{coded}", "width": width}
+            picture |= {"height": height, "alt": drawing.alt, "caption": drawing.caption}
+        if picture:
+            shown.append(picture)
+    return shown
 
 
-def _picture(draw: Draw, data: Any, drawing: Drawing) -> dict[str, Any]:
-    """A figure with pixels, whose colours are fixed, is drawn anew for dark pages; of others the
-    theme's colours are replaced in the tags, not in the text."""
-    light = _svg(drawing.figure)
-    if "<image" in light and (again := draw(data, DARK)) is not None:
-        dark = _svg(again.figure)
-    else:
-        old, new = ((theme.text, theme.guide, *theme.series) for theme in (LIGHT, DARK))
-        colours = dict(zip(old, new, strict=True))
-        dark = re.sub(r"(#[0-9a-f]{6})(?=[^<>]*>)", lambda c: colours.get(c[1], c[1]), light)
-    width, height = (round(96 * inches) for inches in drawing.figure.get_size_inches())
-    about = {"width": width, "height": height, "alt": drawing.alt, "caption": drawing.caption}
-    coded = {"light": base64.b64encode(light.encode()), "dark": base64.b64encode(dark.encode())}
-    return about | {k: f"data:image/svg+xml;base64,{v.decode()}" for k, v in coded.items()}
-
-
-def _svg(figure: Figure) -> str:
-    target = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the reader's font has what ours lacks
-        figure.savefig(target, format="svg", dpi=RASTER, metadata={"Date": None})
-    return target.getvalue().decode()
-
-
-def class_bars(test: Test, theme: Theme) -> Drawing | None:
+def class_bars(test: Test) -> Drawing | None:
     """IoU per class with the deviation over repeats, sorted by the first method, best on top."""
     rows = [row for row in test.rows if any(v.mean is not None for v in row.values)]
     if test.kind == "anomaly" or len(rows) < 2:
         return None
     rows.sort(key=lambda row: -1 if row.values[0].mean is None else row.values[0].mean)
-    axes = _axes(theme, height=1.0 + len(rows) * (0.09 + 0.09 * len(test.columns)))
+    axes = _axes(1.0 + len(rows) * (0.09 + 0.09 * len(test.columns)))
     thickness = 0.8 / len(test.columns)
     handles = []
     for i in range(len(test.columns)):
@@ -118,30 +102,30 @@ def class_bars(test: Test, theme: Theme) -> Drawing | None:
         several = any(value.repeats > 1 for _, value in cells)
         handles.append(axes.barh(
             [y + 0.4 - thickness * (i + 0.5) for y, _ in cells],
-            [100 * value.mean for _, value in cells], thickness * 0.9, color=theme.colour(i),
+            [100 * value.mean for _, value in cells], thickness * 0.9, color=f"C{i}",
             xerr=[100 * (value.std or 0.0) for _, value in cells] if several else None,
-            error_kw={"ecolor": theme.text, "elinewidth": 0.9},
+            error_kw={"ecolor": rcParams["text.color"], "elinewidth": 0.9},
         ))  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_name(row.name) for row in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [_name(row.name) for row in rows])
     axes.set(ylim=(-0.6, len(rows) - 0.4), xlim=(0, None), xlabel="IoU, %")
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labeltop=len(rows) > LONG)
     axes.grid(axis="y", visible=False)
     spread = "; lines are standard deviations over repeats." if test.repeats > 1 else "."
     return Drawing(
-        _with_legend(axes, theme, handles, test.columns),
+        _with_legend(axes, handles, test.columns),
         f"Bars: IoU of {len(rows)} classes, as in the table",
         f"Sorted by {test.columns[0]}{spread}",
     )
 
 
-def size_scatter(test: Test, theme: Theme) -> Drawing | None:
+def size_scatter(test: Test) -> Drawing | None:
     """IoU of queries against the share of the image that is defect, of two methods at most; bars
     mark the pooled IoU of each range of size."""
     points = {method: test.points[method] for method in test.columns[:2] if test.points.get(method)}
     if not points:
         return None
-    axes = _axes(theme, height=3.3)
+    axes = _axes()
     shares = [share for values in points.values() for share, _ in values]
     left, right = min(shares) / 1.3, max(shares) * 1.3
     handles, bounds = [], []
@@ -149,19 +133,19 @@ def size_scatter(test: Test, theme: Theme) -> Drawing | None:
         style = {"markerfacecolor": "none", "markeredgewidth": 0.8} if i else {"markeredgewidth": 0}
         x, y = [share for share, _ in values], [100 * iou for _, iou in values]
         handles += axes.plot(
-            x, y, "os"[i], color=theme.colour(i), markersize=4, alpha=0.65, rasterized=True,
+            x, y, "os"[i], color=f"C{i}", markersize=4, alpha=0.65, rasterized=True,
             zorder=3 - i / 10, **style,
         )  # fmt: skip
         for part in test.sizes.get(method, ()):
             ends = max(part["low"], left), min(part["high"], right)
             if part["iou"] is not None and ends[0] < ends[1]:
                 level = [100 * part["iou"]] * 2
-                axes.plot(ends, level, color=theme.text, linewidth=4.2, zorder=4)
-                axes.plot(ends, level, color=theme.colour(i), linewidth=2.6, zorder=5)
+                axes.plot(ends, level, color=rcParams["text.color"], linewidth=4.2, zorder=4)
+                axes.plot(ends, level, color=f"C{i}", linewidth=2.6, zorder=5)
         bounds = bounds or [part["low"] for part in test.sizes.get(method, ()) if part["low"] > 0]
     axes.set(xscale="log", xlabel="defect, share of the image", ylabel="IoU of a query, %")
     for bound in bounds:
-        axes.axvline(bound, color=theme.text, linewidth=0.8, linestyle=GUIDE, zorder=1)
+        axes.axvline(bound, color=rcParams["text.color"], linewidth=0.8, linestyle=GUIDE, zorder=1)
     if bounds:
         axes.set_xticks(bounds)
         axes.xaxis.set_minor_locator(NullLocator())
@@ -174,58 +158,57 @@ def size_scatter(test: Test, theme: Theme) -> Drawing | None:
     if test.without_defect:
         caption += f" Queries without a defect, not shown: {test.without_defect}."
     alt = "Scatter: IoU of each query against the share of the image that is defect"
-    return Drawing(_with_legend(axes, theme, handles, points), alt, caption)
+    return Drawing(_with_legend(axes, handles, points), alt, caption)
 
 
-def precision_recall(test: Test, theme: Theme) -> Drawing | None:
+def precision_recall(test: Test) -> Drawing | None:
     """Precision against recall, with the average precision of each curve in percent."""
     if not test.curves:
         return None
-    axes = _axes(theme, height=3.3 + 0.09 * len(test.curves))
+    axes = _axes(HEIGHT + 0.09 * len(test.curves))
     handles, names = [], []
     for i, curve in enumerate(test.curves):
         x, y = _percent(curve["recall"]), _percent(curve["precision"])
-        handles.append(_line(axes, theme, i, x, y))
+        handles.append(_line(axes, i, x, y))
         ap = curve["average_precision"]
         names.append(_name(curve["name"]) + ("" if ap is None else f", AP {100 * ap:.1f} %"))
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="recall, %", ylabel="precision, %")
     return Drawing(
-        _with_legend(axes, theme, handles, names),
+        _with_legend(axes, handles, names),
         "Curves: precision against recall",
         "Precision and recall of all pixels together, at every threshold. AP: average precision.",
     )
 
 
-def iou_by_threshold(test: Test, theme: Theme) -> Drawing | None:
+def iou_by_threshold(test: Test) -> Drawing | None:
     """IoU against the threshold, and the threshold that each method used as an upright line."""
     curves = [curve for curve in test.curves if "iou" in curve]
     if not curves:
         return None
-    axes = _axes(theme, height=3.3 + 0.09 * len(curves))
+    axes = _axes(HEIGHT + 0.09 * len(curves))
     handles = []
     for i, curve in enumerate(curves):
-        handles.append(_line(axes, theme, i, curve["threshold"], _percent(curve["iou"])))
+        handles.append(_line(axes, i, curve["threshold"], _percent(curve["iou"])))
         used = test.thresholds.get(curve["name"])
         if used is not None:
-            axes.axvline(used, color=theme.colour(i), linewidth=1.1, linestyle=GUIDE)
+            axes.axvline(used, color=f"C{i}", linewidth=1.1, linestyle=GUIDE)
     axes.set(xlabel="threshold", ylabel="IoU, %", ylim=(0, None))
     return Drawing(
-        _with_legend(axes, theme, handles, [_name(curve["name"]) for curve in curves]),
+        _with_legend(axes, handles, [_name(curve["name"]) for curve in curves]),
         "Curves: IoU against the threshold, and the threshold used",
         "IoU of all pixels together. Dashed upright lines: the threshold used, mean over queries.",
     )
 
 
-def loss_and_rate(history: list[dict[str, Any]], theme: Theme) -> Drawing | None:
+def loss_and_rate(history: list[dict[str, Any]]) -> Drawing | None:
     """Training loss and, below it, small, the learning rate."""
     if not history:
         return None
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained", facecolor="none")
+    figure = Figure()
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for axes, key, label in ((upper, "loss", "loss"), (lower, "learning_rate", "learning\nrate")):
-        _style(axes, theme)
         values = [float("nan") if entry[key] is None else entry[key] for entry in history]
-        _line(axes, theme, 0, [entry["epoch"] for entry in history], values)
+        _line(axes, 0, [entry["epoch"] for entry in history], values)
         axes.set(ylabel=label, ylim=(0, None))
     lower.yaxis.set_major_locator(MaxNLocator(3))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
@@ -238,7 +221,7 @@ def loss_and_rate(history: list[dict[str, Any]], theme: Theme) -> Drawing | None
     )
 
 
-def miou_by_epoch(history: list[dict[str, Any]], theme: Theme) -> Drawing | None:
+def miou_by_epoch(history: list[dict[str, Any]]) -> Drawing | None:
     """mIoU of training and validation, where they were measured."""
     methods = dict.fromkeys(method for entry in history for method in entry["validation"])
     series = [
@@ -246,18 +229,18 @@ def miou_by_epoch(history: list[dict[str, Any]], theme: Theme) -> Drawing | None
         for i, method in enumerate(methods)
     ]
     series.append(("training", 0, DOTS, [entry["train_miou"] for entry in history]))
-    axes, lines = _axes(theme, height=3.3), {}
+    axes, lines = _axes(), {}
     for name, i, style, values in series:
         known = [(e["epoch"], v) for e, v in zip(history, values, strict=True) if v is not None]
         if known:
             x, y = zip(*known, strict=True)
-            lines[name] = _line(axes, theme, i, x, _percent(y), style)
+            lines[name] = _line(axes, i, x, _percent(y), style)
     if not lines:
         return None
     axes.set(ylabel="mIoU, %", ylim=(0, None))
     _epochs(axes, history)
     return Drawing(
-        _with_legend(axes, theme, lines.values(), lines),
+        _with_legend(axes, lines.values(), lines),
         "Curves: mIoU per epoch",
         "mIoU on the training and validation objects.",
     )
@@ -271,45 +254,21 @@ TEST_FIGURES: dict[str, Sequence[Draw]] = {
 TRAINING_FIGURES: Sequence[Draw] = (loss_and_rate, miou_by_epoch)
 
 
-def _axes(theme: Theme, height: float) -> Axes:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
-    return _style(figure.add_subplot(), theme)
+def _axes(height: float = HEIGHT) -> Axes:
+    return Figure(figsize=(WIDTH, height)).add_subplot()
 
 
-def _style(axes: Axes, theme: Theme) -> Axes:
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set(color=theme.text, linewidth=0.8)
-    axes.tick_params(colors=theme.text, width=0.8, length=3)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_color(theme.text)
-    axes.grid(color=theme.guide, linewidth=0.7)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _line(
-    axes: Axes, theme: Theme, i: int, x: Sequence[float], y: Sequence[float], style: Any = None
-) -> Artist:
+def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], style: Any = None) -> Artist:
     """Series i as a curve; `style` None: that of its place, so that many differ without colour."""
-    in_turn = DASHES if i == 1 else (SOLID, DASH_DOT, DOTS)[i // len(theme.series) % 3]
-    (line,) = axes.plot(
-        x, y, color=theme.colour(i), linestyle=style or in_turn, linewidth=1.6,
-        marker="o" if len(x) <= 30 else None, markersize=3,
-    )  # fmt: skip
-    return line
+    in_turn = DASHES if i == 1 else (SOLID, DASH_DOT, DOTS)[i // 6 % 3]
+    marker = "o" if len(x) <= 30 else None
+    return axes.plot(x, y, color=f"C{i}", linestyle=style or in_turn, marker=marker)[0]
 
 
-def _with_legend(
-    axes: Axes, theme: Theme, handles: Iterable[Artist], names: Iterable[str]
-) -> Figure:
+def _with_legend(axes: Axes, handles: Iterable[Artist], names: Iterable[str]) -> Figure:
     labels = [_name(name, LEGEND) for name in names]
-    legend = axes.figure.legend(
-        list(handles), labels, loc="outside upper left", labelcolor=theme.text, frameon=False,
-        ncols=1 if max(map(len, labels)) > LABEL else 2, borderpad=0.2, handlelength=1.8,
-    )  # fmt: skip
-    for entry in legend.get_texts():
-        entry.set_parse_math(False)
+    columns = 1 if max(map(len, labels)) > LABEL else 2
+    axes.figure.legend(list(handles), labels, loc="outside upper left", ncols=columns)
     return axes.figure
 
 

@@ -31,7 +31,7 @@ class Value(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A class or object, or a summary of all (then queries is None), with a value per column."""
+    """A class or object, or a summary of all (queries is None), with a value per column."""
 
     name: str
     values: list[Value]
@@ -45,18 +45,15 @@ class Test:
     Attributes:
         name: "" for the ordinary one.
         kind: "methods", "objects" (open domain) or "anomaly", the key of the results.
-        columns: names of methods, or labels of the measures of anomaly detection.
-        totals, rows: the table of results.
-        sizes: per method the ranges of defect size as metrics.json has them.
-        warnings: what was left out.
+        columns: methods, or labels of the measures of anomaly detection.
+        sizes: per method the ranges of defect size as in metrics.json.
         record: everything else of metrics.json that fits a line, as text.
         points: per method (defect as share of the image, IoU), fractions, of each query with a
             defect, its pixels pooled over the repeats.
         without_defect: how many queries have none.
         thresholds: per method with thresholds their mean over all queries.
         curves: as in curves.json.
-        gallery: per class the entries of the gallery's index, worst, median and best first; `file`
-            of a panel is a path.
+        gallery: per class the entries of the gallery's index; `file` of a panel is a path.
     """
 
     name: str
@@ -90,8 +87,8 @@ def reading(file: Path) -> Iterator[None]:
     """Turn whatever a broken `file` leads to into a DataError that names it."""
     try:
         yield
-    except BROKEN as error:
-        cause = f"{type(error).__name__}: {error}"
+    except (*BROKEN, yaml.YAMLError) as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: not as a run writes it ({cause}); run it again") from error
 
 
@@ -113,10 +110,9 @@ def read_test(folder: Path, suffix: str = "") -> Test:
     Raises:
         DataError: a file is broken.
     """
-    with reading(folder / f"metrics{suffix}.json"):
-        content = load_json(folder / f"metrics{suffix}.json")
-        test = Test(suffix.removeprefix("_"), **_results(content))
-        test.warnings, test.record = _warnings(content), _record(content)
+    file = folder / f"metrics{suffix}.json"
+    with reading(file):
+        test = read_metrics(file, suffix.removeprefix("_"))
     if queries := optional(folder / f"queries{suffix}.csv", read_queries):
         test.points, test.without_defect, test.thresholds = queries
     test.curves = optional(folder / f"curves{suffix}.json", read_curves) or []
@@ -149,7 +145,7 @@ def read_queries(file: Path) -> tuple[dict[str, list[tuple[float, float]]], int,
 
 def read_curves(file: Path) -> list[dict[str, Any]]:
     """curves.json: name, threshold, precision, recall, average_precision and, of methods, iou."""
-    curves = load_json(file)["curves"]
+    curves = json.loads(file.read_text(encoding="utf-8"))["curves"]
     for curve in curves:
         columns = [curve[key] for key in ("threshold", "precision", "recall")]
         columns += [curve["iou"]] if "iou" in curve else []
@@ -164,7 +160,7 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
 def read_history(file: Path) -> list[dict[str, Any]]:
     """history.json: epoch, loss and learning_rate per epoch, train_miou and validation (mIoU by
     method) of some."""
-    history = load_json(file)
+    history = json.loads(file.read_text(encoding="utf-8"))
     for entry in history:
         entry.setdefault("train_miou", None)
         entry["validation"] = entry.get("validation") or {}
@@ -181,7 +177,7 @@ def read_gallery(file: Path) -> dict[str, list[dict[str, Any]]]:
         ValueError: it names a file that is missing or lies outside its folder.
     """
     classes: dict[str, list[dict[str, Any]]] = {}
-    for entry in load_json(file):
+    for entry in json.loads(file.read_text(encoding="utf-8")):
         classes.setdefault(entry["class"], []).append(entry)
         for value in entry["scores"].values():
             number(value)
@@ -199,15 +195,12 @@ def read_gallery(file: Path) -> dict[str, list[dict[str, Any]]]:
 def read_config(file: Path) -> tuple[str, dict[str, Any]]:
     """config.yaml as it stands, and its tree."""
     content = file.read_text(encoding="utf-8")
-    try:
-        return content, dict(yaml.safe_load(content))
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    return content, dict(yaml.safe_load(content))
 
 
 def read_run(file: Path) -> dict[str, str]:
     """run.json: when, how long and on what a run ran, as text."""
-    content = load_json(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
     minutes, seconds = divmod(round(content["seconds"]), 60)
     processes = f", {content['processes']} processes" if content["processes"] > 1 else ""
     return {
@@ -217,15 +210,6 @@ def read_run(file: Path) -> dict[str, str]:
     }
 
 
-def load_json(file: Path) -> Any:
-    """The content of a JSON file; ValueError for NaN and infinity, which JSON does not have."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
 def number(value: Any) -> float | None:
     """A finite number or None, unchanged; TypeError for anything else."""
     if isinstance(value, bool) or (value is not None and not math.isfinite(value)):
@@ -233,72 +217,64 @@ def number(value: Any) -> float | None:
     return value
 
 
-def _results(content: dict[str, Any]) -> dict[str, Any]:
-    """kind, columns, totals, rows and sizes of a `Test`, of a metrics file of any kind."""
+def read_metrics(file: Path, name: str = "") -> Test:
+    """metrics.json of any kind of test as the `Test` called `name`."""
 
     def value(summary: dict[str, Any], key: str = "mean") -> Value:
         return Value(number(summary[key]), number(summary["std"]), len(summary["repeats"]))
 
+    content = json.loads(file.read_text(encoding="utf-8"))
     kinds = [kind for kind in ("methods", "objects", "anomaly") if kind in content]
     if len(kinds) != 1:
         raise ValueError(f"expected one of methods, objects, anomaly in it, found {len(kinds)}")
-    kind, table, totals, sizes = kinds[0], content[kinds[0]], [], {}
+    kind, table, totals, sizes = kinds[0], content.pop(kinds[0]), [], {}
+    warnings = [f"left out: {fault}" for fault in content.pop("unreadable", [])]
     if kind == "methods":
         first, *_ = columns = list(table)
         rows = [
-            Row(name, [value(m["classes"][name], "iou") for m in table.values()], entry["queries"])
-            for name, entry in table[first]["classes"].items()
+            Row(c, [value(m["classes"][c], "iou") for m in table.values()], entry["queries"])
+            for c, entry in table[first]["classes"].items()
         ]
         totals = [
             Row(measure.label, [value(m[measure.name]) for m in table.values()], None)
             for measure in SEGMENTATION
         ]
-        sizes = _sizes(table)
+        sizes = {method: entry["sizes"] for method, entry in table.items() if entry.get("sizes")}
+        check_sizes(list(sizes.values()))
     elif kind == "objects":
         columns = list(dict.fromkeys(method for entry in table.values() for method in entry["iou"]))
         rows = [
-            Row(name, [Value(number(e["iou"].get(m))) for m in columns], measured_queries(e))
-            for name, e in table.items()
+            Row(o, [Value(number(e["iou"].get(m))) for m in columns], measured_queries(e))
+            for o, e in table.items()
         ]
+        for o, entry in table.items():
+            warnings += [f"{o}, left out: {fault}" for fault in entry.get("unreadable", [])]
     else:
         columns = [measure.label for measure in ANOMALY]
         rows = [
-            Row(name, [value(entry[m.name]) for m in ANOMALY], entry["images"])
-            for name, entry in table["objects"].items()
+            Row(o, [value(entry[m.name]) for m in ANOMALY], entry["images"])
+            for o, entry in table["objects"].items()
         ]
         totals = [Row("mean", [value(table["mean"][m.name]) for m in ANOMALY], None)]
-    return {"kind": kind, "columns": columns, "totals": totals, "rows": rows, "sizes": sizes}
+    if failed := content.pop("failed_queries", 0):
+        lost = "1 query failed and is" if failed == 1 else f"{failed} queries failed and are"
+        warnings.insert(0, f"{lost} not in the figures")
+    record = {key: _plain(value) for key, value in content.items()}
+    record = {key: value for key, value in record.items() if value}
+    return Test(name, kind, columns, totals, rows, sizes, warnings, record)
 
 
-def _sizes(methods: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    sizes = {name: results["sizes"] for name, results in methods.items() if results.get("sizes")}
-    if (
-        len({str([(p["name"], p["low"], p["high"]) for p in parts]) for parts in sizes.values()})
-        > 1
-    ):
+def check_sizes(methods: list[list[dict[str, Any]]]) -> None:
+    """ValueError where the methods' ranges of defect size differ, TypeError for no numbers."""
+    if len({str([(p["name"], p["low"], p["high"]) for p in parts]) for parts in methods}) > 1:
         raise ValueError("the methods' ranges of defect size differ")
-    for part in (part for parts in sizes.values() for part in parts):
+    for part in (part for parts in methods for part in parts):
         for key in ("low", "high", "queries", "defects", *(measure.name for measure in BY_SIZE)):
             number(part[key])
-    return sizes
 
 
-def _warnings(content: dict[str, Any]) -> list[str]:
-    faults = [f"left out: {fault}" for fault in content.get("unreadable", [])]
-    for name, entry in content.get("objects", {}).items():
-        faults += [f"{name}, left out: {fault}" for fault in entry.get("unreadable", [])]
-    failed = content.get("failed_queries", 0)
-    lost = "1 query failed and is" if failed == 1 else f"{failed} queries failed and are"
-    return [f"{lost} not in the figures", *faults] if failed else faults
-
-
-def _record(content: dict[str, Any]) -> dict[str, str]:
-    """What is neither results nor faults; of a list the parts, without None and anything nested."""
-
-    def plain(value: Any) -> str:
-        if isinstance(value, list):
-            return ", ".join(map(plain, value))
-        return "" if value is None or isinstance(value, dict) else str(value)
-
-    others = {k: plain(v) for k, v in content.items() if k not in ("unreadable", "failed_queries")}
-    return {key: value for key, value in others.items() if value}
+def _plain(value: Any) -> str:
+    """Text of a value that fits a line, of a list its parts; "" for None and anything nested."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return "" if value is None or isinstance(value, dict) else str(value)

@@ -21,9 +21,21 @@ CURVES = [
      "average_precision": None},
 ]  # fmt: skip
 HISTORY = [
-    {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3, "train_miou": None, "validation": {"SOFS": 0.2}},
+    {
+        "epoch": 1,
+        "loss": 0.5,
+        "learning_rate": 1e-3,
+        "train_miou": None,
+        "validation": {"SOFS": 0.2},
+    },
     {"epoch": 2, "loss": None, "learning_rate": 5e-4, "train_miou": 0.3, "validation": {}},
-    {"epoch": 3, "loss": 0.3, "learning_rate": 0.0, "train_miou": None, "validation": {"SOFS": 0.4}},
+    {
+        "epoch": 3,
+        "loss": 0.3,
+        "learning_rate": 0.0,
+        "train_miou": None,
+        "validation": {"SOFS": 0.4},
+    },
 ]
 
 
@@ -166,7 +178,9 @@ def test_a_picture_is_sound_svg_in_both_themes_whatever_the_names():
 def test_many_points_take_little_room():
     rng = np.random.default_rng(0)
     shares = 10 ** -rng.uniform(1, 4, (2, 5000))
-    points = dict(zip(("SOFS", "prior"), (list(zip(s, s, strict=True)) for s in shares), strict=True))
+    points = dict(
+        zip(("SOFS", "prior"), (list(zip(s, s, strict=True)) for s in shares), strict=True)
+    )
     (picture,) = figures.pictures((figures.size_scatter,), data(points=points))
     assert len(picture["light"]) + len(picture["dark"]) < 1_500_000
 

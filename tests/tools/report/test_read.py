@@ -42,7 +42,7 @@ def test_a_query_without_a_threshold_has_none_in_the_mean(tmp_path):
 
 
 def test_the_gallery_is_sorted_within_its_classes_in_their_order(tmp_path):
-    """Ranks other than worst, median and best, such as an anomaly run's normal images, come last."""
+    """Other ranks than worst, median and best, as of normal images, come last."""
     write_gallery(tmp_path / "gallery", ["b", "a"])
     file = tmp_path / "gallery" / "index.json"
     index = json.loads(file.read_text())

@@ -6,8 +6,10 @@ once, small, and those of the queries that are not chosen are deleted in the end
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +77,7 @@ def extremes(entries: Sequence[Entry]) -> Ranked:
 def all_ranked(entries: Sequence[Entry]) -> Ranked:
     """All of a class by (value, number), those without a value last; the first and the last with
     one are worst and best where they differ."""
-    ordered = sorted(
-        entries, key=lambda e: (e.value is None, 0 if e.value is None else e.value, e.number)
-    )
+    ordered = sorted(entries, key=lambda e: (inf if e.value is None else e.value, e.number))
     values = [entry.value for entry in ordered if entry.value is not None]
     ranks = {0: "worst", len(values) - 1: "best"} if values and values[0] < values[-1] else {}
     return [(ranks.get(place, ""), entry) for place, entry in enumerate(ordered)]
@@ -161,8 +161,8 @@ class GalleryWriter:
                 file.unlink()
         if index:
             write_json(self.folder / "index.json", index)
-        elif self.folder.exists():
-            self.folder.rmdir()
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, name: str, number: str, panels: Iterable[Panel]) -> list[tuple[str, str]]:
         """Write pictures as JPEG, score maps as PNG of 16 bits; returns (caption, file) of each."""

@@ -128,13 +128,13 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 def _write_map(file: BinaryIO, image: np.memmap) -> None:
     """Write (h, w) uint8 or uint16 as PNG; with each piece written the map's pages leave memory."""
-    faults: list[OSError] = []
+    faults: list[BaseException] = []
 
     def write(piece: bytes) -> int:
         let_go(image)
         try:
             return file.write(piece)
-        except OSError as error:  # an exception would get lost in the library, which is in C
+        except BaseException as error:  # it would get lost in the library, which is in C
             faults.append(error)
             return -1
 

@@ -207,23 +207,6 @@ def _verdict(difference: dict[str, float | None]) -> str:
     return f"{text} (95 % interval {interval}, which {verb} 0; p = {difference['p']:.2g})"
 
 
-def _run(args: argparse.Namespace) -> None:
-    if len(args.runs) < 2:
-        raise ConfigError(
-            "compare needs two runs or more, such as log/a log/b or log/a:SOFS log/a:prior"
-        )
-    if args.samples < 1 or args.seed < 0:
-        raise ConfigError(
-            f"--samples {args.samples}, --seed {args.seed}: expected at least 1 sample and no "
-            "seed below 0"
-        )
-    suffix = f"_{args.set}" if args.set else ""
-    report = compare([read_run(run, suffix) for run in args.runs], args.samples, args.seed)
-    say(table(report))
-    if args.json is not None:
-        write_json(args.json, report)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for faults that the user can mend."""
     summary, _, covers = (__doc__ or "").partition("\n\n")
@@ -237,7 +220,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--samples", type=int, default=10000, help=f"bootstrap samples {default}")
     add("--seed", type=int, default=0, help=f"of the bootstrap {default}")
     add("--json", type=Path, metavar="FILE", help="write the results there too, as fractions")
-    return exit_code(lambda: _run(parser.parse_args(argv)))
+
+    def run() -> None:
+        args = parser.parse_args(argv)
+        if len(args.runs) < 2:
+            raise ConfigError("compare needs two runs or more, such as log/a:SOFS log/a:prior")
+        if args.samples < 1 or args.seed < 0:
+            got = f"--samples {args.samples}, --seed {args.seed}"
+            raise ConfigError(f"{got}: expected at least 1 sample and no seed below 0")
+        suffix = f"_{args.set}" if args.set else ""
+        report = compare([read_run(run, suffix) for run in args.runs], args.samples, args.seed)
+        say(table(report))
+        if args.json is not None:
+            write_json(args.json, report)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -231,9 +231,9 @@ def miou_by_epoch(history: list[dict[str, Any]]) -> Drawing | None:
     series.append(("training", 0, DOTS, [entry["train_miou"] for entry in history]))
     axes, lines = _axes(), {}
     for name, i, style, values in series:
-        known = [(e["epoch"], v) for e, v in zip(history, values, strict=True) if v is not None]
-        if known:
-            x, y = zip(*known, strict=True)
+        pairs = [(e["epoch"], v) for e, v in zip(history, values, strict=True) if v is not None]
+        if pairs:
+            x, y = zip(*pairs, strict=True)
             lines[name] = _line(axes, i, x, _percent(y), style)
     if not lines:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.report.example import metrics, query_rows, write_gallery, write_queries
+from tests.tools.report.example import query_rows, write_gallery, write_queries
 from tools.report import write_report
 from tools.report.read import read_gallery, read_queries
 from utils.errors import DataError
@@ -90,14 +90,6 @@ def test_a_broken_file_is_named(run, name, content):
     with pytest.raises(DataError, match=Path(name).name.replace(".", r"\.")):
         write_report(run)
     assert not (run / "report.html").exists()
-
-
-def test_metrics_whose_ranges_of_size_differ_between_methods_are_refused(run):
-    content = metrics(["a"])
-    content["methods"]["prior"]["sizes"].pop()
-    (run / "metrics.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"metrics\.json.*size differ"):
-        write_report(run)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
             _write_map(file, image)
         else:  # OpenCV itself opens no name that is not UTF-8
             coded = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-            file.write(cv2.imencode(path.suffix, coded)[1].data)
+            options = [cv2.IMWRITE_JPEG_QUALITY, 90] if path.suffix == ".jpg" else []
+            file.write(cv2.imencode(path.suffix, coded, options)[1].data)
 
 
 def _write_map(file: BinaryIO, image: np.memmap) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from yacs.config import CfgNode
 
-from method_config.merge import leaves
+from method_config.values import leaves
 from models.checkpoint import head_state
 from models.weights import load_checked
 from utils.distributed import is_main

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.weights import require_file
 from yacs.config import CfgNode
 
 from method_config import load_config
 from method_config.checks import leads_out
-from method_config.merge import expanded, get
+from method_config.values import expanded, get
+from models.weights import require_file
 from models.methods import BASELINE as PRIOR
 from tools.sweep.protocols import Protocol, Settings
 from utils.errors import ConfigError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from method_config import get_defaults
-from method_config.merge import hint, leaves, merge, read_yaml
+from method_config.values import hint, leaves, merge, read_yaml
 from utils.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "method_config"

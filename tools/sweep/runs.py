@@ -11,7 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from method_config import load_config
-from method_config.merge import get, leaves
+from method_config.values import get, leaves
 from tools.checkpoint import load_state
 from tools.sweep.plan import CHECKPOINTS, LAST_HEAD, Run
 from tools.evaluator import run_test

@@ -20,7 +20,7 @@ from utils.output_files import file_name, write_json
 from utils.visualize import TRUTH, heat, outline, overlay, write_image
 
 if TYPE_CHECKING:
-    from tools.prediction.answers import Prediction
+    from tools.predictor import Prediction
 
 SIDE = 480  # pixels, longer side of a picture
 DETAIL = 256  # pixels, least side of a detail

@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from method_config import load_config
 from method_config.checks import leads_out
 from method_config.values import expanded, get
-from models.weight_files import require_file
-from tools.methods import PRIOR
+from models.weights import require_file
+from models.methods import BASELINE as PRIOR
 from tools.sweep.protocols import Protocol, Settings
 from utils.errors import ConfigError
 

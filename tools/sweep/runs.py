@@ -14,7 +14,7 @@ from method_config import load_config
 from method_config.values import get, leaves
 from tools.checkpoint import load_state
 from tools.sweep.plan import CHECKPOINTS, LAST_HEAD, Run
-from tools.tester import run_test
+from tools.evaluator import run_test
 from tools.trainer import run_training
 from tools.training.state import AUTO, STATE
 from utils.errors import ConfigError, WeightsError

@@ -1,4 +1,4 @@
-"""What a test found, query by query, and the figures made of it."""
+"""What a test has measured: the pixel counts of every query, and the figures made of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from utils.output_files import write_text
 from utils.tables import method_table
 
 HEADER = (
-    *("repeat", "query", "class", "image", "method", "share", "threshold"),
-    *("intersection_background", "intersection", "union_background", "union"),
-)
+    "repeat query class image method share threshold "
+    "intersection_background intersection union_background union"
+).split()
 ClassKey = tuple[str, int]
 
 
@@ -34,7 +34,7 @@ class QueryResult:
         repeat, number: of the query; the same number is the same query in every repeat.
         key: the class, (object, category).
         image: path of the image, relative to the data set's root.
-        method: who answered.
+        method: name of the method.
         share: of the image that is defect.
         threshold: score above which a pixel was called a defect.
         intersection, union: pixels of background and defect.
@@ -52,22 +52,25 @@ class QueryResult:
 
     @property
     def iou(self) -> float | None:
-        """Of the defect; None where there is none and none was said."""
+        """Of the defect; None where there is none and none was predicted."""
         return self.intersection[1] / self.union[1] if self.union[1] else None
 
 
 @dataclass
 class Evaluation:
-    """What a test found.
+    """The measurements of a test.
 
     Attributes:
         class_names: name for people of each class.
-        methods: names of those that answered.
+        methods: names of those that were tested.
         repeats: of the test.
         results: one for each query, repeat and method.
         sizes, curves: by method, over all queries and repeats.
         faults: files that could not be read.
         failed_queries: that could not be evaluated, summed over the repeats.
+
+    Raises:
+        DataError: two classes have one name.
     """
 
     class_names: dict[ClassKey, str]
@@ -80,45 +83,47 @@ class Evaluation:
     failed_queries: int = 0
 
     def __post_init__(self) -> None:
-        twice = sorted(
-            name for name, count in Counter(self.class_names.values()).items() if count > 1
-        )
-        if twice:
+        name, count = Counter(self.class_names.values()).most_common(1)[0]
+        if count > 1:
             raise DataError(
-                f"two classes are called {twice[0]!r}, and a table would show one of them; rename one"
+                f"two classes are called {name!r}, and a table would show one of them; rename one"
             )
         self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
         self.curves = self.curves or {method: ScoreHistogram() for method in self.methods}
 
     def add(
         self,
-        at: tuple[int, int],
+        repeat: int,
+        number: int,
         key: ClassKey,
         image: str,
         target: np.ndarray,
         answers: dict[str, Any],
-    ) -> None:
-        """Count the answers of all methods to one query.
+    ) -> dict[str, float | None]:
+        """Count the answers of all methods to one query; returns the IoU of each.
 
         Args:
-            at: number of the repeat and of the query.
-            key, image: see `QueryResult`.
+            repeat, number, key, image: see `QueryResult`.
             target: (h, w) uint8 {0, 1}, the true mask.
-            answers: `tools.prediction.answers.Prediction` by method.
+            answers: `tools.predictor.Prediction` by method.
         """
-        share = float((target == 1).mean())
+        share, ious = float((target == 1).mean()), {}
         for method, answer in answers.items():
-            counts = [
+            intersection, union = (
                 tuple(int(v) for v in pixels) for pixels in intersection_union(answer.label, target)
-            ]
-            self.results.append(
-                QueryResult(*at, key, image, method, share, answer.threshold, *counts)
             )
+            threshold = answer.threshold
+            counted = QueryResult(
+                repeat, number, key, image, method, share, threshold, intersection, union
+            )
+            self.results.append(counted)
             self.sizes[method].update(answer.label, target)
             self.curves[method].update(answer.score, target)
+            ious[method] = counted.iou
+        return ious
 
     def join(self, others: Iterable[Evaluation]) -> None:
-        """Take in what other processes found, or what was found in other repeats."""
+        """Take in what other processes measured, or what was measured in other repeats."""
         for other in others:
             self.results += other.results
             self.failed_queries += other.failed_queries
@@ -141,32 +146,27 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """Figures as plain JSON: IoU as fractions, None where undefined."""
-        methods = {name: self._method(name) for name in self.methods}
-        return {
-            "methods": methods,
-            "unreadable": self.faults,
-            "failed_queries": self.failed_queries,
-        }
-
-    def _method(self, method: str) -> dict[str, Any]:
-        meters, classes = self.meters(method), {}
-        for position, (key, name) in enumerate(self.class_names.items()):
-            classes[name] = summary([m.class_iou()[key] for m in meters], "iou")
-            classes[name]["queries"] = int(sum(m.queries()[position] for m in meters))
-        return {
-            "miou": summary([m.miou() for m in meters]),
-            "fb_iou": summary([m.fb_iou() for m in meters]),
-            "classes": classes,
-            "sizes": self.sizes[method].report(),
-            "threshold": summary(
-                [self._threshold(method, repeat) for repeat in range(self.repeats)]
-            ),
-        }
-
-    def _threshold(self, method: str, repeat: int) -> float | None:
-        return mean_std(
-            [r.threshold for r in self.results if (r.method, r.repeat) == (method, repeat)]
-        )[0]
+        methods: dict[str, Any] = {}
+        for method in self.methods:
+            meters = self.meters(method)
+            classes = {}
+            for position, (key, name) in enumerate(self.class_names.items()):
+                queries = int(sum(m.queries()[position] for m in meters))
+                iou = summary([m.class_iou()[key] for m in meters], "iou")
+                classes[name] = iou | {"queries": queries}
+            thresholds: list[list[float]] = [[] for _ in meters]
+            for result in self.results:
+                if result.method == method:
+                    thresholds[result.repeat].append(result.threshold)
+            methods[method] = {
+                "miou": summary([m.miou() for m in meters]),
+                "fb_iou": summary([m.fb_iou() for m in meters]),
+                "classes": classes,
+                "sizes": self.sizes[method].report(),
+                "threshold": summary([mean_std(values)[0] for values in thresholds]),
+            }
+        faults = {"unreadable": self.faults, "failed_queries": self.failed_queries}
+        return {"methods": methods} | faults
 
     def miou(self, method: str) -> float | None:
         """Mean over repeats of the mIoU of one method."""
@@ -182,18 +182,15 @@ class Evaluation:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)
         for r in self.results:
-            counts = (r.intersection[0], r.intersection[1], r.union[0], r.union[1])
-            name = self.class_names[r.key]
-            writer.writerow(
-                [r.repeat, r.number, name, r.image, r.method, r.share, r.threshold, *counts]
-            )
+            about = [r.repeat, r.number, self.class_names[r.key], r.image, r.method]
+            pixels = [r.intersection[0], r.intersection[1], r.union[0], r.union[1]]
+            writer.writerow([*about, r.share, r.threshold, *pixels])
         write_text(file, text.getvalue())
 
     def curve_report(self) -> dict[str, Any]:
         """Precision, recall and IoU by threshold of every method, as plain JSON."""
-        return {
-            "curves": [{"name": method} | curve.report() for method, curve in self.curves.items()]
-        }
+        curves = [{"name": method} | curve.report() for method, curve in self.curves.items()]
+        return {"curves": curves}
 
 
 def summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:

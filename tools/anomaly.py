@@ -25,7 +25,7 @@ from tools.results import summary
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, UserError
 from utils.logging import progress_bar
-from utils.metrics.detection import ScoreCounts, precision_recall
+from utils.metrics.score_curves import FINE, Curve, ScoreCounts
 from utils.metrics.segmentation import mean_std
 from utils.output_files import write_json, write_text
 from utils.run_folder import provenance, run_facts
@@ -146,10 +146,9 @@ class AnomalyTest:
             DataError: a support cannot be read, or no test image can.
         """
         memories = [self.memory(item, repeat) for repeat in range(self.repeats)]
-        result, images, pixels = (
-            ObjectResult(),
-            *([ScoreCounts() for _ in memories] for _ in range(2)),
-        )
+        result = ObjectResult()
+        pixels = [ScoreCounts(FINE, 2.0, with_regions=True) for _ in memories]
+        images: list[list[tuple[float, bool]]] = [[] for _ in memories]
         outcomes = self.predictor.segment_all((test.image for test in item.test), memories)
         for test, answers in zip(progress_bar(item.test, desc=item.name), outcomes, strict=True):
             try:
@@ -161,14 +160,15 @@ class AnomalyTest:
                 continue
             for repeat, answer in enumerate(answers):
                 score = answer.answers[PRIOR].score
-                pixels[repeat].add_map(score, target)
-                images[repeat].add(score.max(), test.is_anomalous)
+                pixels[repeat].update(score, target)
+                images[repeat].append((float(score.max()), test.is_anomalous))
                 result.scores.append((self._name(test), test.defect, repeat, float(score.max())))
         if not result.scores:
             raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
-        measured = [_measures(*counts) for counts in zip(images, pixels, strict=True)]
+        curves = [counts.curve() for counts in pixels]
+        measured = [_measures(*pair) for pair in zip(images, curves, strict=True)]
         result.measures = {name: [values[name] for values in measured] for name in MEASURES}
-        curve = {"average_precision": measured[0]["pixel_ap"]} | precision_recall(pixels[0])
+        curve = {"average_precision": measured[0]["pixel_ap"]} | curves[0].points()
         result.curve = {"name": item.name} | curve
         return result
 
@@ -234,13 +234,10 @@ def _record(
     write_text(folder / "images.csv", text.getvalue())
 
 
-def _measures(images: ScoreCounts, pixels: ScoreCounts) -> dict[str, float | None]:
-    """The seven measures of one object in one repeat."""
-    found: dict[str, float | None] = {}
-    for level, counts in (("image", images), ("pixel", pixels)):
-        best = counts.f1_max()
-        found |= {f"{level}_auroc": counts.auroc(), f"{level}_ap": counts.average_precision()}
-        found[f"{level}_f1_max"] = best[0] if best else None
+def _measures(images: list[tuple[float, bool]], pixels: Curve) -> dict[str, float | None]:
+    """The seven measures of one object in one repeat, from the scores and labels of its images."""
+    levels = {"image": Curve.of(*zip(*images, strict=True)), "pixel": pixels}
+    found = {f"{k}_{n}": v for k, curve in levels.items() for n, v in curve.measures().items()}
     return found | {"aupro": pixels.aupro()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from datasets.views import Pair
 from models.support_tokens import LabelledTokens
 from tools.prediction.support_encoder import EncodedSupport
-from utils.metrics.curves import ScoreHistogram
+from utils.metrics.score_curves import ScoreCounts
 
 if TYPE_CHECKING:
     from tools.predictor import Predictor
@@ -39,7 +39,7 @@ def choose_thresholds(
         normal: further support images, without defect.
         windowed: scale at which the queries are seen.
     """
-    histograms = {method: ScoreHistogram() for method in predictor.methods}
+    histograms = {method: ScoreCounts() for method in predictor.methods}
     alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
     for pair in pairs:
         others = [
@@ -71,7 +71,7 @@ def _turned(pair: Pair, *, mirrors_known: bool) -> list[Pair]:
     ]
 
 
-def best_threshold(histogram: ScoreHistogram) -> float:
+def best_threshold(histogram: ScoreCounts) -> float:
     """Middle of the thresholds around the best one whose IoU is nearly as good."""
     iou = histogram.iou()
     good, best = iou >= NEARLY * iou.max(), int(iou.argmax())

@@ -19,7 +19,7 @@ from models.build import build_prior_method
 from models.prior_method import PriorMethod
 from tests.anomaly_data import write_converted_visa, write_mvtec, write_visa
 from tests.helpers import JOBS, tiny_config
-from tests.plain_measures import plain_measures
+from tests.utils.metrics.plain_measures import plain_measures
 from tools.anomaly import MEASURES, AnomalyTest
 from tools.cli import run_main
 from tools.methods import PRIOR
@@ -156,9 +156,9 @@ def test_every_figure_is_that_of_the_score_maps(tmp_path, kind):
 
 
 def check(report, repeats):
-    assert report["repeats"] == pytest.approx(repeats, abs=1e-5)
+    assert report["repeats"] == pytest.approx(repeats, abs=5e-4)
     assert (report["mean"], report["std"]) == pytest.approx(
-        (np.mean(repeats), np.std(repeats)), abs=1e-5
+        (np.mean(repeats), np.std(repeats)), abs=5e-4
     )
 
 
@@ -181,7 +181,7 @@ def check_curves(found, maps):
         pixels = maps[curve["name"]]
         scores, labels = (np.concatenate([m[i].ravel() for m in pixels]) for i in (0, 1))
         assert curve["average_precision"] == pytest.approx(
-            average_precision_score(labels, scores), abs=1e-6
+            average_precision_score(labels, scores), abs=5e-4
         )
         assert curve["recall"][-1] == 1 and len(curve["threshold"]) > 20
         for place in (0, 10, len(curve["threshold"]) - 1):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 STEPS = 1000  # of segmentation: thresholds k / 1000
-FINE = 1 << 18  # steps of anomaly detection, whose scores may lie within a small range
+FINE = 1 << 20  # steps of anomaly detection, whose scores may lie within a small range
 POINTS = 101  # thresholds or recalls at which a curve is drawn
 ROUNDING = 1e-3  # of a step, more than the error of float32: a score of k steps counts at step k
 BLOCK = 1 << 20  # pixels counted at a time
@@ -100,10 +100,10 @@ class Curve:
 class ScoreCounts:
     """Counts of pixel scores by their true label, in `steps` equal steps from 0 to `highest`.
 
-    Scores of one step are tied, and scores outside the range count at its nearest end. A curve made
-    of the counts is the exact curve of scores rounded down to steps. With FINE steps of [0, 2] that
-    moves the measures of anomaly detection in the fifth digit at most, unless all scores of a data
-    set lie within a range of 0.01.
+    Scores of one step are tied, and scores outside the range count at its nearest end: a curve is
+    the exact one of the scores rounded down to steps. What that changes with FINE steps of [0, 2],
+    measured on 5 million pixels: AUROC by 1e-7, average precision and F1 by 1e-5 where the scores
+    fill a range of 0.6, by 5e-5 where they fill a tenth of it. Memory: 24 bytes per step.
 
     Args:
         steps, highest: see above.

@@ -40,7 +40,7 @@ def anomaly(seed, shot, value):
 
 @pytest.fixture
 def summed(tmp_path):
-    """Sums up contents of metrics files: {title: rows of cells}, text, figures of JSON, CSV rows."""
+    """Sums up metrics files: {title: rows of cells}, text, figures of JSON, rows of CSV."""
 
     def summed(contents):
         files = [tmp_path / f"{number}.json" for number in range(len(contents))]

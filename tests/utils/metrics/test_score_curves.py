@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from tests.utils.metrics import plain_measures as plain
+from tests.utils.metrics.plain_measures import plain_aupro, plain_levels
 from utils.metrics import score_curves
 from utils.metrics.score_curves import FINE, POINTS, STEPS, Curve, ScoreCounts
 
@@ -57,12 +57,7 @@ def pooled(maps):
 def test_measures_of_pixels_are_those_of_scikit_learn(steps):
     maps = make_maps(steps=steps, highest=2.0)
     curve, (scores, labels) = counts_of(maps, steps, 2.0).curve(), pooled(maps)
-    expected = {
-        "auroc": roc_auc_score(labels, scores),
-        "ap": average_precision_score(labels, scores),
-        "f1_max": plain.plain_f1_max(labels, scores)[0],
-    }
-    assert curve.measures() == pytest.approx(expected, abs=1e-12)
+    assert curve.measures() == pytest.approx(plain_levels(labels, scores), abs=1e-12)
     np.testing.assert_allclose(curve.thresholds, np.unique(scores)[::-1], atol=1e-7)
 
 
@@ -74,19 +69,14 @@ def test_measures_of_images_are_those_of_scikit_learn(pairs):
     if len(set(labels)) == 1:
         assert set(curve.measures().values()) == {None}
         return
-    expected = {
-        "auroc": roc_auc_score(labels, scores),
-        "ap": average_precision_score(labels, scores),
-        "f1_max": plain.plain_f1_max(labels, scores)[0],
-    }
-    assert curve.measures() == pytest.approx(expected, abs=1e-9)
+    assert curve.measures() == pytest.approx(plain_levels(labels, scores), abs=1e-9)
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
 def test_aupro_is_that_of_a_loop_over_thresholds_and_regions(limit):
     maps = make_maps(steps=200, highest=2.0)
     curve = counts_of(maps, 200, 2.0, with_regions=True).curve()
-    expected = plain.plain_aupro([(score, target > 0) for score, target in maps], limit)
+    expected = plain_aupro([(score, target > 0) for score, target in maps], limit)
     assert curve.aupro(limit) == pytest.approx(expected, abs=1e-12)
 
 

@@ -197,6 +197,16 @@ def test_the_best_head_of_a_validation_is_tested(small):
     assert main(words) == 0
 
 
+def test_a_training_that_validates_gives_its_best_head_to_the_tests(small):
+    words, val = small[0], "TRAIN_SETUPS.TEST_SETUPS.val_"
+    training, *tests = plan(*words, f"{val}state", "True", f"{val}share", "0.4").values()
+    carry_out([training, *tests])
+    assert is_finished(training) and (training.folder / "metrics_validation.json").is_file()
+    for run in tests:
+        used = load_config(run.folder / "config.yaml").TEST.load_model_path
+        assert used == str(training.checkpoints / "best.safetensors")
+
+
 def test_a_broken_state_names_file_and_remedy(small):
     _, _, (training, *_) = small
     training.checkpoints.mkdir(parents=True)

@@ -30,7 +30,7 @@ from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, UserError
 from utils.logging import progress_bar
 from utils.metrics import ANOMALY
-from utils.metrics.detection import ScoreCounts, precision_recall
+from utils.metrics.score_curves import FINE, Curve, ScoreCounts
 from utils.metrics.segmentation import mean_std
 from utils.output_files import write_json, write_text
 from utils.run_folder import provenance, run_facts
@@ -127,7 +127,8 @@ class AnomalyTest:
             DataError: a support cannot be read, or no test image can.
         """
         memories = [self.memory(item, repeat) for repeat in range(self.repeats)]
-        images, pixels = ([ScoreCounts() for _ in memories] for _ in range(2))
+        pixels = [ScoreCounts(FINE, 2.0, with_regions=True) for _ in memories]
+        images: list[list[tuple[float, bool]]] = [[] for _ in memories]
         result = ObjectResult()
         outcomes = self.predictor.segment((test.image, memories) for test in item.test)
         support = read_image(self._supports(item, 0)[0])
@@ -143,9 +144,9 @@ class AnomalyTest:
                 continue
             for repeat, answers in enumerate(outcome.answers):
                 score = answers[self.predictor.main].score
-                pixels[repeat].add_map(score, target)
-                images[repeat].add(score.max(), test.is_anomalous)
                 highest = float(score.max())
+                pixels[repeat].update(score, target)
+                images[repeat].append((highest, test.is_anomalous))
                 result.scores.append((self._name(test), test.defect, repeat, highest))
                 if repeat == 0:
                     image = outcome.image.pixels
@@ -160,18 +161,19 @@ class AnomalyTest:
                     )  # fmt: skip
         if not result.scores:
             raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
+        curves = [counts.curve() for counts in pixels]
         measured = []
-        for image_counts, pixel_counts in zip(images, pixels, strict=True):
-            values = {"aupro": pixel_counts.aupro()}
-            for level, counts in (("image", image_counts), ("pixel", pixel_counts)):
-                best = counts.f1_max()
-                values[f"{level}_auroc"] = counts.auroc()
-                values[f"{level}_ap"] = counts.average_precision()
-                values[f"{level}_f1_max"] = best[0] if best else None
-            measured.append(values)
+        for scores, curve in zip(images, curves, strict=True):
+            levels = {"image": Curve.of(*zip(*scores, strict=True)), "pixel": curve}
+            values = {
+                f"{level}_{name}": value
+                for level, of_level in levels.items()
+                for name, value in of_level.measures().items()
+            }
+            measured.append(values | {"aupro": curve.aupro()})
         result.measures = {m.name: [values[m.name] for values in measured] for m in ANOMALY}
         average = {"average_precision": measured[0]["pixel_ap"]}
-        result.curve = {"name": item.name} | average | precision_recall(pixels[0])
+        result.curve = {"name": item.name} | average | curves[0].points()
         return result
 
     def memory(self, item: AnomalyObject, repeat: int) -> Memory:

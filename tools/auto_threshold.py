@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.views import Pair
 from models.memory import Memory
-from utils.metrics.curves import ScoreHistogram
+from utils.metrics.score_curves import ScoreCounts
 
 if TYPE_CHECKING:
     from tools.predictor import Predictor
@@ -38,7 +38,7 @@ def choose_thresholds(
         normal: further support images, without defect, encoded.
         windowed: scale at which the queries are seen.
     """
-    histograms = {method: ScoreHistogram() for method in predictor.methods}
+    counts = {method: ScoreCounts() for method in predictor.methods}
     alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
 
     def remember(parts: Sequence[Memory]) -> Memory:
@@ -62,16 +62,16 @@ def choose_thresholds(
     )
     for (_, mask), outcome in zip(asked, outcomes, strict=True):
         for method, answer in outcome.answers[0].items():
-            histograms[method].update(answer.score, mask)
-    best = {method: best_threshold(histogram) for method, histogram in histograms.items()}
+            counts[method].update(answer.score, mask)
+    best = {method: best_threshold(counts) for method, counts in counts.items()}
     if alone:
         return {method: (predictor.threshold + value) / 2 for method, value in best.items()}
     return best
 
 
-def best_threshold(histogram: ScoreHistogram) -> float:
+def best_threshold(counts: ScoreCounts) -> float:
     """Middle of the thresholds around the best one whose IoU is nearly as good."""
-    iou = histogram.iou()
+    iou = counts.iou()
     good, best = iou >= NEARLY * iou.max(), int(iou.argmax())
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
     first = int(below[-1]) + 1 if len(below) else 0

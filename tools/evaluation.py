@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import DataError
-from utils.metrics.curves import ScoreHistogram
+from utils.metrics.score_curves import ScoreCounts
 from utils.metrics.segmentation import SegmentationMeter, intersection_union, mean_std
 from utils.metrics.sizes import SizeMeter
 from utils.output_files import write_text
@@ -78,7 +78,7 @@ class Evaluation:
     repeats: int = 1
     results: list[QueryResult] = field(default_factory=list)
     sizes: dict[str, SizeMeter] = field(default_factory=dict)
-    curves: dict[str, ScoreHistogram] = field(default_factory=dict)
+    curves: dict[str, ScoreCounts] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     failed_queries: int = 0
 
@@ -89,7 +89,7 @@ class Evaluation:
                 f"two classes are called {name!r}, and a table would show one of them; rename one"
             )
         self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
-        self.curves = self.curves or {method: ScoreHistogram() for method in self.methods}
+        self.curves = self.curves or {method: ScoreCounts() for method in self.methods}
 
     def add(
         self,
@@ -130,7 +130,7 @@ class Evaluation:
             self.faults = sorted({*self.faults, *other.faults})
             for method in self.methods:
                 self.sizes[method].counts += other.sizes[method].counts
-                self.curves[method].counts += other.curves[method].counts
+                self.curves[method].add(other.curves[method])
         keys, methods = list(self.class_names), self.methods
         self.results.sort(
             key=lambda r: (r.repeat, r.number, keys.index(r.key), methods.index(r.method))

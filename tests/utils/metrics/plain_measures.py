@@ -33,25 +33,19 @@ def plain_aupro(maps, limit=0.3):
     return area / limit
 
 
-def plain_f1_max(labels, scores):
-    """The highest F1, and the highest threshold that reaches it."""
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
+def plain_levels(labels, scores):
+    """AUROC, average precision and the highest F1."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
-    return f1.max(), thresholds[f1[:-1].argmax()]
+    ap = average_precision_score(labels, scores)
+    return {"auroc": roc_auc_score(labels, scores), "ap": ap, "f1_max": f1.max()}
 
 
 def plain_measures(maps):
-    """The seven measures of (scores, bool mask) pairs; an image scores as much as its highest pixel."""
-    images = [m.any() for _, m in maps], [s.max() for s, _ in maps]
-    pixels = (
-        np.concatenate([m.ravel() for _, m in maps]),
-        np.concatenate([s.ravel() for s, _ in maps]),
-    )
-    found = {"aupro": plain_aupro(maps)}
-    for level, pair in (("image", images), ("pixel", pixels)):
-        found |= {
-            f"{level}_auroc": roc_auc_score(*pair),
-            f"{level}_ap": average_precision_score(*pair),
-        }
-        found[f"{level}_f1_max"] = plain_f1_max(*pair)[0]
-    return found
+    """The seven measures of (scores, bool mask) pairs; an image scores as its highest pixel."""
+    images = plain_levels([m.any() for _, m in maps], [s.max() for s, _ in maps])
+    scores, labels = (np.concatenate([pair[i].ravel() for pair in maps]) for i in (0, 1))
+    pixels = plain_levels(labels, scores)
+    found = {f"image_{name}": value for name, value in images.items()}
+    found |= {f"pixel_{name}": value for name, value in pixels.items()}
+    return found | {"aupro": plain_aupro(maps)}

@@ -24,7 +24,7 @@ from method_config.values import expanded, get, hint, leaves, merge, read_yaml
 from models.weights import require_file
 from tools.checkpoint import load_state
 from tools.cli import exit_code
-from models.methods import method_class
+from models.methods import BASELINE, method_class
 from tools.sweep_summary import write_summary
 from tools.evaluator import run_test
 from tools.trainer import run_training
@@ -177,13 +177,13 @@ class Sweep:
     def _trains(self) -> bool:
         """Whether heads are trained; ConfigError where the method has none, or none can be had."""
         method = self._draft.TEST.method
-        needs_head = method != PRIOR
+        needs_head = method_class(method).needs_training
         if not needs_head and self.heads:
             fault = f"--heads: TEST.method is {method}, which has no head"
             raise ConfigError(f"{fault}; leave out one of them")
         if needs_head and self.train is None and not self.heads:
             fault = f"{self.protocol} trains no head for TEST.method {method}"
-            raise ConfigError(f"{fault}; give one with --heads, or use {PRIOR}")
+            raise ConfigError(f"{fault}; give one with --heads, or use {BASELINE}")
         return needs_head and not self.heads
 
     def _training(self, own: Settings) -> Run:

@@ -154,8 +154,7 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
         resize_ratio=data.area_resize_ratio if data.name.endswith(NATIVE_SUFFIX) else None,
         views=data.s_in_shot,
         normal_views=data.normal_views,
-        # MERGE: cfg.TEST.protocol == "published"
-        crops_may_miss=getattr(cfg.TEST, "protocol", "ours") == "published",
+        crops_may_miss=cfg.TEST.protocol == "published",
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from method_config import load_config
 from tools.summary import summarise
-from tools.sweep.__main__ import build_parser, build_sweep
+from tools.sweep import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
 SHELL = shutil.which("dash") or "sh"

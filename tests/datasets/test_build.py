@@ -134,6 +134,7 @@ def test_only_native_data_sets_are_cropped(surfaces, config, name, ratio):
     settings = view_settings(cfg)
     assert settings.resize_ratio == ratio and not settings.crops_may_miss
     assert (settings.image_size, settings.crop_size, settings.views) == (64, 64, 2)
+    assert view_settings(config(surfaces, TEST__protocol="published")).crops_may_miss
 
 
 def test_episodes_take_the_settings_of_the_config(surfaces, config):

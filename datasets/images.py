@@ -56,13 +56,12 @@ def limit_pixels(count: int) -> None:
 
 def check_pixels(where: object, size: tuple[int, int]) -> None:
     """Raises DataError for a size (h, w) without pixels, or above what `limit_pixels` set."""
-    message = f"{where}: {size[0]} x {size[1]} pixels (h x w)"
-    if min(size) < 1:
-        raise DataError(f"{message}; expected at least 1 x 1")
+    fault = "" if min(size) > 0 else "; expected at least 1 x 1"
     if size[0] * size[1] > _most_pixels:
-        limit = f"are more than DATASET.max_pixels, {_most_pixels}"
-        remedy = "cut the image into parts, or raise it where the memory suffices"
-        raise DataError(f"{message} {limit}; {remedy}")
+        fault = f" are more than DATASET.max_pixels, {_most_pixels}; cut the image into parts, or "
+        fault += "raise it where the memory suffices"
+    if fault:
+        raise DataError(f"{where}: {size[0]} x {size[1]} pixels (h x w){fault}")
 
 
 def read_image(picture: Picture, name: str = "") -> np.ndarray:
@@ -72,13 +71,8 @@ def read_image(picture: Picture, name: str = "") -> np.ndarray:
     v / 257, rounded; of 16-bit colours the upper 8 bits are taken. Arrays are (h, w) grey or
     (h, w, channels) of bool, uint8, uint16 or int32; uint8 RGB is returned as it is. A warning
     names an image all of one value, and 16-bit values that leave two or more bits unused.
-
-    Args:
-        picture: a file, a PIL image or an array.
-        name: what messages call a picture that is no file.
-
-    Raises:
-        DataError: missing, truncated, above DATASET.max_pixels, or without a meaning in 8 bits.
+    name: what messages call a picture that is no file. Raises DataError for what is missing,
+    truncated, above DATASET.max_pixels, or without a meaning in 8 bits.
     """
     where = shown(picture, name)
     if isinstance(picture, np.ndarray):

@@ -27,14 +27,9 @@ def read_mask(picture: Picture, name: str = "") -> np.ndarray:
     A pixel is marked where any colour channel is not 0, or, of a palette without black, the index.
     What is transparent is not marked; where all that is visible has one colour, or is a photograph,
     the alpha channel is the mask. Values that are shades, as smoothing or lossy compression leaves
-    them, are cut at half of the greatest one, with a warning. So is named a mask of over 90 %.
-
-    Args:
-        picture: the mask.
-        name: what messages call a picture that is no file.
-
-    Raises:
-        DataError: as `datasets.images.read_image`, and where 255 seems to mean "not sure".
+    them, are cut at half of the greatest one, with a warning. Another names a mask of over 90 %.
+    name: what messages call a picture that is no file. Raises DataError as
+    `datasets.images.read_image`, and where 255 seems to mean "not sure".
     """
     where = shown(picture, name)
     values, are_labels, lossy = _values(picture, where)
@@ -107,10 +102,8 @@ def _values(
                 values = _stored(image, where)
             values = turned(values, turn, undo=True)
     if values.dtype != np.uint8:
-        is_whole = values.dtype.kind in "bui"
-        is_whole = is_whole or (
-            values.dtype.kind == "f" and bool((values == np.rint(values)).all())
-        )
+        kind = values.dtype.kind
+        is_whole = kind in "bui" or (kind == "f" and bool((values == np.rint(values)).all()))
         if not is_whole or not 0 <= float(values.min()) <= float(values.max()) < 2**32:
             expected = "expected a mask of whole numbers, 0 for background and above 0 where"
             raise DataError(f"{where}: {expected} the defect is")

@@ -199,15 +199,15 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
 
 
 def _load_fitting(path: Path, current: str) -> SampleIndex | None:
-    if not path.is_file():  # a pipe would be waited for
-        _LOG.info("no saved index %s: reading the data set", path)
-        return None
+    """A saved index, or None, with a line in the log, where it is to be built."""
     try:
-        index = SampleIndex.load(path)
+        index = SampleIndex.load(path) if path.is_file() else None  # a pipe would be waited for
     except DataError as error:
         _LOG.warning("reading the data set again: %s", error)
         return None
-    if index.fingerprint != current:
+    if index is None:
+        _LOG.info("no saved index %s: reading the data set", path)
+    elif index.fingerprint != current:
         _LOG.info("the data set has changed since %s was saved: reading it again", path)
         return None
     return index

@@ -39,11 +39,9 @@ _LOG = logging.getLogger(__name__)
 class CocoFile:
     """An annotation file.
 
-    Attributes:
-        path: of the file.
-        images: entries by id; their file_name is relative to the file's folder, without `..`.
-        names: of the categories, by id.
-        shapes: run lengths of each annotation, by (image id, category id).
+    images: entries by id; their file_name is relative to the file's folder, without `..`.
+    names: of the categories, by id.
+    shapes: run lengths of each annotation, by (image id, category id).
     """
 
     path: Path

@@ -5,7 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from models.encoder import NORMAL_POOL, SupportEncoder
-from models.memory import join
 from models.priors import centred
 from tests.models.tiny import SIDE, answer
 
@@ -142,4 +141,3 @@ def test_half_precision_is_kept_from_autocast(make):
     assert memory.background[0].dtype == torch.bfloat16
     full = make().remember([make().encode(*views(2))])
     assert_close(memory.background[0].float(), full.background[0], rtol=0, atol=0.05)
-    assert join([memory]) is memory

@@ -44,7 +44,9 @@ def test_labels_sort_every_token_by_its_share():
     assert positions(memory.background[0][0], tokens[normal]).sum() == len(normal) == 8 + 12
     where = positions(memory.foreground[0][0][memory.share[0] > 0], tokens[marked])
     assert where.sum() == len(marked)
-    assert torch.equal(share.flatten()[marked][where.int().argmax(1)], memory.share[memory.share > 0])
+    assert torch.equal(
+        share.flatten()[marked][where.int().argmax(1)], memory.share[memory.share > 0]
+    )
     assert_close(memory.mean[0][0, 0], tokens.mean(0))
 
 

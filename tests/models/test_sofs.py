@@ -110,7 +110,10 @@ def test_options_reach_the_shares_and_the_priors_of_the_head(make_model, episode
     query, support, masks = episode
     spot = torch.zeros_like(masks)
     spot[..., 20, 20] = 1
-    assert make_model().shares(spot).any() and not make_model(area_downsampling=False).shares(spot).any()
+    assert (
+        make_model().shares(spot).any()
+        and not make_model(area_downsampling=False).shares(spot).any()
+    )
     model = make_model(abnormal_to_head=False)
     model.head.query_mix[0] = torch.nn.Conv2d(2 * 16 + 2, 16, 1, bias=False)
     memory = remember([model], support, masks)
@@ -153,7 +156,11 @@ def test_the_logits_of_an_episode_are_those_of_a_test(make_model, episode):
     memory = remember([model], support, masks)
     expected, _ = model.token_logits(Comparison(model.backbone(query), memory), kept(memory))
     sets = support.flatten(0, 1).repeat(3, 1, 1, 1), masks.repeat(3, 1, 1, 1)
-    near(model.episode_logits(model.backbone(query), model.backbone(sets[0]), sets[1]), expected, 1e-5)
+    near(
+        model.episode_logits(model.backbone(query), model.backbone(sets[0]), sets[1]),
+        expected,
+        1e-5,
+    )
 
 
 def test_with_prior_residual_the_head_corrects_the_joint_prior(make_model, episode):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.backbone import BACKBONES, Backbone, build_backbone, check_backbone, to_grid
-from models.weights import load_backbone_weights, resize_position_embedding
+from models.weights import load_backbone_weights
 from tests.models.tiny import tiny_vit
 from utils.errors import ConfigError
 
@@ -46,17 +46,16 @@ def features_by_hand(vit, images, layer):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
-def test_official_files_at_their_size_and_at_another(tmp_path, name):
-    """Position embeddings are resized once, as the official code does for either family."""
+def test_files_of_dinov2_at_their_size_and_at_another(tmp_path, name):
+    """Official ones, and those of timm: embeddings are resized as the official code does."""
     torch.manual_seed(0)
     vit = timm.create_model(BACKBONES[name], num_classes=0, img_size=518).eval()
     for parameter in vit.parameters():
         parameter.normal_(0, 0.05)
     torch.save(official(vit), tmp_path / "w.pth")
-    options = {"stride": 14, "checkpoint": str(tmp_path / "w.pth")}
-    assert torch.equal(
-        build_backbone(name, layers=[0], image_size=518, **options).model.pos_embed, vit.pos_embed
-    )
+    fresh = timm.create_model(BACKBONES[name], num_classes=0, img_size=518)
+    load_backbone_weights(fresh, name, str(tmp_path / "w.pth"))
+    assert_close(fresh.state_dict(), vit.state_dict(), rtol=0, atol=1e-6)
     prefix = 0 if name.endswith("_reg") else 1
     grid = vit.pos_embed[:, prefix:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
     scaling = {"size": (4, 4), "antialias": True} if prefix == 0 else {"scale_factor": 4.1 / 37}
@@ -64,9 +63,12 @@ def test_official_files_at_their_size_and_at_another(tmp_path, name):
     reference = timm.create_model(BACKBONES[name], num_classes=0, img_size=56).eval()
     resized = torch.cat([vit.pos_embed[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
     reference.load_state_dict(vit.state_dict() | {"pos_embed": resized})
-    backbone = build_backbone(name, layers=[3, 11], image_size=56, **options)
-    for layer, ours in zip((3, 11), backbone(pixels(56)), strict=True):
-        near(ours, features_by_hand(reference, pixels(56), layer))
+    options = {"layers": [3, 11], "image_size": 56, "stride": 14}
+    for state in (official(vit), vit.state_dict()):
+        torch.save(state, tmp_path / "w.pth")
+        backbone = build_backbone(name, **options, checkpoint=str(tmp_path / "w.pth"))
+        for layer, ours in zip((3, 11), backbone(pixels(56)), strict=True):
+            near(ours, features_by_hand(reference, pixels(56), layer))
 
 
 def test_official_names_of_the_giant(tmp_path):
@@ -88,16 +90,6 @@ def test_every_dinov2_name_is_the_timm_model_of_that_size(name):
         vit = timm.create_model(BACKBONES[name], num_classes=0)
     assert (vit.embed_dim, vit.patch_embed.patch_size) == (width, (14, 14))
     assert vit.num_prefix_tokens == (5 if name.endswith("_reg") else 1)
-
-
-@pytest.mark.parametrize("options", [{}, {"offset": 0.0, "antialias": True}])
-def test_a_resized_position_embedding_keeps_the_class_token_and_constants(options):
-    embedding = torch.randn(1, 1 + 9, 6, generator=torch.Generator().manual_seed(0))
-    embedding[..., 0] = 4.0
-    resized = resize_position_embedding(embedding, (3, 7), **options)
-    assert resized.shape == (1, 1 + 21, 6) and torch.equal(resized[:, 0], embedding[:, 0])
-    assert_close(resized[..., 0], torch.full((1, 22), 4.0))
-    assert resize_position_embedding(embedding, (3, 3)) is embedding
 
 
 def test_features_are_blocks_before_the_norm_on_any_grid_and_no_later_one_runs():

@@ -107,12 +107,6 @@ def test_neither_order_nor_repetition_of_supports_matters():
     near(priors(query, shuffled), priors(query, label(supports, share)), 1e-6)
 
 
-def test_supports_of_weight_zero_give_no_semantic_prior():
-    supports, share, query = features(3, 1), shares(3), features(2, 2)
-    nothing = Comparison(query, label(supports, share)).priors(torch.zeros(1, 3))[0]
-    assert nothing.count_nonzero() == 0
-
-
 def test_a_query_equal_to_its_support_is_told_apart_token_by_token():
     supports = features(1, 1)
     share = (shares(1, 5) > 0).float()

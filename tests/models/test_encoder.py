@@ -133,11 +133,3 @@ def test_normal_images_leave_the_supports_and_what_methods_keep(make):
     assert_close(more.extras, plain.extras, rtol=0, atol=0)
     for name in ("foreground", "background", "share", "covered", "mean"):
         assert_close(getattr(more, name), getattr(plain, name), rtol=0, atol=0)
-
-
-def test_half_precision_is_kept_from_autocast(make):
-    encoder = make(precision="bf16")
-    memory = encoder.remember([encoder.encode(*views(2))])
-    assert memory.background[0].dtype == torch.bfloat16
-    full = make().remember([make().encode(*views(2))])
-    assert_close(memory.background[0].float(), full.background[0], rtol=0, atol=0.05)

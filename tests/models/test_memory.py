@@ -48,6 +48,7 @@ def test_labels_sort_every_token_by_its_share():
         share.flatten()[marked][where.int().argmax(1)], memory.share[memory.share > 0]
     )
     assert_close(memory.mean[0][0, 0], tokens.mean(0))
+    assert memory.is_marked and not label(maps, torch.zeros_like(share)).is_marked
 
 
 @settings(max_examples=12, deadline=None)
@@ -67,14 +68,6 @@ def test_counts_stand_for_repeated_views():
     counted = label(maps, share, torch.tensor([[3.0, 1.0]]))
     assert_close(counted.mean, repeated.mean)
     assert_close(counted.views, repeated.views)
-
-
-def test_one_marked_view_is_enough_to_be_marked():
-    maps, share = features(2), shares(2)
-    share[0, 0] = 0
-    assert label(maps, share).is_marked
-    empty = label(maps, torch.zeros_like(share))
-    assert not empty.is_marked and not with_foreground(background_only(empty)).is_marked
 
 
 def test_normal_views_are_those_without_their_foreground(whole):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -9,7 +7,6 @@ from torch.testing import assert_close
 from models.backbone import Backbone
 from models.build import build_method
 from models.comparison import Comparison
-from models.memory import background_only, label
 from models.methods import METHODS, Method, method_class
 from models.methods.prior import Prior
 from models.priors import downsample_mask, upsample
@@ -83,13 +80,3 @@ def test_the_prior_finds_the_defect_of_its_support_again(prior, episode):
     memory = remember([prior], episode[1][:, :1], masks)
     scores = prior.answer(Comparison(prior.backbone(episode[1][0, :1]), memory), (4, 4))
     assert torch.equal(scores[0] > 0.5, downsample_mask(masks, 14)[0, 0] > 0)
-
-
-@torch.no_grad()
-def test_normal_images_lower_the_score_where_a_query_looks_like_them(prior, episode):
-    query, support, masks = episode
-    memory = remember([prior], support, masks)
-    normal = background_only(label(prior.backbone(query[:1]), torch.zeros(1, 1, 4, 4)))
-    before = answer(prior, query, memory)
-    after = answer(prior, query, replace(memory, normal=[normal.background]))
-    assert (after <= before + 1e-6).all() and (after[0] < before[0]).all()

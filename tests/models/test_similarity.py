@@ -34,8 +34,8 @@ def test_products_in_pieces_are_those_of_all_pairs(batch, queries, keys, sets, f
 @pytest.mark.parametrize("outlier", [0.0, 200.0])
 def test_half_precision_loses_little_whatever_the_channels_hold(outlier):
     """One channel may hold most of the length, as some of a transformer's do."""
-    rows, stored = (F.normalize(tokens(1, 300, 768, seed=seed) + outlier * torch.eye(768)[3], dim=-1)
-                    for seed in (0, 1))  # fmt: skip
+    common = outlier * torch.eye(768)[3]
+    rows, stored = (F.normalize(tokens(1, 300, 768, seed=n) + common, dim=-1) for n in (0, 1))
     exact = rows[0].double() @ stored[0].double().T
     some, best = Keys(stored.bfloat16()).compare(rows.bfloat16(), 299)
     error = (torch.cat([some[0], best.T], 1).double() - exact).abs()

@@ -80,6 +80,7 @@ def loops(query, supports, share, further, weight):
 def test_priors_are_those_of_every_pair_of_tokens(marked, change, weight, images):
     """Also with a view without marks or without background, and with images of some views each."""
     supports, share, query = features(3, 1), shares(3, marked), features(2, 2)
+    query = [torch.cat([layer[:1], -layer[1:]]) for layer in query]  # alike, and opposite
     if change is not None:
         share[0, 1] = change
     further, weight = [features(n, 10 + n) for n in images], torch.tensor([weight]).float()

@@ -31,7 +31,7 @@ SHOWN = 3  # names of a kind in a message
 SAMPLED = 1024  # values of a tensor in a digest
 CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.")
 # where files keep a state dict, the outer one first; DINOv2's teacher is what it publishes
-WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dict", "model_ema")
+WRAPPERS = "teacher model state_dict model_state_dict ema_state_dict model_ema ema net".split()
 TORCHVISION_WEIGHTS = {"resnet50": "ResNet50_Weights", "wideresnet50": "Wide_ResNet50_2_Weights"}
 # whichever library calls torch.load in this program, it unpickles tensors and plain values alone
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -95,7 +95,7 @@ def require_state(state: Any, source: str) -> dict[str, Tensor]:
     ]  # fmt: skip
     if others:
         raise WeightsError(
-            f"{source} holds no state dict (names to plain tensors), but {', '.join(others[:5])}; "
+            f"{source} holds no state dict (names to tensors), but {', '.join(others[:5])}; "
             "take a file of model weights, as state_dict() gives them"
         )
     return state

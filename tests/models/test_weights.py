@@ -51,7 +51,7 @@ def file(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "ema", "net"])
 def test_forms_of_file(file, tmp_path, wrapper):
     state = tiny().state_dict()
     assert same(read_weights(file({wrapper: state, "epoch": 3} if wrapper else state), KEY), state)

@@ -27,11 +27,11 @@ from utils.output_files import sha256_of, write_text
 
 LOG = logging.getLogger(__name__)
 KEY, SHA_KEY = "TRAIN.backbone_checkpoint", "TRAIN.backbone_sha256"
-SHOWN = 3  # names of a kind in a message
-SAMPLED = 1024  # values of a tensor in a digest
+SHOWN, SAMPLED = 3, 1024  # names of a kind in a message, and values of a tensor in a digest
 CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.")
 # where files keep a state dict, the outer one first; DINOv2's teacher is what it publishes
-WRAPPERS = "teacher model state_dict model_state_dict ema_state_dict model_ema ema net".split()
+WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dict", "model_ema",
+            "ema", "net")  # fmt: skip
 TORCHVISION_WEIGHTS = {"resnet50": "ResNet50_Weights", "wideresnet50": "Wide_ResNet50_2_Weights"}
 # whichever library calls torch.load in this program, it unpickles tensors and plain values alone
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

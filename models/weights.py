@@ -35,6 +35,7 @@ WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dic
 TORCHVISION_WEIGHTS = {"resnet50": "ResNet50_Weights", "wideresnet50": "Wide_ResNet50_2_Weights"}
 # whichever library calls torch.load in this program, it unpickles tensors and plain values alone
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
 
 
 def require_file(path: str | Path, key: str) -> Path:
@@ -153,13 +154,11 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
     state = _read_backbone(checkpoint, sha256, expected)
     if name == "efficientnet_lite0" and not state.keys() & expected.keys():
         # the embedded file holds the network under other names, in the same order
-        classifier = {"_fc", "fc", "classifier"}
-        tensors = [v for k, v in state.items() if not classifier & set(k.split("."))]
+        heads = {"_fc", "fc", "classifier"}
+        tensors = [v for k, v in state.items() if not heads & set(k.split("."))]
         if len(expected) != len(tensors):
-            raise WeightsError(
-                f"{source} holds {', '.join(list(state)[:SHOWN])} ({len(tensors)} tensors), but "
-                f"EfficientNet-Lite0 has {len(expected)}; take weights of it"
-            )
+            held = f"{len(tensors)} tensors, such as {next(iter(state))}"
+            raise WeightsError(f"{source} holds {held}; EfficientNet-Lite0 has {len(expected)}")
         state = dict(zip(expected, tensors, strict=True))
     if "mask_token" in state or "pos_embed" in state:  # an official DINOv2 file, or one of timm
         _require_vit(model, state, source)

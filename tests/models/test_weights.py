@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib
 import io
 import random
 import re
@@ -59,7 +60,10 @@ def test_forms_of_file(file, tmp_path, wrapper):
     assert same(read_weights(tmp_path / "w.safetensors", KEY), state)
 
 
-def test_a_training_state_of_plain_values_is_read_whole(file, tmp_path):
+def test_a_training_state_of_plain_values_is_read_whole(file, tmp_path, monkeypatch):
+    """Also where the environment has torch read files with code."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    importlib.reload(weights)
     state = {"head": tiny().state_dict(), "random": random.getstate(), "history": [{"loss": 0.5}]}
     read = read_torch(tmp_path / file(state), "TRAIN.resume")
     assert same(read.pop("head"), state["head"])
@@ -217,6 +221,14 @@ def test_embeddings_of_a_vit_that_cannot_be_resized_are_named(file, name, value)
     path = file({n: v for n, v in state.items() if v is not None})
     with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} has shape"):
         load_backbone_weights(vit(), "dinov2_vits14", path)
+
+
+def test_a_file_of_another_network_is_no_efficientnet(file):
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    with pytest.raises(WeightsError, match=r"w\.pth holds 2 tensors, such as a; Efficient.* has"):
+        load_backbone_weights(
+            model, "efficientnet_lite0", file({n: torch.zeros(1) for n in ("a", "b")})
+        )
 
 
 def test_names_of_transformers_are_refused_with_what_to_take(file):

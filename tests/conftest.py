@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 @pytest.fixture(scope="session")
 def golden():
     """Arrays of one golden file, by its name."""
-    folder = Path(
-        os.environ.get("SOFS_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden")
-    )
+    folder = Path(__file__).parent / "golden" / "arrays"
 
     def read(name):
         with np.load(folder / f"{name}.npz") as arrays:

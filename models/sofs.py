@@ -154,6 +154,13 @@ class SOFS(nn.Module):
         )
         return self.head.corrected(compared.gap, logits), abnormal
 
+    def episode_logits(
+        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
+    ) -> Tensor:
+        """Log-odds of defect (B, h, w) of queries, from their features, for training."""
+        memory = self.remember(supports, support_masks)
+        return self.token_logits(Comparison(query, memory.known), memory.summary)[0]
+
     def _head_logits(
         self, features: list[Tensor], summary: SupportSummary, priors: Tensor
     ) -> Tensor:

@@ -20,7 +20,8 @@ from models.build import build_model
 from tools.methods import with_baseline
 from tools.predictor import Predictor
 from tools.tester import SplitTest
-from tools.trainer import Trainer
+from tools.trainer import train_epochs
+from tools.training.state import Training
 from utils.distributed import is_main
 from utils.run_folder import create_run_folder
 
@@ -155,24 +156,23 @@ def untrained_predictor(cfg):
     return Predictor.from_config(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
 
 
-def trainer_of(root, folder, **changes):
-    """The trainer of a small config."""
+def training_of(root, folder, **changes):
+    """The training of a small config, in its own folder."""
     cfg = tiny_config(root, folder, **changes)
-    return Trainer(cfg, build_train_index(cfg), folder)
+    return Training(cfg, build_train_index(cfg), folder)
 
 
 def train_without_dropout(cfg, folder):
     """Job: train and test; keep the gradients of the last step in grads.pth."""
-    trainer = Trainer(cfg, build_train_index(cfg), folder)
-    for module in trainer.model.modules():
+    run = Training(cfg, build_train_index(cfg), folder)
+    for module in run.model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
     create_run_folder(folder, cfg)
-    trainer.run([SplitTest(cfg, build_test_index(cfg), folder, "original")])
+    train_epochs(run, [SplitTest(cfg, build_test_index(cfg), folder, "original")])
     if is_main():
-        torch.save(
-            {n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth"
-        )
+        grads = {n: p.grad for n, p in run.model.head.named_parameters()}
+        torch.save(grads, folder / "grads.pth")
 
 
 def picture(height, width, seed=0):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.views import cut, prepare_image, prepare_mask, support_boxes
+from datasets.views import ViewSettings, cut, prepare_image, prepare_mask, support_boxes
 from datasets.windows import fitted_shape, merge_reference, tile, to_native
 from models.priors import upsample
 
@@ -95,14 +95,8 @@ def test_support_crops(golden):
     case = golden("support_crops")
     for seed, boxes, counts in zip(case["seeds"], case["boxes"], case["mask_pixels"], strict=True):
         rng = random.Random(int(seed))
-        ours = support_boxes(
-            case["mask"],
-            views=4,
-            side=int(case["crop_size"]),
-            resize_ratio=1.0,
-            rng=rng,
-            may_miss=True,
-        )
+        settings = ViewSettings(70, int(case["crop_size"]), 1.0, views=4, crops_may_miss=True)
+        ours = support_boxes(case["mask"], settings, rng)
         np.testing.assert_array_equal(ours, boxes)
         assert [int((cut(case["mask"], box) > 0).sum()) for box in ours] == counts.tolist()
 

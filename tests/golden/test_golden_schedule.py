@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.training.schedule import polynomial_factor
+from tools.training.steps import polynomial_factor
 
 GOLDEN = Path(os.environ.get("SOFS_GOLDEN", Path(__file__).parents[2] / ".." / "shared" / "golden"))
 if not GOLDEN.is_dir():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models.checkpoint import head_state, our_name
+from tools.checkpoint import head_state, our_name
 from models.head import PRIOR_WEIGHT, Head, SelfAttention, TransformerLayer, fuse
 
 

@@ -12,11 +12,10 @@ from yacs.config import CfgNode
 
 from method_config import load_config
 from method_config.merge import get, leaves
-from tools.checkpoint import load_state
+from tools.checkpoint import AUTO, STATE, load_state
 from tools.sweep.plan import CHECKPOINTS, LAST_HEAD, Run
 from tools.tester import run_test
 from tools.trainer import run_training
-from tools.training.state import AUTO, STATE
 from utils.errors import ConfigError, WeightsError
 from utils.logging import setup_logging
 from utils.output_files import sha256_of

@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.errors import DataError, UserError
-from utils.signals import SIGNALS
 
 
 class Loader(DataLoader):
@@ -56,24 +55,24 @@ class Loader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        batches = super().__iter__()
+        only = [super().__iter__()]  # no frame of a traceback that is kept may hold the workers
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler raises at any line of the main thread; `next` notices a death as well
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            while (batch := self._next(batches)) is not None:
+            while (batch := self._next(only)) is not None:
                 if isinstance(batch, Exception):
                     raise batch
                 yield batch
         finally:
-            del batches  # which ends the workers, though a traceback may hold this frame
+            only.clear()  # which ends the workers
 
-    def _next(self, batches: Iterator[Any]) -> Any:
+    def _next(self, only: list[Iterator[Any]]) -> Any:
         """The next batch, None at the end, or the error that takes the place of a batch."""
         try:
-            return next(batches, None)
+            return next(only[0], None)
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the workers
+            traceback.clear_frames(error.__traceback__)
             died = isinstance(error, (ConnectionError, EOFError)) or (
                 isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
             )
@@ -104,8 +103,9 @@ def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """In a worker: Ctrl-C and SIGTERM may reach all processes, and the parent ends its workers."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """In a worker: Ctrl-C and SIGTERM may reach all processes of a job, and the parent ends its
+    workers. Where it exits without, it sends them SIGTERM once more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     # only the thread that hands tensors over calls it, where the parent has left
     sys.excepthook = lambda *_: None

@@ -36,6 +36,7 @@ from tools.training.steps import Batch, add_to_meter
 from utils.distributed import is_main, largest, sum_over_processes, world_size
 from utils.errors import ConfigError, DataError
 from utils.logging import progress_bar
+from utils.output_files import not_written
 from utils.signals import Interrupted, postponed
 from utils.visualize import TRUTH, outline, overlay, panels
 
@@ -70,8 +71,11 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
         LOG.info("%s", note)
     counts, objects = (len(run.index), len(run.index.classes())), ", ".join(run.index.objects())
     LOG.info("training on %d samples of %d classes: %s", *counts, objects)
-    with SummaryWriter(str(folder / "events")) if is_main() else nullcontext() as run.writer:
-        return train_epochs(run, tests)
+    run.writer = SummaryWriter(str(folder / "events")) if is_main() else None
+    failed = train_epochs(run, tests)
+    if run.writer is not None:
+        run.writer.close()
+    return failed
 
 
 def train_epochs(run: Training, tests: Sequence[SplitTest] = ()) -> list[str]:
@@ -126,14 +130,11 @@ def train_epoch(run: Training, batches: Iterator[Batch]) -> None:
             shown.copy_(loss, non_blocking=True)
             episodes += len(batch["query_mask"])
             speed = episodes * world_size() / (time.perf_counter() - start)
-            bar.set_postfix(
-                refresh=False, loss=f"{shown.item():.3f}", episodes_per_s=f"{speed:.2f}"
-            )
+            bar.set_postfix(None, False, loss=f"{shown:.3f}", episodes_per_s=f"{speed:.2f}")
             if measures:
                 add_to_meter(run.meter, batch, probability)
             if run.step == 1 and run.writer is not None:
-                picture = episode_picture(run, batch, probability)
-                run.writer.add_image("train/episode", picture, run.epoch, dataformats="HWC")
+                write_events(run, {}, run.epoch, episode_picture(run, batch, probability))
             if run.step < steps:
                 number = largest(pending.number)
                 if number or run.step % SAVE_EVERY == 0:
@@ -156,7 +157,7 @@ def finish_epoch(run: Training, speed: float, measures: bool) -> None:
         LOG.info("training IoU: %s", ", ".join(f"{name} {iou:.1f}" for name, iou in ious))
         figures["train_miou"] = run.meter.miou() or 0.0
     scalars = {f"train/{name.removeprefix('train_')}": value for name, value in figures.items()}
-    write_scalars(run, scalars | {"train/episodes_per_second": speed}, run.epoch)
+    write_events(run, scalars | {"train/episodes_per_second": speed}, run.epoch)
     run.end_epoch(figures)
 
 
@@ -177,7 +178,7 @@ def validate(run: Training) -> None:
     mious = {method: evaluation.miou(method) for method in evaluation.methods}
     run.history[-1]["validation"] = mious
     scalars = {f"validation/miou_{method}": miou or 0.0 for method, miou in mious.items()}
-    write_scalars(run, scalars, run.epoch)
+    write_events(run, scalars, run.epoch)
     miou = mious[predictor.main] or 0.0
     if run.best is None or miou > run.best["miou"]:
         head = copy.deepcopy(run.model.head.state_dict())
@@ -208,7 +209,7 @@ def test(run: Training, tests: Sequence[SplitTest], *, final: bool = False) -> l
             if final:
                 item.write_gallery(predictor, evaluation)
         mious = {m: evaluation.miou(m) or 0.0 for m in predictor.methods}
-        write_scalars(run, {f"{item.name}/miou_{m}": v for m, v in mious.items()}, run.epoch)
+        write_events(run, {f"{item.name}/miou_{m}": v for m, v in mious.items()}, run.epoch)
     return failed
 
 
@@ -217,11 +218,24 @@ def predictor_of(run: Training) -> Predictor:
     return Predictor.from_config(run.cfg, with_baseline(run.cfg, run.model), run.device)
 
 
-def write_scalars(run: Training, values: dict[str, float], step: int) -> None:
-    """Write TensorBoard scalars, in the main process of a job."""
-    for name, value in values.items():
-        if run.writer is not None:
+def write_events(
+    run: Training, scalars: dict[str, float], step: int, episode: np.ndarray | None = None
+) -> None:
+    """Write scalars and the picture of an episode for TensorBoard, in the main process of a job.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    if run.writer is None:
+        return
+    try:
+        for name, value in scalars.items():
             run.writer.add_scalar(name, value, step)
+        if episode is not None:
+            run.writer.add_image("train/episode", episode, step, dataformats="HWC")
+        run.writer.flush()
+    except OSError as error:
+        raise not_written(run.folder / "events", error) from error
 
 
 def episode_picture(run: Training, batch: Batch, probability: Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tools.predictor import Predictor
 from tools.tester import SplitTest
 from tools.trainer import train_epochs
 from tools.training.state import Training
-from utils.distributed import is_main
+from utils.distributed import is_main, rank, world_size
 from utils.run_folder import create_run_folder
 
 SIZE = (96, 128)
@@ -173,6 +174,18 @@ def train_without_dropout(cfg, folder):
     if is_main():
         grads = {n: p.grad for n, p in run.model.head.named_parameters()}
         torch.save(grads, folder / "grads.pth")
+
+
+def signalled(cfg, folder, number, step):
+    """Job: resume or begin a training whose last process gets a signal in one of its steps."""
+    run = Training(cfg, build_train_index(cfg), folder)
+
+    def note(module, args):
+        if run.epoch * run.batches.per_epoch + run.step == step and rank() == world_size() - 1:
+            os.kill(os.getpid(), number)
+
+    run.loss.register_forward_pre_hook(note)
+    train_epochs(run)
 
 
 def picture(height, width, seed=0):

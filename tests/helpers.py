@@ -61,7 +61,8 @@ TINY = {
     "TEST_SETUPS.batch_size": 1,
     "TEST.VISUALIZE.save_figure": False,
 }
-# changes of `tiny_config`: a head that starts as good as the prior and is then spoilt by large steps
+# changes of `tiny_config`: a head that starts as good as the prior and is then spoilt by large
+# steps
 EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 1e-2}
 
 
@@ -82,7 +83,8 @@ def draw_defect(image, kind, rng):
 
 
 def write_product(root, name, counts=None, size=SIZE):
-    """Write a product in the layout of VISION V1: per category `counts` images, each with one defect, the last in val/.
+    """Write a product in the layout of VISION V1: per category `counts` images, each with one
+    defect, the last in val/.
 
     Returns the paths of the images.
     """
@@ -125,7 +127,8 @@ def read_index(root, *objects):
 
 
 def tiny_config(root, output, **changes):
-    """A small config over a root with the products Plate and Disk; keys of changes with `__` for the dots."""
+    """A small config over a root with the products Plate and Disk; keys of changes with `__` for
+    the dots."""
     values = TINY | {
         "TRAIN.dataset_path": str(root),
         "TEST.dataset_path": str(root),

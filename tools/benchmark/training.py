@@ -155,6 +155,7 @@ def _run_parts(trainer: Training, batches: list[Batch]) -> tuple[float, float]:
         )
         head += _now(trainer) - ready
         backbone += encoded - start
+    trainer.step, trainer.losses = 0, []  # these steps are of no epoch
     return backbone / len(batches), head / len(batches)
 
 

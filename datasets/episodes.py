@@ -117,7 +117,8 @@ class EpisodeList:
         if not self.queries:
             raise DataError(
                 f"{index.root}: no category with two labelled images in {len(index)} samples of "
-                f"{', '.join(index.objects()) or 'no object'}; an episode needs a query and a support"
+                f"{', '.join(index.objects()) or 'no object'}; an episode needs a query and a "
+                "support"
             )
 
     def __len__(self) -> int:

@@ -174,7 +174,8 @@ class BankEpisodes(Dataset):
         class_name, rows = self._drawn(number)
         features, masks = self.bank.read(rows)
         return {"query_features": features[0], "query_mask": masks[0], "support_masks": masks[1:],
-                "support_features": features[1:], "class": class_name, "number": number}  # fmt: skip
+                "support_features": features[1:], "class": class_name,
+                "number": number}  # fmt: skip
 
     def images(self, number: int) -> dict[str, Tensor | str]:
         """The same episode as `TrainingEpisodes` gives one: the images that its features were made

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from models.backbone import Backbone
-from models.checkpoint import head_state
+from tools.checkpoint import head_state
 from models.head import Head
 from models.methods.sofs import SOFS
 from models.weights import resize_position_embedding

@@ -14,7 +14,7 @@ from datasets.readers.vision_v1 import read_object
 from datasets.views import cut, prepare_image, prepare_mask, support_boxes
 from datasets.windows import PublishedStitching, fitted_shape, tile, to_native
 from models.priors import upsample
-from tools.training.schedule import polynomial_factor
+from tools.training.steps import polynomial_factor
 from utils.metrics.segmentation import SegmentationMeter, intersection_union
 
 ARRAYS = Path(__file__).parent / "arrays"

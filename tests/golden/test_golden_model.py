@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.backbone import Backbone
-from models.checkpoint import head_state, our_name
+from tools.checkpoint import head_state, our_name
 from models.comparison import Comparison
 from models.head import Head, fuse
 from models.losses import MixedNormalDiceLoss, mixed_normal_dice

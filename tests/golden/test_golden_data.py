@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets.readers.vision_v1 import read_object
-from datasets.views import cut, prepare_image, prepare_mask, support_boxes
+from datasets.views import ViewSettings, cut, prepare_image, prepare_mask, support_boxes
 from datasets.windows import PublishedStitching, fitted_shape, tile, to_native
 from models.priors import upsample
 from tools.training.steps import polynomial_factor
@@ -99,8 +99,8 @@ def test_support_crops(golden):
     case = golden("support_crops")
     mask, side = case["mask"], int(case["crop_size"])
     for seed, boxes, counts in zip(case["seeds"], case["boxes"], case["mask_pixels"], strict=True):
-        rng = random.Random(int(seed))
-        ours = support_boxes(mask, views=4, side=side, resize_ratio=1.0, rng=rng, may_miss=True)
+        settings = ViewSettings(518, side, 1.0, views=4, crops_may_miss=True)
+        ours = support_boxes(mask, settings, random.Random(int(seed)))
         np.testing.assert_array_equal(ours, boxes)
         assert [int((cut(mask, box) > 0).sum()) for box in ours] == counts.tolist()
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.backbone import Backbone
-from tools.checkpoint import head_state, our_name
 from models.comparison import Comparison
 from models.head import Head, fuse
 from models.losses import MixedNormalDiceLoss, mixed_normal_dice
 from models.memory import label
 from models.priors import downsample_mask, layer_prototype, upsample
+from tools.checkpoint import head_state, our_name
 
 LAYERS = range(5, 11)
 

@@ -1,4 +1,5 @@
-"""The feature bank: crops that are drawn once, what the backbone made of them on disk, and episodes read from there."""
+"""The feature bank: crops drawn once, their features on disk, and training episodes read from
+there."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import os
 import random
 import shutil
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.episodes import TrainingEpisodes, derive_seed, drawn_from, read_sample
-from datasets.samples import Sample
 from datasets.views import support_views
 from utils.errors import ConfigError
 
-QUERY, VIEW, NORMAL = range(
-    3
-)  # roles of a crop: query, support view around a defect, support view of normal pixels
+# roles of a crop: query, support view around a defect, support view of normal pixels
+QUERY, VIEW, NORMAL = range(3)
 
 
 class BankCrops(Dataset):
@@ -37,75 +35,44 @@ class BankCrops(Dataset):
 
     def __init__(self, episodes: TrainingEpisodes, count: int) -> None:
         self.episodes, self.count = episodes, count
-        self.roles = (
-            (QUERY, VIEW, NORMAL) if episodes.crops.settings.normal_views else (QUERY, VIEW)
-        )
+        roles = 3 if episodes.crops.settings.normal_views else 2
+        self.per_sample = roles * count
         self.positions = sorted(set(episodes.episodes.queries))
+        samples = episodes.episodes.index.samples
+        self.places = {samples[position]: place for place, position in enumerate(self.positions)}
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, place: int) -> dict[str, int | Tensor]:
-        image, mask = self._read(place)
-        drawn = [
-            self._draw(image, mask, place, role, k)
-            for role in self.roles
-            for k in range(self.count)
-        ]
-        images, masks = (torch.stack(part) for part in zip(*drawn, strict=True))
+        images, masks = self._drawn(place, range(self.per_sample))
         return {"place": place, "images": images, "masks": masks}
 
-    def describe(self, place: int) -> str:
-        """File and class of an item."""
-        index = self.episodes.episodes.index
-        sample = index.samples[self.positions[place]]
-        return f"{index.image_path(sample)} ({sample.class_name})"
-
-    @property
-    def per_sample(self) -> int:
-        """Crops of one sample."""
-        return len(self.roles) * self.count
-
-    def row(self, sample: Sample, role: int, number: int) -> int:
-        """Row of a crop in the bank."""
-        return self._places[sample] * self.per_sample + role * self.count + number
-
     def crop(self, row: int) -> tuple[Tensor, Tensor]:
-        """The crop of a row, drawn again: (3, S, S) float32 and (S, S) uint8."""
+        """The crop of a row of the bank, drawn again: (1, 3, S, S) float32 and (1, S, S) uint8."""
         place, within = divmod(row, self.per_sample)
-        return self._draw(*self._read(place), place, *divmod(within, self.count))
+        return self._drawn(place, [within])
 
-    @cached_property
-    def _places(self) -> dict[Sample, int]:
-        samples = self.episodes.episodes.index.samples
-        return {samples[position]: place for place, position in enumerate(self.positions)}
-
-    def _read(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        index = self.episodes.episodes.index
-        return read_sample(index, index.samples[self.positions[place]])
-
-    def _draw(
-        self, image: np.ndarray, mask: np.ndarray, place: int, role: int, number: int
-    ) -> tuple[Tensor, Tensor]:
-        crops = self.episodes.crops
-        seed = derive_seed(self.episodes.episodes.seed, self.positions[place], role, number)
-        with drawn_from(seed) as rng:
-            if role == QUERY:
-                view = crops.query(image, mask, rng)
-            else:
-                one = replace(
-                    crops.settings, views=int(role == VIEW), normal_views=int(role == NORMAL)
-                )
-                (view,) = support_views(image, mask, one, rng)
-            images, masks = crops.augmented([view])
-        return images[0], masks[0]
+    def _drawn(self, place: int, numbers: range | list[int]) -> tuple[Tensor, Tensor]:
+        crops, episodes = self.episodes.crops, self.episodes.episodes
+        position = self.positions[place]
+        image, mask = read_sample(episodes.index, episodes.index.samples[position])
+        drawn = []
+        for role, number in (divmod(n, self.count) for n in numbers):
+            with drawn_from(derive_seed(episodes.seed, position, role, number)) as rng:
+                if role == QUERY:
+                    view = crops.query(image, mask, rng)
+                else:
+                    counts = {"views": int(role == VIEW), "normal_views": int(role == NORMAL)}
+                    (view,) = support_views(image, mask, replace(crops.settings, **counts), rng)
+                drawn.append(crops.augmented([view]))
+        images, masks = zip(*drawn, strict=True)
+        return torch.cat(images), torch.cat(masks)
 
 
 @dataclass(frozen=True)
 class FeatureBank:
     """Features and masks of crops in two memory-mapped files, a row per crop.
-
-    The files are opened for each read: an open map would be copied whole into a worker that is not forked.
 
     Attributes:
         folder: of the two files.
@@ -134,17 +101,25 @@ class FeatureBank:
         """
         self.remove()
         self.folder.mkdir(parents=True)
-        free = shutil.disk_usage(self.folder).free
-        if self.nbytes > free:
-            raise self._does_not_fit(free, "")
+        free, masks, reason = (
+            shutil.disk_usage(self.folder).free,
+            self.rows * self.image_size**2,
+            "",
+        )
         try:
-            for path, size in self._sizes().items():
-                with path.open(
-                    "wb"
-                ) as file:  # reserved, not sparse: a map that finds the disk full kills the process
-                    os.posix_fallocate(file.fileno(), 0, size)
+            # reserved, not sparse: a map that finds the disk full kills the process
+            for name, size in (("features.bf16", self.nbytes - masks), ("masks.uint8", masks)):
+                if self.nbytes <= free:
+                    with (self.folder / name).open("wb") as file:
+                        os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            raise self._does_not_fit(free, f" ({error.strerror})") from error
+            reason = f" ({error.strerror})"
+        if self.nbytes > free or reason:
+            raise ConfigError(
+                f"TRAIN.feature_bank: {self.rows:,} crops need {self.nbytes:,} bytes in "
+                f"{self.folder}, and {free:,} are free there{reason}; lower TRAIN.feature_bank "
+                "(0: no bank), or set OUTPUT_DIR to a larger disk"
+            )
 
     def remove(self) -> None:
         """Delete the files where there are any."""
@@ -152,48 +127,37 @@ class FeatureBank:
             shutil.rmtree(self.folder)
 
     def write(self, row: int, features: Tensor, masks: Tensor) -> None:
-        """Store crops from `row` on: CPU tensors (n, channels, h, w) float, kept as bfloat16, and (n, S, S) uint8."""
-        end = row + len(features)
-        self._features("r+")[row:end] = features.to(torch.bfloat16).view(torch.int16).numpy()
-        self._masks("r+")[row:end] = masks.numpy()
+        """Store crops from `row` on: CPU tensors (n, channels, h, w) float, kept as bfloat16, and
+        (n, S, S) uint8."""
+        part = slice(row, row + len(features))
+        kept, marks = self._maps("r+")
+        kept[part] = features.to(torch.bfloat16).view(torch.int16).numpy()
+        marks[part] = masks.numpy()
 
     def read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Copies of crops: features (n, channels, h, w) bfloat16 and masks (n, S, S) uint8."""
-        features, masks = self._features("r")[rows], self._masks("r")[rows]
-        return torch.from_numpy(np.asarray(features)).view(torch.bfloat16), torch.from_numpy(
-            np.asarray(masks)
-        )
+        features, masks = (torch.from_numpy(np.asarray(part[rows])) for part in self._maps("r"))
+        return features.view(torch.bfloat16), masks
 
-    def _features(self, mode: str) -> np.memmap:
-        shape = (self.rows, self.channels, *self.grid)
-        return np.memmap(
-            self.folder / "features.bf16", np.int16, mode, shape=shape
-        )  # numpy has no bfloat16
-
-    def _masks(self, mode: str) -> np.memmap:
-        shape = (self.rows, self.image_size, self.image_size)
-        return np.memmap(self.folder / "masks.uint8", np.uint8, mode, shape=shape)
-
-    def _sizes(self) -> dict[Path, int]:
-        masks = self.rows * self.image_size**2
-        return {
-            self.folder / "features.bf16": self.nbytes - masks,
-            self.folder / "masks.uint8": masks,
-        }
-
-    def _does_not_fit(self, free: int, reason: str) -> ConfigError:
-        return ConfigError(
-            f"TRAIN.feature_bank: {self.rows:,} crops need {self.nbytes:,} bytes in {self.folder}, and {free:,} are "
-            f"free there{reason}; lower TRAIN.feature_bank (0: no bank), or set OUTPUT_DIR to a larger disk"
+    def _maps(self, mode: str) -> tuple[np.memmap, np.memmap]:
+        # opened for each call: an open map would be copied whole into a process that is not forked
+        features, masks = self.folder / "features.bf16", self.folder / "masks.uint8"
+        shape = (self.rows, self.channels, *self.grid)  # int16, as numpy has no bfloat16
+        square = (self.rows, self.image_size, self.image_size)
+        return (
+            np.memmap(features, np.int16, mode, shape=shape),
+            np.memmap(masks, np.uint8, mode, shape=square),
         )
 
 
 class BankEpisodes(Dataset):
-    """Training episodes read from a bank: queries and supports are those of `TrainingEpisodes` of the same seed.
+    """Training episodes read from a bank: queries and supports are those of `TrainingEpisodes` of
+    the same seed.
 
     The crops are chosen by (seed, epoch, index). An item, asked for in the same way, is a dict of
-    query_features (C, h, w) bfloat16 of all layers, query_mask (S, S) uint8, support_features (K, C, h, w) bfloat16,
-    support_masks (K, S, S) uint8, the class name and the number that it was asked for by.
+    query_features (C, h, w) bfloat16 of all layers, query_mask (S, S) uint8, support_features (K,
+    C, h, w) bfloat16, support_masks (K, S, S) uint8, the class name and the number that it was
+    asked for by.
 
     Args:
         crops: what the bank holds.
@@ -202,56 +166,37 @@ class BankEpisodes(Dataset):
 
     def __init__(self, crops: BankCrops, bank: FeatureBank) -> None:
         self.crops, self.bank = crops, bank
-        self.episodes = crops.episodes.episodes
 
     def __len__(self) -> int:
-        return len(self.episodes)
+        return len(self.crops.episodes)
 
     def __getitem__(self, number: int) -> dict[str, Tensor | str | int]:
         class_name, rows = self._drawn(number)
         features, masks = self.bank.read(rows)
-        return {
-            "query_features": features[0],
-            "query_mask": masks[0],
-            "support_features": features[1:],
-            "support_masks": masks[1:],
-            "class": class_name,
-            "number": number,
-        }
-
-    def describe(self, number: int) -> str:
-        """The bank, and files and class of an item."""
-        return f"{self.bank.folder}: {self.crops.episodes.describe(number)}"
+        return {"query_features": features[0], "query_mask": masks[0], "support_masks": masks[1:],
+                "support_features": features[1:], "class": class_name,
+                "number": number}  # fmt: skip
 
     def images(self, number: int) -> dict[str, Tensor | str]:
-        """The same episode as `TrainingEpisodes` gives one: the images that its features were made of, drawn again."""
+        """The same episode as `TrainingEpisodes` gives one: the images that its features were made
+        of, drawn again."""
         class_name, rows = self._drawn(number)
-        images, masks = (
-            torch.stack(part) for part in zip(*map(self.crops.crop, rows), strict=True)
-        )
-        return {
-            "query": images[0],
-            "query_mask": masks[0],
-            "supports": images[1:],
-            "support_masks": masks[1:],
-            "class": class_name,
-        }
+        images, masks = (torch.cat(p) for p in zip(*map(self.crops.crop, rows), strict=True))
+        return {"query": images[0], "query_mask": masks[0], "supports": images[1:],
+                "support_masks": masks[1:], "class": class_name}  # fmt: skip
 
     def _drawn(self, number: int) -> tuple[str, list[int]]:
-        """Class name and rows of an episode: the query's, then its supports'."""
-        epoch, index = divmod(number, len(self))
-        episode, settings = self.episodes.episode(index, epoch), self.crops.episodes.crops.settings
-        rng = random.Random(episode.seed)
-        rows = [self.crops.row(episode.query, QUERY, rng.randrange(self.crops.count))]
-        for sample in episode.candidates[: self.episodes.shot]:
-            for role, views in ((VIEW, settings.views), (NORMAL, settings.normal_views)):
-                rows += [
-                    self.crops.row(sample, role, k) for k in _choose(self.crops.count, views, rng)
-                ]
+        """Class name and rows of an episode, the query's first."""
+        epoch, position = divmod(number, len(self))
+        training, count = self.crops.episodes, self.crops.count
+        episode = training.episodes.episode(position, epoch)
+        rng, settings = random.Random(episode.seed), training.crops.settings
+        rows = [self.crops.places[episode.query] * self.crops.per_sample + rng.randrange(count)]
+        for support in episode.candidates[: training.episodes.shot]:
+            first = self.crops.places[support] * self.crops.per_sample
+            for role, wanted in ((VIEW, settings.views), (NORMAL, settings.normal_views)):
+                # no crop comes twice before all were taken
+                rounds = range(-(-wanted // count))
+                numbers = [k for _ in rounds for k in rng.sample(range(count), count)]
+                rows += [first + role * count + k for k in numbers[:wanted]]
         return episode.query.class_name, rows
-
-
-def _choose(count: int, wanted: int, rng: random.Random) -> list[int]:
-    """`wanted` of `count` numbers, none again before all were taken."""
-    rounds = -(-wanted // count)
-    return [k for _ in range(rounds) for k in rng.sample(range(count), count)][:wanted]

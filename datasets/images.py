@@ -1,218 +1,289 @@
-"""Images as arrays, whatever way they come in: files of any common format, PIL images, arrays. What cannot be read, or
-cannot be meant, is a DataError that names it.
+"""Images as arrays, whatever way they come in: files of the common formats, PIL images, arrays.
 
-Annotations refer to the stored pixels, so EXIF orientation is applied nowhere; see `datasets.orientation` for masks
-that were drawn on the turned image.
+Annotations refer to the pixels as stored, so EXIF orientation is applied nowhere here;
+`orientation.py` brings masks that were drawn on the turned image back to the stored pixels.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from datasets.image_faults import DECODER_ERRORS, named_errors, shown
-from utils.errors import DataError
+from utils.errors import DataError, UserError
 from utils.warn_once import warn_once
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 # Not all that Pillow knows: some of its formats start other programs.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-ROWS = 256  # converted at once
-_PIXELS = (
-    np.bool_,
-    np.uint8,
-    np.uint16,
-    np.int32,
-)  # of arrays; int32 is what Pillow makes of 32-bit files
-_HOT = 1e-4  # share of the pixels of a camera that may be stuck, but one at least
-_MARKED = 0.05  # share that a mark burnt into the image at 65535 may take
-_FULL_RANGE = 1 << 14  # 16-bit images without any value from here on leave two bits or more unused
-_TIFF_ORIENTATION = 274
+_ROWS = 256  # converted at once
+# dtypes of image arrays; int32 is what Pillow makes of 32-bit files
+_PIXELS = (np.bool_, np.uint8, np.uint16, np.int32)
+_ORIENTATION = 274  # the tag of EXIF and TIFF
+_FULL_RANGE = 1 << 14  # 16-bit images without a value from here on leave two or more bits unused
+_STUCK, _MARK = 1e-4, 0.05  # shares that stuck pixels, and a burnt-in mark of 65535, may take
+_SAVE = "save it as PNG, JPEG, BMP or TIFF, 8- or 16-bit grey or 8-bit RGB"
+# What may stand under an image's name: its first bytes in lower case, what it is, the remedy.
+_FOREIGN = (
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+    (b"<!doctype", "a web page", "download the file itself"),
+    (b"<html", "a web page", "download the file itself"),
+    (b"%pdf", "a PDF document", _SAVE),
+    (b"8bps", "a Photoshop file", _SAVE),
+    (b"\x93numpy", "a NumPy array", _SAVE),
+    (b"\x76\x2f\x31\x01", "an OpenEXR file", _SAVE),
+    (b"pk\x03\x04", "a ZIP archive", "unpack it"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it"),
+)
+_PHONES = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
 _LOG = logging.getLogger(__name__)
 _most_pixels = 500_000_000
-Image.MAX_IMAGE_PIXELS = (
-    None  # Pillow's own bound warns of what inspection cameras deliver; `limit_pixels` sets ours
-)
+# Pillow's own bound warns of what inspection cameras deliver; `limit_pixels` sets ours.
+Image.MAX_IMAGE_PIXELS = None
 
 
 def limit_pixels(count: int) -> None:
-    """From here on refuse images of more than `count` pixels, in this process and those forked from it."""
+    """Refuse images of more than `count` pixels, in this process and those forked from it."""
     global _most_pixels
     _most_pixels = count
 
 
-def most_pixels() -> int:
-    """The number of pixels above which an image is refused."""
-    return _most_pixels
-
-
 def check_pixels(where: object, size: tuple[int, int]) -> None:
-    """Raises DataError for a size (h, w) without pixels, or of more than `limit_pixels` has set. where: it stands."""
-    if min(size) < 1:
-        raise DataError(f"{where}: {size[0]} x {size[1]} pixels (h x w); expected at least 1 x 1")
+    """Raises DataError for a size (h, w) without pixels, or above what `limit_pixels` set."""
+    fault = "" if min(size) > 0 else "; expected at least 1 x 1"
     if size[0] * size[1] > _most_pixels:
-        raise DataError(
-            f"{where}: {size[0]} x {size[1]} pixels (h x w) are more than DATASET.max_pixels, {_most_pixels}; "
-            "cut the image into parts, or raise DATASET.max_pixels where the memory suffices"
-        )
+        fault = f" are more than DATASET.max_pixels, {_most_pixels}; cut the image into parts, or "
+        fault += "raise it where the memory suffices"
+    if fault:
+        raise DataError(f"{where}: {size[0]} x {size[1]} pixels (h x w){fault}")
 
 
 def read_image(picture: Picture, name: str = "") -> np.ndarray:
-    """Pixels of an image, uint8 (h, w, 3) RGB, contiguous; of an animation or of several pages the first.
+    """Pixels of an image, uint8 (h, w, 3) RGB, contiguous; of several pages or frames the first.
 
-    Grey, palette and alpha images become RGB (alpha is dropped). Grey 16-bit values v become v / 257, rounded; of
-    16-bit colours the upper 8 bits are taken. Arrays are (h, w) grey or (h, w, channels) of bool, uint8, uint16 or
-    int32; uint8 RGB is returned as it is. An image all of one value, and 16-bit values that leave two bits or more
-    unused, are named in a warning.
-    name: what a picture that is no file is called in messages.
-    Raises DataError for what is missing, truncated, larger than DATASET.max_pixels, or has no 8-bit meaning.
+    Grey, palette and alpha images become RGB (alpha is dropped). Grey 16-bit values v become
+    v / 257, rounded; of 16-bit colours the upper 8 bits are taken. Arrays are (h, w) grey or
+    (h, w, channels) of bool, uint8, uint16 or int32; uint8 RGB is returned as it is. A warning
+    names an image all of one value, and 16-bit values that leave two or more bits unused.
+    name: what messages call a picture that is no file. Raises DataError for what is missing,
+    truncated, above DATASET.max_pixels, or without a meaning in 8 bits.
     """
     where = shown(picture, name)
     if isinstance(picture, np.ndarray):
         pixels = _rgb_of_array(picture, where)
     else:
-        with opened(picture, where) as image:
-            pixels = _rgb_of_image(image, where)
-    if pixels[:, :, 0].size > 1 and all(
-        (rows == pixels[0, 0]).all() for rows in np.array_split(pixels, len(pixels))
-    ):
-        tell_constant(where, pixels[0, 0])
+        with opened(picture, where) as (image, turn):
+            has_16_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+            image = loaded(image)
+            if image.mode == "F":
+                remedy = "save the image with 8 or 16 bits"
+                raise DataError(f"{where}: floating point pixels have no fixed range; {remedy}")
+            if image.mode.startswith("I"):
+                pixels = _rgb_of_array(np.asarray(image), where)
+            else:
+                pixels = rgb_pixels(image)
+                if has_16_bits:  # of which Pillow takes the upper 8
+                    _warn_unused_bits(where, pixels.astype(np.uint16) << 8)
+            pixels = np.ascontiguousarray(turned(pixels, turn, undo=True))
+    if pixels.size > 3 and all((row == pixels[0, 0]).all() for row in pixels):
+        warn_constant(where, pixels[0, 0])
     return pixels
 
 
-def tell_constant(where: str, colour: np.ndarray) -> None:
+def warn_constant(where: str, colour: np.ndarray) -> None:
     """Warn of an image all of one colour, (3,) or (1,) uint8."""
-    warn_once(
-        _LOG, f"{where}: every pixel is {' '.join(map(str, colour.tolist()))}; is this the image?"
-    )
+    values = " ".join(map(str, colour.tolist()))
+    warn_once(_LOG, f"{where}: every pixel is {values}; is this the image?")
 
 
 def image_size(picture: Picture) -> tuple[int, int]:
-    """Size (h, w) in pixels; of a file its header is all that is read. Raises DataError as read_image."""
+    """Stored size (h, w) in pixels, from the header of a file. Raises DataError as read_image."""
     if isinstance(picture, np.ndarray):
         return checked_array(picture, shown(picture)).shape[:2]
-    with opened(picture, shown(picture)) as image:
-        return image.height, image.width
+    with opened(picture, shown(picture)) as (image, turn):
+        return (image.width, image.height) if turn > 4 else (image.height, image.width)
 
 
-def exif_orientation(picture: Picture, *, search: bool = False) -> int:
-    """How a viewer turns the stored pixels, 1 (not at all) to 8, as EXIF numbers it; 1 where nothing is said.
+def exif_orientation(picture: Picture) -> int:
+    """How a viewer turns the stored pixels: EXIF orientation 1 (not at all) to 8.
 
-    search: also behind the pixels of a PNG file, through which it takes a walk. Raises DataError as read_image does.
+    Raises DataError as read_image.
     """
     if isinstance(picture, np.ndarray):
         return 1
-    with named_errors(picture, shown(picture)), _pillow(picture, shown(picture)) as image:
-        if (
-            image.format == "PNG"
-            and "exif" not in image.info
-            and not (search and _may_tell_exif(picture))
-        ):
-            return 1
+    with opened(picture, shown(picture)) as (image, turn):
+        if image.format == "TIFF":
+            return turn  # Pillow has turned a TIFF that comes as a PIL image
+        if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+            return 1  # getexif would decode all pixels, to look behind them
         try:
-            turned = (
-                image.format == "TIFF" and image is not picture
-            )  # one that Pillow has opened is turned already
-            found = (
-                _tiff_orientation(image) if turned else image.getexif().get(_TIFF_ORIENTATION, 1)
-            )
-        except DECODER_ERRORS:  # broken EXIF says nothing; the pixels may be whole
-            return 1
+            found = image.getexif().get(_ORIENTATION, 1)
+        except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
+            return 1  # broken EXIF says nothing; the pixels may be whole
     return found if found in range(1, 9) else 1
 
 
-@contextmanager
-def opened(picture: str | os.PathLike | Image.Image, where: str) -> Iterator[Image.Image]:
-    """A file opened by Pillow, or a PIL image as it is, whose pixels come as they are stored. Raises DataError as
-    read_image does, also for what the decoder stumbles over within the block. where: the picture, for messages."""
-    with named_errors(picture, where):
-        with _pillow(picture, where) as image:
-            turned = (
-                image is not picture and image.format == "TIFF" and _tiff_orientation(image) != 1
-            )
-            if not turned:
-                _check(image, where)
-                yield image
-        if turned:  # Pillow would turn the pixels, for TIFF alone
-            with Image.open(io.BytesIO(_without_orientation(picture)), formats=("TIFF",)) as image:
-                _check(image, where)
-                yield image
+def turned(pixels: np.ndarray, orientation: int, *, undo: bool = False) -> np.ndarray:
+    """A view of stored pixels (h, w, ...) as EXIF has viewers show them (EXIF 2.32, 4.6.4).
 
-
-def checked_array(array: np.ndarray, where: str) -> np.ndarray:
-    """An array that has the shape of a picture: (h, w), or (h, w, channels) with 1 to 4 channels.
-
-    Raises DataError for any other shape, for masked arrays, and as check_pixels. where: the array, for messages.
+    undo: the way back, from the shown pixels to the stored ones.
     """
-    if isinstance(array, np.ma.MaskedArray):
-        raise DataError(
-            f"{where}: a masked array; give one of plain values, array.filled(0) for instance"
-        )
-    array = np.asarray(array)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
-        turned = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        advice = "; channels come last here: array.transpose(1, 2, 0)" if turned else ""
-        raise DataError(f"{where}: expected (h, w) grey or (h, w, 3) RGB{advice}")
-    check_pixels(where, array.shape[:2])
-    return array
+    if undo:  # all but these two undo themselves
+        orientation = {6: 8, 8: 6}.get(orientation, orientation)
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    down, right = (-1 if orientation in flips else 1 for flips in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return pixels[::down, ::right]
 
 
 @contextmanager
-def _pillow(picture: object, where: str) -> Iterator[Image.Image]:
+def opened(picture: object, where: str) -> Iterator[tuple[Image.Image, int]]:
+    """A file opened by Pillow, or a PIL image, with the EXIF orientation that its loading applies.
+
+    Pillow turns the pixels of TIFF files alone, which `turned` undoes; the orientation is 1 for all
+    others. An error of the decoder within the block is raised as a DataError with the remedy.
+    where: what messages call the picture.
+    """
+    try:
+        if isinstance(picture, Image.Image):
+            _check(picture, where)
+            yield picture, 1
+            return
+        if not isinstance(picture, str | os.PathLike):
+            expected = "expected a path, a PIL image, or an array (h, w) or (h, w, 3)"
+            raise DataError(f"{where}: {expected}")
+        if not stat.S_ISREG(os.stat(picture).st_mode):  # a pipe would be waited for
+            raise DataError(f"{where}: not a file; put the image itself there")
+        # not by its path: Pillow maps such files into memory, and gets turned TIFFs wrong then
+        with open(picture, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            _check(image, where)
+            turn = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
+            yield image, turn if turn in range(1, 9) else 1
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        remedy = "check the data set's path and whether it was copied whole"
+        raise DataError(f"{where}: no such file; {remedy}") from error
+    except PermissionError as error:
+        remedy = "see to the permissions of the file and its folders"
+        raise DataError(f"{where}: may not be read; {remedy}") from error
+    except MemoryError as error:
+        remedy = "cut the image into parts, or lower DATASET.max_pixels to have it refused"
+        raise DataError(f"{where}: does not fit into the memory; {remedy}") from error
+    except Exception as error:  # decoders raise of every kind
+        raise DataError(f"{where}: {unreadable(picture, error)}") from error
+
+
+def shown(picture: object, name: str = "") -> str:
+    """What messages call a picture: the path of a file; else its name, if any, type and shape."""
+    if isinstance(picture, str | os.PathLike):
+        return str(picture)
+    if isinstance(picture, np.ndarray):
+        kind = f"an array of {picture.dtype}, shape {picture.shape}"
+    elif isinstance(picture, Image.Image):
+        size = f"{picture.height} x {picture.width} pixels (h x w)"
+        kind = f"a PIL image of mode {picture.mode}, {size}"
+    else:
+        shape = f", shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
+        kind = f"a value of type {type(picture).__name__}{shape}"
+    return f"{name}, {kind}" if name else kind
+
+
+def unreadable(picture: object, error: Exception) -> str:
+    """Why a picture cannot be read, and the remedy, by its first bytes and the decoder's error."""
+    unknown = isinstance(error, UnidentifiedImageError)
+    detail = "" if unknown else f" ({' '.join(str(error).split()) or type(error).__name__:.300})"
+    message = f"cannot be read as an image{detail}"
     if isinstance(picture, Image.Image):
-        yield picture
-        return
-    if not isinstance(picture, str | os.PathLike):
-        raise DataError(f"{where}: expected a path, a PIL image, or an array (h, w) or (h, w, 3)")
-    if not stat.S_ISREG(os.stat(picture).st_mode):  # a pipe would be waited for
-        raise DataError(f"{picture}: not a file; put the image itself there")
-    with Image.open(picture, formats=FORMATS) as image:
-        yield image
+        return f"{message}; load() it while its file is open, in a mode that becomes RGB"
+    try:
+        with open(picture, "rb") as file:
+            head = file.read(64)
+    except OSError:
+        return f"{message}; put an image there"
+    if not head:
+        return f"{message}; the file is empty, copy it again"
+    if other := foreign(head):
+        return f"not an image but {other}"
+    if kind := head[4:8] == b"ftyp" and _PHONES.get(head[8:12]):
+        return f"an image in the format {kind}, which is not read; {_SAVE}"
+    if head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture, unknown)):
+        return f"a TIFF of {kind}, which the decoder does not know; {_SAVE}"
+    lost = "copy it again where it is cut off or damaged"
+    return f"{message}; {lost}; where other programs open it, {_SAVE}"
+
+
+def foreign(head: bytes) -> str:
+    """What a file is that begins so and is no image or text, and the remedy; "" if unknown."""
+    start = head.lower().lstrip()
+    return next(
+        (f"{kind}; {cure}" for known, kind, cure in _FOREIGN if start.startswith(known)), ""
+    )
+
+
+def _kind_of_tiff(path: str | os.PathLike, unknown: bool) -> str:
+    """The pixel type of a TIFF, by its header, where the decoder lacks it; "" otherwise.
+
+    unknown: the header was refused, not the pixels.
+    """
+    tags = TiffImagePlugin
+    try:
+        with open(path, "rb") as file:
+            directory = tags.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+        bands, bits = directory.get(tags.SAMPLESPERPIXEL, 1), directory[tags.BITSPERSAMPLE][0]
+        form = directory.get(tags.SAMPLEFORMAT, (1,))[0]
+        packed = directory.get(tags.COMPRESSION, 1)
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
+        return ""
+    if not unknown and packed in (1, 2, 3, 4, 5, 7, 8, 32773, 32946):  # always decoded
+        return ""
+    numbers = {1: "whole numbers", 2: "signed numbers", 3: "floating point"}.get(form, "numbers")
+    how = "" if packed == 1 else f", compression {tags.COMPRESSION_INFO.get(packed, packed)}"
+    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}{how}"
 
 
 def _check(image: Image.Image, where: str) -> None:
+    """Refuse what is too large, and what Pillow reads without a word but not as it is meant."""
     check_pixels(where, (image.height, image.width))
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.tell() == 0:
         warn_once(_LOG, f"{where}: holds {frames} frames or pages, of which the first is used")
-    kind = _odd_tiff(image.tag_v2) if image.format == "TIFF" else ""
-    if (
-        image.format == "BMP"
-        and image.mode == "1"
-        and image.tile
-        and image.tile[0].args[1] != (image.width + 31) // 32 * 4
-    ):
-        kind = "a black and a white palette entry, but more than one bit a pixel"
+    kind = ""
+    if image.format == "TIFF" and max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) == 16:
+        tags = image.tag_v2
+        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            kind = "16 bits in which 0 is white"
+        elif tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and len(image.getbands()) > 1:
+            kind = "16-bit channels in separate planes"
+    if image.format == "BMP" and image.mode == "1" and image.tile:
+        one_bit = image.tile[0].args[1] == (image.width + 31) // 32 * 4  # bytes a row
+        kind = "" if one_bit else "a black and a white palette entry, but more than one bit a pixel"
     if kind:
-        raise DataError(
-            f"{where}: a {image.format} of {kind}, which the decoder gets wrong; save it as PNG"
-        )
+        remedy = "which the decoder gets wrong; save it as PNG"
+        raise DataError(f"{where}: a {image.format} of {kind}, {remedy}")
 
 
-def _odd_tiff(tags: Mapping[int, Any]) -> str:
-    """A kind of TIFF that Pillow reads without a word, but not as it is meant; "" for any other."""
-    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    if 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,)) and bits == 8:
-        return "signed 8-bit numbers"
-    if bits == 16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        return "16 bits in which 0 is white"
-    planes = (
-        tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
-        and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
-    )
-    if bits == 16 and planes:
-        return "16-bit channels in separate planes"
-    return ""
+def checked_array(array: np.ndarray, where: str) -> np.ndarray:
+    """An array of the shape of a picture: (h, w), or (h, w, channels) with 1 to 4 channels.
+
+    Raises DataError for any other shape, for masked arrays, and as check_pixels.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise DataError(f"{where}: a masked array; give plain values, such as array.filled(0)")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        advice = "; channels come last here: array.transpose(1, 2, 0)" if first else ""
+        raise DataError(f"{where}: expected (h, w) grey or (h, w, 3) RGB{advice}")
+    check_pixels(where, array.shape[:2])
+    return array
 
 
 def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
@@ -220,48 +291,53 @@ def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in _PIXELS:
         raise DataError(
-            f"{where}: expected uint8 (0 to 255) or uint16 (0 to 65535); bring floats and other integers to "
-            "one of these, all images by the same factor"
+            f"{where}: expected uint8 (0 to 255) or uint16 (0 to 65535); bring floats and other "
+            "integers to one of these, all images by the same factor"
         )
     channels = array.reshape(*array.shape[:2], -1)
-    colour = channels.shape[2] >= 3
-    channels = channels[:, :, : 3 if colour else 1]  # what follows is alpha
+    is_colour = channels.shape[2] >= 3
+    channels = channels[:, :, : 3 if is_colour else 1]  # what follows is alpha
     if array.dtype == np.bool_:
         channels = channels * np.uint8(255)
-    elif array.dtype == np.uint16 and colour:
-        _tell_range(where, channels)
-        channels = (channels >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
-        channels = np.dstack(
-            [_eight_bits(channels[:, :, i], where) for i in range(channels.shape[2])]
-        )
-    return np.ascontiguousarray(channels if colour else np.repeat(channels, 3, axis=2))
+        least, most = int(channels.min()), int(channels.max())
+        if least < 0 or most > 65535:
+            raise DataError(
+                f"{where}: its values go from {least} to {most}; expected 8 bits (0 to 255) or 16 "
+                "bits (0 to 65535): bring them into one of these ranges, all images by the same "
+                "factor"
+            )
+        _warn_unused_bits(where, channels)
+        shorter = np.empty(channels.shape, np.uint8)
+        upper = is_colour and array.dtype == np.uint16  # as Pillow reads files of 16-bit colours
+        for top in range(0, len(channels), _ROWS):
+            rows = channels[top : top + _ROWS].astype(np.uint32)
+            shorter[top : top + _ROWS] = rows >> 8 if upper else (rows + 128) // 257
+        channels = shorter
+    return np.ascontiguousarray(channels if is_colour else np.repeat(channels, 3, axis=2))
 
 
-def _rgb_of_image(image: Image.Image, where: str) -> np.ndarray:
-    upper_bits = loses_lower_bits(image)
-    pixels = loaded(image)
-    if pixels.mode.startswith("I"):
-        return np.repeat(_eight_bits(np.asarray(pixels), where)[:, :, None], 3, axis=2)
-    if pixels.mode == "F":
-        raise DataError(
-            f"{where}: floating point pixels have no fixed range; save the image with 8 or 16 bits"
-        )
-    rgb = rgb_pixels(pixels)
-    if upper_bits:  # of 16, which Pillow has taken
-        _tell_range(where, rgb.astype(np.uint16) << 8)
-    return rgb
+def _warn_unused_bits(where: str, values: np.ndarray) -> None:
+    """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost.
 
-
-def loses_lower_bits(image: Image.Image) -> bool:
-    """Whether Pillow takes the upper 8 of 16 bits of an image that is not loaded yet."""
-    return image.mode[0] != "I" and any(
-        ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+    Once for a folder. A few stuck pixels do not count, nor a mark of 65535 burnt into the image.
+    """
+    full = np.count_nonzero(values == 65535)
+    beyond = np.count_nonzero(values >= _FULL_RANGE) - (full if full <= _MARK * values.size else 0)
+    if beyond > max(_STUCK * values.size, 1 if values.size > 1000 else 0):
+        return
+    most = int(values[values < _FULL_RANGE].max(initial=0))
+    warn_once(
+        _LOG,
+        f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that "
+        f"{(most + 128) // 257 + 1} of 256 grey levels are left; scale it to the full range, all "
+        "images by the same factor (12-bit images by 16)",
+        key=f"range {os.path.dirname(where) or where}",
     )
 
 
 def loaded(image: Image.Image) -> Image.Image:
-    """The image with its pixels in memory, as they are stored, and without what Pillow would blend or warn about."""
+    """The image with its pixels in memory, without the transparency that Pillow would blend in."""
     image.load()
     if "transparency" in image.info:
         image = image.copy()
@@ -270,76 +346,10 @@ def loaded(image: Image.Image) -> Image.Image:
 
 
 def rgb_pixels(image: Image.Image) -> np.ndarray:
-    """Pixels as uint8 (h, w, 3), converted in parts: Pillow's copies of a large image would take twice its memory."""
+    """Pixels as uint8 (h, w, 3), converted in parts to save memory."""
     width, height = image.size
     rgb = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, ROWS):
-        rgb[top : top + ROWS] = image.crop((0, top, width, min(top + ROWS, height))).convert("RGB")
+    for top in range(0, height, _ROWS):
+        bottom = min(top + _ROWS, height)
+        rgb[top:bottom] = image.crop((0, top, width, bottom)).convert("RGB")
     return rgb
-
-
-def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
-    least, most = int(values.min()), int(values.max())
-    if least < 0 or most > 65535:
-        raise DataError(
-            f"{where}: its values go from {least} to {most}; expected 8 bits (0 to 255) or 16 bits (0 to 65535): bring "
-            "them into one of these ranges, all images by the same factor"
-        )
-    _tell_range(where, values)
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(
-        0, len(values), ROWS
-    ):  # in parts: four bytes a pixel are much for a large image
-        grey[top : top + ROWS] = (values[top : top + ROWS].astype(np.uint32) + 128) // 257
-    return grey
-
-
-def _tell_range(where: str, values: np.ndarray) -> None:
-    """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost; once for a folder. A few
-    pixels that are always bright do not count, nor a mark at 65535."""
-    full = np.count_nonzero(values == 65535)
-    beyond = np.count_nonzero(values >= _FULL_RANGE) - (
-        full if full <= _MARKED * values.size else 0
-    )
-    stuck = max(_HOT * values.size, 1 if values.size > 1000 else 0)
-    if beyond <= stuck:
-        most = int(values[values < _FULL_RANGE].max(initial=0))
-        warn_once(
-            _LOG,
-            f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that {(most + 128) // 257 + 1} of 256 grey "
-            "levels are left; scale it to the full range, all images by the same factor (12-bit images by 16)",
-            key=f"range {os.path.dirname(where) or where}",
-        )
-
-
-def _may_tell_exif(path: str | os.PathLike) -> bool:
-    """Whether a PNG file has a chunk that may hold EXIF, wherever it stands; without decoding the pixels."""
-    if isinstance(path, Image.Image):
-        return False
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            if head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-                return True
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # and the checksum
-    return False
-
-
-def _tiff_orientation(image: Image.Image) -> int:
-    return image.tag_v2.get(_TIFF_ORIENTATION, 1)
-
-
-def _without_orientation(path: str | os.PathLike) -> bytearray:
-    """Content of a TIFF file whose orientation tag is set to 1, none."""
-    content = bytearray(Path(path).read_bytes())
-    order = "<" if content[:2] == b"II" else ">"
-    magic, offset = struct.unpack_from(f"{order}HI", content, 2)
-    if magic != 42:
-        raise DataError(
-            f"{path}: a BigTIFF with an orientation tag; save the image without the tag"
-        )
-    (count,) = struct.unpack_from(f"{order}H", content, offset)
-    for entry in range(offset + 2, offset + 2 + 12 * count, 12):
-        if struct.unpack_from(f"{order}H", content, entry) == (_TIFF_ORIENTATION,):
-            struct.pack_into(f"{order}H", content, entry + 8, 1)
-    return content

@@ -96,6 +96,3 @@ class EvaluationQueries(Dataset):
                 found = support_set(pairs, self.settings, rng, windowed)
                 supports[repeat] = found if self.keep_pairs else replace(found, pairs=())
         return Query(number, sample, image, target, supports, tuple(dict.fromkeys(faults)))
-
-    def describe(self, number: int) -> str:
-        return str(number)

@@ -1,4 +1,4 @@
-"""What a data set holds: samples with run-length masks, and an index of them that is saved as plain JSON."""
+"""What a data set holds: samples with run-length masks, and an index of them, saved as JSON."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from datasets.folders import ANY_PATH_KEY, named_files
-from datasets.masks import Rle, is_rle, rle_area, rle_decode
+from datasets.folders import ANY_PATH_KEY, named_files, plain
+from datasets.rle import Rle, rle_area, rle_decode, rle_of_annotation
 from utils.errors import DataError, OutputError
 from utils.output_files import write_whole
-from utils.warn_once import Notice, kept_notices, warn_once
 
 _FORMAT = 2
 _LOG = logging.getLogger(__name__)
@@ -27,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 class Sample:
     """All pixels of one defect category in one image.
 
-    image: path relative to the data set's root, with forward slashes.  object: the product, e.g. "Ring_VISION".
-    category: its id within the object.  mask: run lengths of the image's size, at least one pixel marked.
+    image: path relative to the data set's root, with forward slashes.  object: the product, such as
+    "Ring_VISION".  category: its id within the object.  mask: of the image's size, not empty.
     """
 
     image: str
@@ -46,8 +45,7 @@ class Sample:
     @property
     def area_share(self) -> float:
         """Defect pixels divided by image pixels."""
-        height, width = self.size
-        return rle_area(self.mask) / (height * width)
+        return rle_area(self.mask) / (self.size[0] * self.size[1])
 
     @property
     def class_key(self) -> tuple[str, int]:
@@ -60,7 +58,7 @@ class Sample:
         return f"{self.object}/{self.category_name}"
 
     def moved(self, folder: str) -> Sample:
-        """The same sample with its image below `folder`, a path relative to the root of another index."""
+        """The same sample with its image below `folder`, relative to the root of another index."""
         return replace(self, image=Path(folder, self.image).as_posix())
 
     def decode_mask(self) -> np.ndarray:
@@ -68,8 +66,11 @@ class Sample:
         return rle_decode(self.mask)
 
 
-class Reader(Protocol):
-    """A data set's layout on disk; vision_v1 and ds_spectrum are such modules."""
+class SampleReader(Protocol):
+    """The layout on disk of a data set of samples; a module of `datasets.readers`.
+
+    key: the setting that holds root, named in errors.
+    """
 
     def read_object(self, root: Path, object: str, key: str) -> tuple[list[Sample], list[str]]:
         """Samples of one object, and one line for each kind of thing that was left out."""
@@ -88,16 +89,14 @@ class Reader(Protocol):
 class SampleIndex:
     """Samples of one or more objects.
 
-    root: the folder that sample.image is relative to.  notes: what the reader left out, one line each.
-    fingerprint: of the files the samples were read from; empty for an index of several objects.
-    notices: warnings of the reading, for a saved index to give them again.
+    root: the folder that sample.image is relative to.  notes: what the reader left out, one line
+    each.  fingerprint: of the files that were read; empty for an index of several objects.
     """
 
     root: Path
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
-    notices: list[Notice] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,50 +119,43 @@ class SampleIndex:
     def missing_images(self) -> list[Path]:
         """Images that samples name and that are not on disk, each once."""
         paths = dict.fromkeys(self.image_path(sample) for sample in self.samples)
-        return [
-            path for path in paths if not os.path.isfile(path)
-        ]  # also: a name that the system refuses
+        return [path for path in paths if not os.path.isfile(path)]
 
     def save(self, path: str | Path) -> None:
-        """Writes the index as JSON, whole or not at all. Raises OutputError where the folder cannot be written."""
-        content = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "root": str(self.root),
-            "notes": self.notes,
-        }
-        content |= {"notices": self.notices}
-        content["samples"] = [vars(sample) for sample in self.samples]
+        """Writes the index as JSON, whole or not at all. Raises OutputError where it cannot."""
+        content = {"format": _FORMAT, "fingerprint": self.fingerprint, "root": str(self.root)}
+        content |= {"notes": self.notes, "samples": [vars(sample) for sample in self.samples]}
         try:
             write_whole(Path(path), json.dumps(content).encode())
         except OutputError as error:
-            raise OutputError(
-                f"{error}, or set DATASET.vision_data_save_path or DATASET.vision_data_save"
-            ) from error
+            keys = "DATASET.vision_data_save_path or DATASET.vision_data_save"
+            raise OutputError(f"{error}, or set {keys}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> SampleIndex:
-        """Reads what save wrote. Raises DataError if the file is missing, broken or of another format version."""
+        """Reads what save wrote. Raises DataError if it is missing, broken or of another format."""
         try:
             content = json.loads(Path(path).read_bytes())
-            version = content["format"]
-            if version != _FORMAT:
-                raise DataError(
-                    f"{path}: index of format {version}, expected {_FORMAT}; delete it to have it rebuilt"
-                )
-            samples = [_sample_of_json(entry) for entry in content["samples"]]
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']!r:.20}, expected {_FORMAT}")
+            samples = [Sample(**entry) for entry in content["samples"]]
+            for sample in samples:
+                types = [type(value) for value in vars(sample).values()]
+                if types != [str, str, int, str, dict]:
+                    raise ValueError(f"a sample of other types: {sample!r:.200}")
+                height, width = sample.mask["size"]
+                rle_of_annotation(sample.mask, (height, width))
             notes = [str(note) for note in content["notes"]]
-            notices = [(str(message), str(about)) for message, about in content["notices"]]
-            return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]), notices)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: no index of samples ({type(error).__name__}: {error}); delete it to have it rebuilt"
-            ) from error
+            return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, DataError) as error:
+            fault = f"{type(error).__name__}: {error!s:.300}"
+            remedy = "delete it to have it rebuilt"
+            raise DataError(f"{path}: no index of samples ({fault}); {remedy}") from error
 
 
 @named_files()
 def load_or_build(
-    read: Reader,
+    reader: SampleReader,
     name: str,
     root: str | Path,
     objects: Sequence[str],
@@ -172,20 +164,25 @@ def load_or_build(
     load: bool,
     key: str = ANY_PATH_KEY,
 ) -> SampleIndex:
-    """Index of some objects of a data set, in the order of objects, from <cache_dir>/<name>/<object>.json or from disk.
+    """Index of some objects of a data set, in the order of objects.
 
-    load: take a saved index whose fingerprint still fits the annotation files; others are rebuilt with a log message.
-    save: write what was built.  key: the setting that holds root, named in errors.
+    save: write the index of each object to <cache_dir>/<name>/<object>.json.  load: take it from
+    there if its fingerprint still fits the files.  key: the setting that holds root, for errors.
     Raises DataError for an object that is missing, broken, or has no sample.
     """
-    merged = SampleIndex(Path(root))
+    root, merged = Path(root), SampleIndex(Path(root))
     for object_name in objects:
         path = Path(cache_dir) / name / f"{object_name}.json"
-        index = _object_index(read, Path(root), object_name, path, save, load, key)
+        current = fingerprint(root, reader.source_files(root, object_name, key))
+        index = _load_fitting(path, current) if load else None
+        if index is None:
+            index = SampleIndex(root, *reader.read_object(root, object_name, key), current)
+            if save:
+                index.save(path)
         if not index.samples:
-            told = f": {'; '.join(index.notes)}" if index.notes else ""
+            why = f": {'; '.join(index.notes)}" if index.notes else ""
             raise DataError(
-                f"{object_name} in {root} ({key}) has no sample with a marked defect{told}"
+                f"{object_name} in {root} ({key}) has no sample with a marked defect{why}"
             )
         merged.samples += index.samples
         merged.notes += index.notes
@@ -196,51 +193,58 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
     """sha256 over relative path, size and modification time of the files, in hexadecimal."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        status = path.stat()
-        digest.update(
-            f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-        )
+        status, relative = path.stat(), path.relative_to(root).as_posix()
+        digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
-def _object_index(
-    read: Reader, root: Path, object_name: str, path: Path, save: bool, load: bool, key: str
-) -> SampleIndex:
-    current = fingerprint(root, read.source_files(root, object_name, key))
-    saved = _load_fitting(path, current) if load else None
-    if saved is not None:
-        for message, about in saved.notices:
-            warn_once(_LOG, message, about)
-        return saved
-    with kept_notices() as notices:
-        samples, notes = read.read_object(root, object_name, key)
-    index = SampleIndex(root, samples, notes, current, notices)
-    if save:
-        index.save(path)
-    return index
-
-
 def _load_fitting(path: Path, current: str) -> SampleIndex | None:
-    if not path.is_file():  # a pipe would be waited for
-        _LOG.info("no saved index %s: reading the data set", path)
-        return None
+    """A saved index, or None, with a line in the log, where it is to be built."""
     try:
-        index = SampleIndex.load(path)
+        index = SampleIndex.load(path) if path.is_file() else None  # a pipe would be waited for
     except DataError as error:
         _LOG.warning("reading the data set again: %s", error)
         return None
-    if index.fingerprint != current:
+    if index is None:
+        _LOG.info("no saved index %s: reading the data set", path)
+    elif index.fingerprint != current:
         _LOG.info("the data set has changed since %s was saved: reading it again", path)
         return None
     return index
 
 
-def _sample_of_json(entry: dict) -> Sample:
-    sample = Sample(**entry)
-    kinds = {"image": str, "object": str, "category": int, "category_name": str, "mask": dict}
-    for part in fields(Sample):
-        if type(getattr(sample, part.name)) is not kinds[part.name]:
-            raise TypeError(f"{part.name} is {getattr(sample, part.name)!r:.80}")
-    if not is_rle(sample.mask):
-        raise ValueError(f"mask is {sample.mask!r:.80}, no run lengths")
-    return sample
+def join_categories(
+    known: dict[str, tuple[int, Path]], file: Path, names: Mapping[int, str], used: Iterable[int]
+) -> dict[int, int]:
+    """Numbers of a file's categories over all files of an object, by its own: one for each name.
+
+    A new name keeps its number; where that belongs to another name, it gets the next free one,
+    provided that the file holds that other name, too, and so counts in its own way.
+
+    known: number and file of each name so far; new ones are added.  names: of all categories by the
+    file's own numbers.  used: the numbers that its annotations have.
+    Raises DataError, with both files, where a number stands for one name here and for another one
+    there, or two names differ only in case, blanks or Unicode form.
+    """
+    owner = {number: name for name, (number, _) in known.items()}
+    spelt = {" ".join(plain(name).split()): name for name in known}
+    for number in used:
+        name = names[number]
+        if name in known:
+            continue
+        if other := spelt.get(" ".join(plain(name).split())):
+            raise DataError(
+                f"{file}: category {name!r:.200} is spelt {other!r:.200} in {known[other][1]}; "
+                "spell it alike where it is the same, else give it another name"
+            )
+        taken = owner.get(number)
+        if taken is not None and taken not in names.values():
+            raise DataError(
+                f"{file}: category {number} is {name!r:.200}, but in {known[taken][1]} it is "
+                f"{taken!r:.200}; call it the same in both where it is the same, else give it a "
+                "number of its own"
+            )
+        in_use = {value for value, _ in known.values()}
+        known[name] = (max(in_use | set(names)) + 1 if number in in_use else number), file
+        spelt[" ".join(plain(name).split())] = name
+    return {number: known[names[number]][0] for number in used}

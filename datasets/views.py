@@ -1,4 +1,5 @@
-"""Where to look in an image: the resized whole for a large defect, crops at native resolution for a small one."""
+"""Views of an image as the network sees them: the resized whole for a large defect, crops at native
+resolution for a small one; and the augmentation of training views."""
 
 from __future__ import annotations
 
@@ -15,235 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as TF
 
 from datasets.windows import Box, fitted_shape, tile
-
-
-def whole(mask: np.ndarray) -> Box:
-    """The box of the whole image of a (h, w) mask."""
-    return (0, mask.shape[0], 0, mask.shape[1])
-
-
-def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
-    """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None where there is none."""
-    up_to = np.cumsum(
-        [np.count_nonzero(row) for row in candidates]
-    )  # a list of all pixels would take 8 bytes each
-    if not up_to[-1]:
-        return None
-    number = rng.randint(0, int(up_to[-1]) - 1)
-    row = int(np.searchsorted(up_to, number, side="right"))
-    pixels = np.flatnonzero(candidates[row])
-    return row, int(pixels[number - int(up_to[row])])  # counted from the row's end
-
-
-def crop_around(
-    pixel: tuple[int, int],
-    shape: tuple[int, int],
-    side: int,
-    rng: random.Random,
-    *,
-    may_miss: bool = False,
-) -> Box:
-    """A random box of `side` native pixels around a pixel, moved inside the image and cut to it.
-
-    Args:
-        pixel: (row, column) that the box contains.
-        shape: (height, width) of the image.
-        side: of the box, pixels.
-        rng: drawn from twice, rows first.
-        may_miss: offsets of 0 to `side`, as published, of which 0 leaves the pixel just outside; else 1 to `side`.
-    """
-    low = 0 if may_miss else 1
-    box: list[int] = []
-    for position, length in zip(pixel, shape, strict=True):
-        start = position + rng.randint(low, side) - side
-        start = min(max(start, 0), max(length - side, 0))
-        box += [start, min(start + side, length)]
-    return box[0], box[1], box[2], box[3]
-
-
-def support_boxes(
-    mask: np.ndarray,
-    *,
-    views: int,
-    side: int,
-    resize_ratio: float | None,
-    rng: random.Random,
-    normal_views: int = 0,
-    may_miss: bool = False,
-) -> list[Box]:
-    """Boxes of the views of one support image.
-
-    Args:
-        mask: (h, w), non-zero is defect.
-        views: crops per image (`s_in_shot`).
-        side: of a crop, native pixels.
-        resize_ratio: area share above which the defect is seen in the whole image; None: always.
-        rng: source of the crops.
-        normal_views: further crops around random normal pixels, which show what else is not a defect (ours).
-        may_miss: see `crop_around`.
-
-    Returns:
-        `views + normal_views` boxes; all the whole image for a large defect, or for a mask without defect.
-    """
-    if not needs_crops(mask, resize_ratio):
-        return [whole(mask)] * (views + normal_views)
-    boxes = []
-    for candidates, count in ((mask > 0, views), (mask == 0, normal_views)):
-        for _ in range(count):
-            pixel = random_pixel(candidates, rng)
-            boxes.append(
-                whole(mask)
-                if pixel is None
-                else crop_around(pixel, mask.shape, side, rng, may_miss=may_miss)
-            )
-    return boxes
-
-
-def training_query_box(
-    mask: np.ndarray,
-    *,
-    side: int,
-    resize_ratio: float | None,
-    normal_probability: float,
-    rng: random.Random,
-) -> Box:
-    """Box of a training query: the whole image for a large defect, else a crop around a random defect pixel, or, with
-    `normal_probability` (alpha of the paper), around a random normal pixel."""
-    if not needs_crops(mask, resize_ratio):
-        return whole(mask)
-    normal = rng.random() < normal_probability
-    pixel = random_pixel((mask == 0) if normal else (mask > 0), rng)
-    return whole(mask) if pixel is None else crop_around(pixel, mask.shape, side, rng)
-
-
-def needs_crops(mask: np.ndarray, resize_ratio: float | None) -> bool:
-    """Whether a defect is small: its share of the image is not over `resize_ratio`, and there is one."""
-    return (
-        resize_ratio is not None and bool(mask.any()) and float((mask > 0).mean()) <= resize_ratio
-    )
-
-
-def cut(array: np.ndarray, box: Box) -> np.ndarray:
-    """The part of a (h, w) or (h, w, C) array inside a box."""
-    return array[box[0] : box[1], box[2] : box[3]]
-
 
 MASK_THRESHOLD = 0.1
 LONGEST = 8192  # pixels, side of what is augmented, which takes up to 50 bytes a pixel
 BLUR = 5  # pixels, side of the kernel
-NORMALISED = TF.normalize(
+NORMALISED = v2.functional.normalize(
     torch.arange(256).expand(3, 1, 256).float() / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 )[:, 0].numpy()
-MEAN_COLOUR = [round(255 * m) for m in IMAGENET_DEFAULT_MEAN]
-
-
-def prepare_image(image: np.ndarray, size: int) -> Tensor:
-    """Resize the longer side (bilinear, antialiased), normalise with ImageNet mean and std, pad right and below with 0.
-
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        size: side of the network input, pixels.
-
-    Returns:
-        (3, size, size) float32.
-    """
-    pixels = _resized(image, size)
-    rows, columns = pixels.shape[:2]
-    out = np.zeros((3, size, size), np.float32)
-    for channel, values in enumerate(
-        NORMALISED
-    ):  # a table, in NumPy: threads that prepare start no threads of torch
-        out[channel, :rows, :columns] = values[pixels[:, :, channel]]
-    return torch.from_numpy(out)
-
-
-def prepare_mask(mask: np.ndarray, size: int) -> Tensor:
-    """Resize a mask as its image; a pixel counts from a tenth of the largest value on, so that no defect vanishes.
-
-    Args:
-        mask: (h, w) uint8, non-zero is defect.
-        size: side of the network input, pixels.
-
-    Returns:
-        (size, size) uint8 in {0, 1}.
-    """
-    if not mask.any():
-        return torch.zeros(size, size, dtype=torch.uint8)
-    resized = torch.from_numpy(_resized((mask > 0).astype(np.uint8) * 255, size)).float()
-    return _padded((resized / resized.max().clamp(min=1) > MASK_THRESHOLD).to(torch.uint8), size)
-
-
-def _resized(array: np.ndarray, size: int) -> np.ndarray:
-    """Pillow's antialiased bilinear resize of the longer side to `size`; a writable copy."""
-    shape = fitted_shape(*array.shape[:2], size)
-    if shape == array.shape[:2]:
-        return array.copy()
-    return np.array(Image.fromarray(array).resize(shape[::-1], Image.Resampling.BILINEAR))
-
-
-def _padded(tensor: Tensor, size: int) -> Tensor:
-    return F.pad(tensor, (0, size - tensor.shape[-1], 0, size - tensor.shape[-2]))
-
-
-class _Blur(v2.GaussianBlur):
-    """Leaves alone what is too small to be blurred: torch mirrors half a kernel beyond the border."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return super().transform(inpt, params) if min(inpt.shape[-2:]) > BLUR // 2 else inpt
-
-
-class TrainTransform:
-    """Augmentation of a crop and its mask, as published.
-
-    Colour jitter (0.4, 0.4, 0.4, 0.1) with probability 0.3; rotation with probability 0.5, the image filled with the
-    ImageNet mean colour and the mask with 0; 5 x 5 Gaussian blur with probability 0.3; horizontal flip with
-    probability 0.5. Draws from torch's generator only.
-
-    Args:
-        degrees: range of the rotation.
-    """
-
-    def __init__(self, degrees: Sequence[float]) -> None:
-        fill = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: 0}
-        rotation = v2.RandomRotation(
-            list(degrees), interpolation=InterpolationMode.BILINEAR, fill=fill
-        )
-        self.pipeline = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.3),
-                v2.RandomApply([rotation], p=0.5),
-                v2.RandomApply([_Blur(BLUR)], p=0.3),
-                v2.RandomHorizontalFlip(p=0.5),
-            ]
-        )
-
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Augment a (h, w, 3) uint8 image and its (h, w) uint8 mask alike; where a side is longer than LONGEST, shrunk
-        to it."""
-        if max(mask.shape) > LONGEST:
-            image, mask = (
-                _resized(image, LONGEST),
-                (_resized((mask > 0) * np.uint8(255), LONGEST) > 0).astype(np.uint8),
-            )
-        picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
-        picture, marks = self.pipeline(
-            picture, tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
-        )
-        return picture.permute(1, 2, 0).numpy(), marks.numpy()
-
-
-def denormalise(image: Tensor) -> np.ndarray:
-    """A normalised (3, S, S) float image back to pixels, (S, S, 3) uint8 RGB."""
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
-    return ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-Pair = tuple[np.ndarray, np.ndarray]
+Pair = tuple[np.ndarray, np.ndarray]  # image (h, w, 3) uint8 RGB and mask (h, w) uint8
 
 
 @dataclass(frozen=True)
@@ -272,9 +54,9 @@ class SupportSet:
     """Support images with a defect, as they are shown to a method.
 
     Attributes:
-        images, masks: prepared views, as many of each image, (K, 3, S, S) float32 and (K, S, S) uint8.
-        windowed: queries are seen in windows at native resolution, not in the resized image.
-        pairs: the images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} themselves, for whoever needs them.
+        images, masks: prepared views, as many of each image, (K, 3, S, S) float32 and (K, S, S)
+        uint8. windowed: queries are seen in windows at native resolution, not in the resized image.
+        pairs: the images and masks themselves, where they are needed.
     """
 
     images: Tensor
@@ -286,7 +68,7 @@ class SupportSet:
 def support_set(
     pairs: Sequence[Pair], settings: ViewSettings, rng: random.Random, windowed: bool | None = None
 ) -> SupportSet:
-    """Supports from images (h, w, 3) uint8 RGB with masks (h, w) uint8, all with a defect.
+    """Supports from images with masks that mark something.
 
     Args:
         pairs: the images and masks.
@@ -300,41 +82,218 @@ def support_set(
     return SupportSet(*prepare_views(views, settings.image_size), windowed, tuple(pairs))
 
 
-def support_views(
-    image: np.ndarray, mask: np.ndarray, settings: ViewSettings, rng: random.Random
-) -> list[Pair]:
-    """Views of one support image with a defect, and of its mask, native pixels."""
-    boxes = support_boxes(
-        mask,
-        views=settings.views,
-        normal_views=settings.normal_views,
-        side=settings.crop_size,
-        resize_ratio=settings.resize_ratio,
-        rng=rng,
-        may_miss=settings.crops_may_miss,
-    )
-    return [(cut(image, box), cut(mask, box)) for box in boxes]
-
-
-def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> list[np.ndarray]:
-    """Views that cover a support image without defect, (h, w, 3) native pixels: seen as the queries are, in windows or
-    whole."""
-    boxes = tile(*image.shape[:2], settings.crop_size) if windowed else [whole(image)]
-    return [cut(image, box) for box in boxes]
-
-
-def prepare_views(views: Sequence[Pair], size: int) -> tuple[Tensor, Tensor]:
-    """Views to network inputs: (K, 3, size, size) float32 and (K, size, size) uint8."""
-    images, masks = zip(
-        *((prepare_image(i, size), prepare_mask(m, size)) for i, m in views), strict=True
-    )
-    return torch.stack(images), torch.stack(masks)
-
-
 def is_windowed(masks: Sequence[np.ndarray], resize_ratio: float | None) -> bool:
-    """Whether queries are seen in windows: the mean area share of the masks that mark something is not over
-    `resize_ratio`; where none does, windows are the rule."""
+    """Whether queries are seen in windows: the mean area share of the masks that mark something is
+    not over `resize_ratio`. Windows are the rule where no mask marks anything."""
     if resize_ratio is None:
         return False
     shares = [share for mask in masks if (share := float((mask > 0).mean()))]
     return not shares or float(np.mean(shares)) <= resize_ratio
+
+
+def support_views(
+    image: np.ndarray, mask: np.ndarray, settings: ViewSettings, rng: random.Random
+) -> list[Pair]:
+    """Views of one support image and of its mask, native pixels."""
+    return [(cut(image, box), cut(mask, box)) for box in support_boxes(mask, settings, rng)]
+
+
+def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> list[np.ndarray]:
+    """Views (h, w, 3) that cover a support image without defect, seen as the queries are: in
+    windows or whole."""
+    height, width = image.shape[:2]
+    boxes = tile(height, width, settings.crop_size) if windowed else [(0, height, 0, width)]
+    return [cut(image, box) for box in boxes]
+
+
+def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) -> list[Box]:
+    """Boxes of the views of one support image, drawn from `rng`: `views` crops around random defect
+    pixels of the (h, w) mask, then `normal_views` around random normal pixels, which show what else
+    is not a defect (ours). All are the whole image for a large defect, or for a mask without
+    defect."""
+    whole = (0, mask.shape[0], 0, mask.shape[1])
+    if not needs_crops(mask, settings.resize_ratio):
+        return [whole] * (settings.views + settings.normal_views)
+    boxes = []
+    for candidates, count in ((mask > 0, settings.views), (mask == 0, settings.normal_views)):
+        for _ in range(count):
+            pixel = random_pixel(candidates, rng)
+            crop = (settings.crop_size, rng, settings.crops_may_miss)
+            boxes.append(whole if pixel is None else crop_around(pixel, mask.shape, *crop))
+    return boxes
+
+
+def needs_crops(mask: np.ndarray, resize_ratio: float | None) -> bool:
+    """Whether a mask has a defect and it is small: its share of the image is not over
+    `resize_ratio`."""
+    if resize_ratio is None or not mask.any():
+        return False
+    return float((mask > 0).mean()) <= resize_ratio
+
+
+def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
+    """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None where
+    there is none."""
+    # a list of all pixels would take 8 bytes each
+    up_to = np.cumsum([np.count_nonzero(row) for row in candidates])
+    if not up_to[-1]:
+        return None
+    number = rng.randint(0, int(up_to[-1]) - 1)
+    row = int(np.searchsorted(up_to, number, side="right"))
+    pixels = np.flatnonzero(candidates[row])
+    return row, int(pixels[number - int(up_to[row])])  # counted from the row's end
+
+
+def crop_around(
+    pixel: tuple[int, int],
+    shape: tuple[int, int],
+    side: int,
+    rng: random.Random,
+    may_miss: bool = False,
+) -> Box:
+    """A random box of `side` native pixels around a pixel, moved inside the image and cut to it.
+
+    Args:
+        pixel: (row, column) that the box contains.
+        shape: (height, width) of the image.
+        side: of the box, pixels.
+        rng: drawn from twice, rows first.
+        may_miss: offsets of 0 to `side`, as published, of which 0 leaves the pixel just outside;
+            else 1 to `side`.
+    """
+    box: list[int] = []
+    for position, length in zip(pixel, shape, strict=True):
+        start = position + rng.randint(0 if may_miss else 1, side) - side
+        start = min(max(start, 0), max(length - side, 0))
+        box += [start, min(start + side, length)]
+    return box[0], box[1], box[2], box[3]
+
+
+def cut(array: np.ndarray, box: Box) -> np.ndarray:
+    """The part of a (h, w) or (h, w, C) array inside a box."""
+    return array[box[0] : box[1], box[2] : box[3]]
+
+
+def prepare_views(views: Sequence[Pair], size: int) -> tuple[Tensor, Tensor]:
+    """Views to network inputs: (K, 3, size, size) float32 and (K, size, size) uint8."""
+    images = torch.stack([prepare_image(image, size) for image, _ in views])
+    return images, torch.stack([prepare_mask(mask, size) for _, mask in views])
+
+
+def prepare_image(image: np.ndarray, size: int) -> Tensor:
+    """Resize the longer side (bilinear, antialiased), normalise with ImageNet mean and std, pad
+    right and below with 0.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        size: side of the network input, pixels.
+
+    Returns:
+        (3, size, size) float32.
+    """
+    pixels = _resized(image, size)
+    rows, columns = pixels.shape[:2]
+    out = np.zeros((3, size, size), np.float32)
+    # by a table and in NumPy: the threads that prepare images must not start threads of torch
+    for channel, values in enumerate(NORMALISED):
+        out[channel, :rows, :columns] = values[pixels[:, :, channel]]
+    return torch.from_numpy(out)
+
+
+def prepare_mask(mask: np.ndarray, size: int) -> Tensor:
+    """Resize a (h, w) uint8 mask as its image, to (size, size) uint8 in {0, 1}; a pixel counts from
+    a tenth of the largest value on, so that no defect vanishes."""
+    if not mask.any():
+        return torch.zeros(size, size, dtype=torch.uint8)
+    resized = torch.from_numpy(_resized((mask > 0).astype(np.uint8) * 255, size)).float()
+    small = (resized / resized.max().clamp(min=1) > MASK_THRESHOLD).to(torch.uint8)
+    return F.pad(small, (0, size - small.shape[1], 0, size - small.shape[0]))
+
+
+def denormalise(image: Tensor) -> np.ndarray:
+    """A normalised (3, S, S) float image back to pixels, (S, S, 3) uint8 RGB."""
+    std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    pixels = image * std + torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _resized(array: np.ndarray, size: int) -> np.ndarray:
+    """Pillow's antialiased bilinear resize of the longer side to `size`; a writable copy."""
+    shape = fitted_shape(*array.shape[:2], size)
+    if shape == array.shape[:2]:
+        return array.copy()
+    return np.array(Image.fromarray(array).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
+class _Blur(v2.GaussianBlur):
+    """Leaves alone what is too small to be blurred: torch mirrors half a kernel beyond the
+    border."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return super().transform(inpt, params) if min(inpt.shape[-2:]) > BLUR // 2 else inpt
+
+
+class TrainingCrops:
+    """Augmented crops of training images.
+
+    The augmentation is the published one: colour jitter (0.4, 0.4, 0.4, 0.1) with probability 0.3;
+    rotation with probability 0.5, the image filled with the ImageNet mean colour and the mask with
+    0; 5 x 5 Gaussian blur with probability 0.3; horizontal flip with probability 0.5. It draws from
+    torch's generator only.
+
+    Args:
+        settings: how samples become inputs.
+        crop_ratio: range of the random factor on the crop size of a query.
+        normal_probability: that a query crop is centred on a normal pixel (alpha of the paper).
+        degrees: range of the rotation.
+    """
+
+    def __init__(
+        self,
+        settings: ViewSettings,
+        *,
+        crop_ratio: tuple[float, float],
+        normal_probability: float,
+        degrees: Sequence[float],
+    ) -> None:
+        self.settings = settings
+        self.crop_ratio, self.normal_probability = crop_ratio, normal_probability
+        mean_colour = [round(255 * m) for m in IMAGENET_DEFAULT_MEAN]
+        fill = {tv_tensors.Image: mean_colour, tv_tensors.Mask: 0}
+        rotation = v2.RandomRotation(list(degrees), InterpolationMode.BILINEAR, fill=fill)
+        self.pipeline = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.3),
+                v2.RandomApply([rotation], p=0.5),
+                v2.RandomApply([_Blur(BLUR)], p=0.3),
+                v2.RandomHorizontalFlip(p=0.5),
+            ]
+        )
+
+    def query(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> Pair:
+        """One query view, native pixels, not augmented yet: the whole image for a large defect,
+        else a crop around a random defect pixel or, with `normal_probability`, around a random
+        normal one."""
+        side = max(1, round(self.settings.crop_size * rng.uniform(*self.crop_ratio)))
+        if needs_crops(mask, self.settings.resize_ratio):
+            normal = rng.random() < self.normal_probability
+            pixel = random_pixel((mask == 0) if normal else (mask > 0), rng)
+            if pixel is not None:
+                box = crop_around(pixel, mask.shape, side, rng)
+                return cut(image, box), cut(mask, box)
+        return image, mask
+
+    def augment(self, image: np.ndarray, mask: np.ndarray) -> Pair:
+        """Augment an image and its mask alike; where a side is longer than LONGEST, shrunk to
+        it."""
+        if max(mask.shape) > LONGEST:
+            small = _resized((mask > 0) * np.uint8(255), LONGEST) > 0
+            image, mask = _resized(image, LONGEST), small.astype(np.uint8)
+        picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
+        marks = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask)))
+        picture, marks = self.pipeline(picture, marks)
+        return picture.permute(1, 2, 0).numpy(), marks.numpy()
+
+    def augmented(self, views: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """Views to augmented network inputs: (K, 3, S, S) float32 and (K, S, S) uint8."""
+        return prepare_views([self.augment(*view) for view in views], self.settings.image_size)

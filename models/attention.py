@@ -21,9 +21,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot product attention, three times (B, H, N, D) to (B, H, N, D).
 
-    On a CPU without matrix units torch's kernel runs at a third of the speed of plain products in
-    half
-    precision: there it is computed head by head.
+    In half precision on a CPU without matrix units torch's kernel runs at a third of the speed of
+    plain products: there it is computed head by head.
     """
     half_on_cpu = q.device.type == "cpu" and q.dtype in HALF and not torch.is_grad_enabled()
     if half_on_cpu and not torch.compiler.is_compiling() and not has_matrix_units():
@@ -98,8 +97,7 @@ def use_xformers(model: nn.Module) -> None:
     except ImportError as error:
         raise ConfigError(
             "TRAIN.attention: xformers is not installed; run `pip install xformers` on a machine "
-            "with "
-            "CUDA, or set TRAIN.attention to sdpa"
+            "with CUDA, or set TRAIN.attention to sdpa"
         ) from error
     if not use_kernel(model, by_token(memory_efficient_attention)):
         raise ConfigError(

@@ -34,8 +34,7 @@ class Backbone(nn.Module):
 
     Args:
         model: a timm model with `forward_intermediates`.
-        layers: indices of the layers, ascending: transformer blocks, or feature levels of a
-            convolutional network.
+        layers: indices of transformer blocks, or of a convolutional network's levels, ascending.
         stride: side of one token in pixels of the network input.
     """
 
@@ -45,13 +44,14 @@ class Backbone(nn.Module):
         self.layers = list(layers)
         self.stride = stride
         self._identity = ""  # of the exact weights, once they are no longer held
-        square = (stride, stride)
-        self.by_token = (
-            isinstance(model, VisionTransformer) and model.patch_embed.patch_size == square
-        )
-        scale, offset = _renormalisation(model)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
+        is_vit = isinstance(model, VisionTransformer)
+        self.by_token = is_vit and model.patch_embed.patch_size == (stride, stride)
+        # from pixels normalised for ImageNet to those that the model was trained on
+        mean, std = map(torch.tensor, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        trained_mean, trained_std = (torch.tensor(model.pretrained_cfg[k]) for k in ("mean", "std"))
+        for name, value in (("scale", std), ("offset", mean - trained_mean)):
+            value = (value / trained_std).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     @property
     def channels(self) -> list[int]:
@@ -59,18 +59,18 @@ class Backbone(nn.Module):
         return [self.model.feature_info[i]["num_chs"] for i in self.layers]
 
     def train(self, mode: bool = True) -> Backbone:
-        """Keep the frozen model in eval mode; the argument only serves `nn.Module.train`."""
+        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     @property
     def identity(self) -> str:
-        """A digest that tells these weights from others, whatever precision they are held in."""
+        """A digest of the exact weights, whatever precision they are held in."""
         return self._identity or digest(self.model.state_dict())
 
     def hold_weights(self, dtype: torch.dtype) -> None:
-        """Keep the weights of linear and convolution layers in the type that autocast would bring
-        them to at every
-        pass: the same figures, half the memory, and no copies. They cannot be made exact again."""
+        """Keep the weights of linear and convolution layers in the type to which autocast would
+        convert them at every pass: the same figures in half the memory, for good.
+        """
         self._identity = self.identity
         for module in self.model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Extract features.
+        """Extract features; layers after the last chosen one do not run.
 
         Args:
             images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of
@@ -86,10 +86,8 @@ class Backbone(nn.Module):
 
         Returns:
             One (B, C_l, H / stride, W / stride) map per layer: outputs of the blocks before the
-            final norm, class and register tokens dropped. Layers after the last chosen one do not
-            run. They are inference
-            tensors: what trains on one takes a copy first, such as the head's concatenation of the
-                layers.
+            final norm, without class and register tokens. They are inference tensors: what trains
+            on one copies it first, as the head does where it concatenates the layers.
         """
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
@@ -106,23 +104,8 @@ class Backbone(nn.Module):
         return [to_grid(m, grid) for m in maps]
 
 
-def _renormalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Factor and offset that turn ImageNet-normalised pixels into those the model was trained
-    on.
-    """
-    mean, std = (
-        torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
-    own_mean, own_std = (
-        torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std")
-    )
-    return std / own_std, (mean - own_mean) / own_std
-
-
 def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bring a (B, C, h, w) map to the token grid: averaged where it is finer, bilinear where it is
-    coarser.
-    """
+    """Bring a (B, C, h, w) map to the token grid: averaged if it is finer, bilinear if coarser."""
     if features.shape[-2] > grid[0] or features.shape[-1] > grid[1]:
         return F.adaptive_avg_pool2d(features, grid)
     if features.shape[-2:] != grid:
@@ -131,30 +114,26 @@ def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def timm_name_of(name: str) -> str:
-    """timm's name of a backbone.
-
-    Raises:
-        ConfigError: it is unknown; lists the known ones.
-    """
+    """timm's name of a backbone; ConfigError lists the names that there are."""
     timm_name = BACKBONES.get(name) or name.removeprefix(TIMM_PREFIX)
     registered = name in BACKBONES or name.startswith(TIMM_PREFIX)
     if not registered or not timm.is_model(timm_name):
         near = difflib.get_close_matches(name, BACKBONES, 1)
         raise ConfigError(
-            f"TRAIN.backbone is {name}; known backbones: {', '.join(BACKBONES)}, or "
-            f"{TIMM_PREFIX}NAME "
-            "with a name of timm.list_models()." + (f" Did you mean {near[0]}?" if near else "")
+            f"TRAIN.backbone is {name}; the backbones are {', '.join(BACKBONES)}, or "
+            f"{TIMM_PREFIX}NAME with a name of timm.list_models()."
+            + (f" Did you mean {near[0]}?" if near else "")
         )
     model, dot, _ = timm_name.partition(".")
     tagged = timm.list_models(f"{model}.*", pretrained=True)
     if dot and timm_name not in tagged:
         names = ", ".join([model, *tagged])
-        raise ConfigError(f"TRAIN.backbone: timm has no weights {timm_name}; known: {names}")
+        raise ConfigError(f"TRAIN.backbone: timm has no weights {timm_name}, only {names}")
     return timm_name
 
 
 def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride: int) -> None:
-    """Try a backbone out without weights, data and memory, see `build_backbone`.
+    """Try a backbone without weights, data and memory, see `build_backbone`.
 
     Raises:
         ConfigError: it is unknown, lacks a layer, has other patches, or does not take such images.
@@ -165,9 +144,8 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
         count = len(model.feature_info)
         if not layers or max(layers) >= count:
             raise ConfigError(
-                f"TRAIN.SOFS.prior_layer_pointer is {list(layers)}, but the layers of {name} are 0 "
-                "to "
-                f"{count - 1}"
+                f"TRAIN.SOFS.prior_layer_pointer is {list(layers)}, but the layers of {name} are "
+                f"0 to {count - 1}"
             )
         patch = model.patch_embed.patch_size[0] if isinstance(model, VisionTransformer) else stride
         if name in BACKBONES and patch != stride:
@@ -183,8 +161,7 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
             raise ConfigError(
                 f"DATASET.image_size is {image_size}, but {name} does not take images of this size "
                 f"({error!s:.200}); it was made for {sides[0]} x {sides[1]}: set "
-                "DATASET.image_size and "
-                "mask_size, or choose another"
+                "DATASET.image_size and mask_size, or choose another backbone"
             ) from error
 
 

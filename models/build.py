@@ -1,6 +1,4 @@
-"""Models out of a config: the only file of models/ that reads one, beside the methods
-themselves.
-"""
+"""Models from a config, which only this file and the methods themselves read."""
 
 from __future__ import annotations
 
@@ -17,12 +15,10 @@ from utils.errors import ConfigError
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Check the names of methods and backbone and what the backbone takes, before any data are
-    read.
+    """Check the method's name and the backbone's settings before any data are read.
 
     Raises:
-        ConfigError: a name is unknown, or the backbone lacks a layer or does not take the image
-            size.
+        ConfigError: a name is unknown, or the backbone lacks a layer or takes other image sizes.
     """
     method_class(cfg.TEST.method)
     check_backbone(
@@ -39,14 +35,12 @@ def build_model(cfg: CfgNode) -> SOFS:
 
 
 def build_method(cfg: CfgNode, name: str, backbone: Backbone | None = None) -> Method:
-    """A method by its name, untrained, on a new backbone or on one that is there already."""
+    """A method by its name, untrained, on the given backbone or on a new one."""
     return method_class(name).from_config(cfg, backbone or backbone_of(cfg))
 
 
 def with_baseline(cfg: CfgNode, method: Method) -> dict[str, Method]:
-    """The method and, with TEST.baseline, the training-free baseline on the same backbone, by
-    name.
-    """
+    """By name, the method and, with TEST.baseline, the untrained baseline on its backbone."""
     methods = {method.name: method}
     if cfg.TEST.baseline and method.name != BASELINE:
         methods[BASELINE] = build_method(cfg, BASELINE, method.backbone)
@@ -54,9 +48,7 @@ def with_baseline(cfg: CfgNode, method: Method) -> dict[str, Method]:
 
 
 def backbone_of(cfg: CfgNode) -> Backbone:
-    """The frozen backbone of a config with its weights, compiled where TRAIN.compile asks for
-    it.
-    """
+    """The frozen backbone of a config with its weights, compiled if TRAIN.compile is set."""
     backbone = build_backbone(
         cfg.TRAIN.backbone,
         layers=cfg.TRAIN.SOFS.prior_layer_pointer,
@@ -72,8 +64,7 @@ def backbone_of(cfg: CfgNode) -> Backbone:
         if shutil.which(compiler) is None:
             raise ConfigError(
                 f"TRAIN.compile: torch.compile needs a C++ compiler, and {compiler} is not "
-                "installed; "
-                "install it (on Debian: apt install g++), or set TRAIN.compile to False"
+                "installed; install it (on Debian: apt install g++), or set TRAIN.compile to False"
             )
         forward = torch.compile(backbone.model.forward_intermediates, dynamic=True)
         backbone.model.forward_intermediates = forward

@@ -29,9 +29,8 @@ class SupportEncoder:
     """Encodes supports for methods that share a backbone.
 
     Args:
-        methods: those that will be asked, in eval mode on the device; the first one brings masks to
-            tokens.
-        device: where they are.
+        methods: in eval mode on the device; the first one downsamples masks to tokens.
+        device: of the methods.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         batch: views per pass.
         memory_tokens: background tokens kept; 0: all.
@@ -96,7 +95,7 @@ class SupportEncoder:
 
         Args:
             supports: of images with a defect.
-            normal: of images without; where there are no others, they are all that is known.
+            normal: of images without; they are the whole memory where there are no others.
             windowed: queries are seen in windows at native resolution; False: each resized whole.
         """
         extras: dict[str, list[dict[str, Tensor]]] = {}
@@ -137,11 +136,8 @@ def _distinct(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     float32.
     """
     counts: dict[int, float] = {}
-    for number in range(len(images)):
-        same = (
-            first for first in counts
-            if torch.equal(masks[first], masks[number]) and torch.equal(images[first], images[number])
-        )  # fmt: skip
-        first = next(same, number)
+    for number, view in enumerate(zip(images, masks, strict=True)):
+        earlier = ((n, (images[n], masks[n])) for n in counts)
+        first = next((n for n, other in earlier if all(map(torch.equal, view, other))), number)
         counts[first] = counts.get(first, 0.0) + 1
     return torch.tensor(list(counts)), torch.tensor(list(counts.values()))

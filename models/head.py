@@ -8,11 +8,9 @@ from torch.nn import functional as F
 
 from models.attention import attend
 
-PRIOR_WEIGHT = 10.0
-RESIDUAL_SCALE = 10.0
-LOGIT_SCALE = 0.1
-TRUST = 0.35
-MOST_CORRECTION = 2.0
+PRIOR_WEIGHT = 10.0  # of the priors in the query's mixing
+RESIDUAL_SCALE, LOGIT_SCALE = 10.0, 0.1  # first values of the learned factors, see `corrected`
+TRUST, MOST_CORRECTION = 0.35, 2.0  # damping and bound of the correction
 
 
 def reduction(channels: int, width: int) -> nn.Sequential:
@@ -71,8 +69,8 @@ class TransformerLayer(nn.Module):
 
 
 def fuse(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
-    """Add to the query what the marked support tokens say: attention without weights, softmax over
-    the query axis.
+    """Add the marked support tokens to the query tokens: attention without weights, with a softmax
+    over the query tokens (paper, section 3.3).
 
     Args:
         query: (B, C, h, w).
@@ -95,15 +93,13 @@ class Head(nn.Module):
 
     Args:
         channels: channels of all layers together.
-        num_priors: number of prior maps given to the query.
+        num_priors: prior maps beside the query.
         reduce_dim: width after reduction.
         embed_dim: width of the transformer.
         num_heads, num_stages: attention heads and layers.
         temperature: of the fusion.
-        prior_residual: expect one more prior map, the joint prior (`Comparison.joint_prior`), and
-            correct it (ours), see `corrected`.
-        meta_cls: True: the support prototype is the classifier; False: a convolutional classifier
-            of two channels.
+        meta_cls: the support prototype is the classifier; False: convolutions with two channels.
+        prior_residual: take one more prior map, the joint prior, and correct it (ours).
     """
 
     def __init__(
@@ -139,17 +135,15 @@ class Head(nn.Module):
 
         Args:
             features: (S, channels, h, w), all layers concatenated.
-            prototype: (S, channels), each support's own.
+            prototype: (S, channels) of each support.
 
         Returns:
             transformed map (S, embed_dim, h, w) and reduced prototype (S, reduce_dim).
         """
         reduced = self.prototype_reduce(prototype[..., None, None])
         support = self.support_reduce(features)
-        mixed = self.support_mix(
-            torch.cat([support, reduced.expand(-1, -1, *support.shape[-2:])], dim=1)
-        )
-        return self.transformer(mixed), reduced[..., 0, 0]
+        mixed = torch.cat([support, reduced.expand(-1, -1, *support.shape[-2:])], dim=1)
+        return self.transformer(self.support_mix(mixed)), reduced[..., 0, 0]
 
     def embed_query(self, features: Tensor, prototype: Tensor, priors: Tensor) -> Tensor:
         """Embed queries.
@@ -164,9 +158,8 @@ class Head(nn.Module):
         """
         query = self.query_reduce(features)
         reduced = prototype[..., None, None].expand(query.shape[0], -1, *query.shape[-2:])
-        return self.transformer(
-            self.query_mix(torch.cat([query, reduced, PRIOR_WEIGHT * priors], dim=1))
-        )
+        mixed = torch.cat([query, reduced, PRIOR_WEIGHT * priors], dim=1)
+        return self.transformer(self.query_mix(mixed))
 
     def logits(self, query: Tensor, support: Tensor, share: Tensor, prototype: Tensor) -> Tensor:
         """Mask logits on the token grid.
@@ -187,23 +180,23 @@ class Head(nn.Module):
         return (fused * prototype[..., None, None]).sum(1)
 
     def corrected(self, gap: Tensor, logits: Tensor) -> Tensor:
-        """Log-odds of the joint prior, corrected by the head's own logits, both by learned factors.
+        """The joint prior plus the head's logits, each times a learned factor (ours).
 
-        In training the two are added. In use the correction is damped and bounded: on classes and
-        surfaces that it was not trained on a head is surer of itself than it should be, and more so
-        the less they are like the trained ones. Bounded in training, too, it learns less.
+        In use the logits are damped and bounded: on classes and surfaces that it was not trained
+        on, a head is too sure, the more so the less they are like those of its training. Bounded
+        in training, too, it learns less.
 
         Args:
-            gap: (B, h, w) difference of the joint prior.
+            gap: (B, h, w) joint prior, see `Comparison.joint_prior`.
             logits: (B, h, w) from `logits`.
 
         Returns:
-            (B, h, w) float32.
+            (B, h, w) float32: the log-odds of defect.
         """
-        own = self.own_scale * logits.float()
+        correction = self.own_scale * logits.float()
         if not self.training:
-            own = MOST_CORRECTION * torch.tanh(TRUST * own / MOST_CORRECTION)
-        return self.residual_scale * gap + own
+            correction = MOST_CORRECTION * torch.tanh(TRUST * correction / MOST_CORRECTION)
+        return self.residual_scale * gap + correction
 
 
 def two_channel_classifier(width: int) -> nn.Sequential:

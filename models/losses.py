@@ -1,6 +1,5 @@
 """The training loss: mixed normal Dice plus a little cross entropy, on probabilities of the token
-grid.
-"""
+grid."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ class MixedNormalDiceLoss(nn.Module):
 
     def forward(self, probability: Tensor, target: Tensor) -> Tensor:
         """Loss of (B, h, w) probabilities against (B, h, w) targets in {0, 1}; always in
-        float32.
-        """
+        float32."""
         probability = probability.float()
         dice = mixed_normal_dice(probability, target, self.smooth_r).mean()
         return self.dice_weight * dice + self.ce_weight * cross_entropy(probability, target)

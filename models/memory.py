@@ -1,5 +1,4 @@
-"""The memory of a set of supports: tokens of the defect, of what surrounds it, and of normal
-images.
+"""The memory of a set of supports: foreground tokens, background tokens, tokens of normal images.
 
 Shapes: B support sets (1 in use, one per query in training), K views per set, F foreground tokens
 of all views together, M background tokens, C_l channels of layer l.
@@ -23,24 +22,23 @@ WIDTH, ROUNDS, SEED = 128, 16, 54  # of the coreset
 
 @dataclass(frozen=True)
 class Memory:
-    """Unit tokens of support views and what methods keep beside them; memories of several supports
-    join to one.
+    """Unit tokens of support views, and what methods keep beside them.
 
     Attributes:
-        foreground: per layer (B, F, C_l), a block per view, the most marked token first, repeated
-            where the sets of a batch differ; a view without marks has a block of one token of share
-            0.
-        share: (B, F) float32, shares of marked pixels.
+        foreground: per layer (B, F, C_l), a block of tokens per view, the most marked one first. It
+            is repeated where other sets of the batch have more, and stands alone, with share 0, in
+            the block of a view without marks.
+        share: (B, F) float32, share of marked pixels of each foreground token.
         sizes: length of each view's block; they add up to F.
         covered: (B, K) bool, views that hold nothing but foreground tokens.
-        background: per layer (B, M, C_l), tokens of share 0; zero where the sets of a batch differ.
+        background: per layer (B, M, C_l), tokens of share 0; zero where other sets have more.
         mean: per layer (B, 1, C_l), mean token of all views, before any thinning.
-        views: (B, 1, 1) number of views behind the mean.
+        views: (B, 1, 1) number of views in the mean.
         normal: of each further image without defect, per layer (1, N, C_l); each image has one vote
             on what is normal, see `models.priors.normal_vote`.
         extras: by method, the tensors that it keeps beside the tokens.
         windowed: the defect is small: queries are seen in windows at native resolution.
-        thresholds: by method, the score above which a pixel is defect, where it was chosen on the
+        thresholds: by method, the score above which a pixel is defect, if one was chosen on the
             supports.
     """
 
@@ -58,26 +56,24 @@ class Memory:
 
     @cached_property
     def is_marked(self) -> bool:
-        """Whether any token is marked; without one the answer is what is unlike the supports."""
+        """Whether any token is marked; without one, methods score what is unlike the supports."""
         return bool(self.share.any())
 
     @cached_property
     def keys(self) -> list[Keys]:
-        """Per layer all tokens, foreground first, ready for products."""
+        """Per layer all tokens of the support views, foreground first."""
         pairs = zip(self.foreground, self.background, strict=True)
         return [Keys(torch.cat(pair, dim=1)) for pair in pairs]
 
     @cached_property
     def normal_keys(self) -> list[list[Keys]]:
-        """Per layer the tokens of each normal image, ready for products."""
+        """Per layer the tokens of each normal image."""
         return [[Keys(image[i]) for image in self.normal] for i in range(len(self.mean))]
 
     @cached_property
     def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
-        """Foreground, background and each normal image over all layers, centred, for the joint
-        prior.
-
-        The foreground is what is mostly marked, or the most marked token of a view.
+        """Foreground, background and each normal image for the joint prior: over all layers, and
+        centred. Of the foreground only what is mostly marked, or most marked in its view, is kept.
         """
         dtype = self.foreground[0].dtype
         joined = centred(self.foreground, self.mean)
@@ -100,7 +96,7 @@ class Memory:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, none sharing memory with another, for a file."""
+        """All tensors by name, for a file: on the CPU, none sharing memory with another."""
         tensors = {"share": self.share, "sizes": torch.tensor(self.sizes)}
         tensors |= {"covered": self.covered, "views": self.views}
         for name in ("foreground", "background", "mean"):
@@ -200,7 +196,7 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
 
 
 def join(parts: Sequence[Memory]) -> Memory:
-    """The tokens of all views of several memories in one; extras and normal images are left out."""
+    """One memory of the views of several; their extras and normal images are left out."""
     if len(parts) == 1:
         return parts[0]
     views = torch.stack([p.views for p in parts]).sum(0)
@@ -223,7 +219,7 @@ def join(parts: Sequence[Memory]) -> Memory:
 
 
 def background_only(memory: Memory) -> Memory:
-    """The same views without their foreground: what a normal image says."""
+    """The same views without their foreground, as normal images have none."""
     return replace(
         memory,
         foreground=[layer[:, :0] for layer in memory.foreground],
@@ -232,9 +228,9 @@ def background_only(memory: Memory) -> Memory:
 
 
 def with_foreground(memory: Memory) -> Memory:
-    """The same memory, with a block of one background token of share 0 where it has no foreground.
+    """The same memory; without foreground, it gets a block of one background token of share 0.
 
-    A comparison needs a foreground, and a background token that stands there twice changes nothing.
+    A comparison needs a foreground, and a background token that is there twice changes nothing.
     """
     if memory.sizes:
         return memory
@@ -246,8 +242,8 @@ def with_foreground(memory: Memory) -> Memory:
 def thin(memory: Memory, budget: int) -> Memory:
     """Keep at most `budget` background tokens of one set of views; the foreground stays whole.
 
-    Most of those kept are the ones most like the foreground: they draw the border between the two.
-    The rest is a coreset of the others, which shows what else is normal.
+    Most of them are those most like the foreground, where the two are hard to tell apart. The rest
+    is a coreset of the others, which shows what else is normal.
     """
     count = memory.background[0].shape[1]
     if count <= budget:
@@ -265,15 +261,15 @@ def thin(memory: Memory, budget: int) -> Memory:
 
 
 def coreset(layers: list[Tensor], size: int) -> Tensor:
-    """Choose tokens so that none of the others is far from all of them; the same ones for the same
-    input.
+    """Choose tokens so that every other one is near to one of them; equal input, equal choice.
 
-    The tokens are drawn in rounds, each with a probability in proportion to the squared distance to
-    those drawn so far (k-means||, Bahmani et al. 2012), between random projections of all layers.
+    The tokens are drawn in rounds, each with a probability in proportion to its squared distance to
+    those drawn before (k-means||, Bahmani et al. 2012). Distances are those of random projections
+    of all layers.
 
     Args:
-        layers: per layer (M, C_l) float, each of the same weight.
-        size: how many to choose, at most M.
+        layers: per layer (M, C_l) float.
+        size: number of tokens to choose, at most M.
 
     Returns:
         (size,) int64 indices, ascending.
@@ -299,5 +295,5 @@ def coreset(layers: list[Tensor], size: int) -> Tensor:
 
 
 def _taken(tokens: Tensor, index: Tensor) -> Tensor:
-    """Tokens (B, n, C) at (B, n) indices of (B, M, C)."""
+    """The tokens (B, n, C) of (B, M, C) at the indices (B, n)."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

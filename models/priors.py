@@ -1,5 +1,4 @@
-"""What supports say about a query without learning: shares, prototypes and priors (paper, section
-3).
+"""Shares, prototypes and priors: parts of a comparison without learning (paper, section 3).
 
 Shapes: B queries, K support views per query, C channels, h x w tokens, F foreground tokens.
 """
@@ -65,8 +64,8 @@ def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
     """Tokens over all layers, of unit length, each layer centred, normalised and of the same
     weight.
 
-    Tokens are centred on the mean of the supports, as what all of a surface has in common says
-    nothing about its defects.
+    Tokens are centred on the mean of the supports: what all of a surface has in common does not
+    tell its defects apart.
 
     Args:
         tokens: per layer (B, M, C_l) unit tokens.
@@ -110,8 +109,7 @@ def normal_vote(surroundings: Tensor, images: Sequence[Tensor]) -> Tensor:
     """How much tokens look like normal ones, with further normal images at hand.
 
     The largest similarity to many tokens grows with their number, also where there is a defect. So
-    each
-    image has one vote: the mean of the images' largest similarities, those to the defects'
+    each image has one vote: the mean of the images' largest similarities, those to the defects'
     surroundings among them, where it exceeds these.
 
     Args:

@@ -15,7 +15,7 @@ ROWS = 256  # products take multiples of so many rows at full speed
 
 
 class Keys:
-    """Tokens that queries are compared with, in their own type.
+    """Tokens that queries are compared with, in the type of these tokens.
 
     Args:
         tokens: (B or 1, N, C) of unit length.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from models.backbone import Backbone
-from models.checkpoint import head_state
+from tools.checkpoint import head_state
 from models.head import Head
 from models.methods.sofs import SOFS
 from models.weights import resize_position_embedding
@@ -21,9 +20,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 @pytest.fixture(scope="session")
 def golden():
     """Arrays of one golden file, by its name."""
-    folder = Path(
-        os.environ.get("SOFS_GOLDEN", Path(__file__).parents[1] / ".." / "shared" / "golden")
-    )
+    folder = Path(__file__).parent / "golden" / "arrays"
 
     def read(name):
         with np.load(folder / f"{name}.npz") as arrays:

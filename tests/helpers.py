@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,12 @@ from datasets.build import build_test_index, build_train_index
 from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from method_config import load_config
-from models.build import build_model
-from models.build import with_baseline
+from models.build import build_model, with_baseline
 from tools.predictor import Predictor
 from tools.evaluator import SplitTest
-from tools.trainer import Trainer
-from utils.distributed import is_main
+from tools.trainer import train_epochs
+from tools.training.state import Training
+from utils.distributed import is_main, rank, world_size
 from utils.run_folder import create_run_folder
 
 SIZE = (96, 128)
@@ -59,7 +60,8 @@ TINY = {
     "TEST_SETUPS.batch_size": 1,
     "TEST.VISUALIZE.save_figure": False,
 }
-# changes of `tiny_config`: a head that starts as good as the prior and is then spoilt by large steps
+# changes of `tiny_config`: a head that starts as good as the prior and is then spoilt by large
+# steps
 EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 1e-2}
 
 
@@ -80,7 +82,8 @@ def draw_defect(image, kind, rng):
 
 
 def write_product(root, name, counts=None, size=SIZE):
-    """Write a product in the layout of VISION V1: per category `counts` images, each with one defect, the last in val/.
+    """Write a product in the layout of VISION V1: per category `counts` images, each with one
+    defect, the last in val/.
 
     Returns the paths of the images.
     """
@@ -123,7 +126,8 @@ def read_index(root, *objects):
 
 
 def tiny_config(root, output, **changes):
-    """A small config over a root with the products Plate and Disk; keys of changes with `__` for the dots."""
+    """A small config over a root with the products Plate and Disk; keys of changes with `__` for
+    the dots."""
     values = TINY | {
         "TRAIN.dataset_path": str(root),
         "TEST.dataset_path": str(root),
@@ -155,24 +159,35 @@ def untrained_predictor(cfg):
     return Predictor.from_config(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
 
 
-def trainer_of(root, folder, **changes):
-    """The trainer of a small config."""
+def training_of(root, folder, **changes):
+    """The training of a small config, in its own folder."""
     cfg = tiny_config(root, folder, **changes)
-    return Trainer(cfg, build_train_index(cfg), folder)
+    return Training(cfg, build_train_index(cfg), folder)
 
 
 def train_without_dropout(cfg, folder):
     """Job: train and test; keep the gradients of the last step in grads.pth."""
-    trainer = Trainer(cfg, build_train_index(cfg), folder)
-    for module in trainer.model.modules():
+    run = Training(cfg, build_train_index(cfg), folder)
+    for module in run.model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
     create_run_folder(folder, cfg)
-    trainer.run([SplitTest(cfg, build_test_index(cfg), folder, "original")])
+    train_epochs(run, [SplitTest(cfg, build_test_index(cfg), folder, "original")])
     if is_main():
-        torch.save(
-            {n: p.grad for n, p in trainer.model.head.named_parameters()}, folder / "grads.pth"
-        )
+        grads = {n: p.grad for n, p in run.model.head.named_parameters()}
+        torch.save(grads, folder / "grads.pth")
+
+
+def signalled(cfg, folder, number, step):
+    """Job: resume or begin a training whose last process gets a signal in one of its steps."""
+    run = Training(cfg, build_train_index(cfg), folder)
+
+    def note(module, args):
+        if run.epoch * run.batches.per_epoch + run.step == step and rank() == world_size() - 1:
+            os.kill(os.getpid(), number)
+
+    run.loss.register_forward_pre_hook(note)
+    train_epochs(run)
 
 
 def picture(height, width, seed=0):

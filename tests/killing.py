@@ -17,7 +17,7 @@ import torch
 
 from tests.helpers import JOBS, tiny_config
 from tools.cli import run_main
-from tools.training.state import STATE
+from tools.checkpoint import STATE
 from utils.output_files import PARTIAL
 
 LIMIT = 240  # seconds, of a wait

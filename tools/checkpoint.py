@@ -1,36 +1,95 @@
-"""What training leaves behind: the head as safetensors, and a state to go on from."""
+"""The files of a training: the head as safetensors, and a state to go on from."""
 
 from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from models.methods.sofs import SOFS
-from models.weights import read_torch, read_weights, require_state
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 from yacs.config import CfgNode
 
 from method_config.values import leaves
-from models.checkpoint import head_state
-from models.weights import load_checked
+from models.methods.sofs import SOFS
+from models.weights import load_checked, read_torch, read_weights, require_state
 from utils.distributed import is_main
-from utils.errors import WeightsError
+from utils.errors import ConfigError, WeightsError
 from utils.output_files import write_whole
 
 LOG = logging.getLogger(__name__)
+AUTO = "auto"
+HEAD, BEST, STATE = (
+    Path("checkpoints", name) for name in ("head.safetensors", "best.safetensors", "state.pth")
+)
 STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+# settings that choose which images are held out, and with them what the best score so far means
+FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
+# settings, or beginnings of their names, without an effect on what is learnt
+FREE = (
+    *("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS."),
+    *("DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model"),
+    *("TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS."),
+)
+_TRANSFORMER = r"^feature_recorrect\.query_semantic_transformer\.mix_transformer\."
+_ATTENTION = _TRANSFORMER + r"sa_layers\.(\d+)\.attn\.attn\.linear_"
+# published names of parameters and ours, in the order in which they are tried
+RENAMES = {
+    # of DistributedDataParallel, Lightning and torch.compile
+    r"^(?:module\.|model\.|_orig_mod\.)+": "",
+    rf"{_ATTENTION}q\.": r"head.transformer.\1.attention.query.",
+    rf"{_ATTENTION}k\.": r"head.transformer.\1.attention.key.",
+    rf"{_ATTENTION}v\.": r"head.transformer.\1.attention.value.",
+    rf"{_ATTENTION}o\.": r"head.transformer.\1.attention.out.",
+    rf"{_TRANSFORMER}sa_layers\.(\d+)\.ffn\.layers\.": r"head.transformer.\1.feed_forward.",
+    rf"{_TRANSFORMER}sa_layers\.(\d+)\.": r"head.transformer.\1.",
+    rf"{_TRANSFORMER}support_prototype\.": "head.support_prototype.",
+    r"^feature_recorrect\.down_query\.": "head.query_reduce.",
+    r"^feature_recorrect\.down_supp\.": "head.support_reduce.",
+    r"^feature_recorrect\.down_supp_semantic\.": "head.prototype_reduce.",
+    r"^feature_recorrect\.supp_merge_semantic\.": "head.support_mix.",
+    r"^feature_recorrect\.query_merge_semantic\.": "head.query_mix.",
+    r"^feature_recorrect\.cls_semantic\.": "head.classifier.",
+}
+
+
+def our_name(published: str) -> str:
+    """Our name of a published parameter; a name of ours is returned as it is."""
+    for pattern, replacement in RENAMES.items():
+        published = re.sub(pattern, replacement, published)
+    return published
+
+
+def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`.
+    The frozen backbone of a published checkpoint is left out: it has a file of its own.
+
+    Raises:
+        WeightsError: two names stand for one parameter.
+    """
+    head: dict[str, Tensor] = {}
+    given: dict[str, str] = {}
+    for name, value in state.items():
+        ours = our_name(name)
+        if ours.startswith("head."):
+            if ours in given:
+                raise WeightsError(f"{given[ours]} and {name} are one parameter of the head; keep "
+                                   "one copy of it in the file")  # fmt: skip
+            head[ours.removeprefix("head.")], given[ours] = value, name
+    return head
 
 
 def save_head(path: Path, model: SOFS, config: str) -> None:
-    """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or not at all."""
-    tensors = {
-        f"head.{name}": value.contiguous().cpu() for name, value in model.head.state_dict().items()
-    }
+    """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or
+    not at all."""
+    state = model.head.state_dict().items()
+    tensors = {f"head.{name}": value.contiguous().cpu() for name, value in state}
     write_whole(path, save(tensors, metadata={"format": "pt", "config": config}))
 
 
@@ -41,46 +100,45 @@ def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = Non
         path: `.safetensors` or PyTorch file.
         model: built with the same settings.
         key: the config key that names the file, for messages.
-        cfg: the settings that the model is built with; those that the head was trained with and that differ are named
-            in a warning.
+        cfg: the settings that the model is built with; a warning names those with which the head
+            was trained and that differ.
 
     Raises:
-        WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong names and shapes.
+        WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong
+            names and shapes.
     """
-    found = read_weights(path, key)
+    weights = read_weights(path, key)
     try:
-        state = head_state(found)
+        state = head_state(weights)
     except WeightsError as error:
         raise WeightsError(f"{key}: {path}: {error}") from error
     if not state:
-        names = ", ".join(list(found)[:3]) or "nothing"
+        names = ", ".join(list(weights)[:3]) or "nothing"
         raise WeightsError(
-            f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*), but {names}; "
-            "take the head of a training, checkpoints/head.safetensors, or the published one"
+            f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*"
+            f"), but {names}; take the head of a training, checkpoints/head.safetensors, or the "
+            "published one"
         )
     load_checked(model.head, state, f"{key}: {path}")
-    other = _other_settings(Path(path), cfg) if cfg is not None else []
-    if other and is_main():
-        LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
+    if cfg is not None and Path(path).suffix == ".safetensors" and is_main():
+        with safe_open(path, "pt") as file:
+            config = (file.metadata() or {}).get("config", "")
+        if other := _other_network(config, cfg):
+            LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
 
 
-def _other_settings(path: Path, cfg: CfgNode) -> list[str]:
-    """Settings of the network, in words, that a head of ours was trained with and `cfg` has not."""
-    if path.suffix != ".safetensors":
-        return []
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("config", "")
+def _other_network(config: str, cfg: CfgNode) -> list[str]:
+    """Settings of the network in a file's config that `cfg` has not, in words."""
     try:
-        own = yaml.safe_load(text)
+        trained = yaml.safe_load(config)
     except yaml.YAMLError:  # of another program
         return []
     here = dict(leaves(cfg))
     return [
         f"{name} {value} (here {here[name]})"
-        for name, value in (leaves(own) if isinstance(own, dict) else ())
-        if (name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS."))
-        and name != "TRAIN.SOFS.smooth_r"
-        if value != here.get(name, value)
+        for name, value in (leaves(trained) if isinstance(trained, dict) else ())
+        if name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
+        if name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value)
     ]
 
 
@@ -97,14 +155,82 @@ def load_state(path: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: missing, unreadable, or something else.
     """
+    expected = "checkpoints/state.pth of a run"
     if not Path(path).is_file():
-        raise WeightsError(
-            f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run"
-        )
+        raise WeightsError(f"TRAIN.resume: no training state {path}; set it to {expected}")
     state = read_torch(Path(path), "TRAIN.resume")
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
-        raise WeightsError(
-            f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run"
-        )
+        raise WeightsError(f"TRAIN.resume: {path} is no training state; expected {expected}")
     require_state(state["head"], f"TRAIN.resume: {path}: head")
     return state
+
+
+def epochs_done(path: Path) -> int:
+    """Whole epochs of the training state in a file; 0 where there is none.
+
+    Raises:
+        WeightsError: unreadable, or something else.
+    """
+    return load_state(path)["epoch"] if path.is_file() else 0
+
+
+def state_to_resume(cfg: CfgNode, folder: Path) -> Path | None:
+    """The file that TRAIN.resume names; `auto` is that of the run itself, None where it has none
+    yet."""
+    if cfg.TRAIN.resume != AUTO:
+        return Path(cfg.TRAIN.resume) if cfg.TRAIN.resume else None
+    if (file := folder / STATE).exists():
+        return file
+    LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
+    return None
+
+
+def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError where the parts of a state contradict each other or the optimizer's
+    parameters."""
+    epoch, history = state["epoch"], [entry["epoch"] for entry in state["history"]]
+    if epoch < 0 or history != list(range(1, epoch + 1)):
+        raise ValueError(f"it is of epoch {epoch}, which its history is not")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        if any(moments[name].shape != parameters[number].shape for name in MOMENTS):
+            raise ValueError(f"moments of parameter {number} have other shapes than the head")
+    best, head = state["best"], state["head"]
+    if best and {n: t.shape for n, t in best["head"].items()} != {
+        n: t.shape for n, t in head.items()
+    }:
+        raise ValueError("the best head is of another shape")
+
+
+def compare_settings(cfg: CfgNode, config: str, file: Path) -> None:
+    """Warn of settings that differ from those that the state in a file was trained with, its config
+    as YAML.
+
+    Raises:
+        ConfigError: with the present ones other images would be held out.
+    """
+    earlier = dict(leaves(yaml.safe_load(config)))
+    for key, value in leaves(cfg):
+        before = earlier.get(key, value)
+        if value == before:
+            continue
+        if key in FIXED:
+            raise ConfigError(
+                f"TRAIN.resume: {file} was written with {key} {before!r}, now it is {value!r}, and "
+                "other images would be held out; set it back"
+            )
+        if not key.startswith(FREE):
+            LOG.warning("%s was %r in the training that goes on, now it is %r", key, before, value)
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """State of the global generators of the CPU and, where it is used, of the GPU."""
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Take up what `random_state` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,143 +1,111 @@
-"""A loader whose workers go on across epochs, hand user errors on whole (PyTorch would wrap their message in a
-traceback), and whose other errors say which sample they come from."""
+"""A DataLoader that hands on errors of the user's files as they were raised in its workers."""
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.episodes import EpisodeSampler
-from tools.workers import Positions, Watch, start_worker
-from utils.errors import UserError
-
-DYING = 5  # seconds that a process may take to end once its connections are closed
+from utils.errors import DataError, UserError
 
 
-class Described(Protocol):
-    """A data set that can say which files an item is made of."""
-
-    def __getitem__(self, number: int) -> Any: ...
-
-    def describe(self, number: int) -> str: ...
-
-
-class Loader:
-    """Batches of a data set; one pass at a time.
+class Loader(DataLoader):
+    """Batches of a data set.
 
     Args:
         data: what is loaded.
         batches: the numbers of each batch.
-        num_workers: processes that load ahead, until the iterator is used up or closed; 0: none.
-        pin_memory: copy batches to page-locked memory, from where a GPU fetches them beside its work.
+        num_workers: processes that load ahead; 0: none.
+        pin_memory: copy batches to page-locked memory, from where a GPU fetches them beside its
+            work.
         collate: makes a batch of items.
 
     Iterating raises:
-        UserError: as an item raised it; or a worker has died: with the sample that it was at.
-        RuntimeError: any other error of an item, with the sample; its traceback is a note.
+        UserError: as an item raised it.
+        DataError: a worker has died.
     """
 
     def __init__(
         self,
-        data: Described,
-        batches: Sampler[list[int]],
+        data: Dataset,
+        batches: Iterable[list[int]],
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
         collate: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        self.data, self.positions = data, Positions(num_workers)
-        self.loader = DataLoader(
-            _Caught(data, self.positions),
+        super().__init__(
+            _Caught(data),
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=partial(_collate, collate),
             pin_memory=pin_memory,
-            worker_init_fn=start_worker,
+            worker_init_fn=_leave_signals_to_the_parent,
             # in a spawned process the default is to spawn, which imports everything anew
             multiprocessing_context="fork" if num_workers else None,
-            generator=torch.Generator(),  # the global one would be drawn from whenever the workers start
+            # starting workers draws from the global generator otherwise
+            generator=torch.Generator(),
         )
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[Any]:
-        with Watch(self.positions, self.data.describe) as watch:
-            batches = watch.starts(lambda: iter(self.loader))
-            try:
-                while (batch := _next(batches, watch)) is not None:
-                    if isinstance(batch, Exception):
-                        raise batch
-                    yield batch
-            finally:
-                if self.loader.num_workers:
-                    batches._shutdown_workers()  # tracebacks may hold what would end them when it is forgotten
+        only = [super().__iter__()]  # no frame of a traceback that is kept may hold the workers
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises at any line of the main thread; `next` notices a death as well
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            while (batch := self._next(only)) is not None:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        finally:
+            only.clear()  # which ends the workers
 
-
-def _next(batches: Iterator[Any], watch: Watch) -> Any:
-    """The next batch, or what a worker has died of, or None at the end."""
-    try:
-        return next(batches, None)
-    except Exception as error:
-        death = watch.death(DYING if isinstance(error, (OSError, EOFError)) else 0)
-        if death is None:
-            raise
-        return death
-
-
-class EpochBatches(Sampler[list[int]]):
-    """Batches of several epochs in a row: the workers load the next epoch while this one ends or a test runs.
-
-    Args:
-        sampler: of one epoch.
-        batch_size: numbers per batch; the last one of an epoch may be smaller.
-        epochs: their numbers.
-        skip: batches of the first epoch that are left out.
-    """
-
-    def __init__(
-        self, sampler: EpisodeSampler, batch_size: int, epochs: range, skip: int = 0
-    ) -> None:
-        self.sampler, self.batch_size, self.epochs, self.skip = sampler, batch_size, epochs, skip
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of one epoch."""
-        return -(-len(self.sampler) // self.batch_size)
-
-    def __len__(self) -> int:
-        return len(self.epochs) * self.per_epoch - self.skip
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for epoch in self.epochs:
-            self.sampler.epoch = epoch
-            batches = BatchSampler(self.sampler, self.batch_size, drop_last=False)
-            yield from islice(batches, self.skip if epoch == self.epochs[0] else 0, None)
+    def _next(self, only: list[Iterator[Any]]) -> Any:
+        """The next batch, None at the end, or the error that takes the place of a batch."""
+        try:
+            return next(only[0], None)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+            died = isinstance(error, (ConnectionError, EOFError)) or (
+                isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+            )
+            if not (self.num_workers and died):
+                raise
+            return DataError(
+                f"a loader process has died ({error or type(error).__name__}), most often because "
+                "the memory or /dev/shm was full; lower TRAIN_SETUPS.num_workers or the batch "
+                "size, and if it comes back, TRAIN_SETUPS.num_workers 0 shows where it happens"
+            )
 
 
 class _Caught(Dataset):
-    """Items, or the error in place of the item; what is loaded is noted before."""
+    """Items of a data set, with a UserError in place of an item that raised it."""
 
-    def __init__(self, data: Described, positions: Positions) -> None:
-        self.data, self.positions = data, positions
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
 
     def __getitem__(self, number: int) -> Any:
-        self.positions.note(number)
         try:
             return self.data[number]
         except UserError as error:
             return error
-        except Exception as error:
-            named = RuntimeError(f"{type(error).__name__} at {self.data.describe(number)}: {error}")
-            named.add_note(traceback.format_exc())  # the traceback itself cannot leave a worker
-            return named
 
 
 def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, Exception)), None) or collate(items)
+    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """In a worker: Ctrl-C and SIGTERM may reach all processes of a job, and the parent ends its
+    workers. Where it exits without, it sends them SIGTERM once more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    # only the thread that hands tensors over calls it, where the parent has left
+    sys.excepthook = lambda *_: None

@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
-from datasets.image_faults import shown
+from datasets.images import shown
 from datasets.images import Picture, limit_pixels, read_image
 from datasets.large_images import ImageStrips
 from datasets.masks import read_mask

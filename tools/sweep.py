@@ -22,7 +22,7 @@ from yacs.config import CfgNode
 from method_config import get_defaults, load_config
 from method_config.values import expanded, get, hint, leaves, merge, read_yaml
 from models.weights import require_file
-from tools.checkpoint import load_state
+from tools.checkpoint import epochs_done
 from tools.cli import exit_code
 from models.methods import BASELINE, method_class
 from tools.sweep_summary import write_summary
@@ -321,7 +321,7 @@ def is_finished(run: Run) -> bool:
 def _epochs_done(run: Run) -> int:
     file = run.checkpoints / "state.pth"
     try:
-        return load_state(file)["epoch"] if file.is_file() else 0
+        return epochs_done(file)
     except WeightsError as error:
         advice = f"remove {run.folder} to train anew"
         raise WeightsError(f"{file}: no readable training state; {advice}") from error

@@ -1,6 +1,41 @@
-"""temp"""
-class R:
-    def __init__(s,k): s.kind=k
-def reader_of(name):
-    n=name.removesuffix("_ND")
-    return R("open_domain" if n.startswith("opendomain") else "anomaly" if n in ("mvtec","visa") else "episodes")
+"""The data sets by DATASET.name; a new one is a module here and a line in READERS.
+
+A reader is a module with a `kind` and the functions that jobs of that kind call:
+
+- "episodes": `datasets.samples.SampleReader`; its samples become queries and supports.
+- "anomaly": `objects`, the names of all of them, and `read_object(root, name, key)`, which returns
+  an `AnomalyObject`.
+- "open_domain": `read_open_domain(root, object, key)`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from types import ModuleType
+
+from datasets.readers import ds_spectrum, mvtec, open_domain, visa, vision_v1
+from datasets.splits import NATIVE_SUFFIX
+from utils.errors import ConfigError
+
+READERS: dict[str, ModuleType] = {
+    "VISION_V1": vision_v1,
+    "DS_Spectrum": ds_spectrum,
+    "DS_Spectrum_DS": ds_spectrum,  # the objects of a cross-domain test
+    "mvtec": mvtec,
+    "visa": visa,
+    "opendomain_test_dataset": open_domain,
+}
+
+
+def reader_of(name: str) -> ModuleType:
+    """The reader of a data set by DATASET.name, with or without _ND.
+
+    Raises ConfigError for an unknown name.
+    """
+    base = name.removesuffix(NATIVE_SUFFIX)
+    if base in READERS:
+        return READERS[base]
+    near = difflib.get_close_matches(base, READERS, n=1)
+    hint = f". Did you mean {near[0]}{name[len(base) :]}?" if near else ""
+    expected = f"one of {', '.join(READERS)}, each also with {NATIVE_SUFFIX}"
+    raise ConfigError(f"DATASET.name is {name!r:.200}, expected {expected}{hint}")

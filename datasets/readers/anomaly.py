@@ -1,4 +1,4 @@
-"""Anomaly detection data: normal training images of an object, and test images with masks of what is abnormal."""
+"""Anomaly detection data: normal training images, and test images with masks of their defects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NORMAL = "good"  # what the data sets call an image without defect
 class AnomalyImage:
     """A test image.
 
-    defect: its kind, "good" for a normal image.  mask: where the defect is; None for a normal image.
+    defect: its kind, "good" for a normal image.  mask: where the defect is; None if normal.
     """
 
     image: Path
@@ -40,46 +40,51 @@ class AnomalyImage:
 
 @dataclass(frozen=True)
 class AnomalyObject:
-    """The files of one object, not empty.  normal: training images without defect, sorted.  test: sorted by image."""
+    """The files of one object: normal training images and test images, each sorted, none empty."""
 
     name: str
     normal: list[Path]
     test: list[AnomalyImage]
 
+    def files(self) -> list[Path]:
+        """All images and masks."""
+        return [
+            *self.normal,
+            *(path for item in self.test for path in (item.image, item.mask) if path),
+        ]
+
 
 def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
-    """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}: zeros for a normal image. A mask that marks
-    nothing is told in a warning.
+    """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}; zeros if it is normal.
 
-    Raises DataError for a mask that cannot be read or has another size.
+    A warning names a mask that marks nothing. Raises DataError for a mask that cannot be read or
+    has another size.
     """
     if item.mask is None:
         return np.zeros(size, np.uint8)
     mask = turned_back(read_mask(item.mask), item.image, item.mask)
     if mask.shape != tuple(size):
         raise DataError(
-            f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} is "
-            f"{size[0]} x {size[1]}; a mask needs the size of its image"
+            f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} "
+            f"is {size[0]} x {size[1]}; a mask needs the size of its image"
         )
     if not mask.any():
-        warn_once(
-            _LOG, f"{item.mask} marks nothing, but its image is one of {item.defect}; mend the mask"
-        )
+        doubt = f"its image is one of {item.defect}; mend the mask"
+        warn_once(_LOG, f"{item.mask} marks nothing, but {doubt}")
     return mask
 
 
 def draw_normal(
     images: Sequence[Path], name: str, shot: int, seed: int, key: str = "DATASET.shot"
 ) -> list[Path]:
-    """`shot` different ones of an object's normal images, drawn from the seed and the object's name alone.
+    """`shot` different normal images of an object, drawn from the seed and its name alone.
 
-    A larger shot starts with the images of a smaller one. key: the setting that holds shot, named in errors.
-    Raises DataError where there are fewer images.
+    A larger shot starts with the images of a smaller one. key: the setting that holds shot, named
+    in errors. Raises DataError where there are fewer images.
     """
     if len(images) < shot:
-        raise DataError(
-            f"{name} has {len(images)} normal images, but {key} is {shot}; set it to at most {len(images)}"
-        )
+        remedy = f"set it to at most {len(images)}"
+        raise DataError(f"{name} has {len(images)} normal images, but {key} is {shot}; {remedy}")
     order = sorted(images)
     random.Random(derive_seed(seed, zlib.crc32(name.encode()))).shuffle(order)
     return order[:shot]

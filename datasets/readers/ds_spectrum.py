@@ -1,7 +1,8 @@
-"""Defect Spectrum: image/ and mask/ per object, flat or one folder per defect; masks hold class values, 0 = background.
+"""Defect Spectrum: image/ and mask/ per object, flat or a folder per defect; masks of class values.
 
-The tree may be the one that is downloaded (DS-MVTec/bottle, DS-VISION/Ring, DS-DAGM, DS-Cotton-Fabric) or one folder
-per object with the names of the published splits (bottle, Ring_VISION, DS-DAGM, DS-Cotton-Fabric).
+The tree may be the one that is downloaded (DS-MVTec/bottle, DS-VISION/Ring, DS-DAGM,
+DS-Cotton-Fabric) or one folder per object with the names of the published splits (bottle,
+Ring_VISION, DS-DAGM, DS-Cotton-Fabric).
 """
 
 from __future__ import annotations
@@ -19,20 +20,19 @@ from datasets.folders import (
     pair_masks,
     refuse_other_spelling,
     subfolders,
-    tell_unread,
+    warn_unread,
 )
-from datasets.masks import read_labels, rle_encode
+from datasets.masks import read_labels
 from datasets.orientation import turned_back
+from datasets.rle import rle_encode
 from datasets.samples import Sample
 from utils.errors import DataError
 from utils.warn_once import warn_once
 
+kind = "episodes"
 _LOG = logging.getLogger(__name__)
 _NORMAL = "good"  # folder of images without defect
-_PICTURES_OF_MASKS = (
-    "rbg_mask",
-    "rgb_mask",
-)  # folders of the download that show the masks in colours
+_COLOURED = ("rbg_mask", "rgb_mask")  # folders of the download that show the masks in colours
 _VISION_SUFFIX = "_VISION"
 
 
@@ -42,44 +42,47 @@ def read_object(
 ) -> tuple[list[Sample], list[str]]:
     """Samples of one object, sorted by (image, category), and notes on what was left out.
 
-    Every value above 0 in a mask is a sample of that category. object: its name in the published splits.
-    key: the setting that holds root, named in errors.
-    Raises DataError where the object, the mask of an image or the agreement of their sizes is missing.
+    Every value above 0 in a mask is a sample of that category. object: its name in the published
+    splits. key: the setting that holds root, named in errors.
+    Raises DataError where the object or a mask is missing, or a mask is not of its image's size.
     """
     folder = _object_folder(Path(root), object, key)
-    pairs = _pairs(folder)
-    samples, black = [], 0
+    pairs, samples, black = _pairs(folder), [], 0
     for image, mask in pairs:
         labels = turned_back(read_labels(mask), image, mask)
         categories = [int(value) for value in np.unique(labels) if value > 0]
         black += not categories
+        relative = image.relative_to(root).as_posix()
         for category in categories:
-            relative = image.relative_to(root).as_posix()
-            samples.append(
-                Sample(relative, object, category, str(category), rle_encode(labels == category))
-            )
-    read = [path for pair in pairs for path in pair]
-    expected = (
-        "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/"
+            rle = rle_encode(labels == category)
+            samples.append(Sample(relative, object, category, str(category), rle))
+    warn_unread(
+        folder,
+        [path for pair in pairs for path in pair],
+        "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/",
+        masks=["mask"],
+        silent=[_NORMAL, *_COLOURED],
     )
-    tell_unread(folder, read, expected, masks=["mask"], silent=[_NORMAL, *_PICTURES_OF_MASKS])
     values = {sample.category for sample in samples}
     if 255 in values and len(values) > 1 and min(values) < 32:
-        warn_once(_LOG, f"{folder}: its masks hold class 255 beside classes such as {min(values)}; 255 stands for 'not "
-                        "sure', or for any defect, in many tools; is it a class of its own?")  # fmt: skip
+        warn_once(
+            _LOG,
+            f"{folder}: its masks hold class 255 beside classes such as {min(values)}; 255 stands "
+            "for 'not sure', or for any defect, in many tools; is it a class of its own?",
+        )
     notes = [f"{folder}: {black} of {len(pairs)} masks are black and left out"] if black else []
     return samples, notes
 
 
 @named_files()
 def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
-    """Images and masks of one object. Raises DataError as read_object does."""
+    """Images and masks of one object. Raises DataError as read_object."""
     return [path for pair in _pairs(_object_folder(Path(root), object, key)) for path in pair]
 
 
 @named_files()
 def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
-    """Images in image/good/ of one object, sorted; none without that folder. Raises DataError for a missing object."""
+    """Images in image/good/ of one object, sorted; none without that folder."""
     folder = _object_folder(Path(root), object, key) / "image" / _NORMAL
     return list_images(folder) if folder.is_dir() else []
 
@@ -110,11 +113,12 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     image_root, mask_root = folder / "image", folder / "mask"
     for needed in (image_root, mask_root):
         if not needed.is_dir():
-            raise DataError(
-                f"{needed}: no such folder; an object of Defect Spectrum has image/ and mask/"
-            )
+            expected = "an object of Defect Spectrum has image/ and mask/"
+            raise DataError(f"{needed}: no such folder; {expected}")
     refuse_other_spelling(image_root, _NORMAL)
-    pairs = []
-    for images in [image_root, *(p for p in subfolders(image_root) if p.name != _NORMAL)]:
-        pairs += pair_masks(list_images(images), mask_root / images.relative_to(image_root))
-    return pairs
+    places = [image_root, *(path for path in subfolders(image_root) if path.name != _NORMAL)]
+    return [
+        pair
+        for place in places
+        for pair in pair_masks(list_images(place), mask_root / place.relative_to(image_root))
+    ]

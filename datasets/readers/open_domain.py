@@ -1,5 +1,8 @@
-"""Open domain: <root>/<object>/support/{image,mask} or, for several types of defect, support/<type>/{image,mask};
-query/image and, to measure, query/true_label; support/good holds images without defect."""
+"""Open domain: <root>/<object>/{support,query}, with support/{image,mask} or support/<type>/{...}.
+
+The queries lie in query/image and, to measure, their masks in query/true_label; support/good holds
+images without defect.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,25 @@ from datasets.folders import (
     refuse_other_spelling,
     some_images,
     subfolders,
-    tell_unread,
+    warn_unread,
 )
 from datasets.masks import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 from utils.warn_once import warn_once
 
+kind = "open_domain"
 NORMAL = "good"  # folder of support images without defect
-_LOG = logging.getLogger(__name__)
 RESERVED = (NORMAL, "image", "mask")  # folders of support that are no types
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class OpenDomainObject:
     """The files of one object to segment.
 
-    supports: (image, mask) paths of each type of defect, sorted by image; the type of an object that has but one is "".
-    normal: images without defect.  queries: image paths, sorted.
-    true_labels: by type, mask path by the file name of the query (queries[i].name), for the queries that have one.
+    supports: (image, mask) of each type of defect, sorted by image; the only type of an object
+    without types is "".  normal: images without defect.  true_labels: by type, the mask of a query
+    by its file name, for the queries that have one.
     """
 
     name: str
@@ -54,8 +58,9 @@ class OpenDomainObject:
 def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> OpenDomainObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    The mask of NAME.jpg is NAME_mask or NAME with any image suffix. key: the setting that holds root, named in errors.
-    Raises DataError where folders or images are missing, a support has no mask, or a mask is not of its image's size.
+    The mask of NAME.jpg is NAME_mask or NAME with any image suffix. key: the setting that holds
+    root, named in errors. Raises DataError where folders or images are missing, a support has no
+    mask, or a mask is not of its image's size.
     """
     folder = Path(root) / object
     if not folder.is_dir():
@@ -64,86 +69,79 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     refuse_other_spelling(folder, "support", "query")
     refuse_other_spelling(support, NORMAL)  # it would be a type of defect
     refuse_other_spelling(folder / "query", "true_label")
-    kinds = _kinds(support)
-    refuse_other_spelling(labels, *kinds)
+    types = _types(support)
+    refuse_other_spelling(labels, *types)
     supports = {
-        kind: pair_masks(some_images(support / kind / "image"), support / kind / "mask")
-        for kind in kinds or [""]
+        name: pair_masks(some_images(support / name / "image"), support / name / "mask")
+        for name in types or [""]
     }
+    normal = []
+    if (support / NORMAL).is_dir():  # images in it and in image/ below; either may be missing
+        inner = support / NORMAL / "image"
+        normal = list_images(inner) if inner.is_dir() else []
+        normal = normal + list_images(support / NORMAL) or some_images(support / NORMAL)
     queries = some_images(folder / "query" / "image")
-    if kinds and labels.is_dir() and (flat := list_images(labels)):
-        raise DataError(
-            f"{flat[0]} tells no type; put true labels into {labels}/TYPE, one of {', '.join(kinds)}"
-        )
-    known = {kind: match_masks(queries, labels / kind) for kind in supports}
-    true_labels = {kind: {q.name: m for q, m in found.items()} for kind, found in known.items()}
-    normal = _normal(support / NORMAL)
-    pairs = [path for files in supports.values() for pair in files for path in pair]
-    read = [
-        *pairs,
-        *normal,
-        *queries,
-        *(path for found in known.values() for path in found.values()),
-    ]
-    types = "support/TYPE/image" if kinds else "support/image"
-    expected = f"images are read from {types}, support/{NORMAL} and query/image themselves, masks beside image/"
-    tell_unread(
+    if types and labels.is_dir() and (flat := list_images(labels)):
+        remedy = f"put true labels into {labels}/TYPE, one of {', '.join(types)}"
+        raise DataError(f"{flat[0]} tells no type; {remedy}")
+    found = {name: match_masks(queries, labels / name) for name in supports}
+    true_labels = {
+        name: {query.name: mask for query, mask in masks.items()} for name, masks in found.items()
+    }
+    read = [path for pairs in supports.values() for pair in pairs for path in pair]
+    read += [*normal, *queries, *(mask for masks in found.values() for mask in masks.values())]
+    warn_unread(
         folder,
         read,
-        f"{expected} and true labels from query/true_label",
+        f"images are read from {'support/TYPE/image' if types else 'support/image'}, "
+        f"support/{NORMAL} and query/image themselves, masks beside image/ and true labels from "
+        "query/true_label",
         masks=["mask", "true_label"],
     )
     return OpenDomainObject(object, supports, normal, queries, true_labels)
 
 
-def _kinds(support: Path) -> list[str]:
-    """Types of defect, one folder each, sorted; none where the supports lie in support/image itself. A folder of
-    another content is no type, and named in a warning."""
+def _types(support: Path) -> list[str]:
+    """Types of defect, one folder each, sorted; none where supports lie in support/image itself.
+
+    A folder of another content is no type; a warning names it.
+    """
     inside = support.iterdir() if support.is_dir() else []
     folders = sorted(
         p for p in inside if p.is_dir() and p.name not in RESERVED and not p.name.startswith(".")
     )
-    kinds = [p.name for p in folders if (p / "image").is_dir() or (p / "mask").is_dir()]
+    types = [p.name for p in folders if (p / "image").is_dir() or (p / "mask").is_dir()]
     if (support / "image").is_dir():
-        if kinds:
-            raise DataError(
-                f"{support} has image/ and the types {', '.join(kinds)}; keep supports in one of the two layouts"
-            )
+        if types:
+            remedy = "keep supports in one of the two layouts"
+            raise DataError(f"{support} has image/ and the types {', '.join(types)}; {remedy}")
         return []
     for folder in folders:
-        if folder.name not in kinds:
-            found = "".join(f", but {p.name}/" for p in subfolders(folder)[:1])
-            warn_once(_LOG, f"{folder} is no type of defect: it has no image/ and mask/{found}")
-    return kinds
-
-
-def _normal(folder: Path) -> list[Path]:
-    """Images of a folder and of image/ in it, of which either may be missing; no folder, no images."""
-    if not folder.is_dir():
-        return []
-    inner = folder / "image"
-    return (list_images(inner) if inner.is_dir() else []) + list_images(folder) or some_images(
-        folder
-    )
+        if folder.name not in types:
+            found = "".join(f", but {path.name}/" for path in subfolders(folder)[:1])
+            fault = f"is no type of defect: it has no image/ and mask/{found}"
+            warn_once(_LOG, f"{folder} {fault}")
+    return types
 
 
 def category_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:
-    """Mask of one category in the mask file of a support or in a true label, uint8 (h, w) in {0, 1}.
+    """Mask of one category of a support or a true label, uint8 (h, w) in {0, 1}.
 
-    category_num 1: whatever is not 0. Above: the pixels of value category + 1, category counted from 0.
-    Raises ConfigError for a category out of range, DataError for values that stand for no category.
+    category_num 1: whatever is not 0. Above: the pixels of value category + 1, from category 0 on.
+    Raises ConfigError for a category out of range, DataError for values that are no category.
     """
+    key = "DATASET.open_domain_object_category_num"
     if not 0 <= category < category_num:
         raise ConfigError(
-            f"DATASET.open_domain_specific_defect_category is {category}; expected 0..{category_num - 1}, "
-            f"since DATASET.open_domain_object_category_num is {category_num}"
+            f"DATASET.open_domain_specific_defect_category is {category}; expected "
+            f"0..{category_num - 1}, since {key} is {category_num}"
         )
     if category_num == 1:
         return read_mask(path)
     values = read_labels(path)
     if values.max() > category_num:
         raise DataError(
-            f"{path}: value {values.max()}, but DATASET.open_domain_object_category_num is {category_num}: "
-            f"expected 0 for background and 1..{category_num} for categories 0..{category_num - 1}"
+            f"{path}: value {values.max()}, but {key} is {category_num}: expected 0 for background "
+            f"and 1..{category_num} for categories 0..{category_num - 1}"
         )
     return (values == category + 1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""VISION V1: <root>/<object>/{train,val}/_annotations.coco.json beside the images; inference/ has no labels."""
+"""VISION V1: <root>/<object>/{train,val}/_annotations.coco.json beside the images."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pathlib import Path
 
 from datasets.folders import (
     ANY_PATH_KEY,
-    ListedFiles,
+    find_listed,
     missing_object,
     named_files,
     subfolders,
-    tell_unread,
+    warn_unread,
 )
 from datasets.images import image_size
-from datasets.masks import Rle, rle_area, rle_decode, rle_encode, tell_inverted
-from datasets.orientation import STORED, orientation_of_annotation, turned_back
-from datasets.readers.categories import CategoryNumbers
-from datasets.readers.coco import CocoFile, Shapes, listed_size, read_coco
-from datasets.samples import Sample
+from datasets.masks import warn_inverted
+from datasets.orientation import STORED, frame_of_mask, turned_back
+from datasets.readers.coco import CocoFile, read_coco
+from datasets.rle import Rle, rle_area, rle_decode, rle_encode, rle_merge
+from datasets.samples import Sample, join_categories
 from utils.errors import DataError
 from utils.warn_once import warn_once
 
+kind = "episodes"
 ANNOTATIONS = "_annotations.coco.json"
 PARTS = ("train", "val", "valid")  # valid: as Roboflow calls it
 UNLABELLED = "inference"
@@ -35,44 +36,63 @@ def read_object(
 ) -> tuple[list[Sample], list[str]]:
     """Samples of one product, sorted by (part, image, category), and notes on what was left out.
 
-    A sample is an image and one category: all its polygons and run lengths merged. Categories of one name are one, in
-    whatever part and under whatever id; a sample's category is the id in the first part.
-    key: the setting that holds root, named in errors.
-    Raises DataError, naming file and annotation, for whatever does not fit together; a missing image is none
-    (SampleIndex.missing_images lists them).
+    A sample is an image and one category: all its polygons and run lengths merged. Categories of
+    one name are one, in whatever part and under whatever id; a sample's category is the id in the
+    first part. key: the setting that holds root, named in errors.
+    Raises DataError, naming file and annotation, for whatever does not fit together; a missing
+    image is no error (SampleIndex.missing_images lists them).
     """
     samples: list[Sample] = []
     notes: list[str] = []
-    numbers, listed = CategoryNumbers(), []
+    listed: list[Path] = []
+    categories: dict[str, tuple[int, Path]] = {}
     for path in source_files(root, object, key):
         coco = read_coco(path)
         files = _image_files(coco, {image_id for image_id, _ in coco.shapes})
         used = sorted({category for _, category in coco.shapes})
-        given = numbers.add(path, coco.names, used)
-        notes += _joined_categories(coco, used)
-        part = _samples(coco, Path(root), object, files, given)
-        notes += _left_out(coco, len(part), given)
-        samples += part
+        numbers = join_categories(categories, path, coco.names, used)
+        merged: dict[tuple[int, str], list[Rle]] = {}
+        for (image_id, category), rles in coco.shapes.items():
+            merged.setdefault((image_id, numbers[category]), []).extend(rles)
+        names = {numbers[category]: coco.names[category] for category in used}
+        part = []
+        for (image_id, category), rles in merged.items():
+            mask = rle_merge(rles)
+            if frame_of_mask(files[image_id], coco.size(image_id)) not in ((STORED, STORED), None):
+                mask = rle_encode(turned_back(rle_decode(mask), files[image_id]))
+            if area := rle_area(mask):
+                height, width = mask["size"]
+                warn_inverted(f"{path}: image {image_id}", area / (height * width))
+                image = files[image_id].relative_to(root).as_posix()
+                part.append(Sample(image, object, category, names[category], mask))
+        samples += sorted(part, key=lambda sample: (sample.image, sample.category))
+        notes += _notes(coco, used, len(merged) - len(part))
         listed += files.values()
     folder = Path(root) / object
-    tell_unread(folder, listed, f"no {ANNOTATIONS} that is read lists them", silent=[UNLABELLED])
-    _tell_other_annotations(folder)
+    unread = f"no {ANNOTATIONS} that is read lists them"
+    warn_unread(folder, listed, unread, silent=[UNLABELLED])
+    for place, others in groupby(_other_annotations(folder), lambda path: path.parent):
+        others = [path.name for path in others]
+        warn_once(
+            _LOG,
+            f"{place}: {len(others)} files, such as {others[0]}, are not read; annotations are "
+            f"read from train/{ANNOTATIONS} and val/{ANNOTATIONS}: to have these read, too, rename "
+            "the folder to train or val",
+        )
     return samples, notes
 
 
 @named_files()
 def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
-    """Images of one product that its annotation files list without any annotation and that are on disk, sorted.
+    """Images of one product that are on disk and listed without any annotation, sorted.
 
-    Raises DataError as read_object does.
+    Raises DataError as read_object.
     """
     normal: list[Path] = []
     for path in source_files(root, object, key):
         coco = read_coco(path)
         marked = {coco.images[image_id]["file_name"] for image_id, _ in coco.shapes}
-        unmarked = {
-            number for number, image in coco.images.items() if image["file_name"] not in marked
-        }
+        unmarked = {i for i, image in coco.images.items() if image["file_name"] not in marked}
         files = _image_files(coco, unmarked)
         normal += [files[number] for number in unmarked if files[number].is_file()]
     return sorted(normal)
@@ -85,129 +105,66 @@ def has_object(root: Path, object: str) -> bool:
 
 @named_files()
 def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
-    """Annotation files of one product, one or more. Raises DataError where the product or they are missing."""
+    """Annotation files of one product, one or more. Raises DataError where there are none."""
     folder = Path(root) / object
     if not folder.is_dir():
         raise missing_object(Path(root), [folder], key)
-    parts = [
-        folder / part for part in PARTS if (folder / part).is_dir() or (folder / part).is_symlink()
-    ]
+    parts = [folder / part for part in PARTS]
+    parts = [part for part in parts if part.is_dir() or part.is_symlink()]
     if not parts:
         others = _other_annotations(folder)
         hint = f"; {others[0]} is there: put it and its images so" if others else ""
-        raise DataError(
-            f"{folder} has neither train/ nor val/; expected {folder / 'train' / ANNOTATIONS}{hint}"
-        )
+        expected = f"expected {folder / 'train' / ANNOTATIONS}{hint}"
+        raise DataError(f"{folder} has neither train/ nor val/; {expected}")
     for part in parts:
         if not (part / ANNOTATIONS).is_file():
             found = sorted(path.name for path in part.glob("[!.]*.json"))
             hint = f" ({found[0]} is there: rename it)" if found else ""
-            raise DataError(
-                f"{part / ANNOTATIONS}: no such file{hint}; put the annotations there or remove the folder"
-            )
-    once = {
-        part.resolve(): part / ANNOTATIONS for part in reversed(parts)
-    }  # one may be a link to another
-    return sorted(once.values())
+            remedy = "put the annotations there or remove the folder"
+            raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; {remedy}")
+    # one part may be a link to another
+    return sorted({part.resolve(): part / ANNOTATIONS for part in reversed(parts)}.values())
 
 
 def _other_annotations(folder: Path) -> list[Path]:
     """JSON files of an object's folder, and of those in it, that are not read."""
-    places = [folder, *(p for p in subfolders(folder) if p.name != UNLABELLED)]
+    places = [folder, *(path for path in subfolders(folder) if path.name != UNLABELLED)]
     found = [path for place in places for path in sorted(place.glob("[!.]*.json"))]
-    return [path for path in found if not (path.parent.name in PARTS and path.name == ANNOTATIONS)]
-
-
-def _tell_other_annotations(folder: Path) -> None:
-    for place, files in groupby(_other_annotations(folder), lambda path: path.parent):
-        names = [path.name for path in files]
-        warn_once(
-            _LOG,
-            f"{place}: {len(names)} files, such as {names[0]}, are not read; annotations are read from "
-            f"train/{ANNOTATIONS} and val/{ANNOTATIONS}: to have these read, too, rename the folder to train or val",
-        )
-
-
-def _samples(
-    coco: CocoFile, root: Path, name: str, files: dict[int, Path], numbers: dict[int, int]
-) -> list[Sample]:
-    merged: dict[tuple[int, int], Shapes] = {}
-    for (image_id, category), shapes in coco.shapes.items():
-        known = merged.setdefault((image_id, numbers[category]), Shapes())
-        known.polygons += shapes.polygons
-        known.rles += shapes.rles
-    names = {numbers[category]: coco.names[category] for category in numbers}
-    samples = []
-    for (image_id, category), shapes in merged.items():
-        mask = _stored(shapes.mask(listed_size(coco.images[image_id])), files[image_id])
-        if area := rle_area(mask):
-            tell_inverted(
-                f"{coco.path}: image {image_id}", area / (mask["size"][0] * mask["size"][1])
-            )
-            image = files[image_id].relative_to(root).as_posix()
-            samples.append(Sample(image, name, category, names[category], mask))
-    return sorted(samples, key=lambda sample: (sample.image, sample.category))
-
-
-def _stored(mask: Rle, image: Path) -> Rle:
-    """A mask in the frame of the stored pixels."""
-    if orientation_of_annotation(image, tuple(mask["size"])) in (STORED, None):
-        return mask
-    return rle_encode(turned_back(rle_decode(mask), image))
+    return [path for path in found if path.parent.name not in PARTS or path.name != ANNOTATIONS]
 
 
 def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
-    """Where the images of a file lie, by their id; those that are needed must be different, of the size listed."""
-    there, owners = (
-        ListedFiles(coco.path.parent, (image["file_name"] for image in coco.images.values())),
-        {},
-    )
-    files = {number: there.find(image["file_name"]) for number, image in coco.images.items()}
-    there.tell(coco.path)
+    """Where the images of a file lie, by id; those needed must differ, and have the size listed."""
+    folder, owners = coco.path.parent, {}
+    names = {number: image["file_name"] for number, image in coco.images.items()}
+    found = find_listed(folder, names.values(), coco.path)
+    files = {number: found[name] for number, name in names.items()}
     for number in sorted(needed):
-        first = owners.setdefault(files[number], number)
-        if first != number:
-            name = files[number].relative_to(coco.path.parent)
+        file, size = files[number], coco.size(number)
+        if (first := owners.setdefault(file, number)) != number:
+            name = file.relative_to(folder)
             raise DataError(f"{coco.path}: images {first} and {number} are both {name!s:.200}")
-        _check_listed_size(coco.path, coco.images[number], files[number])
+        if frame_of_mask(file, size) is None:
+            raise DataError(
+                f"{coco.path}: image {number} is listed as {size} (h, w), but {file} is "
+                f"{image_size(file)}; list the size of the stored pixels"
+            )
     return files
 
 
-def _check_listed_size(path: Path, image: dict, file: Path) -> None:
-    """Raises DataError where an image is there and its header does not agree with what is listed, turned or not."""
-    try:
-        size = listed_size(image)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    if orientation_of_annotation(file, size) is None:
-        raise DataError(
-            f"{path}: image {image['id']} is listed as {size} (h, w), but {file} is {image_size(file)}; list the size "
-            "of the stored pixels"
-        )
-
-
-def _joined_categories(coco: CocoFile, used: list[int]) -> list[str]:
-    """A note on each name that several ids have."""
+def _notes(coco: CocoFile, used: list[int], empty: int) -> list[str]:
+    """A note on each name of several ids, on images without annotation and on empty masks."""
     ids: dict[str, list[int]] = {}
     for number in used:
         ids.setdefault(coco.names[number], []).append(number)
-    return [
-        f"{coco.path}: the categories {', '.join(map(str, same))} are all called {name!r} and count as one"
+    notes = [
+        f"the categories {', '.join(map(str, same))} are all called {name!r} and count as one"
         for name, same in ids.items()
         if len(same) > 1
     ]
-
-
-def _left_out(coco: CocoFile, sample_count: int, numbers: dict[int, int]) -> list[str]:
-    notes = []
-    unmarked = len(coco.images) - len({image_id for image_id, _ in coco.shapes})
-    if unmarked:
-        notes.append(
-            f"{coco.path}: {unmarked} of {len(coco.images)} images have no annotation and are left out"
-        )
-    empty = (
-        len({(image_id, numbers[category]) for image_id, category in coco.shapes}) - sample_count
-    )
+    images = len(coco.images)
+    if unmarked := images - len({image_id for image_id, _ in coco.shapes}):
+        notes.append(f"{unmarked} of {images} images have no annotation and are left out")
     if empty:
-        notes.append(f"{coco.path}: {empty} masks mark nothing within their image and are left out")
-    return notes
+        notes.append(f"{empty} masks mark nothing within their image and are left out")
+    return [f"{coco.path}: {note}" for note in notes]

@@ -1,4 +1,4 @@
-"""Methods: each a file in this folder with a subclass of `Method`, found by its name.
+"""Methods: each a file in this folder with a subclass of `Method`, registered by its name.
 
 A method without training needs `answer` alone. `TEST.method` names the method of a test, and
 `models.build.build_method` builds it.
@@ -34,8 +34,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         name: in configs, tables and files.
-        needs_training: it has weights of its own, which a checkpoint holds; False: it works as it
-            is.
+        needs_training: a checkpoint holds its trained weights; False: it works as it is.
     """
 
     name: ClassVar[str]
@@ -91,13 +90,13 @@ def method_class(name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
-        ConfigError: there is no method of that name; lists those that there are.
+        ConfigError: there is no method of that name; lists all methods.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1, 0.0)
         raise ConfigError(
-            f"TEST.method is {name}; known methods: {', '.join(METHODS)}. Did you mean {near[0]}?"
+            f"TEST.method is {name}; the methods are {', '.join(METHODS)}. Did you mean {near[0]}?"
         )
     return METHODS[name]

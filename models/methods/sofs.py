@@ -91,9 +91,7 @@ class SOFS(Method):
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
         transformed, reduced = self.head.embed_support(_stacked(features), prototypes)
         embedded = transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k))
-        if (
-            counts is not None
-        ):  # the fusion adds tokens up: a view that was given often counts often
+        if counts is not None:  # the fusion adds tokens up: a repeated view counts repeatedly
             embedded = embedded * counts[..., None, None].to(embedded.dtype)
         tokens, shares = gather_foreground(embedded.flatten(1, 2), share.flatten(1))
         classifier = transformed.new_zeros(b, transformed.shape[1])

@@ -12,7 +12,8 @@ GREY = RGB[:, :, 0].copy()
 
 
 def saved(path, pixels, mode=None, form=None, **options):
-    """Write pixels, converted to a mode, in the format of the suffix or another one; returns the path."""
+    """Write pixels, converted to a mode, in the format of the suffix or another one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, form, **options)
     return path
@@ -25,19 +26,16 @@ def with_orientation(path, pixels, orientation, **options):
     return saved(path, pixels, exif=exif, **options)
 
 
-def exif_behind_the_pixels(path):
-    """Move the EXIF of a PNG file to its end."""
-    content = path.read_bytes()
-    start = content.index(b"eXIf") - 4
-    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
-    last = content.index(b"IEND") - 4
-    path.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
-
-
 def truncated(path, pixels=RGB):
     """Write the first two thirds of an image file."""
     saved(path, pixels)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def warnings_about(caplog, path):
+    """Warnings that name a path."""
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    return [message for message in messages if str(path) in message]
 
 
 REFUSED = {  # what it is: how it is written
@@ -49,10 +47,6 @@ REFUSED = {  # what it is: how it is written
     "dangling": lambda path: path.symlink_to("nowhere"),
     "pipe": lambda path: os.mkfifo(path),
     "floats": lambda path: saved(path, np.ones((12, 18), np.float32), form="TIFF"),
-    "svg": lambda path: path.write_text(
-        "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
-    ),
-    "postscript": lambda path: path.write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-    ),
+    "svg": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9'/>"),
+    "postscript": lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%EndComments\n"),
 }

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import resource
-from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
+from datasets.episodes import EpisodeList, TrainingEpisodes
 from datasets.feature_bank import NORMAL, QUERY, VIEW, BankCrops, BankEpisodes, FeatureBank
-from datasets.views import ViewSettings
+from datasets.views import TrainingCrops, ViewSettings
 from tests.helpers import read_index
 from utils.errors import ConfigError
 
@@ -23,98 +22,72 @@ def index(surfaces):
 
 
 def bank_crops(index, count=3, settings=SETTINGS, shot=2, seed=54, alpha=0.0):
-    crops = TrainingCrops(
-        settings, crop_ratio=(0.7, 1.2), normal_probability=alpha, degrees=(-10, 10)
-    )
+    options = {"crop_ratio": (0.7, 1.2), "normal_probability": alpha, "degrees": (-10, 10)}
+    crops = TrainingCrops(settings, **options)
     return BankCrops(TrainingEpisodes(EpisodeList(index, shot, seed), crops), count)
 
 
 def numbered(folder, crops):
-    """Episodes over a bank whose features and masks tell their row."""
+    """Episodes over a bank whose features and masks are the number of their row."""
     bank = FeatureBank(folder / "bank", len(crops) * crops.per_sample, 2, (1, 1), 16)
     bank.create()
-    for row in range(bank.rows):
-        bank.write(
-            row,
-            torch.full((1, 2, 1, 1), float(row)),
-            torch.full((1, 16, 16), row, dtype=torch.uint8),
-        )
+    rows = torch.arange(bank.rows)[:, None, None]
+    bank.write(0, rows[..., None].expand(-1, 2, 1, 1).float(), rows.expand(-1, 16, 16).byte())
     return BankEpisodes(crops, bank)
 
 
-def told(crops, features):
-    """(position of the sample, role, number) of features that tell their row."""
+def origin(crops, features):
+    """(position of the sample, role, number) of features that are the number of their row."""
     place, within = divmod(int(features.flatten()[0]), crops.per_sample)
     return crops.positions[place], *divmod(within, crops.count)
 
 
 def test_crops_depend_on_seed_sample_role_and_number_alone(index):
-    few, many = bank_crops(index, 2), bank_crops(index, 3)
+    few, many, other = bank_crops(index, 2), bank_crops(index, 3), bank_crops(index, 3, seed=55)
     for place in (0, 5):
         first, second = few[place], many[place]
-        assert (
-            first["place"] == place
-            and first["images"].shape == (6, 3, 16, 16)
-            and len(second["masks"]) == 9
-        )
-        assert first["images"].dtype == torch.float32 and first["masks"].dtype == torch.uint8
+        assert first["place"] == place and first["images"].shape == (6, 3, 16, 16)
         for part in ("images", "masks"):
             kept = second[part].unflatten(0, (3, 3))[:, :2].flatten(0, 1)
             assert torch.equal(first[part], kept)
-    drawn = torch.cat(
-        [many[0]["images"], many[1]["images"], bank_crops(index, 3, seed=55)[0]["images"]]
-    )
-    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn), (
-        "another seed, sample, role or number: another crop"
-    )
+    drawn = torch.cat([many[0]["images"], many[1]["images"], other[0]["images"]])
+    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn), "otherwise another crop"
 
 
 def test_each_role_looks_where_it_should(index):
     def marked(**options):
         crops = bank_crops(index, 4, **options)
-        masks = torch.stack([crops[place]["masks"] for place in range(len(crops))]).unflatten(
-            1, (3, 4)
-        )
-        return masks.flatten(3).any(-1).float().mean((0, 2)).tolist()
+        masks = torch.stack([crops[place]["masks"] for place in range(len(crops))])
+        return masks.unflatten(1, (-1, 4)).flatten(3).any(-1).float().mean((0, 2)).tolist()
 
     assert marked()[QUERY] == marked()[VIEW] == 1 and marked()[NORMAL] < 0.7
     assert marked(alpha=1.0)[QUERY] < 0.7, "the probability of normal queries counts"
-    without = bank_crops(index, 4, settings=replace(SETTINGS, normal_views=0))
-    assert without.per_sample == 8 and len(without[0]["images"]) == 8
+    assert len(marked(settings=replace(SETTINGS, normal_views=0))) == 2
 
 
 def test_a_bank_keeps_what_is_written(tmp_path):
     bank = FeatureBank(tmp_path / "bank", 5, 3, (2, 4), 16)
-    assert not list(tmp_path.iterdir())
     bank.create()
-    assert (
-        sum(p.stat().st_size for p in bank.folder.iterdir())
-        == bank.nbytes
-        == 5 * (2 * 3 * 2 * 4 + 16 * 16)
-    )
+    sizes = [path.stat().st_size for path in bank.folder.iterdir()]
+    assert sum(sizes) == bank.nbytes == 5 * (2 * 3 * 2 * 4 + 16 * 16)
     features, masks = torch.randn(2, 3, 2, 4), torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
     bank.write(1, features, masks)
     bank.write(3, -features, 1 - masks)
-    found, marks = deepcopy(bank).read([4, 1, 1])
-    assert found.dtype == torch.bfloat16 and marks.dtype == torch.uint8
-    assert torch.equal(
-        found, torch.stack([-features[1], features[0], features[0]]).to(torch.bfloat16)
-    )
+    read, marks = bank.read([4, 1, 1])
+    expected = torch.stack([-features[1], features[0], features[0]])
+    assert torch.equal(read, expected.to(torch.bfloat16))
     assert torch.equal(marks, torch.stack([1 - masks[1], masks[0], masks[0]]))
-    assert not bank.read([0])[0].any()
     bank.create()
     assert not bank.read([1])[0].any(), "what an earlier run has left is replaced"
-    bank.remove()
     bank.remove()
     assert not list(tmp_path.iterdir())
 
 
 def test_too_large_a_bank_is_refused_before_anything_is_written(tmp_path):
     bank = FeatureBank(tmp_path / "bank", 10**9, 4608, (37, 37), 518)
-    told = r"TRAIN\.feature_bank: 1,000,000,000 crops need 12,885,028,000,000,000 bytes in .*bank, and [\d,]+ are free"
-    with pytest.raises(
-        ConfigError, match=rf"{told} there; lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"
-    ):
+    need = r"1,000,000,000 crops need 12,885,028,000,000,000 bytes in .*bank, and [\d,]+ are free"
+    remedy = r"there; lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"
+    with pytest.raises(ConfigError, match=rf"TRAIN\.feature_bank: {need} {remedy}"):
         bank.create()
     assert not list(bank.folder.iterdir())
 
@@ -123,10 +96,7 @@ def test_a_disk_that_refuses_is_the_same_error(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(
-            ConfigError,
-            match=r"TRAIN\.feature_bank: 10 crops need 2,640 bytes .*\(File too large\)",
-        ):
+        with pytest.raises(ConfigError, match=r"10 crops need 2,640 bytes .*\(File too large\)"):
             FeatureBank(tmp_path / "bank", 10, 1, (2, 2), 16).create()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -138,52 +108,39 @@ def test_episodes_are_those_without_the_bank(index, tmp_path, count):
     data, plain = numbered(tmp_path, crops), EpisodeList(index, shot=2, seed=54)
     assert len(data) == len(plain)
     for number in range(3 * len(data)):
-        epoch, at = divmod(number, len(data))
-        episode, item = plain.episode(at, epoch), data[number]
+        epoch, position = divmod(number, len(data))
+        episode, item = plain.episode(position, epoch), data[number]
         assert item["class"] == episode.query.class_name and item["number"] == number
-        position, role, _ = told(crops, item["query_features"])
-        assert index.samples[position] == episode.query and role == QUERY
-        assert torch.equal(
-            item["query_mask"].unique().float(), item["query_features"].unique().float()
-        )
-        supports = [told(crops, f) for f in item["support_features"]]
+        sample, role, _ = origin(crops, item["query_features"])
+        assert index.samples[sample] == episode.query and role == QUERY
+        assert item["query_mask"][0, 0] == item["query_features"][0, 0, 0]
+        supports = [origin(crops, features) for features in item["support_features"]]
         wanted = [s for s in episode.candidates[:2] for _ in range(3)]
-        assert [index.samples[position] for position, _, _ in supports] == wanted
+        assert [index.samples[sample] for sample, _, _ in supports] == wanted
         assert [role for _, role, _ in supports] == [VIEW, VIEW, NORMAL] * 2
-        views = [number for _, _, number in supports[:2]]
-        assert len(set(views)) == min(2, count), "no view twice while there are others"
+        assert len({k for _, _, k in supports[:2]}) == min(2, count), "none twice before all"
 
 
 def test_crop_numbers_come_from_seed_epoch_and_index(index, tmp_path):
     crops = bank_crops(index)
     data, again = numbered(tmp_path / "a", crops), numbered(tmp_path / "b", bank_crops(index))
-    drawn = [told(crops, data[number]["query_features"])[2] for number in range(8 * len(data))]
-    assert drawn == [
-        told(crops, again[number]["query_features"])[2] for number in range(8 * len(data))
-    ]
-    assert min(np.bincount(drawn, minlength=3)) > len(drawn) / 5, "each crop has its turn"
-    assert len(set(drawn[:: len(data)])) > 1, "the same query changes its crop from epoch to epoch"
+    drawn, same = (
+        [origin(crops, d[n]["query_features"])[2] for n in range(8 * len(data))]
+        for d in (data, again)
+    )
+    assert drawn == same and min(np.bincount(drawn, minlength=3)) > len(drawn) / 5
+    assert len(set(drawn[:: len(data)])) > 1, "a query changes its crop from epoch to epoch"
 
 
 def test_images_of_an_episode_are_the_crops_that_the_bank_was_made_of(index, tmp_path):
     crops = bank_crops(index)
     data = numbered(tmp_path, crops)
-    for number in (0, 21):
-        item, images = data[number], data.images(number)
-        rows = [int(f.flatten()[0]) for f in (item["query_features"], *item["support_features"])]
-        shown = torch.cat([images["query"][None], images["supports"]])
-        marks = torch.cat([images["query_mask"][None], images["support_masks"]])
-        for row, image, mask in zip(rows, shown, marks, strict=True):
-            sample = crops[row // crops.per_sample]
-            assert torch.equal(image, sample["images"][row % crops.per_sample])
-            assert torch.equal(mask, sample["masks"][row % crops.per_sample])
-        assert images["class"] == item["class"] and len(images["supports"]) == 6
-
-
-def test_roles_are_augmented_apart_where_both_see_the_whole_image(index):
-    crops = bank_crops(index, 1, settings=replace(SETTINGS, resize_ratio=None))
-    queries, views, normal = torch.stack(
-        [crops[place]["images"] for place in range(len(crops))]
-    ).unbind(1)
-    for one, other in ((queries, views), (views, normal)):
-        assert (one != other).flatten(1).any(1).float().mean() > 0.6
+    item, images = data[21], data.images(21)
+    rows = [int(f.flatten()[0]) for f in (item["query_features"], *item["support_features"])]
+    shown = torch.cat([images["query"][None], images["supports"]])
+    marks = torch.cat([images["query_mask"][None], images["support_masks"]])
+    assert images["class"] == item["class"] and len(shown) == 7
+    for row, image, mask in zip(rows, shown, marks, strict=True):
+        sample, number = crops[row // crops.per_sample], row % crops.per_sample
+        assert torch.equal(image, sample["images"][number])
+        assert torch.equal(mask, sample["masks"][number])

@@ -1,188 +1,276 @@
 from __future__ import annotations
 
-import json
-import tracemalloc
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from pycocotools import mask as coco
+from PIL import Image, ImageFilter
 
-from datasets.masks import (
-    polygon_corners,
-    rle_area,
-    rle_decode,
-    rle_encode,
-    rle_merge,
-    rle_of_annotation,
-    rle_of_polygons,
-)
+from datasets.masks import read_labels, read_mask
+from tests.datasets.bad_files import saved, warnings_about
 from utils.errors import DataError
 
-SIZE = (20, 30)
+DISC = (np.hypot(*np.mgrid[-30:30, -40:40]) < 20).astype(np.uint8)
+RIM = cv2.dilate(DISC, np.ones((5, 5), np.uint8)) - DISC
 
 
-def random_masks(count):
-    rng = np.random.default_rng(3)
-    return [(rng.random(SIZE) < share).astype(np.uint8) for share in np.linspace(0, 1, count)]
+def blurred(values, radius):
+    return np.array(Image.fromarray(values).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def draw(polygons, size=SIZE):
-    return rle_decode(rle_of_polygons([polygon_corners(polygon) for polygon in polygons], size))
+def paletted(path, indices, palette, form=None, **options):
+    image = Image.fromarray(indices, "P")
+    image.putpalette(palette)
+    image.save(path, form, **options)
+    return path
 
 
-def box(x0, y0, x1, y1):
-    return [x0, y0, x1, y0, x1, y1, x0, y1]
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("top", [1, 128, 255])
+def test_any_two_values_are_taken_without_a_warning(tmp_path, mode, top, caplog):
+    top = 255 if mode == "1" else top
+    values = DISC * (np.uint16(257) if mode == "I;16" else np.uint8(1)) * np.uint8(top)
+    path = saved(tmp_path / "m.png", values, None if mode == "I;16" else mode)
+    mask = read_mask(path)
+    assert mask.dtype == np.uint8 and (mask == DISC).all()
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_mask(image), mask)
+    assert warnings_about(caplog, tmp_path) == []
 
 
-def test_a_box_is_filled_with_its_border():
-    expected = np.zeros(SIZE, np.uint8)
-    expected[3:8, 2:13] = 1
-    np.testing.assert_array_equal(draw([box(2, 3, 12, 7)]), expected)
+CLASSES = [(1, 2, 127), (80, 160, 240), (1, 128), (200, 201, 255), tuple(range(7, 255, 8))]
 
 
-def test_coordinates_are_truncated_towards_zero():
-    truncated = draw([box(2.99, 3.01, 12.9, 7.5)])
-    np.testing.assert_array_equal(truncated, draw([box(2, 3, 12, 7)]))
-    assert draw([[-0.9, -0.9]])[0, 0] == 1
+@pytest.mark.parametrize("classes", CLASSES)
+def test_grey_values_that_fill_areas_are_classes(tmp_path, caplog, classes):
+    values = np.zeros((60, 12 * len(classes)), np.uint8)
+    for number, value in enumerate(classes):
+        columns = np.s_[12 * number + 1 : 12 * number + 9]
+        values[5 + number : 25, columns] = values[40, columns] = value  # an area and a scratch
+    path = saved(tmp_path / "m.png", values)
+    np.testing.assert_array_equal(read_mask(path), values > 0)
+    np.testing.assert_array_equal(read_labels(path), values)
+    assert warnings_about(caplog, path) == []
 
 
-def test_overlap_is_a_union_and_a_crossing_polygon_alternates():
-    two = draw([box(2, 2, 10, 10), box(6, 6, 15, 15)])
-    one_by_one = [draw([p]) for p in (box(2, 2, 10, 10), box(6, 6, 15, 15))]
-    np.testing.assert_array_equal(two, one_by_one[0] | one_by_one[1])
-    assert two[8, 8] == 1
-    ring = box(2, 2, 16, 16) + box(5, 5, 13, 13) + [2, 2]
-    assert draw([ring])[9, 10] == 0
+def test_classes_that_touch_colours_and_instances_are_all_marked(tmp_path):
+    touching = np.zeros((60, 80), np.uint8)
+    touching[10:50, 10:40], touching[10:50, 40:70], touching[25:35, 30:50] = 90, 170, 250
+    colours = np.zeros((9, 9, 3), np.uint8)
+    for number, colour in enumerate([[64, 0, 0], [0, 128, 0], [192, 0, 128]]):
+        colours[1:, 3 * number : 3 * number + 3] = colour
+    instances = np.zeros((9, 9), np.uint16)
+    instances[0, :2] = 1, 900
+    for number, values in enumerate((touching, colours, instances)):
+        expected = values.max(axis=2) > 0 if values.ndim == 3 else values > 0
+        path = saved(tmp_path / f"{number}.png", values)
+        np.testing.assert_array_equal(read_mask(path), expected)
+    with pytest.raises(DataError, match=r"1\.png: a coloured mask; expected class values"):
+        read_labels(tmp_path / "1.png")
 
 
-def test_polygons_past_the_border_are_cut_off():
-    polygon = box(-5, -7, 8, 4)
-    shifted = [value + 10 for value in polygon]
-    larger = draw([shifted], (SIZE[0] + 20, SIZE[1] + 20))
-    np.testing.assert_array_equal(draw([polygon]), larger[10:30, 10:40])
-    assert not draw([box(100, 100, 120, 130)]).any()
-    assert draw([box(-1e6, -1e6, 1e6, 1e6)]).all()
+@pytest.mark.parametrize("colour", [(255, 0, 0), (255, 255, 255), (0, 200, 255)])
+@pytest.mark.parametrize("radius", [0.6, 1, 3])
+def test_smoothed_drawings_are_cut_at_half_with_one_warning(tmp_path, caplog, colour, radius):
+    """With few values, too: shades lie beside other ones."""
+    sharp = np.zeros((60, 80), np.uint8)
+    sharp[10:14, 8:30], sharp[30:50, 40:45], sharp[52, 5:60] = 255, 255, 255
+    grown = blurred(sharp, radius)
+    for levels in (256, 8):
+        shades = (grown // (256 // levels) * (255 // (levels - 1))).clip(0, 255)
+        picture = (shades[:, :, None] / 255 * np.array(colour)).round().astype(np.uint8)
+        bright = picture.max(axis=2)
+        path = saved(tmp_path / f"{levels}.png", picture)
+        for _ in range(2):
+            np.testing.assert_array_equal(read_mask(path), bright >= bright.max() / 2)
+        (message,) = warnings_about(caplog, path)
+        share = ((bright > 0) & (bright < bright.max())).mean()
+        assert f"{100 * share:.2g} % of the mask's pixels lie between 0 and" in message
 
 
-def test_polygons_under_three_points():
-    assert np.argwhere(draw([[4, 5]])).tolist() == [[5, 4]]
-    assert np.argwhere(draw([[4, 5, 6, 5]])).tolist() == [[5, 4], [5, 5], [5, 6]]
-    assert not draw([[]]).any()
-    assert not draw([]).any()
+def test_smoothed_masks_of_other_heights_and_depths_are_cut_at_half(tmp_path):
+    deep = blurred(DISC * np.uint8(255), 5).astype(np.uint16) * 16
+    for number, shades in enumerate((blurred(DISC * np.uint8(100), 5), deep)):
+        path = saved(tmp_path / f"{number}.png", shades)
+        np.testing.assert_array_equal(read_mask(path), shades >= shades.max() / 2)
 
 
-NAN, INFINITE = float("nan"), float("inf")
+@pytest.mark.parametrize("quality", [30, 75, 95, 100])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_what_compression_leaves_is_no_class(tmp_path, quality, kind):
+    """Values next to 0 and to the greatest one, scattered about the borders of small blobs."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        mask = np.zeros((96, 128), np.uint8)
+        for _ in range(3):
+            top, left = rng.integers(5, 80), rng.integers(5, 100)
+            mask[top : top + rng.integers(2, 12), left : left + rng.integers(3, 25)] = 255
+        path = saved(tmp_path / f"{seed}.{kind.lower()}", mask, None, kind, quality=quality)
+        read, meant = read_mask(path) > 0, mask > 0
+        assert (read & meant).sum() / (read | meant).sum() > (0.85 if quality < 90 else 0.93)
+
+
+def test_a_jpeg_holds_no_classes(tmp_path, caplog):
+    path = saved(tmp_path / "a.jpg", DISC * 20)
+    assert (read_mask(path) != DISC).mean() < 0.005 and "with losses" in caplog.text
+    with pytest.raises(DataError, match=r"a\.jpg: .*saved with losses"):
+        read_labels(path)
+
+
+def test_small_values_that_compression_leaves_beside_255_are_no_class(tmp_path, caplog):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:30, 20:37] = 255
+    mask[19, 22:30:3], mask[31, 20:37:4] = 1, 2
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", mask)), mask == 255)
+    assert "lie between 0 and 255" in caplog.text
+
+
+def test_classes_have_at_most_32_values(tmp_path):
+    values = np.arange(33, dtype=np.uint8)[None]
+    assert read_labels(saved(tmp_path / "a.png", values[:, :32])).max() == 31
+    with pytest.raises(DataError, match=r"b\.png: 33 different values.*JPEG"):
+        read_labels(saved(tmp_path / "b.png", values))
+
+
+@pytest.mark.parametrize("classes", [(1,), (1, 2, 3), (31,)])
+@pytest.mark.parametrize("form", ["grey", "palette of greys", "16 bits", "PASCAL VOC"])
+def test_the_greatest_value_beside_small_classes_is_refused_as_not_sure(tmp_path, classes, form):
+    values = np.zeros((40, 60), np.uint16 if form == "16 bits" else np.uint8)
+    unsure = np.iinfo(values.dtype).max
+    for number, value in enumerate(classes):
+        values[5:15, 14 * number + 3 : 14 * number + 13] = unsure
+        values[6:14, 14 * number + 4 : 14 * number + 12] = value
+    path = tmp_path / "m.png"
+    if form in ("grey", "16 bits"):
+        saved(path, values)
+    else:
+        palette = np.arange(256, dtype=np.uint8).repeat(3)
+        if form == "PASCAL VOC":
+            palette[3 * classes[0] : 3 * classes[0] + 3] = 128, 0, 0
+            palette[-3:] = 224, 224, 192
+        paletted(path, values, palette.tobytes())
+    for read in (read_mask, read_labels):
+        words = rf"m\.png: holds {classes[0]}.* and {unsure}, which stands for 'not sure'"
+        with pytest.raises(DataError, match=words):
+            read(path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+def test_a_palette_of_greys_is_read_as_it_is_shown(tmp_path, caplog, form):
+    """Programs that reduce colours put them into any order."""
+    for indices, palette in ((DISC, [0] * 3 + [255] * 3), (1 - DISC, [255] * 3 + [0] * 3)):
+        path = paletted(tmp_path / "m", indices.astype(np.uint8), palette, form)
+        np.testing.assert_array_equal(read_mask(path), DISC)
+    assert warnings_about(caplog, tmp_path) == []
+
+
+def test_a_mask_of_reduced_colours_is_the_mask(tmp_path):
+    for colours in (2, 16):
+        smooth = Image.fromarray(blurred(DISC * 255, 1 if colours > 2 else 0))
+        smooth.convert("RGB").quantize(colours).save(tmp_path / "m.png")
+        assert (read_mask(tmp_path / "m.png") != DISC).mean() < 0.01
+
+
+def test_labels_of_a_palette_are_marked_wherever_black_is(tmp_path):
+    values = np.zeros((30, 40), np.uint8)
+    values[5:15, 5:15], values[18:28, 20:35], values[2, 1:39] = 1, 2, 3
+    classes = [128, 0, 0, 0, 128, 0, 1, 2, 3]
+    for first in ([0, 0, 0], [9, 9, 9]):
+        path = paletted(tmp_path / "m.png", values, first + classes)
+        np.testing.assert_array_equal(read_mask(path), values > 0)
+        np.testing.assert_array_equal(read_labels(path), values)
+    path = paletted(tmp_path / "m.png", 3 - values, [1, 2, 3, 128, 0, 0, 0, 128, 0, 0, 0, 0])
+    np.testing.assert_array_equal(read_mask(path), values > 0)
+    path = paletted(tmp_path / "m.png", DISC, [255, 255, 255, 255, 0, 0], transparency=0)
+    np.testing.assert_array_equal(read_mask(path), DISC)
+
+
+def packed_png(path, values, bits):
+    """A grey PNG of 2 or 4 bits a pixel, as programs that make PNGs small write them."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    per = 8 // bits
+    shifts = np.arange(per)[::-1] * bits
+    rows = (values.reshape(len(values), -1, per).astype(np.int64) << shifts).sum(2)
+    body = b"".join(b"\0" + row.tobytes() for row in rows.astype(np.uint8))
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_class_values_of_few_bits_are_those_of_the_file(tmp_path, bits):
+    file = packed_png(tmp_path / "a.png", 3 * DISC + RIM, bits)
+    np.testing.assert_array_equal(read_labels(file), 3 * DISC + RIM)
+    np.testing.assert_array_equal(read_mask(file), DISC | RIM)
+
+
+def with_alpha(colour, alpha):
+    return np.dstack([np.broadcast_to(np.array(colour, np.uint8), (*alpha.shape, 3)), alpha])
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
+@pytest.mark.parametrize("name", ["m.png", "m.tif"])
+def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there(tmp_path, caplog, colour, name):
+    path = saved(tmp_path / name, with_alpha(colour, DISC * 255))
+    for _ in range(2):
+        np.testing.assert_array_equal(read_mask(path), DISC)
+    (message,) = warnings_about(caplog, path)
+    assert "the mask is taken from its alpha channel" in message
+    np.testing.assert_array_equal(read_labels(path), DISC * 255)
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (0, 0, 0)])
+@pytest.mark.parametrize("ink", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
+def test_soft_ink_on_a_transparent_ground_is_its_alpha_cut_at_half(tmp_path, ground, ink):
+    alpha = blurred(DISC * 255, 2)
+    drawing = with_alpha(ground, alpha)
+    drawing[alpha > 0, :3] = ink
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), alpha >= 127.5)
+
+
+def test_what_is_transparent_is_not_marked(tmp_path):
+    """Of drawings in several colours; an alpha that is the same everywhere says nothing."""
+    drawing = with_alpha((255, 255, 255), DISC * 255)
+    drawing[DISC > 0, :3] = 255, 0, 0
+    drawing[28:32, 38:42, :3] = 0, 255, 0
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), DISC)
+    for alpha in (np.full_like(DISC, 255), np.zeros_like(DISC)):
+        plain = np.dstack([DISC * 255] * 3 + [alpha])
+        np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", plain)), DISC)
+
+
+def test_of_a_photograph_with_alpha_the_alpha_channel_is_the_mask(tmp_path, caplog):
+    photo = np.random.default_rng(0).integers(0, 256, (*DISC.shape, 3), np.uint8)
+    file = saved(tmp_path / "a.png", np.dstack([photo, 255 * DISC]))
+    assert np.array_equal(read_mask(file), DISC) and "is a photograph" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "polygon", [[1, 2, 3], ["1", 2], [NAN, 1], [INFINITE, 1], [1e9, 0], 5, "12", None]
+    ("share", "words"), [(0.9, None), (0.91, "91 %"), (0.985, "98.5 %"), (1, "every pixel")]
 )
-def test_polygons_that_are_none(polygon):
-    with pytest.raises(DataError, match="polygon"):
-        polygon_corners(polygon)
+def test_a_mask_of_nearly_everything_is_named_once(tmp_path, caplog, share, words):
+    values = np.zeros((200, 10), np.uint8)
+    values[: round(200 * share)] = 255
+    for read in (read_mask, read_labels):
+        path = saved(tmp_path / f"{read.__name__}.png", values)
+        read(path), read(path)
+        messages = warnings_about(caplog, path)
+        assert len(messages) == (words is not None)
+        assert all(f"the mask marks {words}" in text for text in messages)
 
 
-def random_polygon(rng, size):
-    """Corners around some point in or near the image: none to a dozen, dense or far past the border."""
-    centre = rng.uniform(-0.5, 1.5, 2) * size[::-1]
-    reach = rng.choice([2, 8, 40, 1000])
-    return (
-        (centre + rng.uniform(-reach, reach, (rng.integers(0, 13), 2)))
-        .round(rng.integers(0, 3))
-        .ravel()
-        .tolist()
-    )
-
-
-def test_random_polygons_are_those_filled_one_by_one_in_the_whole_image():
-    rng = np.random.default_rng(0)
-    for _ in range(2000):
-        size = tuple(int(side) for side in rng.integers(1, 60, 2))
-        polygons = [random_polygon(rng, size) for _ in range(rng.integers(0, 6))]
-        whole = np.zeros(size, np.uint8)
-        for polygon in filter(None, polygons):
-            cv2.fillPoly(whole, [np.trunc(polygon).astype(np.int32).reshape(-1, 1, 2)], 1)
-        assert rle_of_polygons(
-            [polygon_corners(polygon) for polygon in polygons], size
-        ) == rle_encode(whole), polygons
-
-
-def test_small_polygons_of_a_large_image_take_no_memory_of_its_size():
-    corners = [polygon_corners(box(x, 20000, x + 50, 20050)) for x in (0, 10000, 29950)]
-    tracemalloc.start()
-    try:
-        rle = rle_of_polygons(corners, (30000, 30000))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1e6 and rle_area(rle) == 51 * 51 * 2 + 51 * 50
-
-
-def test_run_lengths_round_trip_through_json():
-    for mask in random_masks(9):
-        rle = json.loads(json.dumps(rle_encode(mask)))
-        decoded = rle_decode(rle)
-        np.testing.assert_array_equal(decoded, mask)
-        assert (
-            decoded.dtype == np.uint8 and decoded.flags.c_contiguous and rle["size"] == list(SIZE)
-        )
-        assert rle_area(rle) == mask.sum()
-
-
-def test_encoding_marks_whatever_is_not_zero():
-    mask = np.array([[0, 255], [256, -1]], np.int32)
-    assert rle_decode(rle_encode(mask)).tolist() == [[0, 1], [1, 1]]
-    assert rle_decode(rle_encode(mask > 0)).tolist() == [[0, 1], [1, 0]]
-
-
-def test_merging_is_a_union():
-    masks = random_masks(5)[1:3]
-    np.testing.assert_array_equal(
-        rle_decode(rle_merge([rle_encode(m) for m in masks])), masks[0] | masks[1]
-    )
-
-
-def uncompressed(mask):
-    flat = mask.flatten(order="F")
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))
-    return {
-        "size": list(SIZE),
-        "counts": [int(run) for run in np.diff(np.concatenate([[0], edges]))],
-    }
-
-
-def test_annotations_with_run_lengths_of_both_forms():
-    for mask in random_masks(9):
-        compressed = coco.encode(np.asfortranarray(mask))
-        for counts in (compressed["counts"].decode(), uncompressed(mask)["counts"]):
-            rle = rle_of_annotation({"size": list(SIZE), "counts": counts}, SIZE)
-            np.testing.assert_array_equal(rle_decode(rle), mask)
-
-
-@pytest.mark.parametrize(
-    "rle",
-    [
-        {"size": [30, 20], "counts": [600]},
-        {"counts": [600]},
-        {"size": [20, 30]},
-        {"size": [20, 30], "counts": [599]},
-        {"size": [20, 30], "counts": [700, -100]},
-        {"size": [20, 30], "counts": [600.0]},
-        {"size": [20, 30], "counts": ""},
-        {"size": [20, 30], "counts": "04"},
-        {"size": [20, 30], "counts": "PPPP"},
-        {"size": [20, 30], "counts": "é"},
-        {"size": [20, 30], "counts": 600},
-    ],
-)
-def test_broken_run_lengths_of_annotations(rle):
-    with pytest.raises(DataError, match="run lengths"):
-        rle_of_annotation(rle, SIZE)
-
-
-def test_broken_strings_do_not_reach_the_decoder():
-    whole = rle_encode(random_masks(3)[1])["counts"]
-    for counts in (whole[:-1], whole + "5", "0" * 50):
-        with pytest.raises(DataError, match="run lengths"):
-            rle_decode({"size": list(SIZE), "counts": counts})
+def test_arrays_full_masks_and_16_bit_colours_are_masks(tmp_path):
+    for kind in (bool, np.uint8, np.int64, np.float64):
+        np.testing.assert_array_equal(read_mask(DISC.astype(kind)), DISC)
+    for value in (0, 1, 255):
+        path = saved(tmp_path / f"{value}.png", np.full((4, 5), value, np.uint8))
+        assert (read_mask(path) == (value > 0)).all()
+    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([DISC.astype(np.uint16) * 65535] * 3))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), DISC)

@@ -1,12 +1,12 @@
-"""Invented data sets in the layout of VISION V1, whose annotation files are odd or broken."""
+"""Invented annotation files of VISION V1 that are odd or broken."""
 
 from __future__ import annotations
 
 import json
 
 from hypothesis import strategies as st
-from pycocotools import mask
 
+from datasets.rle import rle_of_annotation
 from tests.fuzz.trees import changed, spoilt
 
 
@@ -14,33 +14,18 @@ def annotations(size=(12, 16), names=("a.png", "b.png", "c.png", "gone.png")):
     """COCO of some images, with polygons and both forms of run lengths."""
     height, width = size
     runs = {"size": [height, width], "counts": [height + 2, 5, height * width - height - 7]}
-    shapes = [
-        [[2, 2, 8, 2, 8, 8, 2, 8]],
-        [[1.5, 1, 4, 1], [0, 0]],
-        runs,
-        {"size": [height, width], "counts": "04n0"},
-    ]
-    shapes[3]["counts"] = compressed(runs)
+    shapes = [[[2, 2, 8, 2, 8, 8, 2, 8]], [[1.5, 1, 4, 1], [0, 0]]]
+    shapes += [runs, rle_of_annotation(runs, size)]
+    listed = {"height": height, "width": width}
     return {
-        "images": [
-            {"id": i, "file_name": name, "height": height, "width": width}
-            for i, name in enumerate(names)
-        ],
+        "images": [{"id": i, "file_name": name} | listed for i, name in enumerate(names)],
         "categories": [{"id": 0, "name": "spot"}, {"id": 7, "name": "line"}],
         "annotations": [
-            {
-                "id": i,
-                "image_id": i % len(names),
-                "category_id": 7 * (i % 2),
-                "segmentation": shapes[i % 4],
-            }
+            {"id": i, "image_id": i % len(names), "category_id": 7 * (i % 2)}
+            | {"segmentation": shapes[i % 4]}
             for i in range(6)
         ],
     }
-
-
-def compressed(runs):
-    return mask.frPyObjects(runs, *runs["size"])["counts"].decode()
 
 
 def contents(tree):

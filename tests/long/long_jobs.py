@@ -13,10 +13,11 @@ import torch
 
 from datasets.build import build_test_index, view_settings
 from datasets.views import SupportSet
-from tests.helpers import picture, tiny_config, trainer_of, untrained_predictor
+from tests.helpers import picture, tiny_config, training_of, untrained_predictor
 from tests.tools.open_domain_data import config
 from tools.evaluator import Protocol, evaluate
-from tools.tester import run_test
+from tools.evaluator import run_test
+from tools.trainer import train_epochs
 from utils.logging import setup_logging
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -71,9 +72,9 @@ def trained(root: Path, folder: Path, workers: int, samples: Samples) -> None:
         "TRAIN_SETUPS__batch_size": 1,
         "TRAIN_SETUPS__num_workers": workers,
     }
-    trainer = trainer_of(root, folder, **SMALL, **changes)
-    trainer.learner.step.register_forward_hook(samples.step)
-    trainer.run([])
+    run = training_of(root, folder, **SMALL, **changes)
+    run.loss.register_forward_hook(samples.step)
+    train_epochs(run)
 
 
 def predicted(root: Path, folder: Path, workers: int, samples: Samples) -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-import timm
 import torch
+from timm.layers.attention import Attention
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -17,50 +17,48 @@ from models.attention import (
     use_xformers,
 )
 from models.backbone import build_backbone
+from tests.models.tiny import tiny_vit
 from utils.errors import ConfigError
+
+NORMED = {"qk_norm": True, "scale_norm": True, "norm_layer": torch.nn.LayerNorm}
 
 
 def operator(q, k, v):
-    """What xformers computes, in its (B, N, heads, K) layout."""
+    """What xformers computes, in its (B, N, heads, D) layout."""
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("xformers") is not None, reason="xformers is installed"
-)
-def test_missing_xformers_names_the_key_and_the_remedy(make_vit):
+@pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is there")
+def test_missing_xformers_names_the_key_and_the_remedy():
     with pytest.raises(ConfigError, match=r"TRAIN\.attention.*pip install xformers.*sdpa"):
-        use_xformers(make_vit())
+        use_xformers(tiny_vit())
 
 
 @pytest.mark.parametrize("kernel", [by_token(operator), attend_by_head])
-@pytest.mark.parametrize(
-    "settings", [{}, {"qk_norm": True, "scale_norm": True, "norm_layer": torch.nn.LayerNorm}]
-)
+@pytest.mark.parametrize("settings", [{}, NORMED])
 def test_attention_is_timms(kernel, settings):
     torch.manual_seed(0)
-    attention = timm.layers.attention.Attention(24, num_heads=3, qkv_bias=True, **settings).eval()
-    x = torch.randn(2, 17, 24)
-    ours = ViTAttention(attention, kernel)
+    attention = Attention(24, num_heads=3, qkv_bias=True, **settings).eval()
+    x, ours = torch.randn(2, 17, 24), ViTAttention(attention, kernel)
     assert_close(ours(x), attention(x))
     assert {n for n, _ in ours.named_parameters()} == {n for n, _ in attention.named_parameters()}
 
 
-def test_a_vit_with_every_attention_replaced_answers_the_same(make_vit):
-    vit = make_vit().eval()
-    image = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+def test_a_vit_with_every_attention_replaced_answers_the_same():
+    torch.manual_seed(0)
+    vit, image = tiny_vit().eval(), torch.randn(1, 3, 56, 56)
     before = vit.forward_features(image)
     assert use_kernel(vit, by_token(operator)) == len(vit.blocks)
-    assert all(isinstance(block.attn, ViTAttention) for block in vit.blocks)
     assert_close(vit.forward_features(image), before, rtol=1e-4, atol=1e-5)
+    options = {"layers": [2], "image_size": 28, "stride": 14, "pretrained": False}
+    built = build_backbone("dinov2_vits14", **options).model
+    assert all(block.attn.kernel is attend for block in built.blocks)
 
 
 def test_attention_that_is_not_plain_is_left_alone():
-    gated = timm.layers.attention.Attention(24, num_heads=3, gated=True)
-    model = torch.nn.Module()
-    model.blocks = torch.nn.ModuleList([torch.nn.Module()])
-    model.blocks[0].attn = gated
-    assert use_kernel(model, attend) == 0 and model.blocks[0].attn is gated
+    gated, vit = Attention(24, num_heads=3, gated=True), tiny_vit(depth=1)
+    vit.blocks[0].attn = gated
+    assert use_kernel(vit, attend) == 0 and vit.blocks[0].attn is gated
 
 
 def test_heads_one_by_one_are_the_attention_and_lose_little_in_half_precision():
@@ -72,10 +70,8 @@ def test_heads_one_by_one_are_the_attention_and_lose_little_in_half_precision():
     assert_close(attend_by_head(q, k, v), exact, rtol=0, atol=1e-5)
     half = [t.bfloat16() for t in (q, k, v)]
     rounded = F.scaled_dot_product_attention(*(t.float() for t in half))
-    error = (
-        attend_by_head(*half).float() - rounded
-    ).square().mean().sqrt() / rounded.square().mean().sqrt()
-    assert error < 2**-7
+    error = attend_by_head(*half).float() - rounded
+    assert (error.square().mean() / rounded.square().mean()).sqrt() < 2**-7
 
 
 def test_gradients_pass_through_attention_in_half_precision():
@@ -83,10 +79,3 @@ def test_gradients_pass_through_attention_in_half_precision():
     half = [torch.randn(1, 2, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
     attend(*half).float().square().sum().backward()
     assert all(t.grad.any() for t in half)
-
-
-def test_backbones_attend_by_the_fastest_kernel():
-    vit = build_backbone(
-        "dinov2_vits14", layers=[2], image_size=28, stride=14, pretrained=False
-    ).model
-    assert all(block.attn.kernel is attend for block in vit.blocks)

@@ -170,6 +170,6 @@ def test_a_head_of_other_settings_is_told(tmp_path, caplog):
     load_head(path, model(), "KEY", here)
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"KEY: {path} was trained with TRAIN.SOFS.prior_layer_pointer [5, 6, 7, 8, 9, 10] (here [0, 1]), "
-        "TRAIN.SOFS.transformer_nums_heads 8 (here 4)"
+        f"KEY: {path} was trained with TRAIN.SOFS.prior_layer_pointer [5, 6, 7, 8, 9, 10] (here "
+        "[0, 1]), TRAIN.SOFS.transformer_nums_heads 8 (here 4)"
     )

@@ -6,215 +6,275 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 from torch.utils.data import default_collate
 
-from datasets.build import build_test_index, build_train_index
+from datasets.build import build_test_index
+from method_config import load_config
 from models.build import build_model
-from tests.helpers import tiny_config, train_without_dropout, trainer_of
-from tools.checkpoint import load_state
-from tools.tester import SplitTest
-from tools.trainer import Trainer, run_training
-from tools.training.state import STATE
-from utils.errors import DataError
+from tests.helpers import EARLY_BEST, own_logging, tiny_config, train_without_dropout, training_of
+from tools.checkpoint import STATE, load_head, load_state
+from tools.tester import SplitTest, run_test
+from tools.trainer import run_training, train_epochs
+from utils.errors import ConfigError, DataError
 from utils.launch import launch
 from utils.precision import autocast
 
-
-def batch_of(trainer, count=8):
-    return default_collate([trainer.episodes[i] for i in range(count)])
+NO_TESTS = {"TRAIN_SETUPS__TEST_SETUPS__test_state": False}
 
 
-def loss_of(trainer, batch):
+@pytest.fixture(scope="module")
+def finished(surfaces, tmp_path_factory):
+    """Config and run folder of a training of two epochs with validation and a test after each; the
+    first validates better."""
+    changes = EARLY_BEST | {
+        "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 1,
+        "TRAIN_SETUPS__TEST_SETUPS__train_miou": 2,
+        "TRAIN_SETUPS__TEST_SETUPS__val_state": True,
+    }
+    cfg = tiny_config(surfaces, tmp_path_factory.mktemp("log"), **changes)
+    with own_logging():
+        return cfg, run_training(cfg, "method_config/Tiny/SOFS.yaml")
+
+
+def json_of(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def events_of(folder):
+    events = EventAccumulator(str(folder / "events"))
+    events.Reload()
+    return events
+
+
+def test_files_of_a_run(finished):
+    cfg, folder = finished
+    assert {p.name for p in folder.iterdir()} - {"report.html"} == {
+        *("config.yaml", "train.log", "run.json", "history.json", "events", "checkpoints"),
+        *("gallery", "metrics.json", "queries.csv", "curves.json"),
+        *("metrics_validation.json", "queries_validation.csv", "curves_validation.json"),
+    }
+    names = {"head.safetensors", "best.safetensors", "state.pth"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == names
+    assert load_config(folder / "config.yaml") == cfg
+    metrics = json_of(folder, "metrics.json")
+    facts = {"data_set": "VISION_V1_ND", "split": 0, "shot": 1, "seed": 54, "epochs": 1}
+    assert facts.items() <= metrics.items() and metrics["methods"].keys() == {"SOFS", "prior"}
+    assert json_of(folder, "metrics_validation.json")["epochs"] == 2
+
+
+def test_log_of_a_run(finished):
+    log = (finished[1] / "train.log").read_text()
+    assert "training on 6 samples of 2 classes: Plate" in log, "of 8, two are held out"
+    places = [
+        log.index(text)
+        for text in (
+            *(
+                "epoch 1: loss",
+                "validation after 1 epochs",
+                "original after 1 epochs, split 0, 1-shot",
+            ),
+            *("epoch 2: loss", "training IoU: Plate/line", "validation after 2 epochs"),
+        )
+    ]
+    assert places == sorted(places)
+    assert log.rindex("original after 1 epochs") > places[-1], "the best head is tested in the end"
+
+
+def test_history_and_events_of_a_run(finished):
+    _, folder = finished
+    history, events = json_of(folder, "history.json"), events_of(folder)
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert ["train_miou" in entry for entry in history] == [False, True], "every second epoch"
+    assert len(events.Images("train/episode")) == 2
+
+    def scalars(name):
+        return pytest.approx([e.value for e in events.Scalars(name)], rel=1e-6)
+
+    for key in ("loss", "learning_rate"):
+        assert [entry[key] for entry in history] == scalars(f"train/{key}")
+    assert [history[1]["train_miou"]] == scalars("train/miou")
+    for method in ("SOFS", "prior"):
+        mious = [entry["validation"][method] for entry in history]
+        assert mious == scalars(f"validation/miou_{method}")
+    last = json_of(folder, "metrics.json")["methods"]["SOFS"]["miou"]["mean"]
+    assert events.Scalars("original/miou_SOFS")[-1].value == pytest.approx(last)
+
+
+def test_the_kept_heads_test_as_they_did_in_training(finished):
+    """The best validated one was tested in the end; the last one, in the state, is another."""
+    cfg, folder = finished
+    reports = {"training": json_of(folder, "metrics.json")["methods"]}
+    for name in ("best", "head"):
+        again = cfg.clone()
+        again.defrost()
+        again.TEST.load_checkpoint, again.RUN_NAME = True, f"test_of_{name}"
+        again.TEST.load_model_path = str(folder / "checkpoints" / f"{name}.safetensors")
+        reports[name] = json_of(run_test(again, ""), "metrics.json")["methods"]
+    assert reports["training"] == reports["best"] and reports["head"] != reports["best"]
+    model = build_model(cfg)
+    load_head(folder / "checkpoints" / "head.safetensors", model, "TEST.load_model_path")
+    state = load_state(folder / STATE)
+    assert all(torch.equal(v, state["head"][n]) for n, v in model.head.state_dict().items())
+
+
+def test_training_can_start_from_a_head(finished, surfaces, tmp_path):
+    head = finished[1] / "checkpoints" / "head.safetensors"
+    changes = EARLY_BEST | {"TRAIN__load_checkpoint": True, "TRAIN__load_model_path": str(head)}
+    run = training_of(surfaces, tmp_path, **changes)
+    weights = load_file(head)
+    assert all(torch.equal(v, weights[f"head.{n}"]) for n, v in run.model.head.state_dict().items())
+    assert run.epoch == 0 and run.reads == [str(head)]
+
+
+def batch_of(run, count=8):
+    return default_collate([run.episodes[i] for i in range(count)])
+
+
+def loss_of(run, batch):
     """Loss without dropout and without a step."""
-    trainer.model.eval()
+    run.model.eval()
     with torch.no_grad():
-        return float(trainer.learner.step(batch)[0])
+        return float(run.loss(batch)[0])
 
 
-def test_training_lowers_the_loss(surfaces, tmp_path):
-    trainer = trainer_of(surfaces, tmp_path, TRAIN_SETUPS__epochs=8, TRAIN__save_model=False)
-    batch = batch_of(trainer)
-    before = loss_of(trainer, batch)
-    frozen = {n: p.clone() for n, p in trainer.model.backbone.state_dict().items()}
-    trainer.run([])
-    assert loss_of(trainer, batch) < before - 0.1
-    assert all(torch.equal(p, frozen[n]) for n, p in trainer.model.backbone.state_dict().items())
-    assert not (tmp_path / "checkpoints").exists()
-    assert trainer.learner.schedule.get_last_lr() == [0.0, 0.0], (
-        "polynomial decay ends at the last step"
-    )
+def test_training_lowers_the_loss_and_leaves_the_backbone(surfaces, tmp_path):
+    run = training_of(surfaces, tmp_path, TRAIN_SETUPS__epochs=8, TRAIN__save_model=False)
+    batch = batch_of(run)
+    before = loss_of(run, batch)
+    frozen = {n: p.clone() for n, p in run.model.backbone.state_dict().items()}
+    train_epochs(run)
+    assert loss_of(run, batch) < before - 0.1
+    assert all(torch.equal(p, frozen[n]) for n, p in run.model.backbone.state_dict().items())
+    assert not (tmp_path / "checkpoints").exists() and (tmp_path / "history.json").is_file()
 
 
 def test_every_epoch_draws_anew_and_trains_with_dropout_also_after_a_test(surfaces, tmp_path):
-    trainer = trainer_of(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__epoch_test=1)
-    seen = []
-    trainer.learner.step.register_forward_pre_hook(
-        lambda step, args: seen.append((args[0]["query"], step.model.head.training))
+    run, seen = training_of(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__epoch_test=1), []
+    run.loss.register_forward_pre_hook(
+        lambda loss, args: seen.append((args[0]["query"], loss.model.head.training))
     )
-    trainer.run([SplitTest(trainer.cfg, build_test_index(trainer.cfg), tmp_path, "original")])
+    train_epochs(run, [SplitTest(run.cfg, build_test_index(run.cfg), tmp_path, "original")])
     assert [training for _, training in seen] == [True] * 4, "two epochs of two batches"
-    first, second = (
-        torch.cat([query for query, _ in seen[i : i + 2]]).flatten(1).sum(1) for i in (0, 2)
+    assert len(torch.cat([query for query, _ in seen]).flatten(1).sum(1).unique()) == 16
+
+
+def test_a_step_encodes_its_queries_and_supports_in_one_pass(surfaces, tmp_path):
+    changes = {"TRAIN__SOFS__prior_residual": True, "DATASET__shot": 2}
+    run, seen = training_of(surfaces, tmp_path, **changes), []
+    run.model.backbone.register_forward_hook(
+        lambda _, args, maps: seen.append((len(args[0]), all(m.is_inference() for m in maps)))
     )
-    assert len(set(first.tolist()) | set(second.tolist())) == 16
+    run.update(batch_of(run, 4))
+    assert seen == [(4 * (1 + 2 * 2), True)]
+    assert all(p.grad is not None for p in run.model.head.parameters())
 
 
-@pytest.mark.parametrize("layers", [[2], [1, 2, 3]])
-def test_a_step_encodes_its_queries_and_supports_in_one_pass_under_inference_mode(
-    surfaces, tmp_path, layers
-):
-    changes = {
-        "TRAIN__SOFS__prior_layer_pointer": layers,
-        "TRAIN__SOFS__prior_residual": True,
-        "DATASET__shot": 2,
-    }
-    trainer = trainer_of(surfaces, tmp_path, **changes)
-    seen = []
-    trainer.model.backbone.register_forward_hook(
-        lambda _, args, maps: seen.append((len(args[0]), maps))
-    )
-    trainer.learner.update(batch_of(trainer, 4))
-    ((images, maps),) = seen
-    assert images == 4 * (1 + 2 * 2) and all(m.is_inference() for m in maps)
-    assert all(p.grad is not None for p in trainer.model.head.parameters())
-
-
-def test_learning_rates_of_the_groups(surfaces, tmp_path):
-    trainer = trainer_of(
-        surfaces, tmp_path, TRAIN_SETUPS__lr_multiple=3.0, TRAIN_SETUPS__weight_decay=0.02
-    )
-    transformer, others = trainer.learner.optimizer.param_groups
-    assert transformer["lr"] == pytest.approx(1e-3) and others["lr"] == pytest.approx(3e-3)
+@pytest.mark.parametrize("polynomial", [True, False])
+def test_learning_rates_of_the_groups(surfaces, tmp_path, polynomial):
+    changes = {"TRAIN_SETUPS__lr_multiple": 3.0, "TRAIN_SETUPS__weight_decay": 0.02}
+    run = training_of(surfaces, tmp_path, TRAIN_SETUPS__poly_training=polynomial, **changes)
+    transformer, others = run.optimizer.param_groups
+    assert (transformer["lr"], others["lr"]) == pytest.approx((1e-3, 3e-3))
     assert transformer["weight_decay"] == others["weight_decay"] == 0.02
-    chosen = {id(p) for p in transformer["params"]}
-    assert chosen == {
-        id(p) for n, p in trainer.model.named_parameters() if n.startswith("head.transformer.")
+    assert transformer["betas"] == (0.9, 0.999)
+    named = run.model.head.named_parameters()
+    assert {id(p) for p in transformer["params"]} == {
+        id(p) for n, p in named if n.startswith("transformer.")
     }
-    assert len(chosen) + len(others["params"]) == len(list(trainer.model.head.parameters()))
-
-
-def test_training_with_a_threshold_of_the_supports(surfaces, tmp_path):
-    folder = run_training(
-        tiny_config(surfaces, tmp_path, TEST__threshold="auto", TRAIN_SETUPS__epochs=1), ""
-    )
-    thresholds = {row["threshold"] for row in csv.DictReader((folder / "queries.csv").open())}
-    assert len(thresholds) > 1
-
-
-class Interrupted(Trainer):
-    """A training that is cut off once its first epoch is saved."""
-
-    def _save(self):
-        super()._save()
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("crops", [0, 2])
-def test_resumed_training_ends_where_an_uninterrupted_one_does(surfaces, tmp_path, crops):
-    straight = trainer_of(surfaces, tmp_path / "straight", TRAIN__feature_bank=crops)
-    straight.run([])
-    cfg = tiny_config(surfaces, tmp_path, TRAIN__feature_bank=crops)
-    with pytest.raises(KeyboardInterrupt):
-        Interrupted(cfg, build_train_index(cfg), tmp_path / "cut").run([])
-    state = tmp_path / "cut" / "checkpoints" / "state.pth"
-    resumed = trainer_of(
-        surfaces, tmp_path / "resumed", TRAIN__resume=str(state), TRAIN__feature_bank=crops
-    )
-    assert resumed.epoch == 1
-    assert any(
-        not torch.equal(a, b)
-        for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True)
-    )
-    resumed.run([])
-    first, second = straight.model.head.state_dict(), resumed.model.head.state_dict()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    count = len(transformer["params"]) + len(others["params"])
+    assert count == len(list(run.model.head.parameters()))
+    run.update(batch_of(run, 4))
+    factor = (1 - 1 / 4) ** 0.9 if polynomial else 1
+    assert (transformer["lr"], others["lr"]) == pytest.approx((1e-3 * factor, 3e-3 * factor))
 
 
 def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_path):
-    """From a feature bank, at a learning rate that moves nothing: the gradients of the last step and the test are those
-    of one process."""
-    changes = {
-        "TRAIN_SETUPS__learning_rate": 1e-12,
-        "TRAIN_SETUPS__weight_decay": 0.0,
-        "TRAIN_SETUPS__epochs": 1,
-    }
-    changes["TRAIN__feature_bank"] = 2
-    grads, metrics = [], []
+    """From a feature bank, at a learning rate that moves nothing: the gradients of the last step,
+    the loss and the test are those of one process."""
+    changes = {"TRAIN_SETUPS__learning_rate": 1e-12, "TRAIN_SETUPS__weight_decay": 0.0}
+    changes |= {"TRAIN_SETUPS__epochs": 1, "TRAIN__feature_bank": 2}
+    grads, methods, losses = [], [], []
     for processes in (1, 2):
         cfg = tiny_config(surfaces, tmp_path, TRAIN_SETUPS__batch_size=4 // processes, **changes)
         folder = tmp_path / f"of{processes}"
         launch(train_without_dropout, processes, "gloo", cfg, folder)
         grads.append(torch.load(folder / "grads.pth", weights_only=True))
-        metrics.append(json.loads((folder / "metrics.json").read_text()))
-        assert (folder / "checkpoints" / "head.safetensors").is_file()
-    assert metrics[0]["methods"] == metrics[1]["methods"]
+        methods.append(json_of(folder, "metrics.json")["methods"])
+        losses.append(json_of(folder, "history.json")[0]["loss"])
+    assert methods[0] == methods[1] and losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert max(float(g.abs().max()) for g in grads[0].values()) > 1e-3
     for name, gradient in grads[0].items():
         assert_close(grads[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_twenty_steps_of_two_processes_end_where_those_of_one_do(surfaces, tmp_path):
-    """Differences are those of float sums in another order: a small share of what was learnt. The loss that is told is
-    that of all processes."""
-    changes = {"TRAIN_SETUPS__epochs": 10, "TRAIN_SETUPS__TEST_SETUPS__test_state": False}
-    heads, losses = [], []
-    for processes in (1, 2):
-        cfg = tiny_config(surfaces, tmp_path, TRAIN_SETUPS__batch_size=4 // processes, **changes)
-        launch(train_without_dropout, processes, "gloo", cfg, tmp_path / f"of{processes}")
-        state = load_state(tmp_path / f"of{processes}" / STATE)
-        assert state["optimizer"]["state"][0]["step"] == 20
-        heads.append(state["head"])
-        losses.append([entry["loss"] for entry in state["history"]])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and max(losses[0]) > 1.05 * min(
-        losses[0]
-    )
-    torch.manual_seed(cfg.RNG_SEED)
-    for name, start in build_model(cfg).head.state_dict().items():
-        learnt, apart = ((heads[0][name] - other).abs().max() for other in (start, heads[1][name]))
-        assert apart <= 1e-3 * learnt, name
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_with_the_loss_in_float32(surfaces, tmp_path, precision):
-    changes = {
-        "TRAIN__precision": precision,
-        "TRAIN_SETUPS__epochs": 1,
-        "TRAIN__SOFS__prior_residual": True,
-    }
-    trainer = trainer_of(surfaces, tmp_path, **changes)
-    before = {n: p.clone() for n, p in trainer.model.head.state_dict().items()}
-    exactly = trainer_of(surfaces, tmp_path, **changes | {"TRAIN__precision": "fp32"})
-    exact = exactly.learner.step(batch_of(exactly))[0]
-    with autocast(trainer.device, precision):
-        loss, probability = trainer.learner.step(batch_of(trainer))
+    changes = {"TRAIN_SETUPS__epochs": 1, "TRAIN__SOFS__prior_residual": True}
+    run = training_of(surfaces, tmp_path, TRAIN__precision=precision, **changes)
+    before = {n: p.clone() for n, p in run.model.head.state_dict().items()}
+    exact = training_of(surfaces, tmp_path, TRAIN__precision="fp32", **changes)
+    with autocast(run.device, precision):
+        loss, probability = run.loss(batch_of(run))
     assert loss.dtype == probability.dtype == torch.float32
-    assert 0 < abs(loss.item() - exact.item()) < 0.2
-    trainer.run([])
-    after = trainer.model.head.state_dict()
+    assert 0 < abs(loss.item() - exact.loss(batch_of(exact))[0].item()) < 0.2
+    train_epochs(run)
+    after = run.model.head.state_dict()
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after.values())
     assert any(not torch.equal(p, before[n]) for n, p in after.items())
+
+
+def test_training_with_a_threshold_of_the_supports(surfaces, tmp_path):
+    cfg = tiny_config(surfaces, tmp_path, TEST__threshold="auto", TRAIN_SETUPS__epochs=1)
+    rows = csv.DictReader((run_training(cfg, "") / "queries.csv").open())
+    assert len({row["threshold"] for row in rows}) > 1
 
 
 def test_missing_training_images_are_counted_before_the_training(surfaces, tmp_path):
     shutil.copytree(surfaces, tmp_path / "data")
     for name in ("spot_0", "spot_1"):
         (tmp_path / "data" / "Plate" / "train" / f"{name}.png").unlink()
-    cfg = tiny_config(tmp_path / "data", tmp_path / "log")
-    with pytest.raises(
-        DataError, match=r"2 training images are missing.*spot_0\.png.*TRAIN\.dataset_path"
-    ):
-        run_training(cfg, "")
+    fault = r"2 training images are missing.*spot_0\.png.*TRAIN\.dataset_path"
+    with pytest.raises(DataError, match=fault):
+        run_training(tiny_config(tmp_path / "data", tmp_path / "log"), "")
     assert not (tmp_path / "log" / "run").exists()
 
 
-def test_training_without_tests(surfaces, tmp_path):
-    changes = {
-        "TRAIN_SETUPS__TEST_SETUPS__test_state": False,
-        "TRAIN_SETUPS__epochs": 1,
-        "DATASET__test_objects": ["X"],
-    }
+def test_nothing_to_do_is_an_error(surfaces, tmp_path):
+    with pytest.raises(ConfigError, match=r"TRAIN_SETUPS\.epochs is 0 and .*test_state is False"):
+        run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=0, **NO_TESTS), "")
+
+
+def test_training_without_tests_reads_no_test_object(surfaces, tmp_path):
+    changes = NO_TESTS | {"TRAIN_SETUPS__epochs": 1, "DATASET__test_objects": ["X"]}
     folder = run_training(tiny_config(surfaces, tmp_path, **changes), "")
-    assert {p.name for p in folder.iterdir()} - {"report.html", "run.json"} == {
-        *("config.yaml", "train.log", "events", "checkpoints", "history.json")
-    }
+    assert not list(folder.glob("metrics*")) and (folder / STATE).is_file()
+
+
+def test_a_set_of_which_no_query_can_be_read_takes_nothing_from_the_others(surfaces, tmp_path):
+    root = tmp_path / "data"
+    for name in ("sharp", "dark"):
+        shutil.copytree(surfaces, root / name)
+    for path in (root / "dark").rglob("*.png"):
+        path.write_bytes(b"")
+    sets = {"DATASET__sub_datasets": ["sharp", "dark"], "TRAIN_SETUPS__epochs": 1}
+    fault = r"dark could not be tested: no query .*the results of the rest are in .*run\)"
+    with pytest.raises(DataError, match=fault):
+        run_training(tiny_config(root, tmp_path, TRAIN__dataset_path=str(surfaces), **sets), "")
+    run = tmp_path / "run"
+    assert [p.name for p in run.glob("metrics*")] == ["metrics_sharp.json"]
+    assert "dark could not be tested" in json_of(run, "run.json")["failed"][0]
+
+
+def test_a_training_that_goes_on_stays_in_its_folder(surfaces, tmp_path):
+    """By `auto` and by the name of its state; without either it makes room."""
+    for number, resume in enumerate(("", "auto", str(tmp_path / "run" / STATE)), 1):
+        changes = {"TRAIN_SETUPS__epochs": number, "TRAIN__resume": resume}
+        run = run_training(tiny_config(surfaces, tmp_path, **changes, **NO_TESTS), "")
+        assert len(json_of(run, "history.json")) == number
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert (run / "train.log").read_text().count("training on 8 samples") == 3, "so does the log"
+    run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=1, **NO_TESTS), "")
+    assert len(json_of(tmp_path / "run.1", "history.json")) == 3

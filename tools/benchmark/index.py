@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets.masks import rle_of_annotation
+from datasets.rle import rle_of_annotation
 from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from tools.benchmark.figures import EXACTLY, Figure

@@ -19,7 +19,9 @@ from datasets.demo import write_demo_data
 from datasets.demo.products import TEST_PRODUCTS, TRAIN_PRODUCTS
 from datasets.samples import SampleIndex
 from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
-from tools.trainer import Trainer
+from tools.trainer import train_epoch
+from tools.training.feature_bank import filled
+from tools.training.state import Training
 from tools.training.steps import Batch
 from utils.precision import autocast
 
@@ -47,7 +49,7 @@ def measure_training(
         online, banked = _trainers(cfg, Path(scratch), iterations)
         runs = []
         start = _now(banked)
-        with banked.features_ready():
+        with filled(banked.cfg, banked.episodes, banked.model.backbone, banked.device):
             building = _now(banked) - start
             for _ in range(repeats):
                 epoch = _train(online, keep=iterations)
@@ -75,7 +77,7 @@ class _Run:
     banked: _Epoch
 
 
-def _trainers(cfg: CfgNode, folder: Path, iterations: int) -> tuple[Trainer, Trainer]:
+def _trainers(cfg: CfgNode, folder: Path, iterations: int) -> tuple[Training, Training]:
     """A training without and one with a feature bank, of the same samples."""
     write_demo_data(folder / "data", products=TRAIN_PRODUCTS[:1])
     settings = [_settings(cfg, folder, crops) for crops in (0, max(1, cfg.TRAIN.feature_bank))]
@@ -85,7 +87,7 @@ def _trainers(cfg: CfgNode, folder: Path, iterations: int) -> tuple[Trainer, Tra
         cycle(index.samples[i] for i in own_class), iterations * cfg.TRAIN_SETUPS.batch_size
     )
     index = SampleIndex(index.root, list(samples))
-    online, banked = (Trainer(s, index, folder) for s in settings)
+    online, banked = (Training(s, index, folder) for s in settings)
     return online, banked
 
 
@@ -106,14 +108,14 @@ def _settings(cfg: CfgNode, folder: Path, crops: int) -> CfgNode:
     return own
 
 
-def _now(trainer: Trainer) -> float:
+def _now(trainer: Training) -> float:
     """Seconds on a clock, when the device has done what it was given."""
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
     return time.perf_counter()
 
 
-def _train(trainer: Trainer, keep: int) -> _Epoch:
+def _train(trainer: Training, keep: int) -> _Epoch:
     """An epoch in the midst of others; its last `keep` batches are kept."""
     passes: list[int] = []
     batches: deque[Batch] = deque(maxlen=keep)
@@ -121,21 +123,21 @@ def _train(trainer: Trainer, keep: int) -> _Epoch:
         trainer.model.backbone.register_forward_pre_hook(
             lambda _, args: passes.append(len(args[0]))
         ),
-        trainer.learner.step.register_forward_pre_hook(lambda _, args: batches.append(args[0])),
+        trainer.loss.register_forward_pre_hook(lambda _, args: batches.append(args[0])),
     )
-    trainer.batches = iter(trainer.loader)
-    with closing(trainer.batches):
-        trainer.train_epoch()
+    trainer.batches.epochs = range(trainer.epoch, trainer.epoch + EPOCHS)
+    with closing(iter(trainer.loader())) as loaded:
+        train_epoch(trainer, loaded)
         passes.clear()
         start = _now(trainer)
-        trainer.train_epoch()
-        seconds = (_now(trainer) - start) / trainer.numbers.per_epoch
+        train_epoch(trainer, loaded)
+        seconds = (_now(trainer) - start) / trainer.batches.per_epoch
     for hook in hooks:
         hook.remove()
     return _Epoch(seconds, passes, list(batches))
 
 
-def _run_parts(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
+def _run_parts(trainer: Training, batches: list[Batch]) -> tuple[float, float]:
     """Seconds per iteration of bare passes through the backbone, and of the head's forward, backward and step."""
     backbone = head = 0.0
     for batch in batches:
@@ -148,11 +150,12 @@ def _run_parts(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
         masks = {key: batch[key] for key in ("query_mask", "support_masks")}
         supports = features[count:].unflatten(0, (count, -1))
         ready = _now(trainer)
-        trainer.learner.update(
+        trainer.update(
             masks | {"query_features": features[:count], "support_features": supports}
         )
         head += _now(trainer) - ready
         backbone += encoded - start
+    trainer.step, trainer.losses = 0, []  # these steps are of no epoch
     return backbone / len(batches), head / len(batches)
 
 

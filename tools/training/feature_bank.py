@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.data import BatchSampler
 from yacs.config import CfgNode
 
@@ -27,27 +26,31 @@ LOG = logging.getLogger(__name__)
 def bank_episodes(
     cfg: CfgNode, episodes: TrainingEpisodes, backbone: Backbone, folder: Path
 ) -> BankEpisodes:
-    """The episodes of a training with `TRAIN.feature_bank`; the bank lies below the run's folder, not filled yet."""
-    crops = BankCrops(episodes, cfg.TRAIN.feature_bank)
-    size = cfg.DATASET.image_size
-    tokens = size // backbone.stride
-    rows = len(crops) * crops.per_sample
-    bank = FeatureBank(
-        folder / "feature_bank", rows, sum(backbone.channels), (tokens, tokens), size
-    )
-    return BankEpisodes(crops, bank)
+    """The episodes of a training with `TRAIN.feature_bank`; the bank is below the run's folder, not
+    filled yet."""
+    crops, size = BankCrops(episodes, cfg.TRAIN.feature_bank), cfg.DATASET.image_size
+    rows, tokens = len(crops) * crops.per_sample, size // backbone.stride
+    shape = (rows, sum(backbone.channels), (tokens, tokens), size)
+    return BankEpisodes(crops, FeatureBank(folder / "feature_bank", *shape))
 
 
 @contextmanager
 def filled(
-    cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: torch.device
+    cfg: CfgNode,
+    episodes: BankEpisodes | TrainingEpisodes,
+    backbone: Backbone,
+    device: torch.device,
 ) -> Iterator[None]:
-    """Have the bank of the episodes on disk for the length of the block; each process encodes its share.
+    """Have the bank of the episodes, where they use one, on disk for the length of the block; each
+    process encodes its share of the samples.
 
     Raises:
         ConfigError: the disk has too little space.
         DataError: an image cannot be read.
     """
+    if not isinstance(episodes, BankEpisodes):
+        yield
+        return
     bank = episodes.bank
     try:
         if is_main():
@@ -56,13 +59,8 @@ def filled(
         start = time.perf_counter()
         _fill(cfg, episodes, backbone, device)
         barrier()
-        spent = time.perf_counter() - start
-        LOG.info(
-            "feature bank: %d crops, %.2f GB, encoded in %.1f s",
-            bank.rows,
-            bank.nbytes / 1e9,
-            spent,
-        )
+        size, spent = bank.nbytes / 1e9, time.perf_counter() - start
+        LOG.info("feature bank: %d crops, %.2f GB, encoded in %.1f s", bank.rows, size, spent)
         yield
     finally:
         if is_main():
@@ -70,27 +68,19 @@ def filled(
 
 
 def _fill(cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: torch.device) -> None:
-    crops, setups = episodes.crops, cfg.TRAIN_SETUPS
+    crops, data, setups = episodes.crops, cfg.DATASET, cfg.TRAIN_SETUPS
+    # as many images per pass as a step without the bank takes
+    most = setups.batch_size * (1 + data.shot * (data.s_in_shot + data.normal_views))
     own = range(rank(), len(crops), world_size())
-    views = cfg.DATASET.shot * (cfg.DATASET.s_in_shot + cfg.DATASET.normal_views)
-    images_per_pass = setups.batch_size * (1 + views)  # what a step without the bank takes
-    samples = BatchSampler(own, max(1, images_per_pass // crops.per_sample), drop_last=False)
-    loader = Loader(
-        crops, samples, num_workers=setups.num_workers, pin_memory=device.type == "cuda"
-    )
-    for batch in progress_bar(loader, desc="feature bank"):
-        images = batch["images"].flatten(0, 1).split(images_per_pass)
-        with autocast(device, cfg.TRAIN.precision):
-            features = torch.cat(
-                [_encode(backbone, part.to(device, non_blocking=True)) for part in images]
-            )
-        by_sample = features.cpu().unflatten(0, batch["masks"].shape[:2])
-        for place, maps, masks in zip(
-            batch["place"].tolist(), by_sample, batch["masks"], strict=True
-        ):
-            episodes.bank.write(place * crops.per_sample, maps, masks)
-
-
-def _encode(backbone: Backbone, images: Tensor) -> Tensor:
-    """Features of all layers, (B, C, h, w) bfloat16."""
-    return torch.cat(backbone(images), dim=1).to(torch.bfloat16)
+    batches = BatchSampler(own, max(1, most // crops.per_sample), drop_last=False)
+    pin = device.type == "cuda"
+    loader = Loader(crops, batches, num_workers=setups.num_workers, pin_memory=pin)
+    for batch in progress_bar(loader, desc="feature bank", total=len(batches)):
+        encoded = []
+        for images in batch["images"].flatten(0, 1).split(most):
+            with autocast(device, cfg.TRAIN.precision):
+                maps = backbone(images.to(device, non_blocking=True))
+            encoded.append(torch.cat(maps, dim=1).to(torch.bfloat16).cpu())
+        features = torch.cat(encoded).unflatten(0, batch["masks"].shape[:2])
+        for place, rows, masks in zip(batch["place"], features, batch["masks"], strict=True):
+            episodes.bank.write(int(place) * crops.per_sample, rows, masks)

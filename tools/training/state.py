@@ -1,163 +1,225 @@
-"""From where a training goes on: the file that it keeps, and how far each process is within an epoch."""
+"""A training at one moment: all that its next step depends on, saved and resumed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
+from datasets.build import build_training_episodes
+from datasets.episodes import EpisodeBatches, derive_seed
 from datasets.samples import SampleIndex
-from method_config.values import leaves
-from tools.checkpoint import load_state
-from utils.distributed import gather_objects, rank, world_size
-from utils.errors import ConfigError, WeightsError
+from models.build import build_model
+from models.losses import MixedNormalDiceLoss
+from models.weights import load_checked
+from tools import checkpoint
+from tools.checkpoint import BEST, HEAD, STATE
+from tools.loading import Loader
+from tools.training.feature_bank import bank_episodes
+from tools.training.steps import Batch, EpisodeLoss, build_optimizer, polynomial_factor
+from tools.training.validation import validation_split
+from utils.distributed import gather_objects, is_main, rank, world_size
+from utils.errors import WeightsError
 from utils.metrics.segmentation import SegmentationMeter
+from utils.output_files import write_json
+from utils.precision import autocast, half_type, pick_device
+from utils.signals import Interrupted
 
 LOG = logging.getLogger(__name__)
-AUTO = "auto"
-STATE = Path("checkpoints", "state.pth")
-# settings that say which images are held out, and with them whether the best score so far holds
-FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
-# of no effect on what is learnt
-FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST", "TEST_SETUPS")
-FREE += tuple(f"DATASET.vision_data_{name}" for name in ("save", "load", "save_path"))
-FREE += tuple(f"TRAIN.{name}" for name in ("enable", "resume", "save_model"))
-FREE += tuple(f"TRAIN_SETUPS.{name}" for name in ("num_workers", "TEST_SETUPS"))
 
 
-@dataclass
-class Progress:
-    """How far this process is within an epoch.
+class Training:
+    """A training: its model, optimizer and episodes, and how far it is; resumed where TRAIN.resume
+    asks for it.
+
+    Args:
+        cfg: the config.
+        index: the samples of the training objects.
+        folder: of the run.
 
     Attributes:
-        meter: of the episodes so far.
-        step: steps done.
-        losses: of these, scalars.
-        random: where the random numbers go on; empty: where the epoch began.
+        index: the samples to train on.
+        validation: the test of those that are held out, if any.
+        epoch, step: whole epochs done, and steps of the one that is going on.
+        losses, meter: of these steps, in this process.
+        history: figures of the whole epochs.
+        best: `epoch`, `miou` and `head` of the best validation so far.
+        reads: files that it has taken weights or a state from.
+        goes_on: it resumes the run that is in the folder.
+        saved: how far the saved training is, in words; empty: nothing is saved.
+        writer: of TensorBoard events, in the main process of a job.
     """
 
-    meter: SegmentationMeter
-    step: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    random: list[Tensor] = field(default_factory=list)
+    def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
+        self.cfg, self.folder, self.device = cfg, folder, pick_device(cfg.DEVICE)
+        setups, train = cfg.TRAIN_SETUPS, cfg.TRAIN
+        torch.manual_seed(cfg.RNG_SEED)
+        self.model = build_model(cfg).to(self.device)
+        if half := half_type(self.device, train.precision):
+            self.model.backbone.hold_weights(half)
+        self.reads = [train.backbone_checkpoint] if train.backbone_checkpoint else []
+        if train.load_checkpoint:
+            checkpoint.load_head(train.load_model_path, self.model, "TRAIN.load_model_path", cfg)
+            self.reads.append(train.load_model_path)
+        self.index, self.validation = index, None
+        if setups.TEST_SETUPS.val_state:
+            self.index, self.validation = validation_split(cfg, index, folder)
+        self.episodes = build_training_episodes(cfg, self.index)
+        if train.feature_bank:
+            self.episodes = bank_episodes(cfg, self.episodes, self.model.backbone, folder)
+        self.batches = EpisodeBatches(len(self.episodes), setups.batch_size, cfg.RNG_SEED,
+                                      range(setups.epochs), rank(), world_size())  # fmt: skip
+        dice = MixedNormalDiceLoss(
+            train.SOFS.smooth_r, train.LOSS.dice_weight, train.LOSS.ce_weight
+        )
+        self.loss = EpisodeLoss(self.model, dice, per_pixel=train.LOSS.resolution == "pixel")
+        if world_size() > 1:
+            self.loss = DistributedDataParallel(self.loss)
+        rates = setups.learning_rate, setups.lr_multiple, setups.weight_decay
+        self.optimizer = build_optimizer(self.model.head, *rates)
+        scaled = half_type(self.device, train.precision) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.epoch = self.step = 0
+        self.losses: list[Tensor] = []
+        self.meter = SegmentationMeter(dict.fromkeys(s.class_name for s in self.index.samples))
+        self.random: list[Tensor] = []  # of an epoch that was cut off, until it goes on
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.goes_on, self.saved = False, ""
+        self.writer: SummaryWriter | None = None
+        if file := checkpoint.state_to_resume(cfg, folder):
+            self._resume(file)
+        self._set_rates()
 
-    @classmethod
-    def of(cls, index: SampleIndex) -> Progress:
-        """The beginning of an epoch on some samples."""
-        return cls(SegmentationMeter(dict.fromkeys(sample.class_name for sample in index.samples)))
+    def loader(self) -> Loader:
+        """Loads the batches of all epochs that are left."""
+        workers, pin = self.cfg.TRAIN_SETUPS.num_workers, self.device.type == "cuda"
+        return Loader(self.episodes, self.batches, num_workers=workers, pin_memory=pin)
 
-    def gathered(self, device: torch.device, batch_size: int) -> dict[str, Any]:
-        """That of all processes, with the state of their random numbers, in tensors and plain values; all call it."""
-        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
-        own = {"losses": losses, "counts": self.meter.counts, "random": random_state(device)}
-        together = {
-            "step": self.step,
-            "batch_size": batch_size,
-            "classes": list(self.meter.classes),
-        }
-        return together | {"processes": gather_objects(own)}
+    def begin_epoch(self) -> None:
+        """Set the random numbers, of dropout for instance: from the seed, or as they were when the
+        epoch was cut off."""
+        self.model.train()
+        torch.manual_seed(derive_seed(self.cfg.RNG_SEED, self.epoch, rank()))
+        if self.random:
+            checkpoint.set_random_state(self.random, self.device)
+            self.random = []
 
-    def restore(self, state: dict[str, Any], device: torch.device, batch_size: int) -> None:
-        """Take up what `gathered` gave. Other processes, batches or classes go on after as many episodes, at least."""
-        processes, own = state["processes"], (world_size(), batch_size, list(self.meter.classes))
-        if (len(processes), state["batch_size"], state["classes"]) == own:
-            mine = processes[rank()]
-            self.step, self.losses = state["step"], list(mine["losses"].to(device))
-            self.meter.counts, self.random = mine["counts"], mine["random"]
+    def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Forward, backward and step on a batch: loss (scalar) and token probabilities (B, h, w)
+        without their graph."""
+        with autocast(self.device, self.cfg.TRAIN.precision):
+            loss, probability = self.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.losses.append(loss.detach())
+        self.step += 1
+        self._set_rates()
+        return loss.detach(), probability.detach()
+
+    def end_epoch(self, figures: dict[str, Any]) -> None:
+        """Count the epoch as done, with its figures for the history, and save."""
+        self.history.append({"epoch": self.epoch + 1} | figures)
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+        self.meter = SegmentationMeter(self.meter.classes)
+        self.save()
+
+    def _set_rates(self) -> None:
+        """Learning rates of the next step: polynomial decay per iteration, or constant."""
+        steps = max(1, self.cfg.TRAIN_SETUPS.epochs * self.batches.per_epoch)
+        factor = polynomial_factor(self.epoch * self.batches.per_epoch + self.step, steps)
+        for group in self.optimizer.param_groups:
+            decays = self.cfg.TRAIN_SETUPS.poly_training
+            group["lr"] = group["initial_lr"] * (factor if decays else 1.0)
+
+    def save(self) -> None:
+        """Keep the state and, between epochs, head and history. All processes call it."""
+        within = None
+        if self.step:
+            losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+            own = {"losses": losses, "counts": self.meter.counts,
+                   "random": checkpoint.random_state(self.device)}  # fmt: skip
+            within = {"step": self.step, "batch_size": self.batches.batch_size,
+                      "classes": self.meter.classes, "processes": gather_objects(own)}  # fmt: skip
+        config, keep = self.cfg.dump(), self.cfg.TRAIN.save_model
+        if is_main() and keep:
+            state = {"head": self.model.head.state_dict(), "epoch": self.epoch, "within": within,
+                     "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                     "config": config, "history": self.history, "best": self.best}  # fmt: skip
+            checkpoint.save_state(self.folder / STATE, state)
+        if is_main() and not self.step:
+            if keep:
+                checkpoint.save_head(self.folder / HEAD, self.model, config)
+            write_json(self.folder / "history.json", self.history)
+        self.saved = self._position()
+
+    def save_best(self) -> None:
+        """Keep the head as the one that validated best."""
+        if is_main() and self.cfg.TRAIN.save_model:
+            checkpoint.save_head(self.folder / BEST, self.model, self.cfg.dump())
+
+    def interrupted(self, number: int) -> Interrupted:
+        """What the training ends with after a signal; it names what is saved."""
+        file, resume = self.folder / STATE, checkpoint.AUTO if self.cfg.RUN_NAME else ""
+        if not self.cfg.TRAIN.save_model:
+            return Interrupted(number, "not saved: TRAIN.save_model is False")
+        if not self.saved:
+            return Interrupted(number, "nothing is saved yet")
+        hint = f"TRAIN.resume {resume or file} goes on there"
+        return Interrupted(number, f"saved {self.saved} in {file}; {hint}")
+
+    def _position(self) -> str:
+        within = f" and {self.step} steps of the next" if self.step else ""
+        return f"after epoch {self.epoch}{within}"
+
+    def _resume(self, file: Path) -> None:
+        state = checkpoint.load_state(file)
+        self.reads.append(str(file))
+        self.goes_on = file.resolve() == (self.folder / STATE).resolve()
+        try:
+            checkpoint.compare_settings(self.cfg, state["config"], file)
+            load_checked(self.model.head, state["head"], f"TRAIN.resume: {file}")
+            checkpoint.check_state(state, self.optimizer)
+            groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the config's
+            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+            self.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+            self._resume_within(state["within"])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+                yaml.YAMLError) as error:  # fmt: skip
+            raise WeightsError(
+                f"TRAIN.resume: {file} does not hold what a training state does "
+                f"({type(error).__name__}: {error!s:.200}); take another copy, or remove it to "
+                "train anew"
+            ) from error
+        self.batches.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
+        self.saved = self._position() if self.goes_on else ""
+        LOG.info("going on %s", self._position())
+
+    def _resume_within(self, within: dict[str, Any] | None) -> None:
+        """Take up an epoch that was cut off; with other processes, batches or classes after as many
+        episodes."""
+        if within is None:
             return
-        done = state["step"] * len(processes) * state["batch_size"]
-        self.step = done // (world_size() * batch_size)
-        LOG.warning("%d processes with batches of %d from %d classes began this epoch, %d with batches of %d from %d "
-                    "end it: its loss and IoU are those of its rest, and some episodes may come twice",
-                    len(processes), state["batch_size"], len(state["classes"]), *own[:2], len(own[2]))  # fmt: skip
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """State of the global generators of the CPU and, where it is used, of the GPU."""
-    return [torch.get_rng_state()] + (
-        [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    )
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """What `random_state` gave."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
-
-
-def where_it_stands(epoch: int, progress: Progress | None) -> str:
-    """How far a training is, for people."""
-    within = "" if progress is None else f" and {progress.step} steps of the next"
-    return f"after epoch {epoch}{within}"
-
-
-def state_to_resume(cfg: CfgNode, folder: Path) -> Path | None:
-    """The file that TRAIN.resume names; `auto` is that of the run itself, None where it has none yet."""
-    if cfg.TRAIN.resume != AUTO:
-        return Path(cfg.TRAIN.resume)
-    if (file := folder / STATE).exists():
-        return file
-    LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
-    return None
-
-
-def read_state(cfg: CfgNode, file: Path) -> dict[str, Any]:
-    """A training state, held against the config.
-
-    Raises:
-        WeightsError: missing, unreadable, or something else.
-        ConfigError: it is of a training that held out other images.
-        ValueError: no epochs, or not as many as its history has.
-    """
-    state = load_state(file)
-    epoch, history = state["epoch"], [entry["epoch"] for entry in state["history"]]
-    if epoch < 0 or history != list(range(1, epoch + 1)):
-        raise ValueError(f"it is of epoch {epoch}, which its history is not")
-    _compare(cfg, dict(leaves(yaml.safe_load(state["config"]))), file)
-    return state
-
-
-@contextmanager
-def as_state(file: Path) -> Iterator[None]:
-    """A block that takes up a state.
-
-    Raises:
-        WeightsError: the state holds something else than it should.
-    """
-    try:
-        yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:
-        raise WeightsError(
-            f"TRAIN.resume: {file} does not hold what a training state does ({type(error).__name__}: {error!s:.200}); "
-            "take another copy, or remove it to train anew"
-        ) from error
-
-
-def _compare(cfg: CfgNode, earlier: dict[str, Any], file: Path) -> None:
-    for key, value in leaves(cfg):
-        if value == earlier.get(key, value):
-            continue
-        if key in FIXED:
-            raise ConfigError(f"TRAIN.resume: {file} was written with {key} {earlier[key]!r}, now it is {value!r}, and "
-                              "other images would be held out; set it back")  # fmt: skip
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
-            LOG.warning(
-                "%s was %r in the training that goes on, now it is %r", key, earlier[key], value
-            )
+        processes, size, classes = within["processes"], within["batch_size"], within["classes"]
+        now = (world_size(), self.batches.batch_size, self.meter.classes)
+        if (len(processes), size, classes) == now:
+            own, self.step = processes[rank()], within["step"]
+            self.losses = list(own["losses"].to(self.device))
+            self.meter.counts, self.random = own["counts"], own["random"]
+        else:
+            self.step = within["step"] * len(processes) * size // (now[0] * now[1])
+            LOG.warning("%d processes with batches of %d from %d classes began this epoch, %d with "
+                        "batches of %d from %d end it: its loss and IoU are those of its rest, and "
+                        "some episodes may come twice",
+                        len(processes), size, len(classes), *now[:2], len(now[2]))  # fmt: skip
+        self.step = self.batches.skip = min(self.step, self.batches.per_epoch - 1)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from datasets.images import image_size
-from datasets.masks import rle_area
+from datasets.rle import rle_area
 from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from tools.benchmark.index import measure_index, write_data_set

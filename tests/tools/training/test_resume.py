@@ -1,111 +1,187 @@
-"""Killed, told to end, or with a full disk: what is trained is kept, and the same command ends where it would have."""
+"""Killed, ended by a signal, or with a full disk: what is trained is kept, and the same command
+ends where it would have."""
 
 from __future__ import annotations
 
 import random
-import re
 import signal
 
 import pytest
+import torch
 
-from method_config import load_config
-from tests.helpers import EARLY_BEST, own_logging
+from tests.helpers import EARLY_BEST, signalled, tiny_config, training_of
 from tests.killing import Blow, Training, ended, equal, kill_somewhere, kill_while_it_saves
-from tools.trainer import run_training
-from tools.training.state import STATE
+from tools.checkpoint import STATE, epochs_done
+from tools.trainer import train_epochs
+from utils.errors import ConfigError, WeightsError
+from utils.launch import launch
+from utils.signals import Interrupted
 
 CHANGES = EARLY_BEST | {
-    "TRAIN_SETUPS__epochs": 30,
+    "TRAIN_SETUPS__epochs": 12,
     "TRAIN_SETUPS__batch_size": 2,
-    "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 12,
-    "TRAIN_SETUPS__TEST_SETUPS__train_miou": 5,
+    "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 6,
+    "TRAIN_SETUPS__TEST_SETUPS__train_miou": 2,
     "TRAIN_SETUPS__TEST_SETUPS__val_state": True,
     "TRAIN_SETUPS__TEST_SETUPS__test_state": False,
 }
 KEPT = ("head", "optimizer", "scaler", "epoch", "history", "best")
+KEPT_BEST = {
+    "TRAIN_SETUPS__TEST_SETUPS__val_state": True,
+    "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 1,
+}
+
+
+def kept(folder):
+    state = torch.load(folder / STATE, weights_only=True)
+    return {key: state[key] for key in KEPT}
+
+
+def same_end(training, straight):
+    return (
+        equal(kept(training.run), kept(straight.run)) and training.history() == straight.history()
+    )
 
 
 @pytest.fixture(scope="module")
 def straight(surfaces, tmp_path_factory):
     """The training that nothing cuts off."""
     training = Training(surfaces, tmp_path_factory.mktemp("straight"), **CHANGES)
-    with own_logging():
-        run_training(load_config(training.yaml), "")
+    assert training.finish() == 0
     return training
-
-
-def same_end(training, straight):
-    first, second = training.state(), straight.state()
-    return (
-        all(equal(first[key], second[key]) for key in KEPT)
-        and training.history() == straight.history()
-    )
 
 
 def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(
     surfaces, straight, tmp_path
 ):
-    """Twice somewhere, then while the state is being written, of which a rest is left."""
-    training, rng = Training(surfaces, tmp_path, **CHANGES), random.Random(17)
-    for _ in range(2):
-        kill_somewhere(training, rng)
+    """Somewhere, then while the state is being written, of which a rest is left."""
+    training = Training(surfaces, tmp_path, **CHANGES)
+    kill_somewhere(training, random.Random(17))
     kill_while_it_saves(training)
-    assert training.partial() and training.state()["epoch"] < 30
+    assert training.state()["epoch"] < 12
     assert training.finish() == 0
     assert same_end(training, straight) and not training.partial()
-    assert training.log().count("going on after epoch") == 3
+    assert training.log().count("going on after epoch") == 2
 
 
-def test_a_full_disk_leaves_the_last_state_and_is_told(surfaces, straight, tmp_path):
+def test_ctrl_c_saves_and_a_full_disk_leaves_the_last_state(surfaces, straight, tmp_path):
     training = Training(surfaces, tmp_path, **CHANGES)
-    kill_somewhere(training, random.Random(3))
-    before, size = training.state(), (training.run / STATE).stat().st_size
-    assert training.finish(largest_file=size - 1000) == 2
-    told = f"error: {training.run}/checkpoints/state.pth cannot be written (File too large); the earlier file is unchanged"
-    assert training.last_error().startswith(told) and "Traceback" not in training.errors.read_text()
-    assert equal(training.state(), before) and not training.partial()
+    assert ended(training.start(blow=Blow(3, signal.SIGINT, seconds=0.02))) == 130
+    before, file = training.state(), training.run / STATE
+    step = f" and {before['within']['step']} steps of the next" if before["within"] else ""
+    where = f"after epoch {before['epoch']}{step} in {file}; TRAIN.resume auto goes on there"
+    assert training.last_error() == f"interrupted by SIGINT: saved {where}"
+    assert training.finish(largest_file=file.stat().st_size - 1000) == 2
+    fault = f"error: {file} cannot be written (File too large); the earlier file is unchanged"
+    assert training.last_error().startswith(fault)
+    assert "Traceback" not in training.errors.read_text() and equal(training.state(), before)
     assert training.finish() == 0 and same_end(training, straight)
 
 
-def told_to_end(training, number):
-    """Start it, tell it to end a few epochs later, and check what it says; returns the state."""
-    assert ended(training.start(blow=Blow(4, number, seconds=0.02))) == 128 + number
-    state = training.state()
-    step = f" and {state['within']['step']} steps of the next" if state["within"] else ""
-    where = f"after epoch {state['epoch']}{step} in {training.run}/checkpoints/state.pth"
-    assert (
-        training.last_error()
-        == f"interrupted by {number.name}: saved {where}; TRAIN.resume auto goes on there"
-    )
-    return state
+@pytest.mark.parametrize(("processes", "bank"), [(1, 0), (1, 2), (2, 0)])
+def test_stopped_within_an_epoch_it_goes_on_with_the_same_step(surfaces, tmp_path, processes, bank):
+    """Dropout and sums of the epoch, too, are those of a training that nothing cuts off."""
+    changes = {"TRAIN_SETUPS__batch_size": 1, "TRAIN__feature_bank": bank, "TRAIN__resume": "auto"}
+    cfg = tiny_config(surfaces, tmp_path, TRAIN_SETUPS__TEST_SETUPS__train_miou=1, **changes)
+    folders, steps = (tmp_path / "cut", tmp_path / "straight"), 8 // processes
+    with pytest.raises(Interrupted) as error:
+        launch(signalled, processes, "gloo", cfg, folders[0], signal.SIGTERM, steps + 1)
+    where = f"after epoch 1 and 2 steps of the next in {folders[0] / STATE}"
+    assert error.value.told == f"saved {where}; TRAIN.resume auto goes on there"
+    within = torch.load(folders[0] / STATE, weights_only=True)["within"]
+    assert len(within["processes"]) == processes and within["step"] == 2
+    for folder in folders:
+        launch(signalled, processes, "gloo", cfg, folder, signal.SIGTERM, -1)
+    assert equal(kept(folders[0]), kept(folders[1])) and epochs_done(folders[0] / STATE) == 2
 
 
-def test_told_to_end_it_saves_within_the_epoch_and_goes_on_there(surfaces, straight, tmp_path):
-    """Also by Ctrl-C."""
-    training = Training(surfaces, tmp_path, **CHANGES)
-    first, second = (told_to_end(training, number) for number in (signal.SIGTERM, signal.SIGINT))
-    assert first["epoch"] < second["epoch"] < 30
-    assert training.finish() == 0 and same_end(training, straight)
+def test_the_state_is_written_every_so_many_steps(surfaces, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.trainer.SAVE_EVERY", 3)
+    run = training_of(surfaces, tmp_path, TRAIN_SETUPS__epochs=1, TRAIN_SETUPS__batch_size=1)
+    seen = []
+
+    def note(module, args):
+        if (tmp_path / STATE).is_file():
+            seen.append(torch.load(tmp_path / STATE, weights_only=True)["within"]["step"])
+
+    run.loss.register_forward_pre_hook(note)
+    train_epochs(run)
+    assert seen == [3, 3, 3, 6, 6]
 
 
-def test_told_to_end_while_it_validates_it_says_what_is_kept(surfaces, tmp_path):
-    training = Training(
-        surfaces, tmp_path, **CHANGES | {"TRAIN_SETUPS__TEST_SETUPS__epoch_test": 2}
-    )
-    blow = Blow(1, signal.SIGTERM, seconds=0, file="metrics_validation.json")
-    assert ended(training.start(blow=blow)) == 143
-    where = f"after epoch 2 in {training.run}/checkpoints/state.pth"
-    assert (
-        training.last_error()
-        == f"interrupted by SIGTERM: saved {where}; TRAIN.resume auto goes on there"
-    )
-    assert training.state()["epoch"] == 2 and "validation" not in training.state()["history"][-1]
+@pytest.fixture(scope="module")
+def begun(surfaces, tmp_path_factory):
+    """State after three steps of the third of four epochs, of 8 episodes in batches of 2."""
+    folder = tmp_path_factory.mktemp("begun")
+    cfg = tiny_config(surfaces, folder, TRAIN_SETUPS__epochs=4, TRAIN_SETUPS__batch_size=2)
+    with pytest.raises(Interrupted):
+        signalled(cfg, folder, signal.SIGTERM, 2 * 4 + 2)
+    return folder / STATE
 
 
-@pytest.mark.parametrize("size", [6000, 20000])
-def test_a_disk_too_full_for_events_is_told_in_one_line(surfaces, tmp_path, size):
-    training = Training(surfaces, tmp_path, **CHANGES)
-    assert training.finish(largest_file=size) == 2
-    told = rf"error: {training.run}/events/events\.out\.tfevents\.\S+ cannot be written \(File too large\); free space"
-    assert re.match(told, training.last_error())
-    assert "Traceback" not in training.errors.read_text()
+@pytest.mark.parametrize(("batch_size", "step"), [(2, 3), (1, 6), (4, 1), (3, 2), (40, 0)])
+def test_other_batches_go_on_after_as_many_episodes(
+    surfaces, tmp_path, begun, batch_size, step, caplog
+):
+    """And at the learning rate of there."""
+    changes = {"TRAIN_SETUPS__epochs": 4, "TRAIN_SETUPS__batch_size": batch_size}
+    run = training_of(surfaces, tmp_path, TRAIN__resume=str(begun), **changes)
+    assert (run.epoch, run.step) == (2, step) and len(run.losses) == (3 if batch_size == 2 else 0)
+    assert ("may come twice" in caplog.text) == (batch_size != 2)
+    left = 1 - (2 + step / run.batches.per_epoch) / 4
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * left**0.9)
+    train_epochs(run)
+    assert [entry["epoch"] for entry in run.history] == [1, 2, 3, 4]
+    assert run.history[-1]["learning_rate"] == 0
+
+
+def test_rates_and_decay_are_those_that_are_set_now(surfaces, tmp_path, begun, caplog):
+    changes = {"TRAIN_SETUPS__epochs": 4, "TRAIN_SETUPS__batch_size": 2}
+    changes |= {"TRAIN_SETUPS__learning_rate": 4e-3, "TRAIN_SETUPS__lr_multiple": 5.0}
+    changes["TRAIN_SETUPS__weight_decay"] = 0.3
+    run = training_of(surfaces, tmp_path, TRAIN__resume=str(begun), **changes)
+    first, second = run.optimizer.param_groups
+    factor = (1 - 11 / 16) ** 0.9
+    assert (first["lr"], second["lr"]) == pytest.approx((4e-3 * factor, 2e-2 * factor))
+    assert first["weight_decay"] == second["weight_decay"] == 0.3
+    assert all(v["step"] == 11 for v in run.optimizer.state.values()), "the moments go on"
+    assert "learning_rate was 0.001 in the training that goes on, now it is 0.004" in caplog.text
+
+
+def test_settings_that_hold_out_other_images_are_refused(surfaces, tmp_path, begun):
+    with pytest.raises(ConfigError, match=r"RNG_SEED 54, now it is 3, and other images"):
+        training_of(surfaces, tmp_path, TRAIN__resume=str(begun), RNG_SEED=3)
+
+
+def test_a_state_of_another_head_is_refused(surfaces, tmp_path, begun):
+    with pytest.raises(WeightsError, match=r"TRAIN\.resume: .*state\.pth does not fit.*shape"):
+        changes = {"TRAIN__resume": str(begun), "TRAIN__SOFS__reduce_dim": 8}
+        training_of(surfaces, tmp_path, **changes)
+
+
+SPOILT = {
+    "moments": lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+    "best head": lambda state: state["best"].update(head={"x": torch.zeros(1)}),
+    "config": lambda state: state.update(config="a: ["),
+    "epoch": lambda state: state.update(epoch=-3, history=[]),
+    "history": lambda state: state.update(history=[]),
+    "within": lambda state: state.update(within={"step": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_state_that_was_spoilt_is_refused_by_name(surfaces, tmp_path, kind):
+    train_epochs(training_of(surfaces, tmp_path, TRAIN_SETUPS__epochs=1, **KEPT_BEST))
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    training_of(surfaces, tmp_path, TRAIN__resume=str(tmp_path / STATE), **KEPT_BEST)
+    SPOILT[kind](state)
+    torch.save(state, tmp_path / "spoilt.pth")
+    with pytest.raises(WeightsError, match=f"TRAIN.resume: {tmp_path}/spoilt.pth does not hold"):
+        training_of(surfaces, tmp_path, TRAIN__resume=str(tmp_path / "spoilt.pth"), **KEPT_BEST)
+
+
+def test_who_ends_a_training_learns_what_is_kept(surfaces, tmp_path):
+    run = training_of(surfaces, tmp_path)
+    assert run.interrupted(signal.SIGTERM).told == "nothing is saved yet"
+    run = training_of(surfaces, tmp_path, TRAIN__save_model=False)
+    assert "TRAIN.save_model is False" in run.interrupted(signal.SIGINT).told

@@ -1,0 +1,176 @@
+"""What holds in every layout: the registry, and what lies in the folders and is not read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.readers import READERS, ds_spectrum, mvtec, reader_of, visa, vision_v1
+from datasets.readers.open_domain import read_open_domain
+from tests.anomaly_data import write_converted_visa, write_mvtec, write_visa
+from tests.datasets.bad_files import saved, warnings_about
+from tests.helpers import write_product
+from tests.tools.open_domain_data import write_object, write_typed
+from utils.errors import ConfigError, DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 10), np.uint8)
+
+
+def write_spectrum(root):
+    for kind in ("", "hole"):
+        saved(root / "cup" / "image" / kind / "a.png", PIXELS)
+        saved(root / "cup" / "mask" / kind / "a_mask.png", (PIXELS > 128).astype(np.uint8))
+    saved(root / "cup" / "image" / "good" / "b.png", PIXELS)
+    saved(root / "cup" / "rbg_mask" / "hole" / "a.png", PIXELS)
+
+
+def write_types(root):
+    write_typed(root, labels=("one.png",))
+    (root / "steel").rename(root / "cup")
+    saved(root / "cup" / "support" / "good" / "a.png", PIXELS)
+
+
+# How one object is written and read; places in its folder that the layout does not know; a folder
+# with the name by which it would be taken for something else.
+LAYOUTS = {
+    "VISION V1": (
+        lambda root: write_product(root, "cup"),
+        vision_v1.read_object,
+        "more.png train/deep/more.png images/more.png train/more.webp",
+        None,
+    ),
+    "Defect Spectrum": (
+        write_spectrum,
+        ds_spectrum.read_object,
+        "more.png image/hole/deep/more.png mask/more.png image/more.webp",
+        ("image/good", "image/GOOD"),
+    ),
+    "MVTec AD": (
+        lambda root: write_mvtec(root, ["cup"]),
+        mvtec.read_object,
+        "more.png test/more.png train/more.png train/good/d/more.png ground_truth/spot/more.png",
+        ("test/good", "test/Good"),
+    ),
+    "VisA": (
+        lambda root: write_visa(root, ["cup"]),
+        visa.read_object,
+        "more.png Data/Images/Normal/more.JPG Data/Masks/Anomaly/more.png",
+        None,
+    ),
+    "VisA, converted": (
+        lambda root: write_converted_visa(root, ["cup"]),
+        visa.read_object,
+        "test/more.png",
+        ("ground_truth", "Ground_Truth"),
+    ),
+    "open domain": (
+        lambda root: write_object(root, "cup", labels=("one.png",)),
+        read_open_domain,
+        "query/more.png support/more.png query/image/d/more.png query/true_label/more.png "
+        "support/mask/more.png query/image/more.webp",
+        ("query", "Query"),
+    ),
+    "open domain with types": (
+        write_types,
+        read_open_domain,
+        "query/more.png support/line/more.png query/true_label/dent/more.png "
+        "support/good/deep/more.png",
+        ("support/good", "support/Good"),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_whole_data_set_is_read_without_a_warning(tmp_path, caplog, layout):
+    write, read, *_ = LAYOUTS[layout]
+    write(tmp_path)
+    for name in ("readme.txt", "Thumbs.db", ".hidden.png", "@eaDir/a.png", "__MACOSX/._a.png"):
+        (tmp_path / "cup" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "cup" / name).touch()
+    read(tmp_path, "cup")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_image_in_any_other_place_is_named_with_its_folder(tmp_path, caplog, layout):
+    write, read, places, _ = LAYOUTS[layout]
+    write(tmp_path)
+    before = read(tmp_path, "cup")
+    for place in places.split():
+        path = tmp_path / "cup" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saved(path, PIXELS)
+        caplog.clear()
+        assert read(tmp_path, "cup") == before
+        (message,) = warnings_about(caplog, path.parent)
+        assert message.startswith(f"{path.parent}: 1 files, such as {path.name}, are ")
+        path.unlink()
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if LAYOUTS[name][3]])
+def test_a_folder_in_another_spelling_is_refused(tmp_path, layout):
+    """Normal images would count as abnormal ones, or masks as missing."""
+    write, read, _, (given, other) = LAYOUTS[layout]
+    write(tmp_path)
+    (tmp_path / "cup" / given).rename(tmp_path / "cup" / "aside")
+    (tmp_path / "cup" / "aside").rename(tmp_path / "cup" / other)
+    words = rf"cup/{other}: expected {given.split('/')[-1]}/ in this spelling; rename it"
+    with pytest.raises(DataError, match=words):
+        read(tmp_path, "cup")
+
+
+@contextmanager
+def locked(path):
+    """The block runs as somebody who may not read a file or folder; root may read everything."""
+    mode, is_root = path.stat().st_mode, not os.geteuid()
+    path.chmod(0)
+    try:
+        if is_root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        path.chmod(mode)
+
+
+LOCKED = {
+    "VISION V1": "cup cup/train cup/train/_annotations.coco.json",
+    "Defect Spectrum": "cup/image cup/mask cup/mask/a_mask.png",
+    "MVTec AD": "cup cup/train/good cup/ground_truth/spot",
+    "VisA": "split_csv split_csv/1cls.csv cup/Data/Images",
+    "open domain": "cup/support cup/support/mask cup/query/image",
+}
+
+
+@pytest.mark.parametrize("layout", LOCKED)
+def test_what_may_not_be_read_is_named(layout):
+    write, read, *_ = LAYOUTS[layout]
+    with tempfile.TemporaryDirectory() as folder:  # that every user reaches
+        root = Path(folder)
+        root.chmod(0o755)
+        write(root)
+        for place in LOCKED[layout].split():
+            with locked(root / place), pytest.raises(DataError, match=place):
+                read(root, "cup")
+        read(root, "cup")
+
+
+def test_every_data_set_has_a_reader_of_a_kind_that_jobs_know():
+    kinds = {reader.kind for reader in READERS.values()}
+    assert kinds == {"episodes", "anomaly", "open_domain"}
+    assert reader_of("VISION_V1_ND") is reader_of("VISION_V1") is vision_v1
+    assert reader_of("DS_Spectrum_DS_ND") is reader_of("DS_Spectrum") is ds_spectrum
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest_name():
+    words = r"DATASET\.name is 'VISION_V2_ND', expected one of VISION_V1, .*mean VISION_V1_ND\?"
+    with pytest.raises(ConfigError, match=words):
+        reader_of("VISION_V2_ND")
+    with pytest.raises(ConfigError, match=r"'x', expected one of .*, each also with _ND$"):
+        reader_of("x")

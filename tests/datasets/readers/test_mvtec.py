@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from datasets.images import image_size, read_image
+from datasets.readers.anomaly import AnomalyImage, draw_normal, read_target
+from datasets.readers.mvtec import MVTEC_OBJECTS, read_object
+from tests.anomaly_data import write_mvtec
+from tests.datasets.bad_files import saved, with_orientation
+from tests.helpers import SIZE
+from utils.errors import DataError
+
+
+@pytest.fixture
+def bottle(tmp_path):
+    write_mvtec(tmp_path, ["bottle", "cable"])
+    return tmp_path / "bottle"
+
+
+def test_files_are_found_and_matched(bottle):
+    found = read_object(bottle.parent, "bottle")
+    test, truth = bottle / "test", bottle / "ground_truth"
+    assert found.name == "bottle" and len(MVTEC_OBJECTS) == 15
+    assert found.normal == [bottle / "train" / "good" / f"{number:03}.png" for number in range(4)]
+    good = [AnomalyImage(test / "good" / f"00{n}.png", "good", None) for n in (0, 1)]
+    bad = [
+        AnomalyImage(test / kind / f"00{n}.png", kind, truth / kind / f"00{n}_mask.png")
+        for kind in ("line", "spot")
+        for n in (0, 1)
+    ]
+    assert found.test == good + bad
+    assert [item.is_anomalous for item in found.test] == [False] * 2 + [True] * 4
+    shutil.copytree(test / "spot", test / ".cache")
+    (test / "readme.txt").write_text("words")
+    assert read_object(bottle.parent, "bottle") == found
+
+
+def test_targets_mark_the_defect_whatever_the_name_and_values_of_the_mask(bottle):
+    for item in read_object(bottle.parent, "bottle").test:
+        image = read_image(item.image)[:, :, 0]
+        target = read_target(item, image_size(item.image))
+        assert target.dtype == np.uint8 and target.shape == SIZE
+        assert target.any() == item.is_anomalous
+        if item.is_anomalous:
+            assert (image[target == 1] == {"spot": 250, "line": 10}[item.defect]).all()
+            other = saved(item.mask.with_name(item.image.name), target * 3)
+            os.remove(item.mask)
+    after = read_object(bottle.parent, "bottle").test[-1]
+    assert after.mask == other
+    np.testing.assert_array_equal(read_target(after, SIZE), target)
+
+
+def test_pixels_are_read_later(bottle, caplog):
+    *_, black, broken = read_object(bottle.parent, "bottle").test
+    broken.mask.write_bytes(broken.mask.read_bytes()[:-30])
+    saved(black.mask, np.zeros(SIZE, np.uint8))
+    assert read_object(bottle.parent, "bottle").test[-2:] == [black, broken]
+    with pytest.raises(DataError, match=r"spot/001_mask\.png"):
+        read_target(broken, SIZE)
+    assert not read_target(black, SIZE).any()
+    assert f"{black.mask} marks nothing, but its image is one of spot" in caplog.text
+
+
+def test_a_mask_of_another_size_names_both_and_one_of_the_turned_image_is_turned(bottle):
+    item = read_object(bottle.parent, "bottle").test[2]
+    with pytest.raises(DataError, match=r"000_mask\.png is 96 x 128 .*line/000\.png is 128 x 96"):
+        read_target(item, SIZE[::-1])
+    target = read_target(item, SIZE)
+    saved(item.mask, np.rot90(target, -1).copy())
+    with pytest.raises(DataError, match=r"000_mask\.png is 128 x 96 .*line/000\.png is 96 x 128"):
+        read_object(bottle.parent, "bottle")
+    with_orientation(item.image, read_image(item.image), 6)
+    assert read_object(bottle.parent, "bottle").test[2] == item
+    np.testing.assert_array_equal(read_target(item, SIZE), target)
+
+
+def test_what_is_missing_is_named(bottle):
+    with pytest.raises(DataError, match=r"botle.*TEST\.dataset_path.*holds: bottle, cable"):
+        read_object(bottle.parent, "botle", "TEST.dataset_path")
+    for gone in ("ground_truth/spot/001_mask.png", "ground_truth/spot", "ground_truth"):
+        path = bottle / gone
+        shutil.rmtree(path) if path.is_dir() else os.remove(path)
+        with pytest.raises(DataError, match=r"00\d\.png has no mask.*ground_truth/\w+/00\d_mask"):
+            read_object(bottle.parent, "bottle")
+    shutil.rmtree(bottle / "test")
+    with pytest.raises(DataError, match=r"bottle/test: no images.*test/good"):
+        read_object(bottle.parent, "bottle")
+    shutil.rmtree(bottle / "train" / "good")
+    with pytest.raises(DataError, match=r"bottle/train/good: no images"):
+        read_object(bottle.parent, "bottle")
+
+
+def test_draws_are_distinct_nested_and_depend_on_seed_and_name_alone(tmp_path):
+    images = [tmp_path / f"{number:03}.png" for number in range(12)]
+    for seed in range(20):
+        draws = [draw_normal(images, "bottle", shot, seed) for shot in range(1, 13)]
+        assert all(larger[:-1] == smaller for smaller, larger in pairwise(draws))
+        assert sorted(draws[-1]) == images
+    draw = draw_normal(images, "bottle", 4, 54)
+    assert draw_normal(images[::-1], "bottle", 4, 54) == draw
+    moved = draw_normal([tmp_path / "else" / path.name for path in images], "bottle", 4, 54)
+    assert [path.name for path in moved] == [path.name for path in draw]
+    assert draw_normal(images, "bottle", 4, 55) != draw != draw_normal(images, "cable", 4, 54)
+    first = [draw_normal(images, "bottle", 1, seed)[0] for seed in range(1200)]
+    # about equally often: 100 expected, deviation 9.6
+    assert {first.count(path) for path in images} <= set(range(65, 140))
+    with pytest.raises(DataError, match=r"bottle has 12 .*DATASET\.shot is 13"):
+        draw_normal(images, "bottle", 13, 54)

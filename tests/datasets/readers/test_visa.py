@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.images import image_size
+from datasets.readers.anomaly import AnomalyImage, read_target
+from datasets.readers.visa import TABLE, VISA_OBJECTS, read_object
+from tests.anomaly_data import write_converted_visa, write_table, write_visa
+from tests.datasets.bad_files import saved, warnings_about
+from tests.helpers import SIZE
+from utils.errors import DataError
+
+ANOMALY, NORMAL = "candle/Data/Images/Anomaly", "candle/Data/Images/Normal"
+
+
+@pytest.fixture
+def visa(tmp_path):
+    write_visa(tmp_path, ["candle", "pcb1"])
+    return tmp_path
+
+
+def change(root, image, value, column):
+    """Replace a cell of the row of an image; returns the number of its line."""
+    with (root / TABLE).open(newline="") as file:
+        rows = list(csv.reader(file))
+    place = next(number for number, row in enumerate(rows) if row[3] == image)
+    rows[place][rows[0].index(column)] = value
+    write_table(root, rows)
+    return place + 1
+
+
+def test_the_table_says_what_is_what(visa):
+    found = read_object(visa, "candle")
+    assert found.name == "candle" and len(VISA_OBJECTS) == 12
+    assert found.normal == [visa / NORMAL / f"{number:04}.JPG" for number in range(4)]
+    masks = visa / "candle" / "Data" / "Masks" / "Anomaly"
+    bad = [
+        AnomalyImage(visa / ANOMALY / f"00{n}.JPG", "bad", masks / f"00{n}.png") for n in range(4)
+    ]
+    good = [AnomalyImage(visa / NORMAL / f"000{n}.JPG", "good", None) for n in (4, 5)]
+    assert found.test == bad + good
+    for item in bad:
+        values = np.array(Image.open(item.mask))
+        assert values.max() in (1, 2), "whatever the class"
+        np.testing.assert_array_equal(read_target(item, SIZE), values > 0)
+
+
+def content(found):
+    """All that an object says, but for where its files lie."""
+    test = [
+        (i.image.name, i.image.read_bytes(), i.defect, read_target(i, image_size(i.image)))
+        for i in found.test
+    ]
+    return found.name, [(path.name, path.read_bytes()) for path in found.normal], test
+
+
+def test_both_layouts_hold_the_same_and_the_converted_one_goes_first(visa, tmp_path):
+    write_converted_visa(tmp_path / "converted", ["pcb1"])
+    other = read_object(tmp_path / "converted", "pcb1")
+    np.testing.assert_equal(content(read_object(visa, "pcb1")), content(other))
+    write_converted_visa(visa, ["candle"], train=7)
+    assert len(read_object(visa, "candle").normal) == 7
+    os.remove(visa / TABLE)
+    assert len(read_object(visa, "candle").normal) == 7
+    words = r"split_csv/1cls\.csv nor .*pcb1/train/good.*TEST\.dataset_path.*MVTec AD"
+    with pytest.raises(DataError, match=words):
+        read_object(visa, "pcb1", "TEST.dataset_path")
+
+
+def test_order_blanks_and_a_byte_order_mark_do_not_matter(visa):
+    before = read_object(visa, "candle")
+    head, *rows = (visa / TABLE).read_text().replace(",", " , ").splitlines()
+    (visa / TABLE).write_bytes(b"\xef\xbb\xbf" + "\n".join([head, *reversed(rows)]).encode())
+    assert read_object(visa, "candle") == before
+
+
+def test_a_table_of_windows_paths_is_read(visa, caplog):
+    expected = read_object(visa, "candle")
+    (visa / TABLE).write_text((visa / TABLE).read_text().replace("/", "\\"))
+    assert read_object(visa, "candle") == expected
+    assert "are there under another spelling than listed" in caplog.text
+
+
+def test_what_the_table_does_not_list_for_training_or_test_is_named(visa, caplog):
+    before = read_object(visa, "candle")
+    os.remove(visa / "pcb1" / "Data" / "Images" / "Normal" / "0000.JPG")  # of another object
+    change(visa, f"{ANOMALY}/000.JPG", "train", "split")
+    table = (visa / TABLE).read_text().splitlines()
+    (visa / TABLE).write_text("\n".join(line for line in table if "0001.JPG" not in line))
+    after = read_object(visa, "candle")
+    assert len(after.normal) == 3 and after.test == before.test[1:]
+    for place, name in ((NORMAL, "0001.JPG"), (ANOMALY, "000.JPG")):
+        assert f"{place}: 1 files, such as {name}, are not read" in caplog.text
+    assert len(warnings_about(caplog, visa)) == 3, "its mask, too"
+
+
+COLUMNS = "object,split,label,image,mask"
+TABLES = {
+    b"": f"no column object, split, label, image, mask; its first line must be {COLUMNS}",
+    b"object,split": "no column label, image, mask",
+    b"object;split;label;image;mask": "its columns are parted by ';', expected commas",
+    b"object\tsplit\tlabel\timage\tmask": r"its columns are parted by '\\t', expected commas",
+    b"object," + b"x" * 200_000: "cannot be read as a table .*commas",
+    COLUMNS.encode(): "no row of candle; .*the table lists: nothing",
+    "object,split".encode("utf-16"): "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16",
+    "object,stra\u00dfe".encode("cp1252"): r"is not UTF-8 \(byte 0xdf at 11\)",
+    b"<!DOCTYPE html><p>not found": "but a web page; download",
+}
+
+
+@pytest.mark.parametrize("text", TABLES, ids=lambda text: repr(text)[:20])
+def test_what_is_no_table_is_refused_for_what_it_is(visa, text):
+    (visa / TABLE).write_bytes(text)
+    with pytest.raises(DataError, match=rf"1cls\.csv: .*{TABLES[text]}") as error:
+        read_object(visa, "candle")
+    assert "copy" not in str(error.value)
+
+
+CELLS = [
+    ("split", "val", "split is 'val', expected train or test"),
+    ("label", "", "label is '', expected normal or anomaly"),
+    ("label", "normal", "has the label normal, but a mask"),
+    ("image", "candle/gone.JPG", "image .*candle/gone.JPG: no such file"),
+    ("image", "", "image .*: no such file"),
+    ("image", "pcb1/../../a.JPG", "image .*leads out"),
+    ("mask", "candle/gone.png", "mask .*candle/gone.png: no such file"),
+    ("mask", "/a.png", "mask /a.png leads out"),
+    ("mask", "", "has the label anomaly, but no mask"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "named"), CELLS)
+def test_what_does_not_fit_names_file_and_line(visa, column, value, named):
+    line = change(visa, f"{ANOMALY}/001.JPG", value, column)
+    with pytest.raises(DataError, match=rf"1cls\.csv: line {line}: .*{named}"):
+        read_object(visa, "candle")
+
+
+def test_an_object_without_rows_training_or_test_images(visa, tmp_path):
+    (visa / "fryum").mkdir()
+    with pytest.raises(DataError, match=r"1cls\.csv: no row of fryum.*lists: candle, pcb1"):
+        read_object(visa, "fryum")
+    with pytest.raises(DataError, match=r"cande.*TEST\.dataset_path.*holds: candle, fryum, pcb1"):
+        read_object(visa, "cande", "TEST.dataset_path")
+    write_visa(tmp_path / "one", train=0)
+    with pytest.raises(DataError, match="no row of candle with split train and label normal"):
+        read_object(tmp_path / "one", "candle")
+    write_visa(tmp_path / "two", good=0, abnormal=0)
+    with pytest.raises(DataError, match="no row of candle with split test"):
+        read_object(tmp_path / "two", "candle")
+
+
+TWICE = [
+    (f"{NORMAL}/0000.JPG", "image", f"{NORMAL}/0004.JPG"),
+    (f"{ANOMALY}/000.JPG", "mask", "candle/Data/Masks/Anomaly/001.png"),
+    (f"{ANOMALY}/000.JPG", "mask", f"{ANOMALY}/000.JPG"),
+]
+
+
+@pytest.mark.parametrize(("image", "column", "value"), TWICE)
+def test_a_file_that_is_listed_twice_is_refused(visa, image, column, value):
+    change(visa, image, value, column)
+    with pytest.raises(DataError, match=rf"1cls\.csv lists .*{value} twice"):
+        read_object(visa, "candle")
+
+
+def test_a_mask_of_another_size_names_both(visa):
+    saved(
+        visa / "candle" / "Data" / "Masks" / "Anomaly" / "002.png", np.zeros(SIZE[::-1], np.uint8)
+    )
+    with pytest.raises(DataError, match=r"002\.png is 128 x 96.*Anomaly/002\.JPG is 96 x 128"):
+        read_object(visa, "candle")

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from datasets.images import turned
+from datasets.readers.vision_v1 import normal_images, read_object, source_files
+from datasets.rle import rle_encode
+from tests.datasets.bad_files import REFUSED, saved, warnings_about, with_orientation
+from utils.errors import DataError
+
+SIZE = (20, 30)
+BOX, OTHER = [2, 3, 12, 3, 12, 7, 2, 7], [10, 5, 20, 5, 20, 15, 10, 15]
+OUTSIDE = [50, 50, 60, 50, 60, 60]
+PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+FILE = "_annotations.coco.json"
+
+
+def boxes(*polygons):
+    mask = np.zeros(SIZE, np.uint8)
+    for left, top, _, _, right, bottom, *_ in polygons:
+        mask[top : bottom + 1, left : right + 1] = 1
+    return mask
+
+
+def annotation(number, image, category, *polygons):
+    shape = {"segmentation": list(polygons)}
+    return {"id": number, "image_id": image, "category_id": category} | shape
+
+
+def content(*more, names=("pit", "scratch")):
+    """Two images with an annotation each, and one of the first again; more images without."""
+    images = [(9, "b.png"), (5, "a.png"), *((20 + i, name) for i, name in enumerate(more))]
+    shapes = [annotation(1, 9, 4, BOX), annotation(2, 5, 0, BOX), annotation(3, 9, 4, OTHER)]
+    size = {"height": 20, "width": 30}
+    return {
+        "categories": [{"id": 4, "name": names[0]}, {"id": 0, "name": names[1]}],
+        "images": [{"id": number, "file_name": name} | size for number, name in images],
+        "annotations": shapes,
+    }
+
+
+def write(root, data, part="train", product="Ring", images=("a.png", "b.png")):
+    folder = root / product / part
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(json.dumps(data))
+    for name in images:
+        saved(folder / name, PIXELS)
+    return folder
+
+
+def images_of(root):
+    return [sample.image.removeprefix("Ring/") for sample in read_object(root, "Ring")[0]]
+
+
+def test_a_sample_is_an_image_and_a_category_with_its_union(tmp_path):
+    data = content()
+    data["annotations"].insert(0, annotation(8, 5, 4, OTHER))
+    write(tmp_path, data)
+    samples, notes = read_object(tmp_path, "Ring")
+    assert [(s.image, s.object, s.category, s.category_name) for s in samples] == [
+        ("Ring/train/a.png", "Ring", 0, "scratch"),
+        ("Ring/train/a.png", "Ring", 4, "pit"),
+        ("Ring/train/b.png", "Ring", 4, "pit"),
+    ]
+    for sample, polygons in zip(samples, ([BOX], [OTHER], [BOX, OTHER]), strict=True):
+        np.testing.assert_array_equal(sample.decode_mask(), boxes(*polygons))
+    assert notes == []
+    reverse = {key: entries[::-1] for key, entries in data.items()}
+    write(tmp_path, reverse)
+    assert read_object(tmp_path, "Ring")[0] == samples
+
+
+def test_train_val_and_valid_are_read_and_inference_is_not(tmp_path, caplog):
+    write(tmp_path, content(), "val")
+    (tmp_path / "Ring" / "inference").mkdir()
+    (tmp_path / "Ring" / "inference" / FILE).write_text("broken")
+    saved(tmp_path / "Ring" / "inference" / "x.png", PIXELS)
+    assert images_of(tmp_path) == ["val/a.png", "val/b.png"]
+    for part in ("train", "valid"):
+        write(tmp_path, content(), part)
+    parts = ("train", "val", "valid")
+    assert images_of(tmp_path) == [f"{p}/{name}.png" for p in parts for name in "ab"]
+    assert source_files(tmp_path, "Ring") == [tmp_path / "Ring" / part / FILE for part in parts]
+    assert not caplog.records
+
+
+def test_parts_whose_files_are_links_to_one_are_both_read_and_a_linked_part_once(tmp_path):
+    """Stores that keep equal files once make such links."""
+    train, val = write(tmp_path, content()), write(tmp_path, content(), "val")
+    alone = images_of(tmp_path)
+    (val / FILE).unlink()
+    (val / FILE).symlink_to(train / FILE)
+    assert images_of(tmp_path) == alone
+    (tmp_path / "Ring" / "valid").symlink_to(val)
+    assert images_of(tmp_path) == alone
+
+
+def test_the_name_of_a_category_decides_in_all_parts(tmp_path):
+    write(tmp_path, content(), "train")
+    write(tmp_path, content(names=("scratch", "pit")), "val")
+    samples, notes = read_object(tmp_path, "Ring")
+    found = [(s.image[5:], s.category, s.category_name) for s in samples]
+    assert found[2:] == [("val/a.png", 4, "pit"), ("val/b.png", 0, "scratch")] and notes == []
+    write(tmp_path, content(names=("hole", "scratch")), "val")
+    with pytest.raises(
+        DataError, match=rf"val/{FILE}: category 4 is 'hole', but in .*train/{FILE}"
+    ):
+        read_object(tmp_path, "Ring")
+
+
+def test_what_is_left_out_or_joined_is_noted(tmp_path):
+    data = content("c.png", names=("pit", "pit"))
+    data["annotations"].append(annotation(9, 20, 0, OUTSIDE))
+    data["images"].append({"id": 30, "file_name": "d.png", "height": 20, "width": 30})
+    write(tmp_path, data, images=("a.png", "b.png", "c.png", "d.png"))
+    samples, notes = read_object(tmp_path, "Ring")
+    assert [(s.image[11:], s.category) for s in samples] == [("a.png", 0), ("b.png", 0)]
+    assert [note.partition(": ")[2] for note in notes] == [
+        "the categories 0, 4 are all called 'pit' and count as one",
+        "1 of 4 images have no annotation and are left out",
+        "1 masks mark nothing within their image and are left out",
+    ]
+
+
+def test_normal_images_have_no_annotation_and_are_there(tmp_path):
+    write(tmp_path, content("a.png"))
+    assert normal_images(tmp_path, "Ring") == [], "a.png has an annotation under another id"
+    for part in ("val", "train"):
+        more = ("a.png", "b.png", "d.png", "c.png", "unlisted.png")
+        write(tmp_path, content("d.png", "c.png", "gone.png"), part, images=more)
+    found = [
+        path.relative_to(tmp_path / "Ring").as_posix() for path in normal_images(tmp_path, "Ring")
+    ]
+    assert found == ["train/c.png", "train/d.png", "val/c.png", "val/d.png"]
+    saved(tmp_path / "Ring" / "train" / "c.png", PIXELS.swapaxes(0, 1).copy())
+    with pytest.raises(DataError, match=r"image 21 .*\(20, 30\).*c\.png.*\(30, 20\)"):
+        normal_images(tmp_path, "Ring")
+    with pytest.raises(DataError, match=r"Rnig.*TEST\.dataset_path.*holds: Ring"):
+        normal_images(tmp_path, "Rnig", "TEST.dataset_path")
+
+
+OTHERS = ["test/_annotations.coco.json", "annotations/instances_default.json", "result.json"]
+
+
+@pytest.mark.parametrize("place", OTHERS)
+def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog, place):
+    folder, other = write(tmp_path, content()), tmp_path / "Ring" / place
+    other.parent.mkdir(exist_ok=True)
+    other.write_text(json.dumps(content()))
+    read_object(tmp_path, "Ring")
+    (message,) = warnings_about(caplog, tmp_path)
+    assert f"{other.parent}: 1 files, such as {other.name}, are not read" in message
+    assert "rename the folder to train or val" in message
+    folder.rename(tmp_path / "gone")
+    with pytest.raises(DataError, match=rf"neither train/ nor val/; .* {other} is there"):
+        read_object(tmp_path, "Ring")
+
+
+def test_a_part_without_its_annotations_is_refused(tmp_path):
+    write(tmp_path, content(), "val")
+    (tmp_path / "Ring" / "train").mkdir()
+    with pytest.raises(DataError, match=rf"Ring/train/{FILE}: no such file; put the annotations"):
+        read_object(tmp_path, "Ring")
+    (tmp_path / "Ring" / "train" / "labels.json").touch()
+    with pytest.raises(DataError, match=r"no such file \(labels\.json is there: rename it\)"):
+        read_object(tmp_path, "Ring")
+    (tmp_path / "Ring" / "train" / "labels.json").unlink()
+    (tmp_path / "Ring" / "train").rmdir()
+    (tmp_path / "Ring" / "train").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=rf"Ring/train/{FILE}: no such file"):
+        read_object(tmp_path, "Ring")
+
+
+def test_an_image_under_another_spelling_is_read_and_one_file_for_two_names_refused(
+    tmp_path, caplog
+):
+    data = content()
+    data["images"][1]["file_name"] = "images\\A.png"
+    write(tmp_path, data, images=("images/a.png", "b.png"))
+    assert images_of(tmp_path) == ["train/b.png", "train/images/a.png"]
+    (message,) = warnings_about(caplog, tmp_path)
+    assert "1 files are there under another spelling than listed" in message
+    data["images"][0]["file_name"] = "./images//a.png"
+    write(tmp_path, data)
+    with pytest.raises(DataError, match=r"images 5 and 9 are both images/a\.png"):
+        read_object(tmp_path, "Ring")
+
+
+def test_missing_and_broken_images_are_no_error_of_the_reader(tmp_path):
+    folder = write(tmp_path, content(), images=())
+    assert len(images_of(tmp_path)) == 2
+    for kind in ("empty", "text", "folder", "loop", "pipe"):
+        REFUSED[kind](folder / "a.png")
+        assert len(images_of(tmp_path)) == 2
+        (folder / "a.png").rename(tmp_path / kind)
+
+
+def test_headers_are_read_and_pixels_are_not(tmp_path):
+    folder = write(tmp_path, content())
+    path = folder / "a.png"
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"IDAT") + 20])
+    assert len(images_of(tmp_path)) == 2
+    saved(path, PIXELS.swapaxes(0, 1).copy())
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"IDAT") + 20])
+    with pytest.raises(DataError, match=r"image 5 is listed as \(20, 30\).*a\.png is \(30, 20\)"):
+        read_object(tmp_path, "Ring")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_annotations_of_the_displayed_size_are_turned_back(tmp_path, orientation):
+    shown = np.zeros((30, 20), np.uint8)
+    shown[2:5, 3:11] = 1
+    expected = turned(shown, orientation, undo=True)
+    for shape in ([[3, 2, 10, 2, 10, 4, 3, 4]], rle_encode(shown)):
+        data = content()
+        data["images"][1] |= {"height": 30, "width": 20}
+        data["annotations"][1]["segmentation"] = shape
+        folder = write(tmp_path, data)
+        with_orientation(folder / "a.png", PIXELS, orientation)
+        sample = read_object(tmp_path, "Ring")[0][0]
+        assert sample.size == SIZE
+        np.testing.assert_array_equal(sample.decode_mask(), expected)
+
+
+def test_messages_hold_no_more_of_long_names_than_helps(tmp_path):
+    data = content(names=("y" * 2000, "Y" * 2000))
+    write(tmp_path, data)
+    with pytest.raises(DataError, match="yyy") as error:
+        read_object(tmp_path, "Ring")
+    assert len(str(error.value)) < 1500
+
+
+def test_a_missing_product_lists_those_that_are_there(tmp_path):
+    for product in ("Ring", "Wood"):
+        write(tmp_path, content(), product=product)
+    with pytest.raises(DataError, match=r"Rnig.*TRAIN\.dataset_path.*holds: Ring, Wood"):
+        read_object(tmp_path, "Rnig", "TRAIN.dataset_path")
+    with pytest.raises(DataError, match=r"TRAIN\.dataset_path or TEST\.dataset_path"):
+        read_object(tmp_path / "nowhere", "Ring")

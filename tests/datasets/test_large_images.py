@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import large_images
+from datasets.images import read_image
+from datasets.large_images import ImageStrips
+from tests.datasets.bad_files import saved, warnings_about, with_orientation
+from utils.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _all_files_are_large(monkeypatch):
+    monkeypatch.setattr(large_images, "AT_ONCE", 100)
+
+
+def rows(image):
+    """The image, read in strips of which some overlap."""
+    found = {}
+    for top, bottom in ((0, 10), (5, 15), (15, 20), (20, 37)):
+        for number, row in enumerate(image.strip(top, bottom)):
+            assert np.array_equal(found.setdefault(top + number, row), row)
+    return np.stack([found[number] for number in range(37)])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_strips_are_the_rows_of_the_image(tmp_path, name, mode):
+    image = ImageStrips(saved(tmp_path / name, PIXELS, mode))
+    assert image.pixels is None or name == "a.bmp"
+    read = rows(image)
+    assert image.size == (37, 53) and read.dtype == np.uint8
+    np.testing.assert_array_equal(read, read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "1", "P", "I;16"])
+def test_other_kinds_of_pixels_give_what_reading_at_once_gives(tmp_path, mode):
+    pixels = PIXELS[:, :, 0].astype(np.uint16) * 200 if mode == "I;16" else PIXELS
+    path = saved(tmp_path / "a.png", pixels, None if mode == "I;16" else mode)
+    np.testing.assert_array_equal(rows(ImageStrips(path)), read_image(path))
+
+
+def test_jpeg_strips_are_nearly_those_of_the_other_decoder(tmp_path):
+    smooth = np.linspace(0, 255, 37 * 53).reshape(37, 53).astype(np.uint8)
+    colours = np.stack([smooth, smooth.T.reshape(37, 53), 255 - smooth], axis=2)
+    image = ImageStrips(saved(tmp_path / "a.jpg", colours))
+    assert image.pixels is None
+    difference = rows(image).astype(int) - read_image(tmp_path / "a.jpg")
+    assert np.abs(difference).max() <= 3
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_exif_turns_nothing(tmp_path, name):
+    image = ImageStrips(with_orientation(tmp_path / name, PIXELS[:, :, :3], 6))
+    assert image.size == (37, 53) and image.thumbnail(20).shape == (13, 18, 3)
+    np.testing.assert_array_equal(rows(image), PIXELS[:, :, :3])
+
+
+def test_a_file_cut_off_is_refused_by_name(tmp_path):
+    path = saved(tmp_path / "a.png", PIXELS)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"a\.png: cannot be read as an image"):
+        rows(ImageStrips(path))
+
+
+def test_an_image_all_of_one_value_is_named(tmp_path, caplog):
+    rows(ImageStrips(saved(tmp_path / "a.png", np.full((37, 53, 3), 7, np.uint8))))
+    (message,) = warnings_about(caplog, tmp_path)
+    assert "every pixel is 7 7 7" in message
+
+
+def test_small_files_and_arrays_are_held_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "AT_ONCE", 10**6)
+    path = saved(tmp_path / "a.png", PIXELS)
+    whole = ImageStrips(path)
+    np.testing.assert_array_equal(whole.pixels, read_image(path))
+    np.testing.assert_array_equal(rows(ImageStrips(whole.pixels)), whole.pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
+def test_extreme_shapes_are_read(tmp_path, size):
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = ImageStrips(saved(tmp_path / "a.png", pixels))
+    tops = range(0, size[0], 999)
+    read = [image.strip(top, min(top + 999, size[0])) for top in tops]
+    np.testing.assert_array_equal(np.concatenate(read), pixels)
+
+
+def test_thumbnail_shows_the_image(tmp_path):
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 40:] = (250, 100, 10)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    for image in (ImageStrips(tmp_path / "a.png"), ImageStrips(picture)):
+        small = image.thumbnail(16)
+        assert small.shape == (8, 16, 3)
+        assert not small[:, :8].any() and (small[:, 8:] == (250, 100, 10)).all()

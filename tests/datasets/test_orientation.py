@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from datasets.images import exif_orientation, turned
+from datasets.masks import read_mask
+from datasets.orientation import check_same_size, turned_back
+from tests.datasets.bad_files import RGB, saved, warnings_about, with_orientation
+from utils.errors import DataError
+
+MARKS = np.zeros((12, 18), np.uint8)
+MARKS[1:4, 2:9] = 1
+
+
+def shown_by(pixels, orientation):
+    """What a viewer shows of stored pixels: Pillow's own turning."""
+    image = Image.fromarray(pixels)
+    image.getexif()[274] = orientation
+    return np.array(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_is_that_of_viewers_and_can_be_undone(orientation):
+    shown = turned(RGB, orientation)
+    np.testing.assert_array_equal(shown, shown_by(RGB, orientation))
+    np.testing.assert_array_equal(turned(shown, orientation, undo=True), RGB)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("name", ["i.jpg", "i.png", "i.tif"])
+def test_a_mask_of_the_displayed_size_is_turned_back(tmp_path, orientation, name):
+    image = with_orientation(tmp_path / name, RGB, orientation)
+    shown = shown_by(MARKS, orientation)
+    np.testing.assert_array_equal(turned_back(shown, image), MARKS)
+    np.testing.assert_array_equal(turned_back(MARKS, image), MARKS)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "side", "warns"),
+    [(1, 12, False), (2, 12, True), (3, 12, True), (4, 12, True), (6, 12, False), (6, 18, True)],
+)
+def test_where_sizes_cannot_tell_a_warning_names_the_image_once(
+    tmp_path, orientation, side, warns, caplog
+):
+    pixels = np.zeros((side, 18, 3), np.uint8)
+    image = with_orientation(tmp_path / "i.png", pixels, orientation)
+    mask = np.eye(side, 18, dtype=np.uint8)
+    for _ in range(2):
+        np.testing.assert_array_equal(turned_back(mask, image), mask)
+    messages = warnings_about(caplog, image)
+    assert len(messages) == warns and all("as they are stored" in text for text in messages)
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tif"])
+@pytest.mark.parametrize("own", [2, 3, 5, 6, 8])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_a_mask_with_an_orientation_of_its_own_lies_on_its_image_as_shown(
+    tmp_path, orientation, own, name
+):
+    for side in (12, 18):
+        marks = np.zeros((side, 18), np.uint8)
+        marks[1:4, 2:9] = 255
+        pixels = np.zeros((side, 18, 3), np.uint8)
+        image = with_orientation(tmp_path / "i.jpg", pixels, orientation)
+        stored = np.ascontiguousarray(turned(turned(marks, orientation), own, undo=True))
+        mask = with_orientation(tmp_path / name, stored, own)
+        check_same_size(image, mask)
+        np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), marks > 0)
+        with Image.open(image) as opened, Image.open(mask) as drawn:
+            if name == "m.png":  # Pillow turns a TIFF by itself, and forgets that it did
+                assert exif_orientation(drawn) == own
+                back = turned_back(read_mask(drawn), opened, drawn)
+                np.testing.assert_array_equal(back, marks > 0)
+
+
+@pytest.mark.parametrize(("orientation", "own"), [(1, 6), (6, 3)])
+def test_where_only_the_stored_sizes_fit_the_orientation_of_a_mask_is_left_aside(
+    tmp_path, orientation, own, caplog
+):
+    image = with_orientation(tmp_path / "i.png", RGB, orientation)
+    mask = with_orientation(tmp_path / "m.png", MARKS, own)
+    check_same_size(image, mask)
+    np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), MARKS)
+    message = warnings_about(caplog, mask)[0]
+    assert f"its mask by {own}" in message and "as they are stored" in message
+
+
+@pytest.mark.parametrize(
+    ("orientation", "own", "size"), [(1, 3, (18, 12)), (6, 6, (18, 12)), (6, 8, (18, 13))]
+)
+def test_a_mask_that_fits_no_way_is_refused_with_both_sizes(tmp_path, orientation, own, size):
+    image = with_orientation(tmp_path / "i.png", RGB, orientation)
+    mask = with_orientation(tmp_path / "m.png", np.zeros(size, np.uint8), own)
+    words = rf"m\.png is 18 x 1\d .*EXIF orientation {own}, but its image .*i\.png is 12"
+    with pytest.raises(DataError, match=words):
+        check_same_size(image, mask)
+
+
+def test_an_image_that_cannot_be_read_contradicts_nothing(tmp_path):
+    (tmp_path / "i.png").write_text("no image")
+    mask = saved(tmp_path / "m.png", MARKS)
+    check_same_size(tmp_path / "i.png", mask)
+    np.testing.assert_array_equal(turned_back(MARKS, tmp_path / "i.png"), MARKS)
+    with pytest.raises(DataError, match=r"i\.png"):
+        check_same_size(mask, tmp_path / "i.png")

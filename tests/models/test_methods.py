@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from models.backbone import Backbone
+from models.build import build_method
+from models.comparison import Comparison
+from models.methods import METHODS, Method, method_class
+from models.methods.prior import Prior
+from models.priors import downsample_mask, upsample
+from tests.helpers import tiny_config
+from tests.models.tiny import answer, remember, tiny_vit
+from utils.errors import ConfigError
+
+method_class("prior")  # imports all of them
+
+
+def test_an_unknown_name_lists_the_methods():
+    with pytest.raises(ConfigError, match=r"TEST\.method is Sofs; .*SOFS.* mean SOFS\?") as error:
+        method_class("Sofs")
+    assert all(name in str(error.value) for name in METHODS)
+
+
+def test_a_subclass_is_registered_by_its_name():
+    class Half(Method):
+        name = "half"
+
+        def answer(self, compared, size):
+            return torch.full((len(compared.features[0]), *size), 0.5)
+
+    try:
+        assert method_class("half") is Half
+    finally:
+        del METHODS["half"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_scores_windows_with_and_without_marks(tmp_path, name):
+    """Whatever the batch, each window is scored as alone, and in any order of the supports."""
+    torch.manual_seed(0)
+    method = build_method(tiny_config(tmp_path, tmp_path), name).eval()
+    query, supports = torch.randn(3, 3, 64, 64), torch.randn(1, 4, 3, 64, 64)
+    masks, order = torch.zeros(1, 4, 64, 64, dtype=torch.uint8), [3, 1, 0, 2]
+    unmarked = answer(method, query, remember([method], supports, masks))
+    assert unmarked.shape == (3, 64, 64) and unmarked.dtype == torch.float32
+    assert unmarked.min() >= 0 and unmarked.max() <= 2
+    masks[..., 10:30, 10:24] = 1
+    scores = answer(method, query, remember([method], supports, masks))
+    assert scores.shape == (3, 64, 64) and scores.min() >= 0 and scores.max() <= 1
+    assert (scores - unmarked).abs().max() > 1e-3
+    shuffled = remember([method], supports[:, order], masks[:, order])
+    for i in range(3):
+        alone = answer(method, query[i : i + 1], shuffled)
+        assert_close(alone[0], scores[i], rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def prior():
+    torch.manual_seed(0)
+    return Prior(Backbone(tiny_vit(), [1, 2], 14))
+
+
+@torch.no_grad()
+def test_the_prior_is_one_half_where_foreground_and_background_are_as_near(prior, episode):
+    query, support, masks = episode
+    memory = remember([prior], support, masks)
+    joint = upsample(Comparison(prior.backbone(query), memory).joint_prior, (56, 56))
+    scores = answer(prior, query, memory)
+    assert_close(scores, 0.5 + joint / 4)
+    assert scores.std() > 0.01
+
+
+@torch.no_grad()
+def test_the_prior_finds_the_defect_of_its_support_again(prior, episode):
+    masks = torch.zeros(1, 1, 56, 56, dtype=torch.uint8)
+    masks[0, 0, 14:42, 28:] = 1
+    memory = remember([prior], episode[1][:, :1], masks)
+    scores = prior.answer(Comparison(prior.backbone(episode[1][0, :1]), memory), (4, 4))
+    assert torch.equal(scores[0] > 0.5, downsample_mask(masks, 14)[0, 0] > 0)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from models import similarity
+from models.similarity import Keys
+
+SIZES = {"batch": st.integers(1, 3), "queries": st.integers(1, 40), "keys": st.integers(2, 30)}
+
+
+def tokens(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES, sets=st.booleans(), first=st.integers(0, 29), piece=st.sampled_from([1, 200, 9**9]))
+def test_products_in_pieces_are_those_of_all_pairs(batch, queries, keys, sets, first, piece):
+    first, rows = min(first, keys - 1), 7 * tokens(batch, queries, 8)
+    stored = tokens(batch if sets else 1, keys, 8, seed=1)
+    dense = rows @ stored.transpose(1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity, "PRODUCTS", piece)
+        patch.setattr(similarity, "ROWS", 4)
+        some, best = Keys(stored).compare(rows, first)
+    assert_close(some, dense[..., :first], rtol=0, atol=1e-5)
+    assert_close(best, dense[..., first:].amax(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 200.0])
+def test_half_precision_loses_little_whatever_the_channels_hold(outlier):
+    """One channel may hold most of the length, as some of a transformer's do."""
+    common = outlier * torch.eye(768)[3]
+    rows, stored = (F.normalize(tokens(1, 300, 768, seed=n) + common, dim=-1) for n in (0, 1))
+    exact = rows[0].double() @ stored[0].double().T
+    some, best = Keys(stored.bfloat16()).compare(rows.bfloat16(), 299)
+    error = (torch.cat([some[0], best.T], 1).double() - exact).abs()
+    assert some.dtype == torch.float32 and error.mean() < 2e-3 and error.max() < 6e-3

@@ -77,7 +77,8 @@ def teach(predictor: Predictor, supports: int = 1) -> Memory:
 
 
 def measure_inference(cfg: CfgNode, size: Size, *, repeats: int, most: Size) -> list[Figure]:
-    """Figures of a whole image beside the bare backbone on the same windows, in turn within one run.
+    """Figures of a whole image beside the bare backbone on the same windows, in turn within one
+    run.
 
     Args:
         cfg: the config; weights may be random.
@@ -124,9 +125,9 @@ def measure_inference(cfg: CfgNode, size: Size, *, repeats: int, most: Size) -> 
 def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -> list[Figure]:
     """Our time for an image beside that of the published schedule, in turn within one run.
 
-    The published schedule encodes the supports again for every window of each batch of four, runs all
-    blocks of the backbone, takes two products with all support tokens per layer, has all of them take
-    part in the fusion, and computes in fp32.
+    The published schedule encodes the supports again for every window of each batch of four, runs
+    all blocks of the backbone, takes two products with all support tokens per layer, has all of
+    them take part in the fusion, and computes in fp32.
 
     Args:
         cfg: the config; weights may be random.
@@ -183,7 +184,9 @@ class _TwoProducts(Comparison):
 
 @torch.inference_mode()
 def published_schedule(model: SOFS, windows: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
-    """Log-odds (B, h, w) of windows (B, 3, H, W), the supports (1, K, 3, H, W) encoded anew for each."""
+    """Log-odds (B, h, w) of windows (B, 3, H, W), the supports (1, K, 3, H, W) encoded anew for
+    each.
+    """
     share, answers = model.shares(masks).clamp(min=TINY), []
 
     def whole(images: Tensor) -> list[Tensor]:
@@ -221,7 +224,9 @@ def measure_supports(cfg: CfgNode, supports: int, windows: int, *, slack: float)
     kept, ratio = memories[1].background[0].shape[1], min(times[1]) / min(times[0])
     name, most = f"time per window, {supports} supports over 1", MOST_SUPPORTS * slack
     return [
-        Figure("growth", f"background tokens, {supports} supports", kept, "", cfg.TEST.memory_tokens),
+        Figure(
+            "growth", f"background tokens, {supports} supports", kept, "", cfg.TEST.memory_tokens
+        ),
         Figure("growth", name, ratio, "", most),
     ]
 

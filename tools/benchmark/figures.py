@@ -1,9 +1,8 @@
-"""What a benchmark reports: figures, each with the bound it must keep."""
+"""What a benchmark reports: figures, each with the bound that it must keep."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 AT_MOST, AT_LEAST, EXACTLY = "at most", "at least", "exactly"
 
@@ -16,8 +15,8 @@ class Figure:
         section: part of the benchmark.
         name: what was measured.
         value: in `unit`.
-        unit: empty for a ratio.
-        bound: what the value is held against; None: only reported.
+        unit: empty for a ratio or a count.
+        bound: what the value is held against; None: it is only reported.
         kind: how, one of `at most`, `at least`, `exactly`.
     """
 
@@ -33,20 +32,12 @@ class Figure:
         """Whether the value keeps its bound."""
         if self.bound is None:
             return True
-        return {AT_MOST: self.value <= self.bound, AT_LEAST: self.value >= self.bound}.get(
-            self.kind, self.value == self.bound
-        )
+        holds = {AT_MOST: self.value <= self.bound, AT_LEAST: self.value >= self.bound}
+        return holds.get(self.kind, self.value == self.bound)
 
     def line(self) -> str:
         """The figure as one line of text."""
-        value = f"{self.value:,.4g}{' ' + self.unit if self.unit else ''}"
-        bound = (
-            ""
-            if self.bound is None
-            else f"{self.kind} {self.bound:g}: {'kept' if self.kept else 'MISSED'}"
-        )
+        value, bound = f"{self.value:,.4g} {self.unit}".rstrip(), ""
+        if self.bound is not None:
+            bound = f"{self.kind} {self.bound:g}: {'kept' if self.kept else 'MISSED'}"
         return f"{self.section:<10} {self.name:<62} {value:>16}  {bound}".rstrip()
-
-    def json(self) -> dict[str, Any]:
-        """The figure as plain values."""
-        return asdict(self) | {"kept": self.kept}

@@ -1,7 +1,15 @@
-"""How much more than the bare backbone an image costs, from file to mask file, and how many passes it takes."""
+"""What an image costs beside the bare backbone: time, passes and memory, from file to mask file.
+
+    python -m tools.benchmark.inference WINDOWS ... < config
+
+is the process whose memory is measured: it segments an image of so many windows after the other.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,150 +20,114 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import torch
-from models.sofs import SOFS, SupportMemory
-from models.support_tokens import SupportTokens
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from datasets.images import read_image
 from datasets.views import prepare_image
 from datasets.windows import tile
-from models.backbone import Backbone
 from models.build import build_model
 from models.comparison import Comparison
+from models.memory import Memory, label
+from models.methods.sofs import SOFS
 from models.priors import unit_tokens
-from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
+from tools.benchmark.figures import AT_LEAST, EXACTLY, Figure
+from tools.open_domain import write_answers
 from tools.predictor import Predictor
 from utils.precision import arithmetic, autocast
 from utils.visualize import write_image
 
-SECTION = "inference"
 BOUNDED = 512  # background tokens of the bounded memory
-PUBLISHED_SHOTS = 4  # support views that the published code encodes beside every window
+PUBLISHED_VIEWS = 4  # support views that the published code encodes beside every window
 PUBLISHED_BATCH = 4  # windows of its batch
 TINY = 1e-12
+MOST_MEMORY, MOST_TIME, MOST_SUPPORTS = 200, 1.10, 1.3
 Size = tuple[int, int]
 
 
-def random_predictor(cfg: CfgNode) -> Predictor:
-    """A predictor with a random head, which takes as long as a trained one; the baseline is left out."""
+def random_predictor(cfg: CfgNode, memory_tokens: int | None = None) -> Predictor:
+    """A predictor of a random head alone, which takes as long as a trained one.
+
+    Args:
+        cfg: the config.
+        memory_tokens: background tokens that it keeps; None: as the config says.
+    """
     torch.manual_seed(cfg.RNG_SEED)
-    return Predictor.from_config(cfg, {"SOFS": build_model(cfg)})
-
-
-def with_memory(predictor: Predictor, cfg: CfgNode, tokens: int) -> Predictor:
-    """A predictor of the same method that keeps so many background tokens; 0: all."""
-    changed = cfg.clone()
-    changed.defrost()
-    changed.TEST.memory_tokens = tokens
-    return Predictor.from_config(changed, predictor.methods)
-
-
-def background_tokens(memory: SupportMemory) -> int:
-    """How many tokens without a marked pixel a memory holds."""
-    return memory.known.keys[0].shape[1] - memory.known.share.shape[1]
+    cfg = cfg.clone()
+    cfg.defrost()
+    if memory_tokens is not None:
+        cfg.TEST.memory_tokens = memory_tokens
+    return Predictor.from_config(cfg, {SOFS.name: build_model(cfg)})
 
 
 def random_image(size: Size, seed: int = 0) -> np.ndarray:
     """Smooth random pixels (h, w, 3) uint8, which compress about as photographs do."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (max(1, size[0] // 8), max(1, size[1] // 8), 3), np.uint8)
-    return cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC)
+    small = (max(1, size[0] // 8), max(1, size[1] // 8), 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, small, np.uint8)
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def teach(predictor: Predictor, supports: int = 1) -> None:
+def teach(predictor: Predictor, supports: int = 1) -> Memory:
     """Show the predictor a small square in each of `supports` images of four windows' size."""
     side = 2 * predictor.settings.crop_size
     mask = np.zeros((side, side), np.uint8)
     mask[side // 3 : side // 3 + side // 20, side // 2 : side // 2 + side // 20] = 1
-    predictor.set_support(
-        [random_image((side, side), seed=1 + i) for i in range(supports)], [mask] * supports
-    )
+    images = [random_image((side, side), seed=1 + i) for i in range(supports)]
+    return predictor.set_support(images, [mask] * supports)
 
 
-def measure_inference(
-    cfg: CfgNode, sizes: list[Size], *, repeats: int, most: tuple[float, float]
-) -> list[Figure]:
-    """Figures of whole images beside the bare backbone on the same windows, in turn within one run.
+def measure_inference(cfg: CfgNode, size: Size, *, repeats: int, most: Size) -> list[Figure]:
+    """Figures of a whole image beside the bare backbone on the same windows, in turn within one
+    run.
 
     Args:
         cfg: the config; weights may be random.
-        sizes: (h, w) of the images.
-        repeats: of each measurement. Each time is held against the bare backbone right before and after it, as the
-            speed of a machine drifts, and the median of these ratios is what counts.
+        size: (h, w) of the image.
+        repeats: of each measurement. Each time is held against the bare backbone right before and
+            after it, as the speed of a machine drifts, and the median of these ratios counts.
         most: bounds of the time in backbones, with all support tokens and with `BOUNDED` of them.
     """
-    predictor, figures = random_predictor(cfg), []
-    asked = {
-        "exact": with_memory(predictor, cfg, 0),
-        f"{BOUNDED} tokens": with_memory(predictor, cfg, BOUNDED),
-    }
-    for one in asked.values():
-        teach(one)
-    kept = background_tokens(asked[f"{BOUNDED} tokens"].memory)
-    figures.append(
-        Figure(
-            SECTION, "background tokens of the bounded memory", kept, bound=BOUNDED, kind=EXACTLY
-        )
-    )
-    with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
-        for size in sizes:
-            file = Path(folder) / f"{size[0]}x{size[1]}.jpg"
-            cv2.imwrite(str(file), random_image(size))
-            figures += _one_size(asked, file, size, repeats, most)
-    return figures
-
-
-def _one_size(
-    asked: dict[str, Predictor], file: Path, size: Size, repeats: int, most: tuple[float, float]
-) -> list[Figure]:
-    predictor = next(iter(asked.values()))
-    windows = _windows(predictor, read_image(file))
-    ratios: dict[str, list[float]] = {name: [] for name in asked}
-    bare, passes = [_seconds(lambda: _bare(predictor, windows), predictor.device)], []
-    for _ in range(repeats):
-        for name, taught in asked.items():
-            with counted_passes(taught.backbone) as count:
-                taken = _seconds(lambda taught=taught: _file_to_file(taught, file), taught.device)
-            bare.append(_seconds(lambda: _bare(predictor, windows), predictor.device))
-            ratios[name].append(2 * taken / (bare[-2] + bare[-1]))
-            passes.append(sum(count))
     label = f"{size[0]} x {size[1]}"
-    precision = arithmetic(predictor.device, predictor.precision)
-    return [
-        Figure(SECTION, f"{label}: windows", len(windows)),
-        Figure(
-            SECTION,
-            f"{label}: backbone passes",
-            max(passes, key=lambda p: abs(p - len(windows))),
-            bound=len(windows),
-            kind=EXACTLY,
-        ),
-        Figure(
-            SECTION,
-            f"{label}: bare backbone, {precision}",
-            len(windows) / median(bare),
-            "windows/s",
-        ),
-        *(
-            Figure(
-                SECTION,
-                f"{label}: file to mask file, {name}, in backbones",
-                median(ratios[name]),
-                bound=bound,
-                kind=AT_MOST,
-            )
-            for name, bound in zip(asked, most, strict=True)
-        ),
+    asked = {"exact": random_predictor(cfg, 0)}
+    asked[f"{BOUNDED} tokens"] = random_predictor(cfg, BOUNDED)
+    kept = [teach(predictor).background[0].shape[1] for predictor in asked.values()][1]
+    figures = [Figure("inference", f"{label}: background tokens kept", kept, "", BOUNDED, EXACTLY)]
+    bare_predictor = asked["exact"]
+    ratios: dict[str, list[float]] = {name: [] for name in asked}
+    passes: list[int] = []
+    with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
+        file = Path(folder) / "image.jpg"
+        cv2.imwrite(str(file), random_image(size))
+        windows = _windows(bare_predictor, read_image(file))
+        bare = [_seconds(lambda: _bare(bare_predictor, windows), bare_predictor)]
+        for _ in range(repeats):
+            for name, predictor in asked.items():
+                with counted_passes(predictor.backbone) as count:
+                    taken = _seconds(lambda p=predictor: _file_to_file(p, file), predictor)
+                bare.append(_seconds(lambda: _bare(bare_predictor, windows), bare_predictor))
+                ratios[name].append(2 * taken / (bare[-2] + bare[-1]))
+                passes.append(sum(count))
+    number = len(windows)
+    worst = max(passes, key=lambda count: abs(count - number))
+    precision = arithmetic(bare_predictor.device, bare_predictor.precision)
+    speed = number / median(bare)
+    figures += [
+        Figure("inference", f"{label}: windows", number),
+        Figure("inference", f"{label}: backbone passes", worst, "", number, EXACTLY),
+        Figure("inference", f"{label}: bare backbone, {precision}", speed, "windows/s"),
     ]
+    for (name, values), bound in zip(ratios.items(), most, strict=True):
+        title = f"{label}: file to mask file, {name}, in backbones"
+        figures.append(Figure("inference", title, median(values), "", bound))
+    return figures
 
 
 def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -> list[Figure]:
     """Our time for an image beside that of the published schedule, in turn within one run.
 
-    The published schedule encodes the supports again for every window of each batch of four, runs all blocks of the
-    backbone, takes two products with all support tokens per layer, has all of them take part in the fusion, and
-    computes in fp32.
+    The published schedule encodes the supports again for every window of each batch of four, runs
+    all blocks of the backbone, takes two products with all support tokens per layer, has all of
+    them take part in the fusion, and computes in fp32.
 
     Args:
         cfg: the config; weights may be random.
@@ -163,67 +135,30 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
         repeats: of each measurement; the least times are compared.
         least: bound of published over ours.
     """
-    predictor = random_predictor(cfg)
+    predictor, image = random_predictor(cfg), random_image(size)
     model = build_model(cfg).to(predictor.device).eval()
-    image = random_image(size)
-    windows = torch.stack(_windows(predictor, image))
+    windows = torch.stack(_windows(predictor, image)).to(predictor.device)
     teach(predictor)
-    side = predictor.settings.image_size
-    supports = torch.randn(
-        1, PUBLISHED_SHOTS, 3, side, side, generator=torch.Generator().manual_seed(0)
-    )
-    masks = torch.zeros(1, PUBLISHED_SHOTS, side, side)
+    side, draw = predictor.settings.image_size, torch.Generator().manual_seed(0)
+    supports = torch.randn(1, PUBLISHED_VIEWS, 3, side, side, generator=draw).to(windows.device)
+    masks = torch.zeros(1, PUBLISHED_VIEWS, side, side, device=windows.device)
     masks[..., side // 3 : side // 3 + side // 10, side // 3 : side // 3 + side // 10] = 1
-    ways = {
-        "ours": lambda: predictor.predict(image),
-        "published": lambda: published_schedule(
-            model,
-            windows.to(predictor.device),
-            *(t.to(predictor.device) for t in (supports, masks)),
-        ),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    predictor.predict(
-        image
-    )  # the first time is dearer; so is that of the others, but by little beside their length
+    predictor.predict(image)  # the first time is dearer
+    ours, published = [], []
     for _ in range(repeats):
-        for name, way in ways.items():
-            times[name].append(_seconds(way, predictor.device))
-    label = f"{size[0]} x {size[1]}, {len(windows)} windows"
+        ours.append(_seconds(lambda: predictor.predict(image), predictor))
+        schedule = lambda: published_schedule(model, windows, supports, masks)  # noqa: E731
+        published.append(_seconds(schedule, predictor))
+    label, ratio = f"{size[0]} x {size[1]}, {len(windows)} windows", min(published) / min(ours)
     return [
-        Figure(SECTION, f"{label}: ours", min(times["ours"]), "s"),
-        Figure(SECTION, f"{label}: published schedule", min(times["published"]), "s"),
-        Figure(
-            SECTION,
-            f"{label}: published schedule / ours",
-            min(times["published"]) / min(times["ours"]),
-            bound=least,
-            kind=AT_LEAST,
-        ),
+        Figure("published", f"{label}: ours", min(ours), "s"),
+        Figure("published", f"{label}: published schedule", min(published), "s"),
+        Figure("published", f"{label}: published schedule / ours", ratio, "", least, AT_LEAST),
     ]
 
 
-class _AllBlocks(nn.Module):
-    """A backbone that runs to its end, as the published code does."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone, self.stride = backbone, backbone.stride
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        own = self.backbone
-        return own.model.forward_intermediates(
-            images,
-            indices=own.layers,
-            norm=False,
-            stop_early=False,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )
-
-
 class _TwoProducts(Comparison):
-    """Priors as the published code computes them: a product with all support tokens for either of the two.
+    """Priors as the published code computes them: either by a product with all support tokens.
 
     Args:
         features: per layer (B, C_l, h, w) of the windows.
@@ -232,45 +167,112 @@ class _TwoProducts(Comparison):
     """
 
     def __init__(self, features: list[Tensor], supports: list[Tensor], share: Tensor) -> None:
-        share = share.flatten(1)
-        super().__init__(features, SupportTokens([], share, [], share > 0, [], None))
-        self.supports = supports
+        super().__init__(features, label(supports, share))
+        self.supports, self.share = supports, share.flatten(1)
 
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        share, semantic, abnormal = self.known.share, [], []
+        marked, semantic, abnormal = (self.share > TINY).unsqueeze(-1), [], []
         for query, support in zip(self.features, self.supports, strict=True):
-            q, s = (
-                unit_tokens(query),
-                unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2),
-            )
-            alike = (q @ (s * (share > 0).unsqueeze(-1)).transpose(1, 2)).unflatten(
-                -1, (weight.shape[1], -1)
-            )
+            q = unit_tokens(query)
+            s = unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2)
+            alike = (q @ (s * marked).transpose(1, 2)).unflatten(-1, (weight.shape[1], -1))
             semantic.append(alike.amax(-1).mean(-1))
-            abnormal.append(1 - (q @ (s * (1 - share).unsqueeze(-1)).transpose(1, 2)).amax(-1))
-        return torch.stack(semantic, 1).unflatten(-1, self.grid), torch.stack(
-            abnormal, 1
-        ).unflatten(-1, self.grid)
+            normal = s * (1 - self.share).unsqueeze(-1)
+            abnormal.append(1 - (q @ normal.transpose(1, 2)).amax(-1))
+        return tuple(torch.stack(m, 1).unflatten(-1, self.grid) for m in (semantic, abnormal))
 
 
 @torch.inference_mode()
 def published_schedule(model: SOFS, windows: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
-    """Probabilities (B, H, W) of windows (B, 3, H, W), the supports (1, K, 3, H, W) encoded anew for each of them."""
-    whole, share, answers = _AllBlocks(model.backbone), model.shares(masks), []
+    """Log-odds (B, h, w) of windows (B, 3, H, W), the supports (1, K, 3, H, W) encoded anew for
+    each.
+    """
+    share, answers = model.shares(masks).clamp(min=TINY), []
+
+    def whole(images: Tensor) -> list[Tensor]:
+        return model.backbone.model.forward_intermediates(
+            images, indices=model.backbone.layers, norm=False, output_fmt="NCHW",
+            intermediates_only=True, stop_early=False,
+        )  # fmt: skip
+
     for part in windows.split(PUBLISHED_BATCH):
         views = supports.expand(len(part), -1, -1, -1, -1).flatten(0, 1)
-        features = [
-            torch.cat(layer)
-            for layer in zip(*map(whole, views.split(PUBLISHED_BATCH)), strict=True)
-        ]
-        shares = share.expand(len(part), -1, -1, -1)
-        summary = model.summarise(
-            features, shares.clamp(min=TINY)
-        )  # so all tokens take part in the fusion
-        answers.append(
-            model.answer(_TwoProducts(whole(part), features, shares), summary, part.shape[-2:])
-        )
+        encoded = map(whole, views.split(PUBLISHED_BATCH))
+        features = [torch.cat(layer) for layer in zip(*encoded, strict=True)]
+        shares = share.expand(len(part), -1, -1, -1)  # above 0: all tokens take part in the fusion
+        compared = _TwoProducts(whole(part), features, shares)
+        answers.append(model.token_logits(compared, model.encode(features, shares))[0])
     return torch.cat(answers)
+
+
+def measure_supports(cfg: CfgNode, supports: int, windows: int, *, slack: float) -> list[Figure]:
+    """Time per window with many supports beside that with one, both with bounded memory, in turn.
+
+    Args:
+        cfg: the config; weights may be random.
+        supports: support images, each in several views.
+        windows: of the image.
+        slack: factor on the bound.
+    """
+    predictor = random_predictor(cfg)
+    memories = [teach(predictor, count) for count in (1, supports)]
+    image = random_image((predictor.settings.crop_size, windows * predictor.settings.crop_size))
+    times: list[list[float]] = [[], []]
+    for _ in range(3):
+        for seconds, predictor.memory in zip(times, memories, strict=True):
+            seconds.append(_seconds(lambda: predictor.predict(image), predictor))
+    kept, ratio = memories[1].background[0].shape[1], min(times[1]) / min(times[0])
+    name, most = f"time per window, {supports} supports over 1", MOST_SUPPORTS * slack
+    return [
+        Figure(
+            "growth", f"background tokens, {supports} supports", kept, "", cfg.TEST.memory_tokens
+        ),
+        Figure("growth", name, ratio, "", most),
+    ]
+
+
+def measure_growth(cfg: CfgNode, counts: tuple[int, int, int], *, slack: float) -> list[Figure]:
+    """Peak memory from one batch to many windows, and time per window, in a process of its own.
+
+    Args:
+        cfg: the config; weights may be random.
+        counts: windows of three images: the memory of the first is the reference, the time per
+            window of the second.
+        slack: factor on the bound of the time.
+    """
+    command = [sys.executable, "-m", "tools.benchmark.inference", *map(str, counts)]
+    done = subprocess.run(command, input=cfg.dump(), text=True, stdout=subprocess.PIPE, check=True)
+    first, some, many = json.loads(done.stdout.splitlines()[-1])
+    more, name = (many["peak"] - first["peak"]) / 1e6, f"{counts[2]} windows"
+    ratio = many["seconds"] / counts[2] / (some["seconds"] / counts[1])
+    return [
+        Figure("growth", f"peak memory, {counts[0]} windows", first["peak"] / 1e6, "MB"),
+        Figure("growth", f"peak memory, {name}, more than that", more, "MB", MOST_MEMORY),
+        Figure("growth", f"backbone passes, {name}", many["passes"], "", counts[2], EXACTLY),
+        Figure("growth", f"time per window, {name} over {counts[1]}", ratio, "", MOST_TIME * slack),
+    ]
+
+
+def _measure_here(cfg: CfgNode, counts: list[int]) -> list[dict[str, float]]:
+    predictor = random_predictor(cfg)
+    memory, side, measured = teach(predictor), predictor.settings.crop_size, []
+    with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
+        for count in counts:
+            rows = next(n for n in range(int(count**0.5), 0, -1) if count % n == 0)
+            file = Path(folder) / f"{count}.jpg"
+            cv2.imwrite(str(file), random_image((rows * side, count // rows * side)))
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            with counted_passes(predictor.backbone) as passes:
+                start = time.perf_counter()
+                (outcome,) = predictor.segment([(file, [memory])])
+                answers = {"": outcome.answers[0][SOFS.name]}
+                write_answers(Path(folder), str(count), outcome.image, answers)
+                seconds = time.perf_counter() - start
+            status = Path("/proc/self/status").read_text().splitlines()
+            peak = next(int(li.split()[1]) * 1024 for li in status if li.startswith("VmHWM"))
+            measured.append({"peak": peak, "seconds": seconds, "passes": sum(passes)})
+            del outcome, answers
+    return measured
 
 
 def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
@@ -283,9 +285,8 @@ def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
 def _bare(predictor: Predictor, windows: list[Tensor]) -> None:
     with autocast(predictor.device, predictor.precision):
         for start in range(0, len(windows), predictor.window_batch):
-            predictor.backbone(
-                torch.stack(windows[start : start + predictor.window_batch]).to(predictor.device)
-            )
+            batch = torch.stack(windows[start : start + predictor.window_batch])
+            predictor.backbone(batch.to(predictor.device))
 
 
 def _file_to_file(predictor: Predictor, file: Path) -> None:
@@ -304,10 +305,15 @@ def counted_passes(backbone: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def _seconds(call: Callable[[], object], predictor: Predictor) -> float:
     """Seconds of a call, all that it started on the device included."""
     start = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if predictor.device.type == "cuda":
+        torch.cuda.synchronize(predictor.device)
     return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    config = CfgNode.load_cfg(sys.stdin.read())
+    print(json.dumps(_measure_here(config, [int(n) for n in sys.argv[1:]])))

@@ -17,7 +17,7 @@ from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
 from tools.training.state import STATE
 from utils.errors import DataError
-from utils.launch import launch
+from utils.distributed import launch
 from utils.precision import autocast
 
 

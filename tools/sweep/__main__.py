@@ -18,7 +18,7 @@ from tools.sweep.runs import METRICS, carry_out, check_folders
 from tools.sweep.summary import write_summary
 from utils.console import say
 from utils.errors import ConfigError
-from utils.launch import started_by_torchrun
+from utils.distributed import started_by_torchrun
 
 LOG = logging.getLogger(__name__)
 

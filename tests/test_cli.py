@@ -118,7 +118,7 @@ from tools.cli import exit_code
 
 if __name__ == "__main__":
     import slow
-    from utils.launch import launch
+    from utils.distributed import launch
     sys.exit(exit_code(lambda: launch(slow.job, 2, "gloo")))
 """
 PLAIN = "import sys; from tools.cli import run_main; sys.exit(run_main('', 'slow:job'))"

@@ -11,7 +11,6 @@ from utils.errors import OutputError
 from utils.logging import progress_bar, setup_logging
 
 
-
 def last_words(text):
     return [line.split()[-1] for line in text.splitlines()]
 

@@ -20,12 +20,12 @@ from tools.sweep.__main__ import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
 SHELLS = {"test.sh": shutil.which("dash") or "sh", "train.sh": "bash"}
-TINY = (
+TINY = shlex.split(
     "DATASET.image_size 64 DATASET.mask_size 64 DATASET.crop_size 64 DATASET.s_in_shot 1 "
     "TRAIN.backbone efficientnet_lite0 TRAIN.SOFS.prior_layer_pointer [1,2] "
     "TRAIN.SOFS.vit_patch_size 8 TRAIN.SOFS.reduce_dim 8 TRAIN.SOFS.transformer_embed_dim 8 "
     "TRAIN_SETUPS.num_workers 0"
-).split()
+)
 
 
 def run(script, *opts, cwd, **environment):
@@ -171,7 +171,7 @@ def test_train_sh_lists_its_runs_from_any_folder(tmp_path):
     for name in ("tools", "utils"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError")
-    words = "--opts TRAIN_SETUPS.epochs 2 --shots 5 --seeds 54 55 --list".split()
+    words = ["--opts", "TRAIN_SETUPS.epochs", "2", "--shots", "5", "--seeds", "54", "55", "--list"]
     environment = {"SPLITS": "0 2", "NUM_GPUS": "3", "PYTHONPATH": None}
     done = run("train.sh", *words, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
@@ -216,7 +216,7 @@ def test_train_sh_exits_with_the_code_of_the_sweep(tmp_path, recorder):
 
 def test_train_sh_trains_and_tests_for_real(tmp_path, products):
     opts = [*TINY, "TRAIN.dataset_path", products, "TEST.dataset_path", products]
-    opts += "DATASET.train_objects [Plate] DATASET.test_objects [Rod]".split()
+    opts += ["DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]"]
     opts += ["TRAIN_SETUPS.epochs", "1"]
     done = run("train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PARTS = ("datasets", "method_config", "models", "tests", "tools", "utils")
 MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -18,9 +16,7 @@ SAFE = {"SafeLoader", "CSafeLoader", "BaseLoader"}
 
 
 def sources() -> list[Path]:
-    return sorted(
-        [*ROOT.glob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*.py"))]
-    )
+    return [*ROOT.glob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*.py"))]
 
 
 def dotted(node: ast.expr) -> str:
@@ -68,55 +64,32 @@ def faults(text: str) -> Iterator[str]:
     """What in a source could run what it reads."""
     for node in ast.walk(ast.parse(text)):
         names = set(imported(node))
-        if found := {name.split(".")[0] for name in names} & MODULES or names & (
-            SHELLS | YAML | {"torch.load"}
-        ):
-            yield f"line {node.lineno}: imports {', '.join(sorted(found))}"
+        modules = {name.split(".")[0] for name in names} & MODULES
+        if refused := modules or names & (SHELLS | YAML | {"torch.load"}):
+            yield f"line {node.lineno}: imports {', '.join(sorted(refused))}"
         if isinstance(node, ast.Call) and (fault := called(node)):
             yield f"line {node.lineno}: {fault}"
 
 
 def test_no_source_runs_what_it_reads():
-    found = [
-        f"{path.relative_to(ROOT)}, {fault}"
-        for path in sources()
-        for fault in faults(path.read_text("utf-8"))
-    ]
-    assert not found
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sources()}
+    assert {"train.py", "tools/cli.py", "models/weight_files.py"} < set(texts)
+    assert not [f"{name}, {fault}" for name, text in texts.items() for fault in faults(text)]
 
 
-def test_the_sources_are_found():
-    assert {
-        "train.py",
-        "test.py",
-        "tools/cli.py",
-        "models/weight_files.py",
-        "tests/test_sources.py",
-    } <= {path.relative_to(ROOT).as_posix() for path in sources()}
+REFUSED = """import pickle | import os, joblib.memory as m | from dill import loads | eval(x)
+exec('a') | compile(a, b, c) | import os; os.system('ls') | from os import popen
+run(x, shell=True) | run(x, shell=y) | torch.load(x) | torch.load(x, weights_only=False)
+torch.load(x, weights_only=w) | from torch import load | yaml.load(x) | yaml.load(x, yaml.Loader)
+yaml.load(x, Loader=yaml.SafeLoader if a else yaml.Loader) | np.load(x, allow_pickle=True)
+yaml.load(x, Loader=yaml.Loader) | numpy.load(x, allow_pickle=a)"""
+ALLOWED = """import pickletools | re.compile(x) | model.eval() | run(x, shell=False) | json.load(x)
+os.path.join(a) | torch.load(x, weights_only=True) | yaml.load(x, Loader=yaml.SafeLoader)
+yaml.load(x, Loader=yaml.BaseLoader if a else yaml.SafeLoader) | yaml.safe_load(x) | np.load(x)"""
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import pickle", "import os, joblib.memory as m", "from dill import loads", "eval(x)", "exec('a')",
-        "compile(a, b, c)", "import os\nos.system('ls')", "from os import popen", "run(x, shell=True)",
-        "run(x, shell=y)", "torch.load(x)", "torch.load(x, weights_only=False)", "torch.load(x, weights_only=w)",
-        "from torch import load", "yaml.load(x)", "yaml.load(x, Loader=yaml.Loader)", "yaml.load(x, yaml.Loader)",
-        "yaml.load(x, Loader=yaml.SafeLoader if a else yaml.Loader)", "np.load(x, allow_pickle=True)",
-        "numpy.load(x, allow_pickle=a)",
-    ],
-)  # fmt: skip
-def test_what_would_be_found(text):
-    assert len(list(faults(text))) == 1
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import pickletools", "re.compile(x)", "model.eval()", "run(x, shell=False)", "json.load(x)", "os.path.join(a)",
-        "torch.load(x, weights_only=True)", "yaml.load(x, Loader=yaml.BaseLoader if a else yaml.SafeLoader)",
-        "yaml.load(x, Loader=yaml.SafeLoader)", "yaml.safe_load(x)", "np.load(x)",
-    ],
-)  # fmt: skip
-def test_what_may_be(text):
-    assert not list(faults(text))
+def test_what_would_be_found():
+    for text in REFUSED.replace("\n", " | ").split(" | "):
+        assert len(list(faults(text))) == 1, text
+    for text in ALLOWED.replace("\n", " | ").split(" | "):
+        assert not list(faults(text)), text

@@ -15,7 +15,7 @@ from tests.helpers import tiny_config
 from tools.tester import run_test
 
 REPO = Path(__file__).parents[1]
-TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_figures_are_those_of_one_process(run, data, tmp_path):
     contents = []
     for processes in (1, 2, 3):
         folder = tmp_path / "log" / str(processes)
-        files = "metrics.json queries.csv curves.json gallery/index.json".split()
+        files = ["metrics.json", "queries.csv", "curves.json", "gallery/index.json"]
         figures = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
         contents.append([*((folder / file).read_bytes() for file in files), figures])
         assert len(figures) == 7 and (folder / "report.html").is_file()

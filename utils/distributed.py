@@ -104,14 +104,13 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
     Args:
         job: a module-level function.
         processes: how many; with CUDA one GPU each.
-        backend: of the process group on CUDA: `nccl`, `gloo` or `mpi`; on the CPU it is always gloo.
+        backend: of the process group on CUDA: `nccl`, `gloo` or `mpi`; on the CPU always gloo.
         args: of the job.
 
     Raises:
         ConfigError: more processes than GPUs, or a backend that PyTorch was built without.
         UserError: the one of a process; of several the one of the lowest rank.
-        ProcessError: a process failed otherwise; the message holds its traceback, or the signal
-            that killed it.
+        ProcessError: a process failed otherwise, or was killed.
         Interrupted: a signal asked the processes to end.
     """
     if started_by_torchrun():
@@ -129,9 +128,9 @@ def _launch_members(job: Callable[..., Any], processes: int, backend: str, args:
     engine.addHandler(logging.NullHandler())
     engine.propagate = False
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull), monitor_interval=0.02,
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, monitor_interval=0.02,
+        run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         signals_to_handle=",".join(number.name for number in SIGNALS),
     )  # fmt: skip
     faults = mp.get_context("spawn").SimpleQueue()
@@ -145,17 +144,16 @@ def _launch_members(job: Callable[..., Any], processes: int, backend: str, args:
         if failure.exitcode - 128 in SIGNALS:
             fault = Interrupted(failure.exitcode - 128)
         elif failure.exitcode < 0:
-            fault = KilledError(f"process {number} was killed by {failure.signal_name()}; the "
-                                "kernel's log says more, most often the memory was full")  # fmt: skip
+            cause = "the kernel's log says more, most often the memory was full"
+            fault = KilledError(f"process {number} was killed by {failure.signal_name()}; {cause}")
         else:
             fault = ProcessError(f"process {number} ended with exit code {failure.exitcode}")
     found = []
     while not faults.empty():
         found.append(faults.get())
-    user_errors = sorted((n, e) for n, e in found if isinstance(e, UserError))
-    raise next(
-        (e for _, e in [*user_errors, *found] if isinstance(e, (UserError, type(fault)))), fault
-    )
+    if user_errors := {n: e for n, e in found if isinstance(e, UserError)}:
+        raise user_errors[min(user_errors)]
+    raise next((e for _, e in found if type(e) is type(fault)), fault)
 
 
 def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:
@@ -192,9 +190,8 @@ def _process_group(backend: str) -> Iterator[dist.Store]:
     siblings = int(os.environ["LOCAL_WORLD_SIZE"])
     name = "gloo"
     if torch.cuda.is_available():
-        _check_gpus(
-            siblings, f"torchrun has started {siblings} processes", "lower --nproc_per_node"
-        )
+        fact = f"torchrun has started {siblings} processes"
+        _check_gpus(siblings, fact, "lower --nproc_per_node")
         torch.cuda.set_device(local_rank())
         if backend == "mpi" and not dist.is_mpi_available():
             raise ConfigError("DIST_BACKEND is mpi, which this build of PyTorch does not have; "

@@ -231,12 +231,8 @@ def provenance() -> dict[str, Any]:
 def git_revision() -> str | None:
     """Revision of the checkout that this code runs from."""
     folder = Path(__file__).resolve().parent
-    command = [
-        "git",
-        "-C",
-        str(folder),
-        *"describe --always --abbrev=40 --dirty=+ --exclude=*".split(),
-    ]
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+",
+               "--exclude=*"]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Long jobs of a process of its own: what it holds is measured along the way and printed at the end, a line of JSON."""
+"""Long jobs of a process of its own, which prints what it held along the way as a line of JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def held() -> dict[str, float]:
-    """Resident memory of the process and of its workers together (MB), open files and threads of the process."""
+    """Resident memory of the process and of its workers (MB), open files and threads of it."""
     workers = [f"/proc/{child.pid}/statm" for child in active_children()]
     resident = [
         int(Path(file).read_text().split()[1]) * PAGE / 1e6

@@ -23,12 +23,7 @@ Job = Callable[[CfgNode, Path], Sequence[str] | None]  # returns a line for each
 
 def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
     """Run `job(cfg, folder)` in one or many processes, see `launch`; returns the run's folder.
-
-    Args:
-        job: a module-level function.
-        cfg: the config.
-        config_file: whose folder names a run without RUN_NAME.
-        processes: how many, unless torchrun has started them.
+    The folder of `config_file` names a run without RUN_NAME.
 
     Raises:
         UserError: what ends the job; DataError: a part of it failed, and the results of the rest

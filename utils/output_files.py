@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,8 +16,6 @@ from utils.errors import OutputError
 PARTIAL = ".partial"  # ending of a file that is being written
 LONGEST_NAME = 220  # bytes; file systems take 255, of which the name of a partial file needs some
 _UNFIT = re.compile(r"[/\\\0\ud800-\udc7f\udd00-\udfff]")  # what no file name can hold
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -27,7 +24,7 @@ def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
 
     Args:
         path: of the file.
-        confirmed: wait until the disk has stored it, so that it also survives a power failure.
+        confirmed: wait until the disk has stored the content, in case of a power failure.
 
     Raises:
         OutputError: it cannot be written; an earlier file of that name is unchanged.
@@ -45,12 +42,6 @@ def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        if confirmed:  # the new name, too
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
     except OSError as error:
         unchanged = "; the earlier file is unchanged" if path.is_file() else ""
         raise not_written(path, error, unchanged) from error
@@ -58,11 +49,7 @@ def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
 
 def not_written(path: str | Path, error: OSError, further: str = "") -> OutputError:
     """The error that names a file, why it cannot be written, and the remedy."""
-    remedy = "check what stands there, or choose another place"
-    if error.errno in _NO_SPACE:
-        remedy = "free space there"
-    elif error.errno in _NO_PERMISSION:
-        remedy = "check the permissions of its folder"
+    remedy = "free space there, check its permissions, or choose another place"
     return OutputError(f"{path} cannot be written ({error.strerror}){further}; {remedy}")
 
 

@@ -58,12 +58,10 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
         ConfigError: the folder cannot be made, or another run is using it.
     """
     made, handle = [], None
-    try:
-        if is_main():
+    if is_main():
+        with _faults_named(folder):
             made = [path for path in (folder, *folder.parents) if not path.exists()]
             handle = _lock(folder, patience)
-    except OSError as error:
-        raise _unfit(folder, error) from error
     made = from_main(made)
     try:
         yield
@@ -82,28 +80,24 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
 def _lock(folder: Path, patience: int) -> int:
     """Make the folder and lock it until the returned handle is closed. The loader workers of a
     killed run hold its lock for some seconds."""
-    for second in count():
+    for second in range(patience + 1):
         folder.resolve().mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # or the other run has removed the folder on its way out
+            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle
         except BlockingIOError:
-            os.close(handle)
-            if second >= patience:
-                raise ConfigError(
-                    f"RUN_NAME: another run is using {folder}; choose another name, or end it"
-                ) from None
             if second == 0:
                 LOG.warning("waiting for another run that is using %s", folder)
-            time.sleep(1)
-            continue
-        except OSError as error:  # some network file systems
-            LOG.warning(
-                "%s cannot be locked (%s): start no other run in it", folder, error.strerror
-            )
-        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+        except OSError as error:  # some network file systems have no locks
+            LOG.warning("%s cannot be locked (%s): start no other run", folder, error.strerror)
             return handle
-        os.close(handle)  # the other run has removed the folder on its way out
+        os.close(handle)
+        if second < patience:
+            time.sleep(1)
+    raise ConfigError(f"RUN_NAME: another run is using {folder}; choose another name, or end it")
 
 
 def create_run_folder(
@@ -135,10 +129,8 @@ def create_run_folder(
         reason = _reason_to_stay(folder, [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path])
         if reason:
             raise ConfigError(f"RUN_NAME: {reason}; choose another RUN_NAME")
-        try:
+        with _faults_named(folder):
             _make_room(folder)
-        except OSError as error:
-            raise _unfit(folder, error) from error
     write_text(folder / CONFIG, cfg.dump())
 
 
@@ -187,9 +179,13 @@ def _holds_results(folder: Path) -> bool:
     return any(file.relative_to(folder).parts[0] not in NO_RESULT for file in files)
 
 
-def _unfit(folder: Path, error: OSError) -> ConfigError:
-    reason = f"{folder} cannot be written ({error.strerror})"
-    return ConfigError(f"OUTPUT_DIR, RUN_NAME: {reason}; choose another place")
+@contextmanager
+def _faults_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"{folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {reason}; choose another place") from error
 
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:

@@ -32,9 +32,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Pending:
-    """The signal that a `postponed` block has received: its number, 0 for none."""
+    """The signal that a `postponed` block has received."""
 
-    number = 0
+    number = 0  # none
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from method_config import load_config
+from tests.helpers import write_product
+from tests.tools.open_domain_data import write_object
 from tools.summary import summarise
 from tools.sweep.__main__ import build_parser, build_sweep
 
@@ -34,51 +36,6 @@ def run(script, *opts, cwd, **environment):
     environment = {k: v for k, v in environment.items() if v is not None}
     command = [SHELLS[script], REPO / script, *map(str, opts)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def part(seed, size=(96, 128)):
-    """A noisy grey surface with a bright defect, and its mask {0, 255}."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(90, 110, (*size, 3), dtype=np.uint8)
-    mask = np.zeros(size, np.uint8)
-    row, column = rng.integers(10, 70, 2)
-    mask[row : row + 8, column : column + 8] = 255
-    image[mask > 0] = 240
-    return image, mask
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-@pytest.fixture
-def my_part(tmp_path):
-    folder = tmp_path / "my data" / "my_part"
-    for place, labels, seed in (("support", "mask", 0), ("query", "true_label", 1)):
-        image, mask = part(seed)
-        save(folder / place / "image" / "a.png", image)
-        save(folder / place / labels / "a.png", mask)
-    return folder
-
-
-@pytest.fixture
-def products(tmp_path):
-    """Two products of one defect category, three images each, in the VISION V1 layout."""
-    root = tmp_path / "VISION"
-    for number, product in enumerate(("Plate", "Rod")):
-        images, annotations = [], []
-        for k in range(3):
-            image, mask = part(10 * number + k)
-            save(root / product / "train" / f"{k}.png", image)
-            images.append({"id": k, "file_name": f"{k}.png", "height": 96, "width": 128})
-            contour = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0]
-            shape = {"category_id": 0, "segmentation": [contour.reshape(-1).tolist()]}
-            annotations.append({"id": k, "image_id": k} | shape)
-        document = {"categories": [{"id": 0, "name": "spot"}], "images": images}
-        document = json.dumps(document | {"annotations": annotations})
-        (root / product / "train" / "_annotations.coco.json").write_text(document)
-    return root
 
 
 @pytest.fixture
@@ -112,8 +69,10 @@ def called_sweep(tmp_path):
     return build_sweep(build_parser().parse_args(call[3:]))
 
 
-def test_test_sh_segments_own_images(tmp_path, my_part):
-    opts = ["TEST.method", "prior", "TEST.dataset_path", my_part.parent, "RUN_NAME", "here"]
+def test_test_sh_segments_own_images(tmp_path):
+    data = tmp_path / "my data"
+    write_object(data, "my_part", {"a.png": (96, 128)}, labels=["a.png"])
+    opts = ["TEST.method", "prior", "TEST.dataset_path", data, "RUN_NAME", "here"]
     opts += ["DATASET.open_domain_test_object", "my_part"]
     done = run("test.sh", *TINY, *opts, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -137,11 +96,12 @@ def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder, lead):
     assert (cfg.RNG_SEED, cfg.RUN_NAME, cfg.DATASET.split) == (1, "b", 2)
 
 
-def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder, my_part):
+def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder):
     run("test.sh", cwd=tmp_path, PYTHON=str(recorder))
     cfg = called_config(tmp_path)
     assert (cfg.TEST.load_checkpoint, cfg.TEST.load_model_path) == (True, "./SOFS_model.pth")
-    opts = ["TEST.dataset_path", my_part.parent, "DATASET.open_domain_test_object", "my_part"]
+    write_object(tmp_path, "my_part")
+    opts = ["TEST.dataset_path", tmp_path, "DATASET.open_domain_test_object", "my_part"]
     done = run("test.sh", *TINY, *opts, cwd=tmp_path)
     assert done.returncode == 2 and not list((tmp_path / "log").glob("*"))
     assert "SOFS_model.pth" in done.stderr and "TEST.load_model_path" in done.stderr
@@ -214,8 +174,10 @@ def test_train_sh_exits_with_the_code_of_the_sweep(tmp_path, recorder):
     assert not (tmp_path / "log").exists()
 
 
-def test_train_sh_trains_and_tests_for_real(tmp_path, products):
-    opts = [*TINY, "TRAIN.dataset_path", products, "TEST.dataset_path", products]
+def test_train_sh_trains_and_tests_for_real(tmp_path):
+    for name in ("Plate", "Rod"):
+        write_product(tmp_path, name, {"spot": 3})
+    opts = [*TINY, "TRAIN.dataset_path", tmp_path, "TEST.dataset_path", tmp_path]
     opts += ["DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]"]
     opts += ["TRAIN_SETUPS.epochs", "1"]
     done = run("train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")

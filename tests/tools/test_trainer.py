@@ -16,8 +16,8 @@ from tools.checkpoint import load_state
 from tools.tester import SplitTest
 from tools.trainer import Trainer, run_training
 from tools.training.state import STATE
-from utils.errors import DataError
 from utils.distributed import launch
+from utils.errors import DataError
 from utils.precision import autocast
 
 

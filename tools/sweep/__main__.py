@@ -17,8 +17,8 @@ from tools.sweep.protocols import protocol_names, read_protocol
 from tools.sweep.runs import METRICS, carry_out, check_folders
 from tools.sweep.summary import write_summary
 from utils.console import say
-from utils.errors import ConfigError
 from utils.distributed import started_by_torchrun
+from utils.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
 

@@ -5,4 +5,4 @@ import sys
 from tools.cli import run_main
 
 if __name__ == "__main__":
-    sys.exit(run_main(__doc__, "tools.tester:run_test"))
+    sys.exit(run_main(__doc__, "tools.evaluator:run_test"))

@@ -153,7 +153,7 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
         resize_ratio=data.area_resize_ratio if data.name.endswith(NATIVE_SUFFIX) else None,
         views=data.s_in_shot,
         normal_views=data.normal_views,
-        crops_may_miss=cfg.TRAIN.SOFS.empty_supports == "reference",
+        crops_may_miss=cfg.TEST.protocol == "published",
     )
 
 

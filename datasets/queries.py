@@ -1,17 +1,17 @@
-"""Evaluation queries: an image with its true mask and the supports of each repeat, or the reason why there is none."""
+"""Evaluation queries: an image with its true mask and the supports of each repeat."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.episodes import Episode, EpisodeList, derive_seed, read_sample
+from datasets.episodes import EpisodeList, derive_seed, read_sample
 from datasets.samples import Sample
-from datasets.views import Pair, SupportSet, ViewSettings, is_windowed, support_set
+from datasets.views import SupportSet, ViewSettings, is_windowed, support_set
 from utils.errors import DataError
 
 CROP_STREAM = 1
@@ -24,43 +24,30 @@ class Query:
     Attributes:
         number: of the query, the same in every repeat.
         sample: what is to be found, with its true mask.
-        image: (h, w, 3) uint8 RGB.
-        target: (h, w) uint8 {0, 1}.
+        image: (h, w, 3) uint8 RGB; None where it could not be read.
+        target: (h, w) uint8 {0, 1}; None likewise.
         supports: by repeat, where any could be read.
-        faults: files that could not be used as supports, with the reason; others stood in for them.
+        faults: files that could not be used, with the reason; other supports stood in for them.
     """
 
     number: int
     sample: Sample
-    image: np.ndarray
-    target: np.ndarray
-    supports: dict[int, SupportSet]
-    faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FailedQuery:
-    """A query that could not be read.
-
-    Attributes:
-        sample: what was to be found.
-        faults: why not.
-    """
-
-    sample: Sample
-    faults: tuple[str, ...]
+    image: np.ndarray | None = None
+    target: np.ndarray | None = None
+    supports: dict[int, SupportSet] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
 
 
 class EvaluationQueries(Dataset):
-    """Queries of a test with their supports in some of its repeats.
+    """Queries of a test with their supports in some of its repeats; item i is a `Query`.
 
     Args:
         episodes: what to draw; repeat r draws with its seed + r.
         settings: how samples become inputs.
         repeats: numbers of the repeats.
-        scale_by: `support`: the mean area share of the supports decides between windows and resized image; `query`:
-            the query's own true mask does, as in the published protocol.
-        keep_pairs: hand the supports over as they are, too.
+        scale_by_query: the query's own true mask decides between windows and the resized image, as
+            in the published protocol; False: the mean area share of the supports.
+        keep_pairs: keep the supports as they are, too.
         numbers: of the queries; None: all.
     """
 
@@ -70,55 +57,45 @@ class EvaluationQueries(Dataset):
         settings: ViewSettings,
         *,
         repeats: Sequence[int] = (0,),
-        scale_by: str = "support",
+        scale_by_query: bool = False,
         keep_pairs: bool = False,
         numbers: Sequence[int] | None = None,
     ) -> None:
         self.episodes = {repeat: episodes.with_seed(episodes.seed + repeat) for repeat in repeats}
-        self.index, self.shot = episodes.index, episodes.shot
-        self.settings, self.scale_by, self.keep_pairs = settings, scale_by, keep_pairs
+        self.index, self.shot, self.settings = episodes.index, episodes.shot, settings
+        self.scale_by_query, self.keep_pairs = scale_by_query, keep_pairs
         self.numbers = range(len(episodes)) if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, position: int) -> Query | FailedQuery:
+    def __getitem__(self, position: int) -> Query:
         number = self.numbers[position]
         drawn = {repeat: episodes.episode(number) for repeat, episodes in self.episodes.items()}
         sample = next(iter(drawn.values())).query
         try:
             image, target = read_sample(self.index, sample)
         except DataError as error:
-            return FailedQuery(sample, (str(error),))
+            return Query(number, sample, faults=(str(error),))
+        windowed = (
+            is_windowed([target], self.settings.resize_ratio) if self.scale_by_query else None
+        )
         faults: list[str] = []
-        supports = {}
+        supports: dict[int, SupportSet] = {}
         for repeat, episode in drawn.items():
-            if pairs := self._readable_supports(episode, faults):
-                supports[repeat] = self._support_set(episode, pairs, target)
+            pairs: list[tuple[np.ndarray, np.ndarray]] = []
+            for candidate in episode.candidates:
+                if len(pairs) == self.shot:
+                    break
+                try:
+                    pairs.append(read_sample(self.index, candidate))
+                except DataError as error:
+                    faults.append(str(error))
+            if pairs:
+                rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
+                found = support_set(pairs, self.settings, rng, windowed)
+                supports[repeat] = found if self.keep_pairs else replace(found, pairs=())
         return Query(number, sample, image, target, supports, tuple(dict.fromkeys(faults)))
 
-    def describe(self, position: int) -> str:
-        """Files and class of an item."""
-        drawn = [episodes.episode(self.numbers[position]) for episodes in self.episodes.values()]
-        return next(iter(self.episodes.values())).describe(*drawn)
-
-    def _readable_supports(self, episode: Episode, faults: list[str]) -> list[Pair]:
-        pairs: list[Pair] = []
-        for candidate in episode.candidates:
-            try:
-                pairs.append(read_sample(self.index, candidate))
-            except DataError as error:
-                faults.append(str(error))
-            if len(pairs) == self.shot:
-                break
-        return pairs
-
-    def _support_set(self, episode: Episode, pairs: list[Pair], target: np.ndarray) -> SupportSet:
-        rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
-        windowed = (
-            None
-            if self.scale_by == "support"
-            else is_windowed([target], self.settings.resize_ratio)
-        )
-        supports = support_set(pairs, self.settings, rng, windowed)
-        return supports if self.keep_pairs else replace(supports, pairs=())
+    def describe(self, number: int) -> str:
+        return str(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,8 +14,8 @@ Box = tuple[int, int, int, int]
 
 
 def starts(length: int, window: int, overlap: float = 0.0) -> list[int]:
-    """Starts of windows along one axis, each sharing `overlap` of its side with the next; the last one is moved back
-    inside."""
+    """Starts of windows along one axis, each sharing `overlap` of its side with the next; the last
+    one is moved back inside."""
     if length <= window:
         return [0]
     step = max(1, round(window * (1 - overlap)))
@@ -45,13 +44,14 @@ def fitted_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def to_native(maps: Tensor, box: Box, *, reference: bool = False) -> Tensor:
+def to_native(maps: Tensor, box: Box, *, aligned: bool = False) -> Tensor:
     """Bring a network map back to the pixels of its window: the inverse of resizing and padding.
 
     Args:
         maps: (S, S) float, the answer for the padded square.
         box: the window.
-        reference: interpolate with aligned corners, as published; else with pixel centres, as images are resized.
+        aligned: interpolate with aligned corners, as published; else with pixel centres, as images
+            are resized.
 
     Returns:
         (bottom - top, right - left) float.
@@ -60,22 +60,23 @@ def to_native(maps: Tensor, box: Box, *, reference: bool = False) -> Tensor:
     rows, columns = fitted_shape(height, width, maps.shape[-1])
     valid = maps[None, None, :rows, :columns].float()
     if (rows, columns) != (height, width):
-        shrinks = rows > height and not reference
+        shrinks = rows > height and not aligned
         valid = F.interpolate(
-            valid, (height, width), mode="bilinear", align_corners=reference, antialias=shrinks
+            valid, (height, width), mode="bilinear", align_corners=aligned, antialias=shrinks
         )
     return valid[0, 0]
 
 
-REFERENCE_THRESHOLD = 0.9
+PUBLISHED_CUT = 0.9
 ROWS = 64  # written at once
 
 
 class Blender:
-    """Blends windows that come row by row; only the rows that later windows can still change are held open.
+    """Blends windows that come row by row; only rows that later windows can still change are kept
+    open.
 
-    Where windows overlap, a pixel is the mean of their probabilities, weighted by the distance to each window's border:
-    a window fades out where another takes over, so that no seam shows.
+    Where windows overlap, a pixel is the mean of their probabilities, weighted by the distance to
+    each window's border: a window fades out where another takes over, so that no seam shows.
 
     Args:
         height, width: of the image, pixels.
@@ -95,10 +96,15 @@ class Blender:
         self.weight = np.zeros((0, width), np.float32)
 
     def add(self, window_map: Tensor, box: Box) -> None:
-        """Add the (S, S) float answer for a window; no window may begin above one that was added before."""
+        """Add the (S, S) float answer for a window; windows come from top to bottom."""
         top, bottom, left, right = box
         self._close(top)
-        self._reopen(bottom)
+        count = bottom - self.top
+        if count > len(self.total):
+            for name in ("total", "weight"):
+                before, rows = getattr(self, name), pages((count, self.score.shape[1]), np.float32)
+                rows[: len(before)] = before
+                setattr(self, name, rows)
         weight = fading(bottom - top, right - left)
         region = np.s_[: bottom - top, left:right]
         self.total[region] += to_native(window_map, box).cpu().numpy() * weight
@@ -108,16 +114,6 @@ class Blender:
         """Close all rows: label and score."""
         self._close(self.top + len(self.total))
         return self.label, self.score
-
-    def _reopen(self, bottom: int) -> None:
-        """Rows up to `bottom` are open."""
-        count = bottom - self.top
-        if count <= len(self.total):
-            return
-        for name in ("total", "weight"):
-            known, rows = getattr(self, name), pages((count, self.score.shape[1]), np.float32)
-            rows[: len(known)] = known
-            setattr(self, name, rows)
 
     def _close(self, row: int) -> None:
         """Rows above `row` are final."""
@@ -132,61 +128,47 @@ class Blender:
             let_go(self.score, self.label)
         if isinstance(self.score, np.memmap):
             trim_heap()
-        self.top, self.total, self.weight = (
-            row,
-            *(self._rest(rows, count) for rows in (self.total, self.weight)),
-        )
-
-    @staticmethod
-    def _rest(rows: np.ndarray, count: int) -> np.ndarray:
-        return rows[count:] if count < len(rows) else rows[:0].copy()
+        # a copy of nothing, so that the rows above are given back
+        rest = np.s_[count:] if count < len(self.total) else np.s_[:0]
+        self.top, self.total, self.weight = row, self.total[rest], self.weight[rest]
+        if not len(self.total):
+            self.total, self.weight = self.total.copy(), self.weight.copy()
 
 
 @lru_cache(maxsize=8)
 def fading(height: int, width: int) -> np.ndarray:
-    """Weights (height, width) float32 of a window's pixels, in proportion to the distance to the nearest borders."""
+    """Weights (height, width) float32 of a window's pixels, by the distance to the nearest
+    borders.
+    """
     rows, columns = (
         np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width)
     )
     return np.outer(rows, columns).astype(np.float32)
 
 
-def merge_probability(
-    maps: Sequence[Tensor], boxes: Sequence[Box], height: int, width: int, threshold: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blend windows that are all there, see `Blender`.
+class PublishedStitching:
+    """The published stitching: binary per window, resized with aligned corners, cut at 0.9,
+    averaged.
 
     Args:
-        maps: per window an (S, S) float map.
-        boxes: the windows, row by row; together they cover the image.
         height, width: of the image, pixels.
-        threshold: probability above which a pixel is defect.
-
-    Returns:
-        label (height, width) uint8 {0, 1} and score (height, width) float32.
+        threshold: probability above which a pixel of a window is defect.
     """
-    blender = Blender(height, width, threshold)
-    for window_map, box in zip(maps, boxes, strict=True):
-        blender.add(window_map, box)
-    return blender.finish()
 
+    def __init__(self, height: int, width: int, threshold: float) -> None:
+        self.threshold = threshold
+        self.votes, self.total, self.count = np.zeros((3, height, width), np.float32)
 
-def merge_reference(
-    maps: Sequence[Tensor], boxes: Sequence[Box], height: int, width: int, threshold: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
-    """The published stitching: binary per window, resized with aligned corners, cut at 0.9, averaged.
-
-    Returns:
-        label (height, width) float32, a vote: fractional where overlapping windows disagree; and heat map likewise.
-    """
-    label = np.zeros((height, width), np.float32)
-    heat, count = np.zeros_like(label), np.zeros_like(label)
-    for window_map, box in zip(maps, boxes, strict=True):
+    def add(self, window_map: Tensor, box: Box) -> None:
+        """Add the (S, S) float answer for a window."""
         region = np.s_[box[0] : box[1], box[2] : box[3]]
-        binary = (window_map > threshold).float()
-        label[region] += (
-            (to_native(binary, box, reference=True) > REFERENCE_THRESHOLD).cpu().numpy()
-        )
-        heat[region] += to_native(window_map, box, reference=True).cpu().numpy()
-        count[region] += 1
-    return label / count, heat / count
+        binary = to_native((window_map > self.threshold).float(), box, aligned=True)
+        self.votes[region] += (binary > PUBLISHED_CUT).cpu().numpy()
+        self.total[region] += to_native(window_map, box, aligned=True).cpu().numpy()
+        self.count[region] += 1
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """Label (height, width) float32, a vote: fractional where windows disagree; and mean
+        score.
+        """
+        return self.votes / self.count, self.total / self.count

@@ -1,4 +1,4 @@
-"""Settings of the program: `load_config` merges defaults, YAML files and command line, checks and freezes them."""
+"""Settings: `load_config` merges defaults, YAML files and command line, checks and freezes them."""
 
 from __future__ import annotations
 
@@ -11,52 +11,44 @@ from yacs.config import CfgNode
 
 from method_config.checks import check_config
 from method_config.defaults import get_defaults
-from method_config.merge import decode_opts, expand_paths, leaves, merge, read_yaml
+from method_config.values import decode_opts, leaves, merge, read_yaml
 
-__all__ = ["add_config_arguments", "check_config", "get_defaults", "load_config"]
+__all__ = ["add_config_arguments", "get_defaults", "load_config"]
 
 
 def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = ()) -> CfgNode:
-    """Merge defaults, then the YAML file or files in their order, then `opts`; check every value; freeze.
+    """Merge defaults, the YAML files in their order, then `opts`; check every value; freeze.
 
     Args:
         path: a YAML file of differences from the defaults, or several, of which a later one wins.
-        opts: KEY VALUE KEY VALUE ..., keys in full ("TRAIN.SOFS.smooth_r"). Text is read as YAML, without evaluation;
-            keys that hold a string take it as it is.
+        opts: KEY VALUE KEY VALUE ..., keys in full ("TRAIN.SOFS.smooth_r"). Text is read as YAML,
+            without evaluation; keys that hold text take it as it is.
 
     Returns:
         The frozen tree. Its `dump()`, written to a file, loads again to an equal tree.
 
     Raises:
-        utils.errors.ConfigError: for an unreadable file, an unknown key, a wrong type or an impossible value.
+        utils.errors.ConfigError: an unreadable file, unknown key, wrong type or impossible value.
     """
+    files = [path] if isinstance(path, str | Path) else path
+    parts = [(str(file), leaves(read_yaml(Path(file).expanduser()))) for file in files]
     cfg, sources = get_defaults(), {}
-    for file in [path] if isinstance(path, str | Path) else path:
-        sources |= dict.fromkeys(
-            merge(cfg, leaves(read_yaml(Path(file).expanduser())), str(file)), str(file)
-        )
-    sources |= dict.fromkeys(merge(cfg, decode_opts(cfg, opts), "command line"), "command line")
-    expand_paths(cfg)
+    for source, pairs in [*parts, ("command line", decode_opts(opts))]:
+        sources |= dict.fromkeys(merge(cfg, pairs, source), source)
     check_config(cfg, sources)
     cfg.freeze()
     return cfg
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg FILE [FILE ...] and --opts KEY VALUE [KEY VALUE ...], the arguments of `load_config`, to `parser`."""
+    """Add --cfg FILE ... and --opts KEY VALUE ..., the arguments of `load_config`, to `parser`."""
+    cfg_help = "YAML files; a later one wins"
     parser.add_argument(
-        "--cfg",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="FILE",
-        help="YAML files; a later one wins",
+        "--cfg", nargs="+", action="extend", required=True, metavar="FILE", help=cfg_help
+    )
+    opts_help = (
+        "settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1"
     )
     parser.add_argument(
-        "--opts",
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY VALUE",
-        help="settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1",
+        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help=opts_help
     )

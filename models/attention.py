@@ -15,29 +15,33 @@ from torch.nn import functional as F
 from utils.errors import ConfigError
 
 HALF = (torch.bfloat16, torch.float16)
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot product attention, three times (B, H, N, D) to (B, H, N, D).
 
-    torch's kernel, but for half precision on a CPU without matrix units, where that kernel runs at a third of the speed
-    of plain products: there head by head.
+    On a CPU without matrix units torch's kernel runs at a third of the speed of plain products in
+    half
+    precision: there it is computed head by head.
     """
-    if (
-        q.device.type == "cpu"
-        and q.dtype in HALF
-        and not torch.is_grad_enabled()
-        and not _torch_is_fast()
-    ):
+    half_on_cpu = q.device.type == "cpu" and q.dtype in HALF and not torch.is_grad_enabled()
+    if half_on_cpu and not torch.compiler.is_compiling() and not has_matrix_units():
         return attend_by_head(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def has_matrix_units() -> bool:
+    """Whether the CPU has units for products of bf16 matrices (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same by two plain products per head, whose scores (N, N) stay in the cache.
 
-    The scores are rounded to the type of q. The mean key is taken off before: it adds the same to all scores of a
-    query, which the softmax does not see, and what is left is smaller and loses less (SageAttention, arXiv 2410.02367).
+    The scores are rounded to the type of q. The mean key is subtracted first: it adds the same to
+    all scores of a query, which the softmax does not see, and what is left is smaller and loses
+    less (SageAttention, arXiv 2410.02367).
     """
     b, h, n, d = q.shape
     q, k = q * d**-0.5, k - k.mean(-2, keepdim=True)
@@ -58,35 +62,33 @@ class ViTAttention(nn.Module):
         kernel: three times (B, H, N, D) to (B, H, N, D).
     """
 
-    def __init__(
-        self, attention: Attention, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> None:
+    def __init__(self, attention: Attention, kernel: Kernel) -> None:
         super().__init__()
         self.qkv, self.proj = attention.qkv, attention.proj
         self.q_norm, self.k_norm, self.norm = attention.q_norm, attention.k_norm, attention.norm
-        self.num_heads = attention.num_heads
-        self.kernel = kernel
+        self.num_heads, self.kernel = attention.num_heads, kernel
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
         """Attend: (B, N, C) tokens to (B, N, C) tokens."""
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        return self.proj(
-            self.norm(self.kernel(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2))
-        )
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = self.kernel(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))
 
 
-def use_kernel(model: nn.Module, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> int:
-    """Have every plain attention of a timm model computed by a kernel, in place; how many there were."""
-    blocks = [b for b in getattr(model, "blocks", []) if _is_plain(getattr(b, "attn", None))]
-    for block in blocks:
-        block.attn = ViTAttention(block.attn, kernel)
-    return len(blocks)
+def use_kernel(model: nn.Module, kernel: Kernel) -> int:
+    """Compute every plain attention of a timm model by a kernel, in place; how many there are."""
+    count = 0
+    for block in getattr(model, "blocks", []):
+        attention = getattr(block, "attn", None)
+        if type(attention) is Attention and attention.gate is None:
+            block.attn = ViTAttention(attention, kernel)
+            count += 1
+    return count
 
 
 def use_xformers(model: nn.Module) -> None:
-    """Have the attention of a timm vision transformer computed by xformers, in place.
+    """Compute the attention of a timm vision transformer by xformers, in place.
 
     Raises:
         ConfigError: xformers is not installed, or the model is no plain vision transformer.
@@ -95,26 +97,16 @@ def use_xformers(model: nn.Module) -> None:
         from xformers.ops import memory_efficient_attention
     except ImportError as error:
         raise ConfigError(
-            "TRAIN.attention: xformers is not installed; run `pip install xformers` on a machine with CUDA, "
-            "or set TRAIN.attention to sdpa"
+            "TRAIN.attention: xformers is not installed; run `pip install xformers` on a machine "
+            "with "
+            "CUDA, or set TRAIN.attention to sdpa"
         ) from error
     if not use_kernel(model, by_token(memory_efficient_attention)):
         raise ConfigError(
-            "TRAIN.attention: xformers needs a plain vision transformer; set TRAIN.attention to sdpa"
+            "TRAIN.attention: xformers needs a plain vision transformer; set it to sdpa"
         )
 
 
-def by_token(
-    operator: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def by_token(operator: Kernel) -> Kernel:
     """A kernel out of an operator in the layout (B, N, H, D), which is that of xformers."""
     return lambda q, k, v: operator(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
-
-
-def _is_plain(attention: nn.Module | None) -> bool:
-    return type(attention) is Attention and attention.gate is None
-
-
-def _torch_is_fast() -> bool:
-    """Whether torch's kernel has matrix units to run on, or is being traced by the compiler."""
-    return torch.compiler.is_compiling() or bool(torch.cpu.get_capabilities().get("amx_bf16"))

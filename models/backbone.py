@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import timm
@@ -16,7 +17,7 @@ from models.weights import digest, load_backbone_weights, load_timm
 from utils.errors import ConfigError
 
 DINOV2_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
-TIMM_NAMES = {
+BACKBONES = {  # names in configs to those of timm
     **{f"dinov2_vit{k}14": f"vit_{v}_patch14_dinov2" for k, v in DINOV2_SIZES.items()},
     **{f"dinov2_vit{k}14_reg": f"vit_{v}_patch14_reg4_dinov2" for k, v in DINOV2_SIZES.items()},
     "resnet50": "resnet50",
@@ -33,7 +34,8 @@ class Backbone(nn.Module):
 
     Args:
         model: a timm model with `forward_intermediates`.
-        layers: indices of the layers, ascending: transformer blocks, or feature levels of a convolutional network.
+        layers: indices of the layers, ascending: transformer blocks, or feature levels of a
+            convolutional network.
         stride: side of one token in pixels of the network input.
     """
 
@@ -43,9 +45,9 @@ class Backbone(nn.Module):
         self.layers = list(layers)
         self.stride = stride
         self._identity = ""  # of the exact weights, once they are no longer held
-        self.by_token = isinstance(model, VisionTransformer) and model.patch_embed.patch_size == (
-            stride,
-            stride,
+        square = (stride, stride)
+        self.by_token = (
+            isinstance(model, VisionTransformer) and model.patch_embed.patch_size == square
         )
         scale, offset = _renormalisation(model)
         self.register_buffer("scale", scale, persistent=False)
@@ -66,7 +68,8 @@ class Backbone(nn.Module):
         return self._identity or digest(self.model.state_dict())
 
     def hold_weights(self, dtype: torch.dtype) -> None:
-        """Keep the weights of linear and convolution layers in the type that autocast would bring them to at every
+        """Keep the weights of linear and convolution layers in the type that autocast would bring
+        them to at every
         pass: the same figures, half the memory, and no copies. They cannot be made exact again."""
         self._identity = self.identity
         for module in self.model.modules():
@@ -78,12 +81,15 @@ class Backbone(nn.Module):
         """Extract features.
 
         Args:
-            images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of `stride`.
+            images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of
+                `stride`.
 
         Returns:
-            One (B, C_l, H / stride, W / stride) map per layer: outputs of the blocks before the final norm, class and
-            register tokens dropped. Layers after the last chosen one do not run. They are inference tensors: what
-            trains on one takes a copy first, such as the head's concatenation of the layers.
+            One (B, C_l, H / stride, W / stride) map per layer: outputs of the blocks before the
+            final norm, class and register tokens dropped. Layers after the last chosen one do not
+            run. They are inference
+            tensors: what trains on one takes a copy first, such as the head's concatenation of the
+                layers.
         """
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
@@ -94,13 +100,16 @@ class Backbone(nn.Module):
             output_fmt="NLC" if self.by_token else "NCHW",
             intermediates_only=True,
         )
-        if self.by_token:  # views: the tokens stay side by side in memory, as comparisons and 1 x 1 convolutions want
+        # views: the tokens stay side by side in memory, as comparisons and 1 x 1 convolutions want
+        if self.by_token:
             return [m.transpose(1, 2).unflatten(2, grid) for m in maps]
         return [to_grid(m, grid) for m in maps]
 
 
 def _renormalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Factor and offset that turn ImageNet-normalised pixels into those the model was trained on."""
+    """Factor and offset that turn ImageNet-normalised pixels into those the model was trained
+    on.
+    """
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
@@ -111,7 +120,9 @@ def _renormalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bring a (B, C, h, w) map to the token grid: averaged where it is finer, bilinear where it is coarser."""
+    """Bring a (B, C, h, w) map to the token grid: averaged where it is finer, bilinear where it is
+    coarser.
+    """
     if features.shape[-2] > grid[0] or features.shape[-1] > grid[1]:
         return F.adaptive_avg_pool2d(features, grid)
     if features.shape[-2:] != grid:
@@ -120,43 +131,48 @@ def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def timm_name_of(name: str) -> str:
-    """timm's name of a backbone. Raises ConfigError for an unknown one."""
-    known = TIMM_NAMES.get(name) or name.removeprefix(TIMM_PREFIX)
-    if not (name in TIMM_NAMES or name.startswith(TIMM_PREFIX)) or not timm.is_model(known):
-        raise ConfigError(f"TRAIN.backbone: unknown backbone {name!r}; expected one of {', '.join(TIMM_NAMES)}"
-                          f" or {TIMM_PREFIX}NAME with a name from timm.list_models()")  # fmt: skip
-    model, dot, _ = known.partition(".")
+    """timm's name of a backbone.
+
+    Raises:
+        ConfigError: it is unknown; lists the known ones.
+    """
+    timm_name = BACKBONES.get(name) or name.removeprefix(TIMM_PREFIX)
+    registered = name in BACKBONES or name.startswith(TIMM_PREFIX)
+    if not registered or not timm.is_model(timm_name):
+        near = difflib.get_close_matches(name, BACKBONES, 1)
+        raise ConfigError(
+            f"TRAIN.backbone is {name}; known backbones: {', '.join(BACKBONES)}, or "
+            f"{TIMM_PREFIX}NAME "
+            "with a name of timm.list_models()." + (f" Did you mean {near[0]}?" if near else "")
+        )
+    model, dot, _ = timm_name.partition(".")
     tagged = timm.list_models(f"{model}.*", pretrained=True)
-    if dot and known not in tagged:
-        raise ConfigError(
-            f"TRAIN.backbone: timm has no weights {known}; known: {', '.join([model, *tagged])}"
-        )
-    return known
-
-
-def _prepare(model: nn.Module, name: str, image_size: int) -> None:
-    """Set a model up for square images of this side, where it can be. Raises ConfigError for one without layers."""
-    if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(
-            f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model"
-        )
-    if hasattr(model, "set_input_size"):
-        model.set_input_size((image_size, image_size))
+    if dot and timm_name not in tagged:
+        names = ", ".join([model, *tagged])
+        raise ConfigError(f"TRAIN.backbone: timm has no weights {timm_name}; known: {names}")
+    return timm_name
 
 
 def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride: int) -> None:
     """Try a backbone out without weights, data and memory, see `build_backbone`.
 
     Raises:
-        ConfigError: it lacks a layer, or does not take images of this size.
+        ConfigError: it is unknown, lacks a layer, has other patches, or does not take such images.
     """
     with torch.device("meta"):
         model = timm.create_model(timm_name_of(name), num_classes=0)
-        _prepare(model, name, image_size)
+        _set_input_size(model, name, image_size)
         count = len(model.feature_info)
-        if max(layers) >= count:
+        if not layers or max(layers) >= count:
             raise ConfigError(
-                f"TRAIN.SOFS.prior_layer_pointer is {list(layers)}, but the layers of {name} are 0 to {count - 1}"
+                f"TRAIN.SOFS.prior_layer_pointer is {list(layers)}, but the layers of {name} are 0 "
+                "to "
+                f"{count - 1}"
+            )
+        patch = model.patch_embed.patch_size[0] if isinstance(model, VisionTransformer) else stride
+        if name in BACKBONES and patch != stride:
+            raise ConfigError(
+                f"TRAIN.SOFS.vit_patch_size is {stride}, but the patches of {name} are {patch}"
             )
         try:
             Backbone(model, layers, stride)(torch.empty(1, 3, image_size, image_size))
@@ -165,8 +181,10 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
                 return
             sides = model.pretrained_cfg.get("input_size", (3, image_size, image_size))[1:]
             raise ConfigError(
-                f"DATASET.image_size is {image_size}, but {name} does not take images of this size ({error!s:.200}); "
-                f"it was made for {sides[0]} x {sides[1]}: set DATASET.image_size and mask_size, or choose another"
+                f"DATASET.image_size is {image_size}, but {name} does not take images of this size "
+                f"({error!s:.200}); it was made for {sides[0]} x {sides[1]}: set "
+                "DATASET.image_size and "
+                "mask_size, or choose another"
             ) from error
 
 
@@ -184,10 +202,9 @@ def build_backbone(
     """Build a backbone by name with its weights.
 
     Args:
-        name: `dinov2_vit{s,b,l,g}14`, the same with `_reg`, `resnet50`, `wideresnet50`, `efficientnet_lite0`, or
-            `timm:NAME`.
+        name: a name of `BACKBONES`, or `timm:NAME`.
         layers: see `Backbone`.
-        image_size: side of the square network input in pixels; position embeddings are resized to it once.
+        image_size: side of the square input in pixels; position embeddings are resized to it once.
         stride: side of a token in pixels; the patch of a ViT.
         checkpoint: weights file; empty for the official (or embedded) weights.
         sha256: expected checksum of the weights file; empty for no such check.
@@ -195,21 +212,29 @@ def build_backbone(
         attention: `sdpa`, or `xformers` on CUDA.
 
     Raises:
-        ConfigError: unknown name, or a model that cannot return intermediate features.
+        ConfigError: see `check_backbone`.
         WeightsError: missing or unfitting weights.
     """
-    own, timm_name = name in TIMM_NAMES, timm_name_of(name)
-    ready = pretrained and not own
-    model = (
-        load_timm(timm_name, checkpoint, sha256)
-        if ready
-        else timm.create_model(timm_name, num_classes=0)
-    )
-    _prepare(model, name, image_size)
-    if own and pretrained:
+    check_backbone(name, layers=layers, image_size=image_size, stride=stride)
+    timm_name = timm_name_of(name)
+    if pretrained and name not in BACKBONES:
+        model = load_timm(timm_name, checkpoint, sha256)
+    else:
+        model = timm.create_model(timm_name, num_classes=0)
+    _set_input_size(model, name, image_size)
+    if pretrained and name in BACKBONES:
         load_backbone_weights(model, name, checkpoint, sha256)
     if attention == "xformers":
         use_xformers(model)
     else:
         use_kernel(model, attend)
     return Backbone(model, layers, stride)
+
+
+def _set_input_size(model: nn.Module, name: str, image_size: int) -> None:
+    if not hasattr(model, "forward_intermediates"):
+        raise ConfigError(
+            f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model"
+        )
+    if hasattr(model, "set_input_size"):
+        model.set_input_size((image_size, image_size))

@@ -1,4 +1,6 @@
-"""`build_model(cfg)`: the one function of models/ that reads the config."""
+"""Models out of a config: the only file of models/ that reads one, beside the methods
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +10,53 @@ import shutil
 import torch
 from yacs.config import CfgNode
 
-from models.backbone import TIMM_PREFIX, Backbone, build_backbone, check_backbone
-from models.head import Head
-from models.prior_method import PriorMethod
-from models.sofs import SOFS
+from models.backbone import Backbone, build_backbone, check_backbone
+from models.methods import BASELINE, Method, method_class
+from models.methods.sofs import SOFS
 from utils.errors import ConfigError
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Check the names of methods and backbone and what the backbone takes, before any data are
+    read.
+
+    Raises:
+        ConfigError: a name is unknown, or the backbone lacks a layer or does not take the image
+            size.
+    """
+    method_class(cfg.TEST.method)
+    check_backbone(
+        cfg.TRAIN.backbone,
+        layers=cfg.TRAIN.SOFS.prior_layer_pointer,
+        image_size=cfg.DATASET.image_size,
+        stride=cfg.TRAIN.SOFS.vit_patch_size,
+    )
 
 
 def build_model(cfg: CfgNode) -> SOFS:
     """SOFS with pretrained backbone and random head, on the CPU."""
-    own = cfg.TRAIN.SOFS
-    backbone = _backbone(cfg)
-    num_layers = len(backbone.layers)
-    head = Head(
-        sum(backbone.channels),
-        num_layers * (2 if own.normal_sim_aug else 1),
-        reduce_dim=own.reduce_dim,
-        embed_dim=own.transformer_embed_dim,
-        num_heads=own.transformer_nums_heads,
-        num_stages=own.transformer_num_stages,
-        temperature=own.target_semantic_temperature,
-        meta_cls=own.meta_cls,
-        prior_residual=own.prior_residual,
-    )
-    return SOFS(
-        backbone,
-        head,
-        abnormal_to_head=own.normal_sim_aug,
-        area_downsampling=own.conv_vit_down_sampling,
-        skip_empty_supports=own.empty_supports == "skip",
-    )
+    return SOFS.from_config(cfg, backbone_of(cfg))
 
 
-def check_model(cfg: CfgNode) -> None:
-    """What the config alone cannot tell of a `timm:` backbone, before data are read. Raises ConfigError."""
-    if cfg.TRAIN.backbone.startswith(TIMM_PREFIX):
-        check_backbone(
-            cfg.TRAIN.backbone,
-            layers=cfg.TRAIN.SOFS.prior_layer_pointer,
-            image_size=cfg.DATASET.image_size,
-            stride=cfg.TRAIN.SOFS.vit_patch_size,
-        )
+def build_method(cfg: CfgNode, name: str, backbone: Backbone | None = None) -> Method:
+    """A method by its name, untrained, on a new backbone or on one that is there already."""
+    return method_class(name).from_config(cfg, backbone or backbone_of(cfg))
 
 
-def build_prior_method(cfg: CfgNode, backbone: Backbone | None = None) -> PriorMethod:
-    """The method without training, on a backbone of its own or on one that is there already."""
-    return PriorMethod(backbone or _backbone(cfg))
+def with_baseline(cfg: CfgNode, method: Method) -> dict[str, Method]:
+    """The method and, with TEST.baseline, the training-free baseline on the same backbone, by
+    name.
+    """
+    methods = {method.name: method}
+    if cfg.TEST.baseline and method.name != BASELINE:
+        methods[BASELINE] = build_method(cfg, BASELINE, method.backbone)
+    return methods
 
 
-def _backbone(cfg: CfgNode) -> Backbone:
+def backbone_of(cfg: CfgNode) -> Backbone:
+    """The frozen backbone of a config with its weights, compiled where TRAIN.compile asks for
+    it.
+    """
     backbone = build_backbone(
         cfg.TRAIN.backbone,
         layers=cfg.TRAIN.SOFS.prior_layer_pointer,
@@ -70,9 +70,11 @@ def _backbone(cfg: CfgNode) -> Backbone:
     if cfg.TRAIN.compile:
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
-            raise ConfigError(f"TRAIN.compile: torch.compile needs a C++ compiler, and {compiler} is not installed; "
-                              "install it (on Debian: apt install g++), or set TRAIN.compile to False")  # fmt: skip
-        backbone.model.forward_intermediates = torch.compile(
-            backbone.model.forward_intermediates, dynamic=True
-        )
+            raise ConfigError(
+                f"TRAIN.compile: torch.compile needs a C++ compiler, and {compiler} is not "
+                "installed; "
+                "install it (on Debian: apt install g++), or set TRAIN.compile to False"
+            )
+        forward = torch.compile(backbone.model.forward_intermediates, dynamic=True)
+        backbone.model.forward_intermediates = forward
     return backbone

@@ -52,7 +52,8 @@ def our_name(published: str) -> str:
 def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`.
 
-    Published names are accepted with or without `module.` and with or without the `backbone.` entries, which are left
+    Published names are accepted with or without `module.` and with or without the `backbone.`
+    entries, which are left
     out: the frozen backbone has its own file.
 
     Raises:
@@ -64,7 +65,8 @@ def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ours = our_name(name)
         if ours.startswith("head.") and ours in renamed:
             raise WeightsError(
-                f"{given[ours]} and {name} are one parameter of the head; keep one copy of it in the file"
+                f"{given[ours]} and {name} are one parameter of the head; keep one copy of it in "
+                "the file"
             )
         renamed[ours], given[ours] = value, name
     return {

@@ -1,4 +1,4 @@
-"""What a batch of windows looks like beside the supports: computed once, whichever methods ask."""
+"""What a batch of windows has in common with a memory: computed once, whichever methods ask."""
 
 from __future__ import annotations
 
@@ -7,60 +7,73 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from models import joint_prior
-from models.priors import prior_maps, unit_tokens
-from models.support_tokens import SupportTokens
+from models.memory import Memory
+from models.priors import centred, normal_vote, unit_tokens
+
+LENGTH_EPS = 1e-12
 
 
 class Comparison:
-    """Windows and what their tokens have in common with those of the supports.
+    """Windows beside a memory.
 
     Args:
         features: per layer (B, C_l, h, w) of the windows.
-        known: tokens of one support set for all windows, or of one per window.
+        memory: of one support set for all windows, or of one per window.
     """
 
-    def __init__(self, features: list[Tensor], known: SupportTokens) -> None:
-        self.features, self.known = features, known
+    def __init__(self, features: list[Tensor], memory: Memory) -> None:
+        self.features, self.memory = features, memory
         self.grid = features[0].shape[-2:]
 
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Semantic and abnormal prior maps, each (B, L, h, w) float32.
+        """Semantic and abnormal prior maps (paper, section 3.2), each (B, L, h, w) float32.
+
+        Semantic: how much a token looks like the foreground, the mean over views of the largest
+        cosine scaled by the share; a view's background counts as 0. Abnormal: how little it looks
+        like any normal token, 1 - the largest cosine scaled by 1 - share. The queries' lengths are
+        divided out of the maxima, which is the same and costs less than out of the queries.
 
         Args:
-            weight: (B or 1, K) of each support view in the mean of the semantic prior.
+            weight: (B or 1, K) of each support view in the mean of the semantic prior; 0 leaves it
+                out.
         """
-        known = self.known
-        maps = [
-            prior_maps(
-                layer.flatten(2).transpose(1, 2),
-                keys,
-                known.share,
-                known.sizes,
-                known.covered,
-                weight,
-                normal,
-            )
-            for layer, keys, normal in zip(
-                self.features, known.ready_keys, known.ready_normal, strict=True
-            )
-        ]
-        semantic, abnormal = (
-            torch.stack(layers, 1).unflatten(-1, self.grid) for layers in zip(*maps, strict=True)
-        )
-        return semantic, abnormal
+        memory, semantic, abnormal = self.memory, [], []
+        share, count = memory.share, memory.share.shape[-1]
+        marked, unmarked = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
+        floor = torch.zeros_like(weight).masked_fill(memory.covered, -torch.inf).unsqueeze(1)
+        mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
+        for layer, keys, normal in zip(self.features, memory.keys, memory.normal_keys, strict=True):
+            queries = layer.flatten(2).transpose(1, 2)
+            foreground, background = keys.compare(queries, count)
+            length = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float32)
+            length = length.clamp(min=LENGTH_EPS)
+            views = (foreground * marked).split(memory.sizes, dim=-1)
+            best = torch.stack([view.amax(-1) for view in views], dim=-1) / length.unsqueeze(-1)
+            semantic.append((torch.maximum(best, floor) * mean).sum(-1))
+            surroundings = torch.maximum((foreground * unmarked).amax(-1), background)
+            vote = normal_vote(surroundings, [image.compare(queries)[1] for image in normal])
+            abnormal.append(1 - vote / length)
+        return tuple(torch.stack(maps, 1).unflatten(-1, self.grid) for maps in (semantic, abnormal))
 
     @cached_property
     def anomaly(self) -> Tensor:
-        """(B, h, w) float32 in [0, 2]: how little a token looks like anything normal, the largest over the layers."""
-        return (
-            self.priors(torch.zeros_like(self.known.covered, dtype=torch.float32))[1]
-            .amax(1)
-            .clamp(min=0)
-        )
+        """(B, h, w) float32 in [0, 2]: how little a token looks like anything normal, over all
+        layers.
+        """
+        nothing = torch.zeros_like(self.memory.covered, dtype=torch.float32)
+        return self.priors(nothing)[1].amax(1).clamp(min=0)
 
     @cached_property
-    def gap(self) -> Tensor:
-        """(B, h, w) float32, see `models.joint_prior.difference`; the supports must have been made ready for it."""
+    def joint_prior(self) -> Tensor:
+        """(B, h, w) float32 in [-2, 2]: best cosine to the foreground less that to the background.
+
+        The cosines are over all layers at once, see `models.priors.centred`, and of further normal
+        images each has a vote, see `models.priors.normal_vote`.
+        """
         tokens = [unit_tokens(layer.float()) for layer in self.features]
-        return joint_prior.difference(tokens, self.known.joint).unflatten(-1, self.grid)
+        queries = centred(tokens, self.memory.mean)
+        foreground, background, normal = self.memory.joint_keys
+        similarity = normal_vote(
+            background.compare(queries)[1], [image.compare(queries)[1] for image in normal]
+        )
+        return (foreground.compare(queries)[1] - similarity).unflatten(-1, self.grid)

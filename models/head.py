@@ -10,7 +10,7 @@ from models.attention import attend
 
 PRIOR_WEIGHT = 10.0
 RESIDUAL_SCALE = 10.0
-OWN_SCALE = 0.1
+LOGIT_SCALE = 0.1
 TRUST = 0.35
 MOST_CORRECTION = 2.0
 
@@ -71,7 +71,8 @@ class TransformerLayer(nn.Module):
 
 
 def fuse(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
-    """Add to the query what the marked support tokens say: attention without weights, softmax over the query axis.
+    """Add to the query what the marked support tokens say: attention without weights, softmax over
+    the query axis.
 
     Args:
         query: (B, C, h, w).
@@ -99,9 +100,10 @@ class Head(nn.Module):
         embed_dim: width of the transformer.
         num_heads, num_stages: attention heads and layers.
         temperature: of the fusion.
-        prior_residual: expect one more prior map, the joint prior (`models.joint_prior.difference`), and correct it
-            (ours), see `corrected`.
-        meta_cls: True: the support prototype is the classifier; False: a convolutional classifier of two channels.
+        prior_residual: expect one more prior map, the joint prior (`Comparison.joint_prior`), and
+            correct it (ours), see `corrected`.
+        meta_cls: True: the support prototype is the classifier; False: a convolutional classifier
+            of two channels.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Head(nn.Module):
         prior_residual: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.prior_residual = temperature, prior_residual
         self.query_reduce = reduction(channels, reduce_dim)
         self.support_reduce = reduction(channels, reduce_dim)
         self.prototype_reduce = reduction(channels, reduce_dim)
@@ -130,7 +132,7 @@ class Head(nn.Module):
         self.support_prototype = nn.Conv2d(embed_dim, embed_dim, 1) if meta_cls else None
         self.classifier = None if meta_cls else two_channel_classifier(embed_dim)
         self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if prior_residual else None
-        self.own_scale = nn.Parameter(torch.tensor(OWN_SCALE)) if prior_residual else None
+        self.own_scale = nn.Parameter(torch.tensor(LOGIT_SCALE)) if prior_residual else None
 
     def embed_support(self, features: Tensor, prototype: Tensor) -> tuple[Tensor, Tensor]:
         """Embed supports.
@@ -187,9 +189,9 @@ class Head(nn.Module):
     def corrected(self, gap: Tensor, logits: Tensor) -> Tensor:
         """Log-odds of the joint prior, corrected by the head's own logits, both by learned factors.
 
-        In training the two are added. In use the correction is damped and bounded: on classes and surfaces that it was
-        not trained on a head is surer of itself than it should be, and more so the less they are like the trained ones.
-        Bounded in training, too, it learns less.
+        In training the two are added. In use the correction is damped and bounded: on classes and
+        surfaces that it was not trained on a head is surer of itself than it should be, and more so
+        the less they are like the trained ones. Bounded in training, too, it learns less.
 
         Args:
             gap: (B, h, w) difference of the joint prior.

@@ -1,4 +1,6 @@
-"""The training loss: mixed normal Dice plus a little cross entropy, on probabilities of the token grid."""
+"""The training loss: mixed normal Dice plus a little cross entropy, on probabilities of the token
+grid.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ LOG_EPS = 1e-6
 def mixed_normal_dice(probability: Tensor, target: Tensor, smooth_r: float) -> Tensor:
     """Dice loss that stays defined for queries without defect.
 
-    With a defect: 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e), e = 1e-5. Without: 1 - 1 / (smooth_r sum(p) + 1).
+    With a defect: 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e), e = 1e-5. Without: 1 - 1 /
+    (smooth_r sum(p) + 1).
 
     Args:
         probability: (B, h, w) float.
@@ -41,7 +44,9 @@ class MixedNormalDiceLoss(nn.Module):
         self.smooth_r, self.dice_weight, self.ce_weight = smooth_r, dice_weight, ce_weight
 
     def forward(self, probability: Tensor, target: Tensor) -> Tensor:
-        """Loss of (B, h, w) probabilities against (B, h, w) targets in {0, 1}; always in float32."""
+        """Loss of (B, h, w) probabilities against (B, h, w) targets in {0, 1}; always in
+        float32.
+        """
         probability = probability.float()
         dice = mixed_normal_dice(probability, target, self.smooth_r).mean()
         return self.dice_weight * dice + self.ce_weight * cross_entropy(probability, target)

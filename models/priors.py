@@ -1,6 +1,7 @@
-"""What the supports say about a query without any learning: shares, prototypes and prior maps (paper, section 3).
+"""What supports say about a query without learning: shares, prototypes and priors (paper, section
+3).
 
-Shapes: B queries, K supports per query, C channels, h x w tokens, N the largest number of foreground tokens.
+Shapes: B queries, K support views per query, C channels, h x w tokens, F foreground tokens.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.products import Keys
-
 PROTOTYPE_EPS = 0.0005
-LENGTH_EPS = 1e-12
+MOSTLY = 0.5  # share of marked pixels from which on a token is mostly defect
 
 
 def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
@@ -23,19 +22,18 @@ def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
     Args:
         mask: (..., H, W), any dtype, {0, 1}; H and W multiples of `patch`.
         patch: side of a token in pixels.
-        by_area: prototype intensity downsampling: the share of foreground pixels, so that one pixel leaves
-            1 / patch^2; False: bilinear interpolation.
+        by_area: prototype intensity downsampling: the share of foreground pixels, so that one pixel
+            leaves 1 / patch^2; False: bilinear interpolation.
 
     Returns:
         (..., H / patch, W / patch) float32 in [0, 1].
     """
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     grid = (mask.shape[-2] // patch, mask.shape[-1] // patch)
-    small = (
-        F.avg_pool2d(flat, patch)
-        if by_area
-        else F.interpolate(flat, grid, mode="bilinear", align_corners=True)
-    )
+    if by_area:
+        small = F.avg_pool2d(flat, patch)
+    else:
+        small = F.interpolate(flat, grid, mode="bilinear", align_corners=True)
     return small.reshape(*mask.shape[:-2], *grid)
 
 
@@ -63,6 +61,35 @@ def unit_tokens(features: Tensor) -> Tensor:
     return F.normalize(features.flatten(-2).transpose(-2, -1), dim=-1)
 
 
+def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
+    """Tokens over all layers, of unit length, each layer centred, normalised and of the same
+    weight.
+
+    Tokens are centred on the mean of the supports, as what all of a surface has in common says
+    nothing about its defects.
+
+    Args:
+        tokens: per layer (B, M, C_l) unit tokens.
+        mean: per layer (B or 1, 1, C_l).
+
+    Returns:
+        (B, M, sum C_l) float32.
+    """
+    parts = [F.normalize(t.float() - m, dim=-1) for t, m in zip(tokens, mean, strict=True)]
+    return torch.cat(parts, dim=-1) / len(parts) ** 0.5
+
+
+def typical_foreground(share: Tensor, sizes: list[int]) -> Tensor:
+    """(B, F) bool: the mostly marked tokens, and the most marked ones of each view.
+
+    Args:
+        share: (B, F) shares of the foreground tokens.
+        sizes: length of each view's block.
+    """
+    views = [v >= v.amax(-1, keepdim=True).clamp(max=MOSTLY) for v in share.split(sizes, dim=-1)]
+    return torch.cat(views, dim=-1) & (share > 0)
+
+
 def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Keep the tokens of positive share; background tokens weigh nothing in what follows.
 
@@ -71,69 +98,26 @@ def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         share: (B, M).
 
     Returns:
-        tokens (B, N, C) and shares (B, N), padded with share 0, so that the largest product with a share keeps the 0
-        of the background wherever there is background.
+        tokens (B, N, C) and shares (B, N), padded with share 0, so that the largest product with a
+        share keeps the 0 of the background wherever there is background.
     """
     n = min(int((share > 0).sum(-1).max()) + 1, share.shape[-1])
     weight, index = share.topk(n, dim=-1)
     return tokens.gather(-2, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])), weight
 
 
-def normal_vote(own: Tensor, images: Sequence[Tensor]) -> Tensor:
+def normal_vote(surroundings: Tensor, images: Sequence[Tensor]) -> Tensor:
     """How much tokens look like normal ones, with further normal images at hand.
 
-    The largest similarity to many tokens grows with their number, also where there is a defect. So each image has one
-    vote: the mean of the images' largest similarities, those to the defects' own surroundings among them, where it
-    exceeds these. However many images there are, it is at most the larger of `own` and their mean.
+    The largest similarity to many tokens grows with their number, also where there is a defect. So
+    each
+    image has one vote: the mean of the images' largest similarities, those to the defects'
+    surroundings among them, where it exceeds these.
 
     Args:
-        own: largest similarity to what surrounds the supports' defects, any shape.
+        surroundings: largest similarity to what surrounds the supports' defects, any shape.
         images: largest similarity to each further image without defect, the same shape.
     """
-    return torch.maximum(own, torch.stack([own, *images]).mean(0)) if images else own
-
-
-def prior_maps(
-    queries: Tensor,
-    keys: Keys,
-    share: Tensor,
-    sizes: list[int],
-    covered: Tensor,
-    weight: Tensor,
-    normal: Sequence[Keys] = (),
-) -> tuple[Tensor, Tensor]:
-    """Semantic and abnormal prior of one layer, from one product of the query with all support tokens.
-
-    The queries' lengths are divided out of the maxima, which is the same and costs less than out of the queries.
-
-    Semantic: how much a token looks like the marked ones, the mean over views of the largest cosine; a view's unmarked
-    tokens count as 0. Abnormal: how little it looks like any normal token, 1 - the largest cosine scaled by 1 - share.
-
-    Args:
-        queries: (B, M, C) tokens of any length.
-        keys: (B or 1, F + N, C) unit tokens, F marked ones in a block per view, then N of share 0.
-        share: (B or 1, F) shares of the marked ones.
-        sizes: length of each view's block.
-        covered: (B or 1, K) bool, views without an unmarked token.
-        weight: (B or 1, K) of each view in the mean; 0 leaves it out.
-        normal: unit tokens of further images without defect.
-
-    Returns:
-        two (B, M) float32.
-    """
-    own, best_normal = keys.compare(queries, share.shape[-1])
-    length = torch.linalg.vector_norm(queries, dim=-1, keepdim=True, dtype=torch.float32).clamp(
-        min=LENGTH_EPS
-    )
-    marked, unmarked = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
-    floor = torch.zeros_like(weight).masked_fill(covered, -torch.inf).unsqueeze(1)
-    mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-    best = (
-        torch.stack([view.amax(-1) for view in (own * marked).split(sizes, dim=-1)], dim=-1)
-        / length
-    )
-    semantic = (torch.maximum(best, floor) * mean).sum(-1)
-    surroundings = torch.maximum((own * unmarked).amax(-1), best_normal)
-    return semantic, 1 - normal_vote(
-        surroundings, [image.compare(queries)[1] for image in normal]
-    ) / length[..., 0]
+    if not images:
+        return surroundings
+    return torch.maximum(surroundings, torch.stack([surroundings, *images]).mean(0))

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from models.backbone import Backbone
 from models.checkpoint import head_state
 from models.head import Head
-from models.sofs import SOFS
+from models.methods.sofs import SOFS
 from models.weights import resize_position_embedding
 from tests.helpers import own_logging, write_product
 

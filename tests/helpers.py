@@ -17,9 +17,9 @@ from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from method_config import load_config
 from models.build import build_model
-from tools.methods import with_baseline
+from models.build import with_baseline
 from tools.predictor import Predictor
-from tools.tester import SplitTest
+from tools.evaluator import SplitTest
 from tools.trainer import Trainer
 from utils.distributed import is_main
 from utils.run_folder import create_run_folder
@@ -32,7 +32,7 @@ DEFECTS = {
 }  # height, width, grey value
 JOBS = {
     "train": "tools.trainer:run_training",
-    "test": "tools.tester:run_test",
+    "test": "tools.evaluator:run_test",
 }  # as the scripts name them
 TWO_CLASSES = {"spot": 4, "line": 4}
 TINY = {

@@ -79,7 +79,7 @@ def test_settings(fault, job):
 def test_a_bad_config_is_an_error_before_pytorch_is_loaded(setting):
     """Which takes seconds."""
     code = (
-        "import sys; from tools.cli import run_main; code = run_main('', 'tools.tester:run_test')"
+        "import sys; from tools.cli import run_main; code = run_main('', 'tools.evaluator:run_test')"
     )
     command = [sys.executable, "-c", f"{code}; sys.exit(10 * code + ('torch' in sys.modules))"]
     command += ["--cfg", str(setting / "my.yaml"), "--opts", "DATASET.split", "first"]

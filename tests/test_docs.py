@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from method_config import add_config_arguments, get_defaults, load_config
-from method_config.merge import coerce, get, leaves
-from tools.sweep.__main__ import build_parser, build_sweep
+from method_config.values import coerce, get, leaves
+from tools.sweep import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
 CONFIGURATION = REPO / "docs" / "configuration.md"

@@ -18,7 +18,7 @@ from method_config import load_config
 from tests.helpers import write_product
 from tests.tools.open_domain_data import write_object
 from tools.summary import summarise
-from tools.sweep.__main__ import build_parser, build_sweep
+from tools.sweep import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
 SHELLS = {"test.sh": shutil.which("dash") or "sh", "train.sh": "bash"}

@@ -1,11 +1,14 @@
-"""Few-shot anomaly detection: supports are normal images alone, the abnormal prior answers (MVTec AD, VisA)."""
+"""Few-shot anomaly detection: supports are normal images alone, and the answer is what looks like
+none.
+
+Data sets are those of kind "anomaly", such as MVTec AD and VisA.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,39 +18,32 @@ from yacs.config import CfgNode
 from datasets.build import build_anomaly_objects
 from datasets.images import read_image
 from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
-from models.build import build_prior_method
-from models.sofs import SupportMemory
-from tools.gallery import Entry, ranks, write_gallery
+from models.build import build_method
+from models.memory import Memory
+from models.methods import BASELINE, method_class
+from tools.evaluation import summary
+from tools.gallery import GalleryWriter
 from tools.job import begin
-from tools.methods import PRIOR, weights_files
+from tools.methods import weights_files
 from tools.predictor import Predictor
-from tools.results import summary
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, UserError
 from utils.logging import progress_bar
-from utils.metrics.detection import ScoreCounts, precision_recall
+from utils.metrics import ANOMALY
+from utils.metrics.score_curves import FINE, Curve, ScoreCounts
 from utils.metrics.segmentation import mean_std
 from utils.output_files import write_json, write_text
 from utils.run_folder import provenance, run_facts
 from utils.tables import anomaly_table
-from utils.visualize import TRUTH, heat, outline
+from utils.visualize import TRUTH, outline
 
 LOG = logging.getLogger(__name__)
-MEASURES = (
-    "image_auroc",
-    "image_ap",
-    "image_f1_max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1_max",
-    "aupro",
-)
-LEAST = 1e-6  # highest score of an object whose images are all alike
+THUMBNAIL = 480  # pixels, longer side of a picture of an image that is too large to be held
 
 
 @dataclass
 class ObjectResult:
-    """What was found on one object.
+    """What was measured on one object.
 
     Attributes:
         measures: by name, the value of each repeat, None where undefined.
@@ -61,64 +57,52 @@ class ObjectResult:
     curve: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
-    def report(self) -> dict[str, Any]:
-        """As plain JSON: how many images were tested, and mean and spread of each measure."""
-        images = len({image for image, *_ in self.scores})
-        return {"images": images} | {
-            name: summary(values) for name, values in self.measures.items()
-        }
-
 
 def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
-    """Test every object of the config; each process takes its share of the objects. Returns a line for each object that
-    could not be tested.
+    """Test every object of the config; each process takes its share of the objects.
 
     Writes metrics.json, the score of every image to images.csv, curves.json and a gallery.
+
+    Returns:
+        A line for each object that could not be tested.
     """
     objects = build_anomaly_objects(cfg)
-    predictor = Predictor.from_config(cfg, {PRIOR: build_prior_method(cfg)})
+    name = BASELINE if method_class(cfg.TEST.method).needs_training else cfg.TEST.method
+    predictor = Predictor.from_config(cfg, {name: build_method(cfg, name)})
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
-    if cfg.TEST.method != PRIOR:
-        LOG.warning(
-            "TEST.method is %s: with normal images alone the answer is that of %r",
-            cfg.TEST.method,
-            PRIOR,
-        )
+    if cfg.TEST.method != name:
+        LOG.warning("TEST.method is %s: with normal images alone the answer is that of %r",
+                    cfg.TEST.method, name)  # fmt: skip
     for item in objects:
         kinds = {test.is_anomalous for test in item.test}
         if len(kinds) == 1:
-            lacking, figures = (
-                ("without", "figure of whole images") if True in kinds else ("with", "figure")
+            lacking = (
+                "without a defect, so no figure of whole images"
+                if True in kinds
+                else "with a defect, so no figure"
             )
-            LOG.warning(
-                "%s: there is no test image %s a defect, so no %s can be given",
-                item.name,
-                lacking,
-                figures,
-            )
-    detection = AnomalyTest(cfg, predictor)
-    own: dict[str, ObjectResult | str] = {}
+            LOG.warning("%s: there is no test image %s can be given", item.name, lacking)
+    gallery = GalleryWriter(folder / "gallery")
+    test = AnomalyTest(cfg, predictor, gallery)
+    mine: dict[str, ObjectResult | str] = {}
     for item in objects[rank() :: world_size()]:
         try:
-            own[item.name] = detection.run(item)
+            mine[item.name] = test.run(item)
         except UserError as error:  # what is found on the others is not lost
-            own[item.name] = f"{item.name}: {error}"
-    found = {name: result for part in gather_objects(own) for name, result in part.items()}
-    results = {
-        item.name: found[item.name]
-        for item in objects
-        if isinstance(found[item.name], ObjectResult)
-    }
-    failed = [found[item.name] for item in objects if item.name not in results]
-    for fault in (fault for result in results.values() for fault in result.faults):
-        LOG.warning("left out: %s", fault)
+            mine[item.name] = f"{item.name}: {error}"
+    found = {name: result for part in gather_objects(mine) for name, result in part.items()}
+    entries = [entry for part in gather_objects(gallery.entries) for entry in part]
+    tested = [item for item in objects if isinstance(found[item.name], ObjectResult)]
+    failed = [found[item.name] for item in objects if item not in tested]
+    results = {item.name: found[item.name] for item in tested}
+    for result in results.values():
+        for fault in result.faults:
+            LOG.warning("left out: %s", fault)
     if not results:
         raise DataError("; ".join(failed))
     if is_main():
         _record(cfg, results, failed, folder)
-        tested = (item for item in objects if item.name in results)
-        shown = (entry for item in tested for entry in detection.entries(item, results[item.name]))
-        write_gallery(folder / "gallery", shown)
+        gallery.finish(entries, [item.name for item in tested])
     return failed
 
 
@@ -127,17 +111,14 @@ class AnomalyTest:
 
     Args:
         cfg: the config.
-        predictor: whose only method is the prior.
+        predictor: of one method.
+        gallery: of all objects.
     """
 
-    def __init__(self, cfg: CfgNode, predictor: Predictor) -> None:
-        self.root = Path(cfg.TEST.dataset_path)
-        self.shot, self.seed, self.repeats = (
-            cfg.DATASET.shot,
-            cfg.RNG_SEED,
-            cfg.DATASET.few_shot_repeated_multiple,
-        )
-        self.predictor = predictor
+    def __init__(self, cfg: CfgNode, predictor: Predictor, gallery: GalleryWriter) -> None:
+        self.root, self.shot = Path(cfg.TEST.dataset_path), cfg.DATASET.shot
+        self.seed, self.repeats = cfg.RNG_SEED, cfg.DATASET.few_shot_repeated_multiple
+        self.predictor, self.gallery = predictor, gallery
 
     def run(self, item: AnomalyObject) -> ObjectResult:
         """Score every test image of an object, encoded once for all repeats.
@@ -146,64 +127,61 @@ class AnomalyTest:
             DataError: a support cannot be read, or no test image can.
         """
         memories = [self.memory(item, repeat) for repeat in range(self.repeats)]
-        result, images, pixels = (
-            ObjectResult(),
-            *([ScoreCounts() for _ in memories] for _ in range(2)),
-        )
-        outcomes = self.predictor.segment_all((test.image for test in item.test), memories)
-        for test, answers in zip(progress_bar(item.test, desc=item.name), outcomes, strict=True):
+        pixels = [ScoreCounts(FINE, 2.0, with_regions=True) for _ in memories]
+        images: list[list[tuple[float, bool]]] = [[] for _ in memories]
+        result = ObjectResult()
+        outcomes = self.predictor.segment((test.image, memories) for test in item.test)
+        support = read_image(self._supports(item, 0)[0])
+        together = zip(item.test, outcomes, strict=True)
+        bar = progress_bar(together, desc=item.name, total=len(item.test))
+        for number, (test, outcome) in enumerate(bar):
             try:
-                if answers[0].error is not None:
-                    raise answers[0].error
-                target = read_target(test, answers[0].image.size)
+                if outcome.error is not None:
+                    raise outcome.error
+                target = read_target(test, outcome.image.size)
             except DataError as error:
                 result.faults.append(str(error))
                 continue
-            for repeat, answer in enumerate(answers):
-                score = answer.answers[PRIOR].score
-                pixels[repeat].add_map(score, target)
-                images[repeat].add(score.max(), test.is_anomalous)
-                result.scores.append((self._name(test), test.defect, repeat, float(score.max())))
+            for repeat, answers in enumerate(outcome.answers):
+                score = answers[self.predictor.main].score
+                highest = float(score.max())
+                pixels[repeat].update(score, target)
+                images[repeat].append((highest, test.is_anomalous))
+                result.scores.append((self._name(test), test.defect, repeat, highest))
+                if repeat == 0:
+                    image = outcome.image.pixels
+                    image = outcome.image.thumbnail(THUMBNAIL) if image is None else image
+                    panels = [("support", support), ("query", image)]
+                    if target.any():
+                        panels.append(("truth", outline(image, target, TRUTH)))
+                    self.gallery.add(
+                        number, item.name, item.name, highest, self._name(test),
+                        {"image score": highest}, [*panels, ("score", score)],
+                        normal=not test.is_anomalous,
+                    )  # fmt: skip
         if not result.scores:
             raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
-        measured = [_measures(*counts) for counts in zip(images, pixels, strict=True)]
-        result.measures = {name: [values[name] for values in measured] for name in MEASURES}
-        curve = {"average_precision": measured[0]["pixel_ap"]} | precision_recall(pixels[0])
-        result.curve = {"name": item.name} | curve
+        curves = [counts.curve() for counts in pixels]
+        measured = []
+        for scores, curve in zip(images, curves, strict=True):
+            levels = {"image": Curve.of(*zip(*scores, strict=True)), "pixel": curve}
+            values = {
+                f"{level}_{name}": value
+                for level, of_level in levels.items()
+                for name, value in of_level.measures().items()
+            }
+            measured.append(values | {"aupro": curve.aupro()})
+        result.measures = {m.name: [values[m.name] for values in measured] for m in ANOMALY}
+        average = {"average_precision": measured[0]["pixel_ap"]}
+        result.curve = {"name": item.name} | average | curves[0].points()
         return result
 
-    def memory(self, item: AnomalyObject, repeat: int) -> SupportMemory:
-        """What the supports of a repeat look like."""
+    def memory(self, item: AnomalyObject, repeat: int) -> Memory:
+        """The memory of the supports of a repeat."""
         windowed = self.predictor.settings.resize_ratio is not None
-        images = (read_image(path) for path in self._supports(item, repeat))
-        normal = self.predictor.normality(images, windowed=windowed)
+        images = map(read_image, self._supports(item, repeat))
+        normal = self.predictor.encode_normal(images, windowed=windowed)
         return self.predictor.encoder.remember([], normal, windowed=windowed)
-
-    def entries(self, item: AnomalyObject, result: ObjectResult) -> Iterator[Entry]:
-        """Of the first repeat, the defects with the lowest, the median and the highest score, and the normal image with
-        the highest one; score maps are shown as shares of the highest score."""
-        tests = {self._name(test): test for test in item.test}
-        scores = sorted((score, name) for name, _, repeat, score in result.scores if repeat == 0)
-        abnormal, normal = (
-            [pair for pair in scores if tests[pair[1]].is_anomalous is kind]
-            for kind in (True, False)
-        )
-        shown = [(name, *abnormal[place]) for name, place in ranks(len(abnormal)).items()]
-        shown += [("highest of the normal ones", *pair) for pair in normal[-1:]]
-        memory, most = self.memory(item, 0), max(scores[-1][0], LEAST)
-        support = read_image(self._supports(item, 0)[0])
-        outcomes = self.predictor.segment((tests[name].image for *_, name in shown), memory)
-        for (place, score, name), outcome in zip(shown, outcomes, strict=True):
-            image, answer = read_image(tests[name].image), outcome.answers[PRIOR]
-            target = read_target(tests[name], image.shape[:2])
-            truth = [("truth", outline(image, target, TRUTH))] if target.any() else []
-            panels = [
-                ("support", support),
-                ("query", image),
-                *truth,
-                ("score", heat(answer.score / most)),
-            ]
-            yield Entry(item.name, place, name, {"image score": score}, panels)
 
     def _supports(self, item: AnomalyObject, repeat: int) -> list[Path]:
         return draw_normal(item.normal, item.name, self.shot, self.seed + repeat)
@@ -215,36 +193,22 @@ class AnomalyTest:
 def _record(
     cfg: CfgNode, results: dict[str, ObjectResult], failed: list[str], folder: Path
 ) -> None:
-    objects = {name: result.report() for name, result in results.items()}
-    report = {
-        "objects": objects,
-        "mean": {measure: mean_of(results, measure) for measure in MEASURES},
-    }
-    faults = [fault for result in results.values() for fault in result.faults] + failed
+    objects, means = {}, {}
+    for name, result in results.items():
+        images = len({image for image, *_ in result.scores})
+        measures = {measure: summary(values) for measure, values in result.measures.items()}
+        objects[name] = {"images": images} | measures
+    for measure in (m.name for m in ANOMALY):
+        repeats = zip(*(result.measures[measure] for result in results.values()), strict=True)
+        means[measure] = summary([mean_std(list(values))[0] for values in repeats])
+    report = {"objects": objects, "mean": means}
     LOG.info("%d-shot anomaly detection\n%s", cfg.DATASET.shot, anomaly_table(report))
-    write_json(
-        folder / "metrics.json",
-        run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance(),
-    )
+    faults = [fault for result in results.values() for fault in result.faults] + failed
+    content = run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance()
+    write_json(folder / "metrics.json", content)
     write_json(folder / "curves.json", {"curves": [result.curve for result in results.values()]})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("object", "image", "defect", "repeat", "score"))
     writer.writerows((name, *row) for name, result in results.items() for row in result.scores)
     write_text(folder / "images.csv", text.getvalue())
-
-
-def _measures(images: ScoreCounts, pixels: ScoreCounts) -> dict[str, float | None]:
-    """The seven measures of one object in one repeat."""
-    found: dict[str, float | None] = {}
-    for level, counts in (("image", images), ("pixel", pixels)):
-        best = counts.f1_max()
-        found |= {f"{level}_auroc": counts.auroc(), f"{level}_ap": counts.average_precision()}
-        found[f"{level}_f1_max"] = best[0] if best else None
-    return found | {"aupro": pixels.aupro()}
-
-
-def mean_of(results: dict[str, ObjectResult], measure: str) -> dict[str, Any]:
-    """Mean over objects in each repeat, without undefined values; mean and spread of that over repeats."""
-    repeats = zip(*(result.measures[measure] for result in results.values()), strict=True)
-    return summary([mean_std(list(values))[0] for values in repeats])

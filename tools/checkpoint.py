@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 import yaml
+from models.methods.sofs import SOFS
+from models.weights import read_torch, read_weights, require_state
 from safetensors import safe_open
 from safetensors.torch import save
 from yacs.config import CfgNode
 
-from method_config.merge import leaves
+from method_config.values import leaves
 from models.checkpoint import head_state
-from models.sofs import SOFS
-from models.weight_files import STATE, read_torch, read_weights, require_state
 from models.weights import load_checked
 from utils.distributed import is_main
 from utils.errors import WeightsError
@@ -101,7 +101,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise WeightsError(
             f"TRAIN.resume: no training state {path}; set it to checkpoints/state.pth of a run"
         )
-    state = read_torch(Path(path), "TRAIN.resume", STATE)
+    state = read_torch(Path(path), "TRAIN.resume")
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
         raise WeightsError(
             f"TRAIN.resume: {path} is no training state; expected checkpoints/state.pth of a run"

@@ -1,244 +1,281 @@
-"""Measure methods on the queries of a test set: class IoU, mIoU and FB-IoU over repeats with new supports."""
+"""The test job: measure methods on the test objects of a split, over repeats with new supports."""
 
 from __future__ import annotations
 
 import logging
 import random
+import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import BatchSampler, SequentialSampler
+from yacs.config import CfgNode
 
+from datasets.build import build_normal_images, build_test_index, view_settings
 from datasets.episodes import EpisodeList, derive_seed
 from datasets.images import read_image
-from datasets.queries import EvaluationQueries, FailedQuery, Query
+from datasets.queries import EvaluationQueries, Query
+from datasets.readers import reader_of
 from datasets.readers.anomaly import draw_normal
 from datasets.samples import SampleIndex
-from datasets.views import SupportSet, ViewSettings
-from models.sofs import SupportMemory
-from models.support_tokens import LabelledTokens
+from models.memory import Memory
+from tools.anomaly import detect_anomalies
+from tools.evaluation import Evaluation
+from tools.gallery import Entry, GalleryWriter, Panel, query_panels, support_panels
+from tools.job import begin, run_job
 from tools.loading import Loader
-from tools.prediction.answers import Prediction
-from tools.predictor import Predictor
-from tools.results import Evaluation
-from utils.distributed import gather_objects, rank, world_size
+from tools.methods import tests_a_head, weights_files
+from tools.open_domain import segment_open_domain
+from tools.predictor import Prediction, Predictor
+from utils.distributed import barrier, gather_objects, is_main, rank, world_size
 from utils.errors import DataError
 from utils.logging import progress_bar
-from utils.output_files import file_name
+from utils.output_files import file_name, sha256_of, write_json
+from utils.run_folder import provenance, run_facts
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)
 REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports at a time
+JOBS = {"anomaly": detect_anomalies, "open_domain": segment_open_domain}  # by kind of data set
 
 
 class NoQueryError(DataError):
     """No query of a test could be evaluated."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a test is run.
+def run_test(cfg: CfgNode, config_file: str) -> Path:
+    """Run test.py's job in NUM_GPUS processes; returns the run's folder."""
+    job = JOBS.get(reader_of(cfg.DATASET.name).kind, test_split)
+    return run_job(job, cfg, config_file, cfg.NUM_GPUS)
 
-    Attributes:
-        shot: supports per query.
-        seed: of the first repeat; each further one adds 1.
-        repeats: of the whole test.
-        multiple: how often each query comes within a repeat.
-        scale_by: `support` or `query`, see `EvaluationQueries`.
-        query_images: see `EpisodeList`.
-        normal_shot: further support images without defect per object and repeat.
-        normal: where they are drawn from, by object.
-        num_workers, batch_size: of the loader.
-        figures: folder for figures; None: none.
-        figure_probability: share of the queries of the first repeat with a figure.
+
+def test_split(cfg: CfgNode, folder: Path) -> list[str]:
+    """Evaluate every test set of the config and write log, metrics, figures and gallery into
+    `folder`.
+
+    Returns:
+        A line for each set that could not be tested.
     """
-
-    shot: int
-    seed: int
-    repeats: int = 1
-    multiple: int = 1
-    scale_by: str = "support"
-    query_images: frozenset[str] = frozenset()
-    normal_shot: int = 0
-    normal: dict[str, list[Path]] = field(default_factory=dict)
-    num_workers: int = 0
-    batch_size: int = 1
-    figures: Path | None = None
-    figure_probability: float = 0.0
-
-
-def evaluate(
-    predictor: Predictor, index: SampleIndex, settings: ViewSettings, protocol: Protocol
-) -> Evaluation:
-    """Run a test; with several processes each takes its share of the queries and all get the whole result.
-
-    A query is encoded once for several repeats. An image that cannot be read is reported and counted, and the rest goes
-    on.
-
-    Raises:
-        NoQueryError: no query at all could be evaluated; all processes raise it.
-        DataError: a normal image cannot be read.
-    """
-    episodes = test_episodes(index, protocol)
-    queries = (index.samples[i] for i in episodes.queries)
-    names = {sample.class_key: sample.class_name for sample in queries}
-    for name, repeat in product(protocol.normal, range(protocol.repeats)):
-        for path in _drawn_normal(protocol, name, repeat):
-            read_image(path)  # one that is broken ends the test before it has taken hours
-    result, start = (
-        Evaluation(names, list(predictor.methods), protocol.repeats),
-        time.perf_counter(),
-    )
-    for first in range(0, protocol.repeats, REPEATS_AT_ONCE):
-        repeats = range(first, min(first + REPEATS_AT_ONCE, protocol.repeats))
-        own = _some_repeats(predictor, episodes, settings, protocol, repeats, names)
-        result.join(gather_objects(own))
-        answered = len({query.number for query in result.results})
-        LOG.info(
-            "%d queries, %d repeats in %.1f s", answered, repeats.stop, time.perf_counter() - start
-        )
-    for fault in result.faults:
-        LOG.warning("left out: %s", fault)
-    if not result.results:
-        raise NoQueryError(f"no query could be evaluated: {'; '.join(result.faults[:3])}")
-    return result
+    tests = [
+        SplitTest(cfg, build_test_index(cfg, name), folder, name)
+        for name in cfg.DATASET.sub_datasets
+    ]
+    predictor = Predictor.from_config(cfg)
+    begin(folder, cfg, "test.log", reads=weights_files(cfg))
+    head = {"head_sha256": sha256_of(cfg.TEST.load_model_path)} if tests_a_head(cfg) else {}
+    failed = []
+    for test in tests:
+        try:
+            test.run(predictor, f"test of {test.name}", gallery=True, **head)
+        except NoQueryError as error:  # what the other sets give is not lost
+            failed.append(f"{test.name} could not be tested: {error}")
+    if len(failed) == len(tests):
+        raise DataError("; ".join(failed))
+    return failed
 
 
-def _some_repeats(
-    predictor: Predictor,
-    episodes: EpisodeList,
-    settings: ViewSettings,
-    protocol: Protocol,
-    repeats: Sequence[int],
-    names: dict[tuple[str, int], str],
-) -> Evaluation:
-    """This process's part of some repeats."""
-    numbers = range(rank(), len(episodes), world_size())
-    queries = episode_queries(
-        episodes, settings, protocol, repeats, numbers, keep_pairs=predictor.auto_threshold
-    )
-    found = Evaluation(names, list(predictor.methods), protocol.repeats)
-    teacher = Teacher(predictor, protocol)
-    draw = _figure_writer(protocol)
-    for query in _load(queries, protocol):
-        found.faults += [fault for fault in query.faults if fault not in found.faults]
-        if isinstance(query, FailedQuery):
-            found.failed_queries += len(repeats)
-            continue
-        found.failed_queries += len(repeats) - len(query.supports)
-        for repeat, answers in teacher.answers(query).items():
-            sample = query.sample
-            found.add((repeat, query.number), sample.class_key, sample.image, query.target, answers)
-            if repeat == 0:
-                draw(query, answers)
-    return found
-
-
-def test_episodes(index: SampleIndex, protocol: Protocol) -> EpisodeList:
-    """The episodes of the first repeat."""
-    return EpisodeList(
-        index, protocol.shot, protocol.seed, protocol.multiple, protocol.query_images
-    )
-
-
-def episode_queries(
-    episodes: EpisodeList,
-    settings: ViewSettings,
-    protocol: Protocol,
-    repeats: Sequence[int],
-    numbers: Sequence[int],
-    keep_pairs: bool = False,
-) -> EvaluationQueries:
-    """Some queries of a test by its protocol."""
-    return EvaluationQueries(
-        episodes,
-        settings,
-        repeats=repeats,
-        scale_by=protocol.scale_by,
-        keep_pairs=keep_pairs,
-        numbers=numbers,
-    )
-
-
-class Teacher:
-    """Has a predictor answer queries by the supports that they come with.
+class SplitTest:
+    """A test by the protocol of the config.
 
     Args:
-        predictor: who answers.
-        protocol: of the test.
+        cfg: the config.
+        index: what is tested.
+        folder: of the run.
+        name: of the test set; files of others than `original` carry it.
+        query_images: of a validation: the images that are queries, once, all others being supports;
+            empty: each image is both.
     """
 
-    def __init__(self, predictor: Predictor, protocol: Protocol) -> None:
-        self.predictor, self.protocol = predictor, protocol
-        self.object = ""
-        self.normality: dict[tuple[int, bool], list[LabelledTokens]] = {}
+    def __init__(
+        self,
+        cfg: CfgNode,
+        index: SampleIndex,
+        folder: Path,
+        name: str,
+        query_images: frozenset[str] = frozenset(),
+    ) -> None:
+        data, self.validates = cfg.DATASET, bool(query_images)
+        self.cfg, self.index, self.folder, self.name = cfg, index, folder, name
+        self.suffix = "" if name == "original" else f"_{name.replace('/', '_')}"
+        self.repeats = 1 if self.validates else data.few_shot_repeated_multiple
+        multiple = 1 if self.validates else data.test_sample_repeated_multiple
+        self.episodes = EpisodeList(index, data.shot, cfg.RNG_SEED, multiple, query_images)
+        self.normal = {} if self.validates else build_normal_images(cfg, index.objects(), name)
+        self.settings = view_settings(cfg)
 
-    def answers(self, query: Query) -> dict[int, dict[str, Prediction]]:
-        """By repeat, the answers of all methods."""
-        memories = {
-            repeat: self._memory(query, repeat, supports)
-            for repeat, supports in query.supports.items()
-        }
-        if not memories:
-            return {}
-        (outcomes,) = self.predictor.segment_all([query.image], list(memories.values()))
-        return {repeat: outcome.answers for repeat, outcome in zip(memories, outcomes, strict=True)}
+    def run(
+        self, predictor: Predictor, title: str, *, gallery: bool = False, **facts: Any
+    ) -> Evaluation:
+        """Evaluate and record; with several processes each takes its share, and all get the same.
 
-    def _memory(self, query: Query, repeat: int, supports: SupportSet) -> SupportMemory:
-        wanted = self.protocol.normal_shot > 0
-        normal = self._normal(query.sample.object, repeat, supports.windowed) if wanted else []
-        return self.predictor.remember(supports, normal)
+        An image that cannot be read is reported and counted, and the rest goes on.
 
-    def _normal(self, name: str, repeat: int, windowed: bool) -> list[LabelledTokens]:
-        """What the object's normal images of a repeat look like; kept until the next object."""
-        if name != self.object:
-            self.object, self.normality = name, {}
-        if (repeat, windowed) not in self.normality:
-            images = (read_image(path) for path in _drawn_normal(self.protocol, name, repeat))
-            self.normality[repeat, windowed] = self.predictor.normality(images, windowed=windowed)
-        return self.normality[repeat, windowed]
+        Args:
+            predictor: the methods.
+            title: of the table in the log.
+            gallery: keep pictures of the worst, median and best query of each class.
+            facts: further entries of metrics.json.
 
+        Raises:
+            NoQueryError: no query at all could be evaluated; all processes raise it.
+            DataError: a normal image cannot be read.
+        """
+        for note in self.index.notes:
+            LOG.info("%s", note)
+        count, classes = len(self.index), len(self.index.classes())
+        LOG.info("%d samples of %d classes in %s", count, classes, self.index.root)
+        if is_main():  # pictures of an earlier test go
+            for kind in ("figures", "gallery"):
+                shutil.rmtree(self.folder / f"{kind}{self.suffix}", ignore_errors=True)
+        barrier()
+        for name in self.normal:
+            for repeat in range(self.repeats):
+                for path in self.normal_images(name, repeat):
+                    read_image(path)  # one that is broken ends the test before it has taken hours
+        shown = GalleryWriter(self.folder / f"gallery{self.suffix}") if gallery else None
+        evaluation, start = self._empty(predictor), time.perf_counter()
+        for first in range(0, self.repeats, REPEATS_AT_ONCE):
+            repeats = range(first, min(first + REPEATS_AT_ONCE, self.repeats))
+            evaluation.join(gather_objects(self._evaluate(predictor, repeats, shown)))
+            queries = len({result.number for result in evaluation.results})
+            seconds = time.perf_counter() - start
+            LOG.info("%d queries, %d repeats in %.1f s", queries, repeats.stop, seconds)
+        for fault in evaluation.faults:
+            LOG.warning("left out: %s", fault)
+        if not evaluation.results:
+            reasons = "; ".join(evaluation.faults[:3])
+            raise NoQueryError(f"no query could be evaluated: {reasons}")
+        if is_main():
+            self._record(evaluation, title, facts)
+        if shown is not None:
+            entries = [entry for part in gather_objects(shown.entries) for entry in part]
+            if is_main():
+                shown.finish(entries, evaluation.class_names, before=self._support_panels)
+        return evaluation
 
-def _drawn_normal(protocol: Protocol, name: str, repeat: int) -> list[Path]:
-    """The normal images of an object that join its supports in a repeat."""
-    seed = protocol.seed + repeat
-    return draw_normal(
-        protocol.normal[name], name, protocol.normal_shot, seed, "DATASET.normal_shot"
-    )
+    def _empty(self, predictor: Predictor) -> Evaluation:
+        queries = (self.index.samples[i] for i in self.episodes.queries)
+        names = {sample.class_key: sample.class_name for sample in queries}
+        return Evaluation(names, list(predictor.methods), self.repeats)
 
+    def _evaluate(
+        self, predictor: Predictor, repeats: Sequence[int], gallery: GalleryWriter | None
+    ) -> Evaluation:
+        """This process's share of some repeats: load queries, encode supports, segment, count."""
+        cfg, found = self.cfg, self._empty(predictor)
+        numbers = range(rank(), len(self.episodes), world_size())
+        queries = self._queries(repeats, numbers, keep_pairs=predictor.auto_threshold)
+        batches = BatchSampler(SequentialSampler(queries), cfg.TEST_SETUPS.batch_size, False)
+        loader = Loader(queries, batches, num_workers=cfg.TRAIN_SETUPS.num_workers, collate=list)
+        normal = NormalMemories(self, predictor)
+        asked: deque[Query] = deque()
 
-def _load(queries: EvaluationQueries, protocol: Protocol) -> Iterable[Query | FailedQuery]:
-    batches = BatchSampler(SequentialSampler(queries), protocol.batch_size, drop_last=False)
-    loader = Loader(queries, batches, num_workers=protocol.num_workers, collate=list)
-    with progress_bar(total=len(queries), desc="test", unit="query") as bar:
-        for batch in loader:
-            for query in batch:
-                yield query
+        def stream() -> Iterator[tuple[Any, list[Memory]]]:
+            for query in (query for batch in loader for query in batch):
+                found.faults += [fault for fault in query.faults if fault not in found.faults]
+                found.failed_queries += len(repeats) - len(query.supports)
+                if query.supports:
+                    asked.append(query)
+                    yield (
+                        query.image,
+                        [
+                            predictor.remember(
+                                supports, normal.of(query, repeat, supports.windowed)
+                            )
+                            for repeat, supports in query.supports.items()
+                        ],
+                    )
+
+        with progress_bar(total=len(queries), desc="test", unit="query") as bar:
+            for outcome in predictor.segment(stream()):
+                query = asked.popleft()
+                sample, target = query.sample, query.target
+                for repeat, answers in zip(query.supports, outcome.answers, strict=True):
+                    ious = found.add(
+                        repeat, query.number, sample.class_key, sample.image, target, answers
+                    )
+                    if repeat == 0:
+                        self._draw_figure(query, answers)
+                        if gallery is not None:
+                            gallery.add(
+                                query.number, sample.class_key, sample.class_name,
+                                ious[predictor.main], sample.image, ious,
+                                query_panels(query.image, target, answers),
+                            )  # fmt: skip
                 bar.update()
+        return found
 
+    def _queries(
+        self, repeats: Sequence[int], numbers: Sequence[int], keep_pairs: bool
+    ) -> EvaluationQueries:
+        return EvaluationQueries(
+            self.episodes,
+            self.settings,
+            repeats=repeats,
+            scale_by_query=self.cfg.TEST.protocol == "published",
+            keep_pairs=keep_pairs,
+            numbers=numbers,
+        )
 
-def _figure_writer(protocol: Protocol) -> Callable[[Query, dict[str, Prediction]], None]:
-    def draw(query: Query, answers: dict[str, Prediction]) -> None:
-        if protocol.figures is None:
+    def normal_images(self, name: str, repeat: int) -> list[Path]:
+        """The normal images of an object that join its supports in a repeat."""
+        seed, shot = self.cfg.RNG_SEED + repeat, self.cfg.DATASET.normal_shot
+        return draw_normal(self.normal[name], name, shot, seed, "DATASET.normal_shot")
+
+    def _support_panels(self, entry: Entry) -> list[Panel]:
+        """Pictures of the supports of a query in the first repeat, which are read once more."""
+        query = self._queries((0,), [entry.number], keep_pairs=True)[0]
+        return support_panels(query.supports[0].pairs) if query.supports else []
+
+    def _draw_figure(self, query: Query, answers: dict[str, Prediction]) -> None:
+        """Of some queries the true outline, and each method's mask and score, side by side."""
+        visualize = self.cfg.TEST.VISUALIZE
+        drawn = random.Random(derive_seed(self.cfg.RNG_SEED, query.number)).random()
+        if self.validates or not visualize.save_figure or drawn >= visualize.sample_prob:
             return
-        if (
-            random.Random(derive_seed(protocol.seed, query.number)).random()
-            < protocol.figure_probability
-        ):
-            stem = f"{query.number:05d}_{query.sample.class_name}_{Path(query.sample.image).stem}"
-            write_image(protocol.figures / file_name(stem, ".png"), query_figure(query, answers))
+        name, image = query.sample.class_name, query.image
+        pictures = [(f"{name}: truth", outline(image, query.target, TRUTH))]
+        for method, answer in answers.items():
+            pictures.append((method, overlay(image, answer.mask)))
+            pictures.append((f"{method} score", heat(answer.score)))
+        stem = f"{query.number:05d}_{name}_{Path(query.sample.image).stem}"
+        write_image(
+            self.folder / f"figures{self.suffix}" / file_name(stem, ".png"), panels(pictures)
+        )
 
-    return draw
+    def _record(self, evaluation: Evaluation, title: str, facts: dict[str, Any]) -> None:
+        """Log the table; write metrics, counts of every query, and curves."""
+        cfg, suffix = self.cfg, self.suffix
+        split, shot = cfg.DATASET.split, cfg.DATASET.shot
+        LOG.info("%s, split %d, %d-shot\n%s", title, split, shot, evaluation.table())
+        content = run_facts(cfg) | evaluation.report() | facts | provenance()
+        write_json(self.folder / f"metrics{suffix}.json", content)
+        evaluation.write_queries(self.folder / f"queries{suffix}.csv")
+        write_json(self.folder / f"curves{suffix}.json", evaluation.curve_report())
+        LOG.info("figures and metrics in %s", self.folder)
 
 
-def query_figure(query: Query, answers: dict[str, Prediction]) -> Any:
-    """The query with its true outline, and each method's mask and score, side by side: (H, W, 3) uint8 RGB."""
-    pictures = [(f"{query.sample.class_name}: truth", outline(query.image, query.target, TRUTH))]
-    for method, answer in answers.items():
-        pictures.append((method, overlay(query.image, answer.mask)))
-        pictures.append((f"{method} score", heat(answer.score)))
-    return panels(pictures)
+class NormalMemories:
+    """Memories of the normal images that join supports (DATASET.normal_shot), kept for one
+    object.
+    """
+
+    def __init__(self, test: SplitTest, predictor: Predictor) -> None:
+        self.test, self.predictor, self.object = test, predictor, ""
+        self.memories: dict[tuple[int, bool], list[Memory]] = {}
+
+    def of(self, query: Query, repeat: int, windowed: bool) -> list[Memory]:
+        """Those of the query's object in a repeat, seen at the scale of its queries."""
+        name = query.sample.object
+        if name not in self.test.normal:
+            return []
+        if name != self.object:
+            self.object, self.memories = name, {}
+        if (repeat, windowed) not in self.memories:
+            images = map(read_image, self.test.normal_images(name, repeat))
+            encoded = self.predictor.encode_normal(images, windowed=windowed)
+            self.memories[repeat, windowed] = encoded
+        return self.memories[repeat, windowed]

@@ -1,158 +1,283 @@
-"""A gallery of a test: the worst, median and best query of every class, with what was known and what was said."""
+"""A gallery of a test: the worst, median and best query of every class, with truth and answers.
+
+The evaluation hands every query to `GalleryWriter.add` while it runs; the pictures are written at
+once, small, and those of the queries that are not chosen are deleted in the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from datasets.views import cut
-from datasets.windows import Box
-from tools.prediction.answers import Prediction
-from tools.results import Evaluation, QueryResult
-from utils.output_files import write_json
+from utils.output_files import file_name, write_json
 from utils.visualize import TRUTH, heat, outline, overlay, write_image
+
+if TYPE_CHECKING:
+    from tools.predictor import Prediction
 
 SIDE = 480  # pixels, longer side of a picture
 DETAIL = 256  # pixels, least side of a detail
-SMALL = 0.25  # a detail that is a larger share of the image than this shows nothing that the image does not
+SMALL = 0.25  # a detail that is a larger share of the image shows nothing that the image does not
 FRAME = (255, 176, 0)
 LEAST = 0.1  # range of scores that is spread over all colours at the least
+LEVELS = 65535 / 2  # grey levels of a score of 1 in a map that is coloured in the end
 
+Box = tuple[int, int, int, int]  # top, bottom, left, right, pixels
 Panel = tuple[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A query to be shown: what it is called, its rank in its class, a caption, scores by name, its pictures."""
+    """A query whose pictures are written.
 
-    name: str
-    rank: str
+    Attributes:
+        number: orders queries of equal value.
+        class_key, class_name: of its class.
+        value: IoU or, of anomaly detection, highest score of the image; None where undefined.
+        caption, scores: shown with the pictures.
+        panels: (caption, name of the file in the gallery's folder).
+        normal: an image without defect among those of anomaly detection.
+    """
+
+    number: int
+    class_key: Hashable
+    class_name: str
+    value: float | None
     caption: str
     scores: dict[str, float | None]
-    panels: list[Panel]
+    panels: list[tuple[str, str]]
+    normal: bool = False
 
 
-def chosen(evaluation: Evaluation, method: str) -> list[tuple[str, QueryResult]]:
-    """Worst, median and best query of each class by a method's IoU in the first repeat, each query once, classes in the
-    order of the test."""
-    found: list[tuple[str, QueryResult]] = []
-    for key in evaluation.class_names:
-        own = [
-            r
-            for r in evaluation.results
-            if (r.key, r.method, r.repeat) == (key, method, 0) and r.iou is not None
-        ]
-        own.sort(key=lambda r: (r.iou, r.number))
-        found += [(rank, own[place]) for rank, place in ranks(len(own)).items()]
-    return found
+Ranked = list[tuple[str, Entry]]
 
 
-def ranks(count: int) -> dict[str, int]:
-    """The places of the worst, the median and the best of `count` sorted ones, as many as differ."""
-    places = (
-        {"worst": 0, "median": count // 2, "best": count - 1}
-        if count > 2
-        else {"worst": 0, "best": 1}
+def extremes(entries: Sequence[Entry]) -> Ranked:
+    """Worst, median and best of a class by (value, number), each query once, those without a value
+    left out; of the normal ones the one with the highest score is added."""
+    ordered = sorted(
+        (entry for entry in entries if entry.value is not None),
+        key=lambda entry: (entry.value, entry.number),
     )
-    return {rank: place for rank, place in places.items() if place < count}
+    normal = [("highest of the normal ones", entry) for entry in ordered if entry.normal]
+    ordered = [entry for entry in ordered if not entry.normal]
+    places = {"worst": 0, "median": len(ordered) // 2, "best": len(ordered) - 1}
+    if len(ordered) < 3:
+        places = dict(zip(("worst", "best"), range(len(ordered)), strict=False))
+    return [(rank, ordered[place]) for rank, place in places.items()] + normal[-1:]
 
 
-def write_gallery(folder: Path, entries: Iterator[Entry]) -> None:
-    """Write the pictures, and index.json which lists them.
+def all_ranked(entries: Sequence[Entry]) -> Ranked:
+    """All of a class by (value, number), those without a value last; the first and the last with
+    one are worst and best where they differ."""
+    ordered = sorted(entries, key=lambda e: (inf if e.value is None else e.value, e.number))
+    values = [entry.value for entry in ordered if entry.value is not None]
+    ranks = {0: "worst", len(values) - 1: "best"} if values and values[0] < values[-1] else {}
+    return [(ranks.get(place, ""), entry) for place, entry in enumerate(ordered)]
 
-    Raises:
-        OutputError: a file cannot be written.
+
+class GalleryWriter:
+    """Writes the pictures of queries into a folder; several processes may write into the same one.
+
+    Args:
+        folder: of the gallery; nothing is written before the first query.
+
+    Attributes:
+        entries: of the queries added in this process, small enough to send to another one.
     """
-    listed = []
-    for number, entry in enumerate(entries):
-        panels = []
-        for place, (caption, picture) in enumerate(entry.panels):
-            file = f"{number:04d}_{place}.jpg"
-            write_image(folder / file, shrunk(picture))
-            panels.append({"caption": caption, "file": file})
-        about = {
-            "class": entry.name,
-            "rank": entry.rank,
-            "caption": entry.caption,
-            "scores": entry.scores,
-        }
-        listed.append(about | {"panels": panels})
-    if listed:
-        write_json(folder / "index.json", listed)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: list[Entry] = []
+
+    def add(
+        self,
+        number: int,
+        class_key: Hashable,
+        class_name: str,
+        value: float | None,
+        caption: str,
+        scores: dict[str, float | None],
+        panels: Iterable[Panel],
+        normal: bool = False,
+    ) -> None:
+        """Write the pictures of a query.
+
+        Args:
+            number: with the class's name it is this query's alone.
+            panels: (caption, picture): (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2],
+                that `finish` colours with the highest value of its class as 1.
+            class_key, class_name, value, caption, scores, normal: see `Entry`.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        about = (number, class_key, class_name, value, caption, scores)
+        files = self._write(class_name, f"{number:05d}", panels)
+        self.entries.append(Entry(*about, files, normal))
+
+    def finish(
+        self,
+        entries: Iterable[Entry] | None = None,
+        classes: Iterable[Hashable] = (),
+        choose: Callable[[Sequence[Entry]], Ranked] = extremes,
+        before: Callable[[Entry], Iterable[Panel]] = lambda entry: (),
+    ) -> None:
+        """Write index.json of the chosen queries and delete all other files; one process calls it.
+
+        Args:
+            entries: of all processes; None: those of this one.
+            classes: keys in the order in which the classes are shown; others follow as they come.
+            choose: of the queries of a class those that are shown, with their ranks.
+            before: panels for a chosen query that stand before its own, such as its supports.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        grouped: dict[Hashable, list[Entry]] = {key: [] for key in classes}
+        for entry in self.entries if entries is None else entries:
+            grouped.setdefault(entry.class_key, []).append(entry)
+        index: list[dict[str, Any]] = []
+        for group in grouped.values():
+            most = max((entry.value for entry in group if entry.value is not None), default=1.0)
+            for rank, entry in choose(group):
+                files = self._write(entry.class_name, f"{entry.number:05d}_0", before(entry))
+                panels = [
+                    {"caption": caption, "file": self._coloured(file, most)}
+                    for caption, file in (*files, *entry.panels)
+                ]
+                about = {"class": entry.class_name, "rank": rank, "caption": entry.caption}
+                index.append(about | {"scores": entry.scores, "panels": panels})
+        kept = {panel["file"] for item in index for panel in item["panels"]}
+        for file in self.folder.glob("*"):
+            if file.name not in kept:
+                file.unlink()
+        if index:
+            write_json(self.folder / "index.json", index)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, name: str, number: str, panels: Iterable[Panel]) -> list[tuple[str, str]]:
+        """Write pictures as JPEG, score maps as PNG of 16 bits; returns (caption, file) of each."""
+        files = []
+        for place, (caption, picture) in enumerate(panels):
+            picture, suffix = shrunk(picture), "jpg"
+            if picture.ndim == 2:
+                picture, suffix = np.rint(picture.clip(0, 2) * LEVELS).astype(np.uint16), "png"
+            files.append((caption, file_name(name, f"_{number}_{place}.{suffix}")))
+            write_image(self.folder / files[-1][1], picture)
+        return files
+
+    def _coloured(self, file: str, most: float) -> str:
+        """The name of a picture; of a score map that of its picture, with `most` as the highest."""
+        if not file.endswith(".png"):
+            return file
+        content = np.fromfile(self.folder / file, np.uint8)
+        score = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) / (LEVELS * max(most, 1e-6))
+        file = f"{file.removesuffix('.png')}.jpg"
+        write_image(self.folder / file, heat(score))
+        return file
 
 
 def support_panels(pairs: Sequence[tuple[np.ndarray, np.ndarray]], most: int = 2) -> list[Panel]:
-    """The first supports with their outlined defects, a detail of them where they are small."""
+    """The first supports (image, mask) with their outlined defects, a detail of small ones."""
     panels = []
     for image, mask in pairs[:most]:
         box = detail(mask)
-        panels.append(
-            (
-                "support" if box is None else "support, detail",
-                _part(outline(image, mask, TRUTH), box),
-            )
-        )
+        picture = outline(shrunk(image, box), marks(mask, box), TRUTH)
+        panels.append(("support" if box is None else "support, detail", picture))
     return panels
 
 
 def query_panels(
     image: np.ndarray, target: np.ndarray | None, answers: dict[str, Prediction]
 ) -> list[Panel]:
-    """The query, its truth where it is known, mask and score of each method; a small defect as a detail, too."""
+    """The query, its truth, mask and score of each method; a small defect as a detail.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        target: (h, w) uint8 {0, 1}, the true mask, or None.
+        answers: of each method, at the size of the image.
+    """
     box = None if target is None else detail(target)
-    shown = image if box is None else _framed(image, box)
-    panels = [("query", shown)]
     note = "" if box is None else ", detail"
+    whole, part = shrunk(image), shrunk(image, box)
+    panels = [("query", _framed(whole, box, image.shape))]
     if box is not None:
         main, answer = next(iter(answers.items()))
-        panels.append((f"{main}, whole", _framed(overlay(image, answer.mask), box)))
+        picture = overlay(whole, marks(answer.mask))
+        panels.append((f"{main}, whole", _framed(picture, box, image.shape)))
     if target is not None:
-        panels.append((f"truth{note}", _part(outline(image, target, TRUTH), box)))
+        panels.append((f"truth{note}", outline(part, marks(target, box), TRUTH)))
     for method, answer in answers.items():
-        panels.append((f"{method}{note}", _part(overlay(image, answer.mask), box)))
-        panels.append((f"{method} score{note}", _part(heat(around(answer)), box)))
+        panels.append((f"{method}{note}", overlay(part, marks(answer.mask, box))))
+        panels.append((f"{method} score{note}", heat(around(answer.score, answer.threshold, box))))
     return panels
 
 
-def around(answer: Prediction) -> np.ndarray:
-    """Scores (h, w) float32 brought to [0, 1] so that the threshold lies in the middle and the score furthest from it
-    at an end: those of some methods keep to a narrow range around it."""
-    offset = answer.score - answer.threshold
-    return 0.5 + offset / max(2 * float(np.abs(offset).max()), LEAST)
+def around(score: np.ndarray, threshold: float, box: Box | None = None) -> np.ndarray:
+    """A part of a score map, small, brought to [0, 1]: the threshold in the middle, the score of
+    the map that is furthest from it at an end, as those of some methods keep near to it."""
+    low, high = cv2.minMaxLoc(score)[:2]
+    widest = max(abs(low - threshold), abs(high - threshold))
+    return 0.5 + (shrunk(score, box) - threshold) / max(2 * widest, LEAST)
 
 
 def detail(mask: np.ndarray) -> Box | None:
-    """A box around what is marked, as much again around it; None where it would be most of the image, or nothing is
-    marked."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    if not len(rows):
+    """A box around all that is marked with as much again around it; None where it would be most of
+    the image, or nothing is marked."""
+    left, top, width, height = cv2.boundingRect(np.asarray(mask).view(np.uint8))
+    if not width:
         return None
     box: list[int] = []
-    for marked, length in ((rows, mask.shape[0]), (columns, mask.shape[1])):
-        side = min(length, max(DETAIL, 2 * int(marked[-1] - marked[0] + 1)))
-        start = min(max(0, int(marked[0] + marked[-1]) // 2 - side // 2), length - side)
+    for first, marked, length in ((top, height, mask.shape[0]), (left, width, mask.shape[1])):
+        side = min(length, max(DETAIL, 2 * marked))
+        start = min(max(0, (2 * first + marked - 1) // 2 - side // 2), length - side)
         box += [start, start + side]
     small = (box[1] - box[0]) * (box[3] - box[2]) < SMALL * mask.size
     return (box[0], box[1], box[2], box[3]) if small else None
 
 
-def shrunk(picture: np.ndarray) -> np.ndarray:
-    """An RGB picture with its longer side at most SIDE pixels."""
-    scale = SIDE / max(picture.shape[:2])
-    if scale >= 1:
+def shrunk(picture: np.ndarray, box: Box | None = None) -> np.ndarray:
+    """A picture or map, or a part of it, with its longer side at most SIDE pixels; of large ones
+    about four pixels make one, as it would take ten times as long to look at all."""
+    part = picture if box is None else picture[box[0] : box[1], box[2] : box[3]]
+    rows, columns = _small(part.shape)
+    if min(part.shape[0] / rows, part.shape[1] / columns) > 2:
+        part = cv2.resize(part, (2 * columns, 2 * rows), interpolation=cv2.INTER_NEAREST)
+    if part.shape[:2] == (rows, columns):
+        return part
+    return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def marks(mask: np.ndarray, box: Box | None = None) -> np.ndarray:
+    """A mask, (h, w) bool or uint8, or a part of it, as small as `shrunk` makes the picture; a
+    pixel is marked where any of its pixels is, so that small defects do not vanish."""
+    part = mask if box is None else mask[box[0] : box[1], box[2] : box[3]]
+    rows, columns = _small(part.shape)
+    if part.shape == (rows, columns):
+        return part > 0
+    around = np.ones(-(-np.array(part.shape) // (rows, columns)) + 1, np.uint8)
+    grown = cv2.dilate(part.view(np.uint8), around, anchor=(0, 0))
+    return cv2.resize(grown, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _small(shape: tuple[int, ...]) -> tuple[int, int]:
+    scale = min(1, SIDE / max(shape[:2]))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _framed(picture: np.ndarray, box: Box | None, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy of a shrunk picture of an image of `shape` with a frame around a part of the image."""
+    if box is None:
         return picture
-    size = [max(1, round(n * scale)) for n in picture.shape[1::-1]]
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
-def _part(picture: np.ndarray, box: Box | None) -> np.ndarray:
-    return picture if box is None else cut(picture, box)
-
-
-def _framed(picture: np.ndarray, box: Box) -> np.ndarray:
-    width = max(2, max(picture.shape[:2]) // SIDE * 2)
-    return cv2.rectangle(picture.copy(), (box[2], box[0]), (box[3], box[1]), FRAME, width)
+    scale = max(picture.shape[:2]) / max(shape[:2])
+    top, bottom, left, right = (round(edge * scale) for edge in box)
+    return cv2.rectangle(picture.copy(), (left, top), (right, bottom), FRAME, 2)

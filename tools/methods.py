@@ -1,50 +1,46 @@
-"""Which methods a test compares, with their weights."""
+"""The methods of a test with their weights."""
 
 from __future__ import annotations
 
 import logging
 
-from torch import nn
 from yacs.config import CfgNode
 
-from models.build import build_model, build_prior_method
-from models.sofs import SOFS
-from models.weight_files import require_file
+from models.build import build_method, with_baseline
+from models.methods import BASELINE, Method, method_class
+from models.weights import require_file
 from tools.checkpoint import load_head
 
 LOG = logging.getLogger(__name__)
-PRIOR = "prior"
 
 
-def test_methods(cfg: CfgNode) -> dict[str, nn.Module]:
-    """The methods of a test by name: TEST.method with its weights and, with TEST.baseline, the prior.
-
-    Without a checkpoint to load only the prior is left, which needs none; a notice says so.
+def tests_a_head(cfg: CfgNode) -> bool:
+    """Whether a test loads trained weights: its method has some, and TEST.load_checkpoint says
+    so.
     """
-    if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint:
-        if cfg.TEST.method != PRIOR:
-            LOG.warning(
-                "no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r",
-                PRIOR,
-            )
-        return {PRIOR: build_prior_method(cfg)}
+    return method_class(cfg.TEST.method).needs_training and cfg.TEST.load_checkpoint
+
+
+def load_methods(cfg: CfgNode) -> dict[str, Method]:
+    """The methods of a test by name: TEST.method with its weights and, with TEST.baseline, the
+    baseline.
+
+    A method that needs training gives way to the baseline where no checkpoint is to be loaded.
+    """
+    name = cfg.TEST.method
+    if not method_class(name).needs_training:
+        return with_baseline(cfg, build_method(cfg, name))
+    if not cfg.TEST.load_checkpoint:
+        LOG.warning("no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r",
+                    BASELINE)  # fmt: skip
+        return {BASELINE: build_method(cfg, BASELINE)}
     require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
-    model = build_model(cfg)
-    load_head(cfg.TEST.load_model_path, model, "TEST.load_model_path", cfg)
-    return with_baseline(cfg, model)
+    method = build_method(cfg, name)
+    load_head(cfg.TEST.load_model_path, method, "TEST.load_model_path", cfg)
+    return with_baseline(cfg, method)
 
 
 def weights_files(cfg: CfgNode) -> list[str]:
     """The weights files that a test reads."""
-    head = (
-        []
-        if cfg.TEST.method == PRIOR or not cfg.TEST.load_checkpoint
-        else [cfg.TEST.load_model_path]
-    )
-    return head + ([cfg.TRAIN.backbone_checkpoint] if cfg.TRAIN.backbone_checkpoint else [])
-
-
-def with_baseline(cfg: CfgNode, model: SOFS) -> dict[str, nn.Module]:
-    """The model and, with TEST.baseline, the prior on the same backbone."""
-    baseline = {PRIOR: build_prior_method(cfg, model.backbone)} if cfg.TEST.baseline else {}
-    return {"SOFS": model} | baseline
+    files = [cfg.TEST.load_model_path] if tests_a_head(cfg) else []
+    return files + ([cfg.TRAIN.backbone_checkpoint] if cfg.TRAIN.backbone_checkpoint else [])

@@ -1,10 +1,12 @@
-"""The open domain job: segment the query images of objects of which only a few masked examples are known."""
+"""The open domain job: segment the queries of objects of which only a few masked examples are
+known.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,284 +14,297 @@ import numpy as np
 from yacs.config import CfgNode
 
 from datasets.images import limit_pixels, read_image
+from datasets.large_images import ImageStrips
 from datasets.orientation import turned_back
 from datasets.readers.open_domain import OpenDomainObject, category_mask, read_open_domain
-from models.sofs import SupportMemory
-from tools.gallery import Entry, query_panels, shrunk, support_panels, write_gallery
+from models.memory import Memory
+from tools.evaluation import Evaluation
+from tools.gallery import GalleryWriter, all_ranked, query_panels, support_panels
 from tools.job import begin
 from tools.methods import weights_files
-from tools.open_domain_files import write_answers
-from tools.prediction.answers import Outcome
-from tools.predictor import Predictor
-from tools.results import Evaluation
+from tools.predictor import Outcome, Prediction, Predictor
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, OutputError
-from utils.metrics.segmentation import intersection_union
+from utils.large_arrays import allocate, let_go
 from utils.output_files import file_name, write_json
 from utils.run_folder import provenance, run_facts
+from utils.visualize import overlay, overlay_labels, write_image
 
 LOG = logging.getLogger(__name__)
-OPEN_DOMAIN_NAME = "opendomain_test_dataset"
 SHOWN = 8  # queries of an object in the gallery
+SCORE_LEVELS = 65535
+ROWS = 128  # of a large map, handled at once
+OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is too large to be held
 
-Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]
+Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]  # by type of defect
+
+
+@dataclass
+class ObjectTask:
+    """An object to segment, and what became of its queries.
+
+    Attributes:
+        item: its files.
+        category: the category to segment, from 0, and how many categories its masks hold.
+        supports: images and masks by type of defect, to each type the images without defect.
+        first: number of its first query in the evaluation.
+        answered: numbers of the queries that were answered.
+        faults: (number, reason) of those that could not be read.
+        unwritten: why its files could not all be written; "" otherwise.
+    """
+
+    item: OpenDomainObject
+    category: tuple[int, int]
+    supports: Supports
+    first: int
+    answered: list[int] = field(default_factory=list)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+    unwritten: str = ""
+
+    @property
+    def failure(self) -> str:
+        """Why no query of the object could be read, or not all be written; "" otherwise."""
+        if self.unwritten or self.answered:
+            return self.unwritten
+        reasons = "; ".join(fault for _, fault in self.faults[:3])
+        return f"{self.item.name}: no query could be read: {reasons}"
 
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
-    """Segment every query of every object of the config; each process takes its share of the queries. Returns a line
-    for each object of which no query could be read, or whose files could not all be written.
+    """Segment every query of every object of the config; each process takes its share of the
+    queries.
 
-    Writes what `tools.open_domain_files.write_answers` writes for each query; per object and type of defect a support
-    file, for `Predictor.load_support`; metrics.json, and queries.csv and curves.json where there are true labels.
+    Writes what `write_answers` writes for each query; per object and type of defect a support file,
+    for `Predictor.load_support`; metrics.json, a gallery, and queries.csv and curves.json where
+    there are true labels.
+
+    Returns:
+        A line for each object of which no query could be read, or whose files could not all be
+        written.
     """
     limit_pixels(cfg.DATASET.max_pixels)
-    names = cfg.DATASET.open_domain_test_object
-    objects = [read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path") for name in names]
-    categories = [chosen_category(cfg, number) for number in range(len(objects))]
-    supports = [
-        read_supports(item, category) for item, category in zip(objects, categories, strict=True)
-    ]
+    tasks, first = [], 0
+    for number, name in enumerate(cfg.DATASET.open_domain_test_object):
+        item = read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path")
+        category = chosen_category(cfg, number)
+        tasks.append(ObjectTask(item, category, read_supports(item, category), first))
+        first += len(item.queries)
     predictor = Predictor.from_config(cfg)
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
     classes = {
-        (o.name, i): o.class_name(kind) for o in objects for i, kind in enumerate(o.supports)
+        (task.item.name, place): task.item.class_name(kind)
+        for task in tasks
+        for place, kind in enumerate(task.item.supports)
     }
-    own, jobs, first = Evaluation(classes, list(predictor.methods)), [], 0
-    for item, category, known in zip(objects, categories, supports, strict=True):
-        jobs.append(ObjectJob(predictor, item, category, known, folder / item.name, own, first))
-        jobs[-1].run()
-        first += len(item.queries)
     evaluation = Evaluation(classes, list(predictor.methods))
-    evaluation.join(gather_objects(own))
-    for job in jobs:
-        job.join()
-    failed = [job.failure for job in jobs if job.failure]
-    if not any(job.answered for job in jobs):
+    gallery = GalleryWriter(folder / "gallery")
+    for task in tasks:
+        _segment_object(predictor, task, folder / task.item.name, evaluation, gallery)
+    whole = Evaluation(classes, list(predictor.methods))
+    whole.join(gather_objects(evaluation))
+    for task in tasks:
+        parts = gather_objects((task.answered, task.faults, task.unwritten))
+        task.answered = sorted(number for answered, _, _ in parts for number in answered)
+        task.faults = sorted(fault for _, faults, _ in parts for fault in faults)
+        task.unwritten = next((unwritten for _, _, unwritten in parts if unwritten), "")
+        for _, fault in task.faults:
+            LOG.warning("left out: %s", fault)
+    entries = [entry for part in gather_objects(gallery.entries) for entry in part]
+    failed = [task.failure for task in tasks if task.failure]
+    if not any(task.answered for task in tasks):
         raise DataError("; ".join(failed))
     if is_main():
-        _record(cfg, folder, jobs, evaluation)
+        _record(cfg, folder, tasks, whole)
+        gallery.finish(entries, classes, all_ranked)
     return failed
 
 
-def _record(cfg: CfgNode, folder: Path, jobs: list[ObjectJob], evaluation: Evaluation) -> None:
-    report = {name: part for job in jobs for name, part in job.report(evaluation).items()}
-    shots = [sum(map(len, job.item.supports.values())) for job in jobs]
-    write_json(
-        folder / "metrics.json", run_facts(cfg) | {"objects": report, "shot": shots} | provenance()
-    )
-    if evaluation.results:
-        evaluation.write_queries(folder / "queries.csv")
-        write_json(folder / "curves.json", evaluation.curve_report())
-    write_gallery(folder / "gallery", (entry for job in jobs for entry in job.entries()))
-    LOG.info("masks, scores and overlays in %s", folder)
-
-
 def chosen_category(cfg: CfgNode, number: int) -> tuple[int, int]:
-    """The category to segment of object `number`, counted from 0, and how many categories its masks hold."""
-    chosen, counts = (
-        cfg.DATASET.open_domain_specific_defect_category,
-        cfg.DATASET.open_domain_object_category_num,
-    )
+    """The category to segment of object `number`, from 0, and how many categories its masks
+    hold.
+    """
+    chosen = cfg.DATASET.open_domain_specific_defect_category
+    counts = cfg.DATASET.open_domain_object_category_num
     return chosen[number if len(chosen) > 1 else 0], counts[number if len(counts) > 1 else 0]
 
 
 def read_supports(item: OpenDomainObject, category: tuple[int, int]) -> Supports:
-    """Images and masks of the category of an object's supports, see `chosen_category`, by type of defect; to each type
-    the images without defect, whose mask is None."""
-    supports = {
-        kind: [
+    """Images and masks of an object's supports, by type of defect, see `ObjectTask`."""
+    supports: Supports = {}
+    normal = [(read_image(path), None) for path in item.normal]
+    for kind, files in item.supports.items():
+        pairs = [
             (read_image(image), turned_back(category_mask(mask, *category), image, mask))
             for image, mask in files
         ]
-        for kind, files in item.supports.items()
-    }
-    for kind, pairs in supports.items():
         if not any(mask.any() for _, mask in pairs):
-            LOG.warning("%s: no support pixel is marked: what looks like no support is taken for a defect",
-                        item.class_name(kind))  # fmt: skip
-    normal = [(read_image(path), None) for path in item.normal]
-    return {kind: [*pairs, *normal] for kind, pairs in supports.items()}
+            LOG.warning(
+                "%s: no support pixel is marked: what looks like no support is taken for a defect",
+                item.class_name(kind),
+            )
+        supports[kind] = [*pairs, *normal]
+    return supports
 
 
-class ObjectJob:
-    """The segmentation of one object.
+def _segment_object(
+    predictor: Predictor,
+    task: ObjectTask,
+    folder: Path,
+    evaluation: Evaluation,
+    gallery: GalleryWriter,
+) -> None:
+    """Segment this process's queries, each once for all types, up to the first file not written."""
+    item, names = task.item, output_names(task.item.queries)
+    numbers = range(rank(), len(item.queries), world_size())
+    try:
+        memories = [_taught(predictor, task, kind, folder) for kind in task.supports]
+        outcomes = predictor.segment((item.queries[number], memories) for number in numbers)
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            query = item.queries[number]
+            try:
+                if outcome.error is not None:
+                    raise outcome.error
+                targets = [_target(task, kind, query) for kind in task.supports]
+            except DataError as error:
+                task.faults.append((number, str(error)))
+                continue
+            main = [answers[predictor.main] for answers in outcome.answers]
+            write_answers(
+                folder, names[number], outcome.image, dict(zip(task.supports, main, strict=True))
+            )
+            task.answered.append(number)
+            _measure(task, number, outcome, targets, evaluation, gallery)
+    except OutputError as error:  # what is found on the others is not lost
+        task.unwritten = f"{item.name}: {error}"
 
-    Args:
-        predictor: who answers.
-        item: the object's files.
-        category: what is segmented, see `chosen_category`.
-        supports: what is known of it, by type of defect.
-        folder: for its files.
-        evaluation: where answers to labelled queries are counted.
-        first: number of its first query there.
+
+def _taught(predictor: Predictor, task: ObjectTask, kind: str, folder: Path) -> Memory:
+    memory = predictor.teach(task.supports[kind])
+    if is_main():
+        name = file_name(f"support_{kind}" if kind else "support", ".safetensors")
+        predictor.save_support(folder / name)
+    for method, threshold in memory.thresholds.items():
+        LOG.info("%s: threshold of %s is %.3f", task.item.class_name(kind), method, threshold)
+    return memory
+
+
+def _target(task: ObjectTask, kind: str, query: Path) -> np.ndarray | None:
+    label = task.item.true_labels[kind].get(query.name)
+    if label is None:
+        return None
+    return turned_back(category_mask(label, *task.category), query, label)
+
+
+def _measure(
+    task: ObjectTask,
+    number: int,
+    outcome: Outcome,
+    targets: Sequence[np.ndarray | None],
+    evaluation: Evaluation,
+    gallery: GalleryWriter,
+) -> None:
+    """Add the answers about all types of defect to the figures and, of the first queries, the
+    gallery.
     """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        item: OpenDomainObject,
-        category: tuple[int, int],
-        supports: Supports,
-        folder: Path,
-        evaluation: Evaluation,
-        first: int = 0,
-    ) -> None:
-        self.predictor, self.item, self.category, self.supports = (
-            predictor,
-            item,
-            category,
-            supports,
-        )
-        self.folder, self.evaluation, self.first = folder, evaluation, first
-        self.shown: list[Shown] = []
-        self.faults: list[tuple[int, str]] = []
-        self.answered: list[int] = []
-        self.unwritten: list[str] = []
-
-    def run(self) -> None:
-        """Segment this process's queries, each once for all types of defect, up to the first file that cannot be
-        written."""
-        item, names = self.item, output_names(self.item.queries)
-        try:
-            memories = [self._memory(kind) for kind in self.supports]
-            numbers = range(rank(), len(item.queries), world_size())
-            answered = self.predictor.segment_all(
-                (item.queries[number] for number in numbers), memories
-            )
-            for number, outcomes in zip(numbers, answered, strict=True):
-                try:
-                    if outcomes[0].error is not None:
-                        raise outcomes[0].error
-                    targets = [self._target(kind, item.queries[number]) for kind in self.supports]
-                except DataError as error:
-                    self.faults.append((number, str(error)))
-                    continue
-                answers = {
-                    k: o.answers[self.predictor.main]
-                    for k, o in zip(self.supports, outcomes, strict=True)
-                }
-                write_answers(self.folder, names[number], outcomes[0].image, answers)
-                self.answered.append(number)
-                for place, (outcome, target) in enumerate(zip(outcomes, targets, strict=True)):
-                    self._count(place, number, outcome, target)
-        except OutputError as error:  # what is found on the others is not lost
-            self.unwritten.append(f"{item.name}: {error}")
-
-    def join(self) -> None:
-        """Take in what the other processes have found; all call it."""
-        parts = gather_objects((self.shown, self.faults, self.answered, self.unwritten))
-        shown, faults, answered, unwritten = (
-            [one for part in kind for one in part] for kind in zip(*parts, strict=True)
-        )
-        self.shown = sorted(shown, key=lambda one: (one.place, one.number))
-        self.faults, self.answered, self.unwritten = (
-            sorted(faults),
-            sorted(answered),
-            sorted(set(unwritten)),
-        )
-        for _, fault in self.faults:
-            LOG.warning("left out: %s", fault)
-
-    @property
-    def failure(self) -> str:
-        """What is told where no query of the object could be read, or not all be written; "" otherwise."""
-        if self.unwritten:
-            return self.unwritten[0]
-        if self.answered:
-            return ""
-        return f"{self.item.name}: no query could be read: {'; '.join(fault for _, fault in self.faults[:3])}"
-
-    def report(self, evaluation: Evaluation) -> dict[str, Any]:
-        """The object's part of metrics.json."""
-        return {
-            self.item.class_name(kind): self._report(place, evaluation)
-            for place, kind in enumerate(self.supports)
-        }
-
-    def entries(self) -> list[Entry]:
-        """What the gallery shows of it, by type, worst first; what has no IoU comes last."""
-        places = range(len(self.supports))
-        return [
-            entry
-            for place in places
-            for entry in _ranked([one for one in self.shown if one.place == place])
-        ]
-
-    def _memory(self, kind: str) -> SupportMemory:
-        memory = self.predictor.teach(self.supports[kind])
-        if is_main():
-            name = file_name(f"support_{kind}" if kind else "support", ".safetensors")
-            self.predictor.save_support(self.folder / name)
-        for method, threshold in memory.thresholds.items():
-            LOG.info("%s: threshold of %s is %.3f", self.item.class_name(kind), method, threshold)
-        return memory
-
-    def _target(self, kind: str, query: Path) -> np.ndarray | None:
-        label = self.item.true_labels[kind].get(query.name)
-        return turned_back(category_mask(label, *self.category), query, label) if label else None
-
-    def _count(self, place: int, number: int, outcome: Outcome, target: np.ndarray | None) -> None:
-        """Add the answer about one type of defect to the figures and, of the first queries, to the gallery."""
-        query, kind = self.item.queries[number], list(self.supports)[place]
-        scores: dict[str, float | None] = {}
+    item, query = task.item, task.item.queries[number]
+    for place, (kind, pairs) in enumerate(task.supports.items()):
+        answers, target = outcome.answers[place], targets[place]
+        key, ious = (item.name, place), dict[str, float | None]()
         if target is not None:
-            name = f"{self.item.name}/query/image/{query.name}"
-            self.evaluation.add(
-                (0, self.first + number), (self.item.name, place), name, target, outcome.answers
-            )
-            counts = {m: intersection_union(a.label, target) for m, a in outcome.answers.items()}
-            scores = {m: float(i[1] / u[1]) if u[1] else None for m, (i, u) in counts.items()}
+            name = f"{item.name}/query/image/{query.name}"
+            ious = evaluation.add(0, task.first + number, key, name, target, answers)
         if number < SHOWN and outcome.image.pixels is not None:
-            known = support_panels(
-                [(image, mask) for image, mask in self.supports[kind] if mask is not None]
-            )
-            panels = known + query_panels(outcome.image.pixels, target, outcome.answers)
-            panels = [
-                (caption, shrunk(picture)) for caption, picture in panels
-            ]  # many are held until the end
-            iou = scores.get(self.predictor.main)
-            entry = Entry(self.item.class_name(kind), "", query.name, scores, panels)
-            self.shown.append(Shown(place, number, math.inf if iou is None else iou, entry))
+            shown = support_panels([pair for pair in pairs if pair[1] is not None])
+            shown += query_panels(outcome.image.pixels, target, answers)
+            main = ious.get(next(iter(answers)))
+            about = (key, item.class_name(kind), main, query.name, ious, shown)
+            gallery.add(task.first + number, *about)
 
-    def _report(self, place: int, evaluation: Evaluation) -> dict[str, Any]:
-        name, key, iou = (
-            self.item.class_name(list(self.supports)[place]),
-            (self.item.name, place),
-            {},
-        )
-        labelled = len({result.number for result in evaluation.results if result.key == key})
-        if labelled:
-            iou = {
-                method: evaluation.meters(method)[0].class_iou()[key]
-                for method in evaluation.methods
+
+def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Evaluation) -> None:
+    objects: dict[str, Any] = {}
+    for task in tasks:
+        for place, kind in enumerate(task.supports):
+            name, key, iou = task.item.class_name(kind), (task.item.name, place), {}
+            labelled = len({r.number for r in evaluation.results if r.key == key})
+            if labelled:
+                for method in evaluation.methods:
+                    iou[method] = evaluation.meters(method)[0].class_iou()[key]
+                shown = ", ".join(
+                    f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items()
+                )
+                LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
+            objects[name] = {
+                "queries": len(task.answered),
+                "labelled": labelled,
+                "iou": iou,
+                "unreadable": [fault for _, fault in task.faults],
             }
-            shown = ", ".join(
-                f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items()
-            )
-            LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
-        counts = {"queries": len(self.answered), "labelled": labelled}
-        return counts | {"iou": iou, "unreadable": [fault for _, fault in self.faults]}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A query for the gallery: place of the type of defect, number, IoU (infinite for none), pictures."""
-
-    place: int
-    number: int
-    iou: float
-    entry: Entry
-
-
-def _ranked(shown: list[Shown]) -> list[Entry]:
-    """Entries in the order of their IoU; the first and the last that differ are worst and best."""
-    ordered = sorted(shown, key=lambda one: one.iou)
-    known = [one.iou for one in ordered if math.isfinite(one.iou)]
-    ranks = {0: "worst", len(known) - 1: "best"} if known and known[0] < known[-1] else {}
-    return [replace(one.entry, rank=ranks.get(place, "")) for place, one in enumerate(ordered)]
+    shots = [sum(map(len, task.item.supports.values())) for task in tasks]
+    content = run_facts(cfg) | {"objects": objects, "shot": shots} | provenance()
+    write_json(folder / "metrics.json", content)
+    if evaluation.results:
+        evaluation.write_queries(folder / "queries.csv")
+        write_json(folder / "curves.json", evaluation.curve_report())
+    LOG.info("masks, scores and overlays in %s", folder)
 
 
 def output_names(queries: list[Path]) -> list[str]:
-    """A name for the files of each query: the query's without suffix, or whole where two differ by the suffix alone."""
+    """A name for the files of each query: without suffix, or whole where two differ by it alone."""
     stems = [path.stem for path in queries]
     return stems if len(set(stems)) == len(stems) else [path.name for path in queries]
+
+
+def write_answers(
+    folder: Path, name: str, image: ImageStrips, answers: dict[str, Prediction]
+) -> None:
+    """Write the answers about each type of defect to one query, at its size.
+
+    `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is probability 1) and
+    `overlays/NAME.png`, the overlay of an image read in strips shrunk. With several types masks and
+    scores lie in folders named after them, `labels/NAME.png` has 0 for background and i for the
+    i-th type, of those that claim a pixel the one furthest above its threshold, and the overlay has
+    a legend.
+    """
+    several, file = list(answers) != [""], file_name(name, ".png")
+    size = next(iter(answers.values())).score.shape
+    for kind, answer in answers.items():
+        path = f"{kind}/{file}" if several else file
+        marks, levels = allocate(size, np.uint8), allocate(size, np.uint16)
+        for top in range(0, size[0], ROWS):
+            rows = np.s_[top : top + ROWS]
+            levels[rows] = np.rint(np.minimum(answer.score[rows], 1) * SCORE_LEVELS)
+            marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
+            let_go(levels, marks, answer.score, answer.label)
+        write_image(folder / "masks" / path, marks)
+        write_image(folder / "scores" / path, levels)
+        let_go(marks, levels)
+    labels = allocate(size, np.uint8)
+    for top in range(0, size[0], ROWS):
+        rows = np.s_[top : top + ROWS]
+        claims = [
+            np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf)
+            for a in answers.values()
+        ]
+        claims = np.stack(claims)
+        labels[rows] = np.where(np.isfinite(claims.max(0)), claims.argmax(0) + 1, 0)
+        let_go(labels, *(array for a in answers.values() for array in (a.score, a.label)))
+    if several:
+        write_image(folder / "labels" / file, labels)
+    let_go(labels)
+    shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
+    labels = _shrunk(labels, shown.shape[:2])
+    picture = overlay_labels(shown, labels, list(answers)) if several else overlay(shown, labels)
+    write_image(folder / "overlays" / file, picture)
+
+
+def _shrunk(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels at the size of a thumbnail; a defect that is anywhere in a pixel marks it."""
+    if labels.shape == size:
+        return labels
+    step, small = -(-max(labels.shape) // OVERLAY_SIDE), np.empty(size, np.uint8)
+    for row in range(size[0]):
+        lines = labels[row * step : (row + 1) * step].max(0)
+        small[row] = np.maximum.reduceat(lines, np.arange(0, labels.shape[1], step))
+        let_go(labels)
+    return small

@@ -9,35 +9,44 @@ from __future__ import annotations
 
 import os
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from io import IOBase
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
 from datasets.image_faults import shown
 from datasets.images import Picture, limit_pixels, read_image
+from datasets.large_images import ImageStrips
 from datasets.masks import read_mask
 from datasets.orientation import turned_back
-from datasets.views import SupportSet, ViewSettings, is_windowed, normal_views, support_set
+from datasets.views import (
+    SupportSet,
+    ViewSettings,
+    is_windowed,
+    normal_views,
+    prepare_image,
+    support_set,
+)
+from datasets.windows import Blender, PublishedStitching
 from models.comparison import Comparison
-from models.sofs import SupportMemory
-from models.support_tokens import LabelledTokens
-from tools.methods import test_methods
-from tools.prediction.answers import Answering, Outcome, Prediction
-from tools.prediction.pipeline import Window, WindowFeed, shared
-from tools.prediction.support_encoder import SupportEncoder
-from tools.prediction.support_file import fingerprint, load_memory, save_memory, widths
-from tools.prediction.thresholds import choose_thresholds
+from models.encoder import SupportEncoder
+from models.memory import Memory
+from models.methods import Method
+from tools.auto_threshold import choose_thresholds
+from tools.methods import load_methods
+from tools.support_file import load_memory, save_memory
+from tools.window_stream import THREADS, Query, Window, ahead, windows
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
@@ -45,8 +54,45 @@ AUTO = "auto"  # value of TEST.threshold
 DEFAULT_THRESHOLD = 0.5
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """The answer of a method to one image.
+
+    Attributes:
+        label: (h, w) uint8 {0, 1}; with the published stitching float32 votes, defect where 1.
+        score: (h, w) float32 in [0, 1], where normal images are all that is known in [0, 2]; like
+            `label` in a temporary file for a very large image.
+        windows: how many windows the image took.
+        threshold: the score above which a pixel is defect.
+    """
+
+    label: np.ndarray
+    score: np.ndarray
+    windows: int
+    threshold: float
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(h, w) bool."""
+        return self.label == 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: for each memory an answer by method, or the reason why there is
+    none.
+    """
+
+    image: ImageStrips | None
+    answers: list[dict[str, Prediction]]
+    error: DataError | None = None
+
+
 class Predictor:
-    """Asks one or more methods that share a backbone: every support and window is encoded once for all of them.
+    """Asks methods that share a backbone; the one way that an image takes in every job.
+
+    Every support and window is encoded once for all methods, and windows of several images share a
+    pass.
 
     Args:
         methods: by name; the backbone is that of the first, whose answer `predict` gives.
@@ -55,26 +101,23 @@ class Predictor:
         window_batch: windows per pass.
         overlap: share of a window's side in common with the next.
         memory_tokens: background tokens kept of the supports; 0: all.
-        mirrored: compare windows with the supports' mirror images, too.
-        merge: `probability`, or `reference` for the published stitching.
-        threshold: probability above which a pixel is defect; None: chosen on the supports, see
-            `tools.prediction.thresholds.choose_thresholds`.
+        published_stitching: join windows as published, not blended.
+        threshold: score above which a pixel is defect; None: chosen on the supports.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """
 
     def __init__(
         self,
-        methods: dict[str, nn.Module],
+        methods: dict[str, Method],
         settings: ViewSettings,
         device: torch.device,
         *,
         window_batch: int = 4,
         overlap: float = 0.0,
         memory_tokens: int = 0,
-        mirrored: bool = False,
-        merge: str = "probability",
-        threshold: float | None = 0.5,
+        published_stitching: bool = False,
+        threshold: float | None = DEFAULT_THRESHOLD,
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
@@ -82,38 +125,35 @@ class Predictor:
         self.main = next(iter(methods))
         self.backbone = self.methods[self.main].backbone
         self.settings, self.device, self.seed = settings, device, seed
-        self.window_batch, self.overlap = window_batch, overlap
-        self.merge, self.precision = merge, precision
-        self.auto_threshold, self.threshold = (
-            threshold is None,
-            DEFAULT_THRESHOLD if threshold is None else threshold,
-        )
+        self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
+        self.merger = PublishedStitching if published_stitching else Blender
+        self.auto_threshold = threshold is None
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         self.encoder = SupportEncoder(
             list(self.methods.values()),
             device,
             precision=precision,
             batch=window_batch,
             memory_tokens=memory_tokens,
-            mirrored=mirrored,
         )
-        self.memory: SupportMemory | None = None
+        self.memory: Memory | None = None
 
     @classmethod
     def from_config(
         cls,
         cfg: CfgNode,
-        methods: dict[str, nn.Module] | None = None,
+        methods: dict[str, Method] | None = None,
         device: torch.device | None = None,
     ) -> Predictor:
         """A predictor as the config asks for.
 
         Args:
             cfg: the config.
-            methods: those to ask; None: TEST.method with its weights, or the prior where no checkpoint is given.
+            methods: those to ask; None: TEST.method with its weights, and the baseline.
             device: None: the one of the config.
         """
         limit_pixels(cfg.DATASET.max_pixels)
-        methods, device = methods or test_methods(cfg), device or pick_device(cfg.DEVICE)
+        methods, device = methods or load_methods(cfg), device or pick_device(cfg.DEVICE)
         if half := half_type(device, cfg.TRAIN.precision):
             next(iter(methods.values())).backbone.hold_weights(half)
         return cls(
@@ -123,49 +163,61 @@ class Predictor:
             window_batch=cfg.TEST_SETUPS.ND_batch_size,
             overlap=cfg.TEST.window_overlap,
             memory_tokens=cfg.TEST.memory_tokens,
-            mirrored=cfg.TEST.mirrored_supports,
-            merge=cfg.TEST.merge,
+            published_stitching=cfg.TEST.protocol == "published",
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
             precision=cfg.TRAIN.precision,
             seed=cfg.RNG_SEED,
         )
 
-    def set_support(
-        self, images: Sequence[Picture], masks: Sequence[Picture | None]
-    ) -> SupportMemory:
-        """Teach a defect: one mask per image, of its size, not 0 where the defect is; None, or a mask without a marked
-        pixel, for an image of the normal surface. Without any defect the answer is how abnormal a pixel looks.
+    def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> Memory:
+        """Teach a defect by images and masks of their sizes, not 0 where the defect is.
+
+        A mask None, or one without a marked pixel, is that of an image of the normal surface.
+        Without any defect the answer is how abnormal a pixel looks.
 
         Args:
             images: what `datasets.images.read_image` takes: paths, PIL images, arrays.
             masks: what `datasets.masks.read_mask` takes, or None.
 
         Raises:
-            DataError: there is no image, one cannot be read or meant, or a mask has another size than its image.
+            DataError: there is no image, one cannot be read or meant, or a mask has another size.
         """
-        pairs, end = [], object()
-        for image, mask in zip_longest(
-            _several(images, "images"), _several(masks, "masks"), fillvalue=end
-        ):
-            if image is end or mask is end:
-                more, fewer = ("masks", "images") if image is end else ("images", "masks")
+        pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
+        missing = object()
+        both = zip_longest(_several(images, "images"), _several(masks, "masks"), fillvalue=missing)
+        for number, (image, mask) in enumerate(both):
+            if image is missing or mask is missing:
+                more, fewer = ("masks", "images") if image is missing else ("images", "masks")
                 raise DataError(
-                    f"there are {len(pairs)} {fewer}, but more {more}; give one mask per image, None for one of the "
-                    "normal surface"
+                    f"there are {number} {fewer}, but more {more}; give one mask per image, None "
+                    "for one of "
+                    "the normal surface"
                 )
-            pairs.append(_support(len(pairs), image, mask))
+            # copies, as what is given may change
+            pixels = read_image(image, f"support image {number}").copy()
+            name, marked = f"mask {number}", None
+            if mask is not None:
+                marked = turned_back(read_mask(mask, name), image, mask)
+                if pixels.shape[:2] != marked.shape:
+                    raise DataError(
+                        f"{shown(mask, name)} has {marked.shape[0]} x {marked.shape[1]} pixels (h "
+                        "x w), its "
+                        f"image {pixels.shape[0]} x {pixels.shape[1]}; give a mask of the image's "
+                        "size"
+                    )
+            pairs.append((pixels, marked))
         if not pairs:
-            raise DataError(
-                "no support image is given; give at least one, of the defect or of the normal surface"
-            )
+            raise DataError("no support image is given; give at least one")
         return self.teach(pairs)
 
-    def teach(self, pairs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> SupportMemory:
-        """As `set_support`, from images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None, at least one."""
+    def teach(self, pairs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Memory:
+        """As `set_support`, from images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or
+        None.
+        """
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
+        others = [image for image, mask in pairs if mask is None or not mask.any()]
         windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
-        images = [image for image, mask in pairs if mask is None or not mask.any()]
-        normal = self.normality(images, windowed=windowed)
+        normal = self.encode_normal(others, windowed=windowed)
         if defects:
             rng = random.Random(derive_seed(self.seed))
             self.memory = self.remember(support_set(defects, self.settings, rng, windowed), normal)
@@ -173,190 +225,152 @@ class Predictor:
             self.memory = self.encoder.remember([], normal, windowed=windowed)
         return self.memory
 
-    def normality(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[LabelledTokens]:
-        """What images (h, w, 3) uint8 RGB without defect look like; `windowed` as their queries are seen."""
-        size = self.settings.image_size
-        return [
-            self.encoder.encode_normal(normal_views(i, self.settings, windowed), size)
-            for i in images
-        ]
+    def encode_normal(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[Memory]:
+        """Encode images (h, w, 3) uint8 RGB without defect, seen as their queries are."""
+        memories, size = [], self.settings.image_size
+        for image in images:
+            views = normal_views(image, self.settings, windowed)
+            batches = (
+                torch.stack(
+                    [prepare_image(view, size) for view in views[i : i + self.window_batch]]
+                )
+                for i in range(0, len(views), self.window_batch)
+            )
+            memories.append(self.encoder.encode_normal(batches))
+        return memories
 
-    def save_support(self, path: str | Path) -> None:
-        """Write what is known of the defect as safetensors."""
-        save_memory(Path(path).expanduser(), self._known(), self._fingerprint())
+    def remember(self, supports: SupportSet, normal: Sequence[Memory] = ()) -> Memory:
+        """A memory of supports with a defect and of normal images, see `encode_normal`.
 
-    def load_support(self, path: str | Path) -> SupportMemory:
-        """Read what `save_support` wrote with the same settings and weights, in whatever precision.
-
-        Thresholds that were chosen on the supports come with it and hold, whatever the predictor's own.
-
-        Raises:
-            WeightsError: missing, unreadable, or written with other settings.
+        With an automatic threshold it is chosen on them.
         """
-        known, dtype = (
-            widths(self.methods[self.main]),
-            half_type(self.device, self.precision) or torch.float32,
-        )
-        joint = self.encoder.needs_joint
-        self.memory = load_memory(
-            Path(path).expanduser(),
-            self._fingerprint(),
-            known,
-            self.device,
-            dtype=dtype,
-            joint=joint,
-        )
-        return self.memory
+        if not self.auto_threshold:
+            parts = [self.encoder.encode(supports.images, supports.masks)]
+            return self.encoder.remember(parts, normal, windowed=supports.windowed)
+        count = len(supports.images) // len(supports.pairs)
+        views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
+        parts = [self.encoder.encode(images, masks) for images, masks in views]
+        memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
+        thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.windowed)
+        return replace(memory, thresholds=thresholds)
 
     def predict(self, image: Picture) -> Prediction:
-        """Segment one image, whatever `datasets.images.read_image` takes. Raises DataError where it cannot be read."""
-        (outcome,) = self.segment([image], self._known())
-        return self._answer_of(outcome)
+        """Segment one image, whatever `datasets.images.read_image` takes.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return next(self.predict_many([image]))
 
     def predict_many(self, images: Iterable[Picture]) -> Iterator[Prediction]:
-        """Segment images in order; files are read, decoded and cut by threads, and windows of several images share a
-        pass.
+        """Segment images in order; threads read ahead, and windows of several images share a pass.
 
         Raises:
             DataError: an image cannot be read; `segment` goes on after one.
         """
-        memory = self._known()
-        for outcome in self.segment(_several(images, "images"), memory):
-            yield self._answer_of(outcome)
-
-    def remember(
-        self, supports: SupportSet, normal: Sequence[LabelledTokens] = ()
-    ) -> SupportMemory:
-        """A memory of supports with a defect and of normal images, see `normality`; where the threshold is chosen on
-        them, with it."""
-        count = (
-            len(supports.images) // len(supports.pairs)
-            if self.auto_threshold
-            else len(supports.images)
-        )
-        views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
-        parts = [self.encoder.encode(images, masks) for images, masks in views]
-        memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
-        if not self.auto_threshold:
-            return memory
-        return replace(
-            memory,
-            thresholds=choose_thresholds(self, supports.pairs, parts, normal, memory.windowed),
-        )
-
-    def segment(self, images: Iterable[Picture], memory: SupportMemory) -> Iterator[Outcome]:
-        """Segment images with all methods, in order; an image that cannot be read is reported in its outcome."""
-        for (outcome,) in self.segment_all(images, [memory]):
-            yield outcome
-
-    def segment_all(
-        self, images: Iterable[Picture], memories: Sequence[SupportMemory]
-    ) -> Iterator[list[Outcome]]:
-        """As `segment`, for several sets of supports at once: each window is encoded once for all that look at the
-        image at the same scale."""
-        scales = {
-            m.windowed: [i for i, n in enumerate(memories) if n.windowed == m.windowed]
-            for m in memories
-        }
-        order = [place for places in scales.values() for place in places]
-        streams = [
-            self._segment_at(scale, seen, [memories[i] for i in places])
-            for (scale, places), seen in zip(
-                scales.items(), shared(images, len(scales)), strict=True
-            )
-        ]
-        for parts in zip(*streams, strict=True):
-            found = dict(zip(order, (outcome for part in parts for outcome in part), strict=True))
-            yield [found[i] for i in range(len(memories))]
+        memory = self._require_memory()
+        for outcome in self.segment((image, [memory]) for image in _several(images, "images")):
+            if outcome.error is not None:
+                raise outcome.error
+            yield outcome.answers[0][self.main]
 
     @torch.inference_mode()
-    def _segment_at(
-        self, windowed: bool, images: Iterable[Picture], memories: Sequence[SupportMemory]
-    ) -> Iterator[list[Outcome]]:
-        feed = WindowFeed(
-            self.settings.image_size, self.settings.crop_size if windowed else None, self.overlap
-        )
-        thresholds = [
-            {name: m.thresholds.get(name, self.threshold) for name in self.methods}
-            for m in memories
-        ]
-        open_images: list[Answering] = []
-        batch: list[tuple[Answering, Window]] = []
-        for part in feed.stream(images, self.window_batch):
-            if isinstance(part, Window):
-                open_images[-1].taken += 1
-                batch.append((open_images[-1], part))
-            elif part.error is not None and open_images and not open_images[-1].all_taken:
-                open_images[-1].error = part.error
-                batch = [entry for entry in batch if entry[0] is not open_images[-1]]
-            else:
-                open_images.append(Answering(part, thresholds, merge=self.merge))
-            if len(batch) == self.window_batch:
-                self._answer(batch, memories)
-                batch = []
-            while open_images and open_images[0].finished:
-                yield open_images.pop(0).outcomes()
-        if batch:
-            self._answer(batch, memories)
-        yield from (image.outcomes() for image in open_images)
+    def segment(
+        self, queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]]
+    ) -> Iterator[Outcome]:
+        """Segment images, each by one or several memories, with all methods, in order.
 
-    def _answer(
-        self, batch: list[tuple[Answering, Window]], memories: Sequence[SupportMemory]
-    ) -> None:
-        windows = torch.stack([window.pixels for _, window in batch]).to(
-            self.device, non_blocking=True
-        )
-        size, maps = windows.shape[-2:], []
+        An image that cannot be read is reported in its outcome. What memories of one scale ask of a
+        window is encoded once.
+        """
+        batch: list[Window] = []
+        waiting: deque[Query] = deque()
+        size, crop = self.settings.image_size, self.settings.crop_size
+        with ThreadPoolExecutor(THREADS) as pool:
+            stream = windows(queries, waiting, pool, size=size, crop=crop, overlap=self.overlap)
+            for window in ahead(stream, self.window_batch):
+                batch.append(window)
+                if len(batch) == self.window_batch:
+                    self._answer(batch)
+                    batch = []
+                while waiting and waiting[0].is_answered:
+                    yield self._outcome(waiting.popleft())
+            if batch:
+                self._answer(batch)
+            while waiting:
+                yield self._outcome(waiting.popleft())
+
+    def _answer(self, batch: list[Window]) -> None:
+        """One pass of the backbone; every method answers the windows of each query by its
+        memories.
+        """
+        pixels = torch.stack([window.pixels.result() for window in batch])
         with autocast(self.device, self.precision):
-            features = self.backbone(windows)
-            for memory in memories:
-                compared = Comparison(features, memory.known)
-                answers = {
-                    n: m.answer(compared, memory.summary, size).float()
-                    for n, m in self.methods.items()
-                }
-                maps.append({name: answer.cpu() for name, answer in answers.items()})
-        for number, (image, window) in enumerate(batch):
-            image.add(
-                window.box,
-                [{name: answer[number] for name, answer in answers.items()} for answers in maps],
-            )
+            features = self.backbone(pixels.to(self.device, non_blocking=True))
+            groups = groupby(batch, lambda window: (id(window.query), window.windowed))
+            start = 0
+            for (_, windowed), members in groups:
+                group = list(members)
+                query, end = group[0].query, start + len(group)
+                query.mergers = query.mergers or [self._mergers(query, m) for m in query.memories]
+                part = [layer[start:end] for layer in features]
+                for memory, mergers in zip(query.memories, query.mergers, strict=True):
+                    if memory.windowed == windowed:
+                        compared = Comparison(part, memory)
+                        for name, method in self.methods.items():
+                            answers = method.answer(compared, pixels.shape[-2:]).float().cpu()
+                            for window, answer in zip(group, answers, strict=True):
+                                mergers[name].add(answer, window.box)
+                query.answered += len(group)
+                start = end
 
-    def _answer_of(self, outcome: Outcome) -> Prediction:
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.answers[self.main]
+    def _mergers(self, query: Query, memory: Memory) -> dict[str, Blender | PublishedStitching]:
+        return {
+            name: self.merger(*query.image.size, memory.thresholds.get(name, self.threshold))
+            for name in self.methods
+        }
 
-    def _known(self) -> SupportMemory:
+    def _outcome(self, query: Query) -> Outcome:
+        if query.error is not None:
+            return Outcome(None, [], query.error)
+        answers = []
+        for memory, mergers in zip(query.memories, query.mergers, strict=True):
+            count = len(query.boxes[memory.windowed])
+            finished = {n: Prediction(*m.finish(), count, m.threshold) for n, m in mergers.items()}
+            answers.append(finished)
+        return Outcome(query.image, answers)
+
+    def save_support(self, path: str | Path) -> None:
+        """Write the memory as safetensors."""
+        save_memory(path, self._require_memory(), self)
+
+    def load_support(self, path: str | Path) -> Memory:
+        """Read what `save_support` wrote with the same settings and weights, in whatever precision.
+
+        Thresholds that were chosen on the supports come with it and hold, whatever the predictor's
+        own.
+
+        Raises:
+            WeightsError: missing, unreadable, damaged, or written with other settings.
+        """
+        self.memory = load_memory(path, self)
+        return self.memory
+
+    def _require_memory(self) -> Memory:
         if self.memory is None:
             raise ConfigError("no support is known yet; call set_support or load_support first")
         return self.memory
 
-    def _fingerprint(self) -> dict[str, str]:
-        return fingerprint(self.methods[self.main], self.settings)
-
 
 def _several(pictures: Any, name: str) -> Iterable[Any]:
-    """The same pictures. Raises DataError for a single one, which would be taken apart, and for what holds none."""
-    taken_apart = isinstance(pictures, str | bytes | os.PathLike | IOBase | Image.Image)
-    taken_apart |= isinstance(pictures, np.ndarray) and pictures.ndim in (0, 2, 3)
-    if taken_apart or not isinstance(pictures, Iterable):
+    """The same pictures. Raises DataError for a single one, which would be taken apart, and for
+    none.
+    """
+    single = isinstance(pictures, str | bytes | os.PathLike | IOBase | Image.Image)
+    single |= isinstance(pictures, np.ndarray) and pictures.ndim in (0, 2, 3)
+    if single or not isinstance(pictures, Iterable):
         raise DataError(
-            f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] around it"
+            f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] "
+            "around it"
         )
     return pictures
-
-
-def _support(
-    number: int, image: Picture, mask: Picture | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels (h, w, 3) uint8 RGB of a support and its mask (h, w) uint8; copies, as what is given may change."""
-    pixels = read_image(image, f"support image {number}").copy()
-    if mask is None:
-        return pixels, None
-    name = f"mask {number}"
-    marked = turned_back(read_mask(mask, name), image, mask)
-    if pixels.shape[:2] != marked.shape:
-        raise DataError(f"{shown(mask, name)} has {marked.shape[0]} x {marked.shape[1]} pixels (h x w), its image "
-                        f"{pixels.shape[0]} x {pixels.shape[1]}; give a mask of the image's size")  # fmt: skip
-    return pixels, marked

@@ -1,4 +1,4 @@
-"""Print what runs have found: `python -m tools.summary FOLDER ...`, folders of train.py or test.py."""
+"""Print what runs found: `python -m tools.summary FOLDER ...`, folders of train.py or test.py."""
 
 from __future__ import annotations
 
@@ -11,46 +11,43 @@ from pathlib import Path
 from tools.cli import exit_code
 from utils.console import say
 from utils.errors import BROKEN, DataError
-from utils.tables import anomaly_table, method_table, object_table
-
-TABLES = {"methods": method_table, "objects": object_table, "anomaly": anomaly_table}
+from utils.tables import TABLES
 
 
 def summarise(folder: Path) -> str:
     """Tables of every metrics file in a run's folder, and where its report and its pictures are.
 
     Raises:
-        DataError: no metrics file there, or one that is none.
+        DataError: there is no metrics file, or one that no run wrote.
     """
     files = sorted(folder.glob("metrics*.json"))
     if not files:
         hint = f", {folder.parent} for instance" if folder.is_file() else ""
         raise DataError(
-            f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py{hint}"
+            f"{folder}: no metrics.json; give the folder of a finished run of train.py or "
+            f"test.py{hint}"
         )
-    lines = [line for file in files for line in _read(file)]
-    pictures = sorted(
-        {p.parent for part in ("figures*", "*/overlays") for p in folder.glob(f"{part}/*.png")}
-    )
-    report = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    return "\n".join([*lines, *report, *(f"pictures: {p}" for p in pictures)])
-
-
-def _read(file: Path) -> list[str]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        kind = next(kind for kind in TABLES if kind in content)
-        return [str(file), TABLES[kind](content[kind])]
-    except (*BROKEN, StopIteration) as error:
-        raise DataError(
-            f"{file}: no metrics of a run ({type(error).__name__}: {error}); run the test again"
-        ) from error
+    lines = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            (kind,) = TABLES.keys() & content.keys()
+            lines += [str(file), TABLES[kind](content[kind])]
+        except BROKEN as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise DataError(f"{file}: no metrics of a run ({cause}); run the test again") from error
+    if (folder / "report.html").is_file():
+        lines.append(f"report: {folder / 'report.html'}")
+    pictures = {
+        p.parent for part in ("figures*", "*/overlays") for p in folder.glob(f"{part}/*.png")
+    }
+    return "\n".join([*lines, *(f"pictures: {path}" for path in sorted(pictures))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 for faults the user can mend."""
+    """Run the command line; returns the exit code, 2 for faults that the user can mend."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.summary", description="Print what runs have found."
+        prog="python -m tools.summary", description="Print the results of runs."
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, log/<run>"

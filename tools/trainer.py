@@ -24,9 +24,9 @@ from tools.checkpoint import load_head
 from tools.evaluator import NoQueryError
 from tools.job import begin, run_job
 from tools.loading import EpochBatches, Loader
-from tools.methods import with_baseline
+from models.build import with_baseline
 from tools.predictor import Predictor
-from tools.tester import SplitTest
+from tools.evaluator import SplitTest
 from tools.training.checkpoints import Checkpoints
 from tools.training.feature_bank import bank_episodes, filled
 from tools.training.learner import Learner
@@ -300,17 +300,13 @@ class Trainer:
         tested = self.epoch if best is None else best.epoch
         for test in tests:
             try:
-                evaluation = test.run(predictor)
+                evaluation = test.run(predictor, f"{test.name} after {tested} epochs", gallery=final, epochs=tested)
             except (
                 NoQueryError
             ) as error:  # what is trained, and what the other sets give, is not lost
                 LOG.warning("%s could not be tested: %s", test.name, error)
                 self.failed.append(f"{test.name} could not be tested: {error}")
                 continue
-            if is_main():
-                test.record(evaluation, f"{test.name} after {tested} epochs", epochs=tested)
-                if final:
-                    test.write_gallery(predictor, evaluation)
             scalars = {
                 f"{test.name}/miou_{m}": evaluation.miou(m) or 0.0 for m in predictor.methods
             }

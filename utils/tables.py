@@ -1,60 +1,56 @@
-"""Results as text: IoU in percent, a column per method."""
+"""Results as text: a column per method or measure, values in percent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-FIRST, NEXT = 32, 16
+from utils.metrics import ANOMALY, CLASS_IOU, SEGMENTATION
+
+FIRST, NEXT = 32, 16  # characters of the first column and of each further one
 
 
 def method_table(methods: dict[str, Any]) -> str:
     """Class IoU with the number of queries, mIoU and FB-IoU of the `methods` of a metrics file."""
     first, *_ = methods.values()
     lines = [_line("class", ["queries", *methods])]
-    for name, known in first["classes"].items():
-        cells = [_percent(m["classes"][name], "iou") for m in methods.values()]
-        lines.append(_line(name, [str(known["queries"]), *cells]))
-    for label, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou")):
-        lines.append(_line(label, ["", *(_percent(m[key], "mean") for m in methods.values())]))
+    for name, entry in first["classes"].items():
+        cells = [_percent(m["classes"][name], CLASS_IOU.name) for m in methods.values()]
+        lines.append(_line(name, [str(entry["queries"]), *cells]))
+    for measure in SEGMENTATION:
+        cells = [_percent(m[measure.name]) for m in methods.values()]
+        lines.append(_line(measure.label, ["", *cells]))
     return "\n".join(lines)
 
 
 def object_table(objects: dict[str, Any]) -> str:
     """IoU pooled over the labelled queries of each of the `objects` of an open domain run."""
     lines = []
-    for name, report in objects.items():
-        cells = [_percent({"iou": value}, "iou") for value in report["iou"].values()]
-        lines.append(_line(name, ["queries", *report["iou"]]))
-        lines.append(_line("IoU", [str(measured_queries(report)), *cells]))
+    for name, entry in objects.items():
+        cells = [_percent({"mean": iou}) for iou in entry["iou"].values()]
+        lines.append(_line(name, ["queries", *entry["iou"]]))
+        lines.append(_line(CLASS_IOU.label, [str(measured_queries(entry)), *cells]))
     return "\n".join(lines)
 
 
-def measured_queries(report: dict[str, Any]) -> int:
-    """How many queries the IoU of an open domain object stands on; without any label, how many were segmented."""
-    return int(report.get("labelled") or report["queries"])
+def measured_queries(entry: dict[str, Any]) -> int:
+    """How many queries the IoU of an open domain object stands on; without labels, all of them."""
+    return int(entry.get("labelled") or entry["queries"])
 
 
-MEASURES = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "image_f1_max": "image F1",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_f1_max": "pixel F1",
-    "aupro": "AUPRO",
-}
-
-
-def anomaly_table(report: dict[str, Any]) -> str:
-    """The measures of the `anomaly` part of a metrics file: a line per object, and the mean over objects."""
-    lines = [_line("object", MEASURES.values())]
-    for name, measures in (report["objects"] | {"mean": report["mean"]}).items():
-        lines.append(_line(name, [_percent(measures[key], "mean") for key in MEASURES]))
+def anomaly_table(anomaly: dict[str, Any]) -> str:
+    """The `anomaly` part of a metrics file: a line per object, and the mean over objects."""
+    lines = [_line("object", [measure.label for measure in ANOMALY])]
+    for name, entry in (anomaly["objects"] | {"mean": anomaly["mean"]}).items():
+        lines.append(_line(name, [_percent(entry[measure.name]) for measure in ANOMALY]))
     return "\n".join(lines)
 
 
-def _percent(summary: dict[str, Any], key: str) -> str:
+# by the key of the results in metrics.json
+TABLES = {"methods": method_table, "objects": object_table, "anomaly": anomaly_table}
+
+
+def _percent(summary: dict[str, Any], key: str = "mean") -> str:
     if summary[key] is None:
         return "-"
     spread = f" +-{100 * summary['std']:5.2f}" if len(summary.get("repeats", ())) > 1 else ""

@@ -1,33 +1,39 @@
-"""Defects of the demo products, each a small patch: what it covers, how it changes the picture, and its exact mask.
+"""Defects of the demo products, each drawn in a small window with its exact mask.
 
-Two geometries carry every kind: blobs (pits, stains, dents, chips, inclusions, bubbles) and strokes (scratches, cracks,
-burrs, weave faults). A `Look` holds what stays the same for one defect category of one product; position, direction,
-size and contrast are drawn anew for every instance.
+Two geometries carry every kind: blobs (pit, stain, dent, chip, bubble) and strokes (scratch, crack,
+burr, weave). A `Look` holds what stays the same for one defect category of one product; position,
+direction, size and contrast are drawn anew for every instance.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
 import numpy as np
 
-from datasets.demo.noise import Light, blur, shade, smoothstep, value_noise
+from datasets.demo.surfaces import Canvas, blur, smoothstep
 
 REACH = 8  # pixels past its mask within which a defect may still change the picture
-SCALE = 4  # strokes are drawn this many times larger, then averaged down: smooth borders and fractional widths
+SCALE = (
+    4  # strokes are drawn this many times larger, then averaged: fractional widths, smooth borders
+)
+STROKES = ("scratch", "crack", "burr", "weave")
+
+# A defect in its window: its mask, the cover 0..1 by `Look.tone`, and the shade added to the tone.
+Patch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Look:
-    """Appearance of one defect category. Lengths in pixels, tones 0..1 (BGR or one channel), angles in degrees."""
+    """Appearance of one defect category: lengths in pixels, tones 0..1 (BGR or grey), degrees."""
 
     name: str
     kind: str
-    tone: tuple[float, ...] = (0.1,)
-    strength: float = 0.8  # share of `tone` in the middle of the defect
+    tone: tuple[float, ...]
+    strength: float  # share of `tone` in the middle of the defect
     relief: float = 0.0  # brightness of the lit and the shadowed flank
     width: float = 3.0  # strokes: line width
     bend: float = 0.05  # strokes: change of direction per step, radians
@@ -41,204 +47,141 @@ class Look:
     at_edge: bool = False  # sits on the part's border
 
 
-@dataclass
-class Patch:
-    """One defect in its own window: mask uint8 {0, 1}, cover 0..1 of `Look.tone`, shade added to the tone."""
-
-    mask: np.ndarray
-    cover: np.ndarray
-    shade: np.ndarray
-
-
-def clean_mask(mask: np.ndarray) -> np.ndarray:
-    """Fill holes and drop fragments whose outline has under three points, so that polygons give back the mask."""
-    filled = np.zeros(mask.shape, np.uint8)
-    for contour in outlines(mask):
-        cv2.fillPoly(filled, [contour], 1)
-    return filled
-
-
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Outer contours of at least three points of a {0, 1} mask: int32 points, x before y."""
+    """Outer contours of at least three points of a {0, 1} mask: int32 (n, 1, 2), x before y."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return [contour for contour in contours if len(contour) >= 3]
 
 
-def _blob_field(rng: np.random.Generator, look: Look, area: float, angle: float) -> np.ndarray:
-    """Distance from the blob's middle in units of its outline (1 on it), float32, for a cluster the nearest blob's."""
-    count = (
-        1 if look.cluster == 1 else int(rng.integers(max(2, look.cluster // 2), look.cluster + 1))
-    )
-    shares = rng.uniform(0.4, 1.6, count)
-    radii = np.sqrt(area * shares / shares.sum() / math.pi)
-    spread = 0.0 if count == 1 else 1.6 * math.sqrt(area / math.pi)
-    half = math.ceil(1.7 * radii.max() * math.sqrt(look.aspect) + 1.5 * spread) + REACH
-    axis = np.arange(-half, half + 1, dtype=np.float32)
-    field = np.full((len(axis), len(axis)), 9, np.float32)
-    for radius in radii:
-        dx, dy = np.clip(rng.normal(0, 0.6, 2), -1.4, 1.4) * spread
-        field = np.minimum(field, _ellipse(rng, look, axis, (dx, dy), radius, angle))
-    return field
+def clean_mask(mask: np.ndarray) -> np.ndarray:
+    """The mask that its outlines give back: without holes and fragments of one or two points."""
+    filled = np.zeros(mask.shape, np.uint8)
+    for contour in outlines(mask.astype(np.uint8)):
+        cv2.fillPoly(filled, [contour], 1)
+    return filled
 
 
-def _ellipse(
-    rng: np.random.Generator,
-    look: Look,
-    axis: np.ndarray,
-    middle: tuple[float, float],
-    radius: float,
-    angle: float,
-) -> np.ndarray:
-    x, y = axis[None] - np.float32(middle[0]), axis[:, None] - np.float32(middle[1])
-    c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    stretch = math.sqrt(look.aspect * rng.uniform(0.8, 1.25))
-    u, v = (c * x + s * y) / np.float32(stretch), (c * y - s * x) * np.float32(stretch)
-    distance, theta = cv2.cartToPolar(u, v)
+def _ellipse(c: Canvas, look: Look, middle: tuple[float, float], radius: float) -> np.ndarray:
+    """Distance from the middle of one ragged ellipse in units of its outline (1 on it)."""
+    u, v = c.grid(c.angle, middle)
+    stretch = math.sqrt(look.aspect * c.rng.uniform(0.8, 1.25))
+    distance, theta = cv2.cartToPolar(u / stretch, v * stretch)
     outline = np.ones_like(distance)
     for k in range(2, 6):
-        outline += np.float32(1.4 * look.ragged * rng.normal(0, 1) / k) * np.cos(
-            k * theta + rng.uniform(0, 6.3)
-        )
+        wave = 1.4 * look.ragged * c.rng.normal(0, 1) / k
+        outline += wave * np.cos(k * theta + c.rng.uniform(0, 6.3))
     field = distance / (np.float32(radius) * np.maximum(outline, 0.45))
     cell = max(2.0, 0.45 * radius)
-    frayed = value_noise(rng, *field.shape, cell) + 0.5 * value_noise(
-        rng, *field.shape, max(2.0, cell / 2.5)
-    )
-    return field + np.float32(0.4 * look.ragged) * frayed * np.minimum(field, 1)
+    frayed = c.noise(cell) + 0.5 * c.noise(max(2.0, cell / 2.5))
+    return field + 0.4 * look.ragged * frayed * np.minimum(field, 1)
 
 
-def _slope(field: np.ndarray, light: Light) -> np.ndarray:
-    """-1..1: how far the outward direction of a blob's wall points along the light."""
+def _blob(c: Canvas, look: Look, area: float) -> Patch:
+    """One blob or a cluster of them, which together cover about `area`."""
+    rng, most, count = c.rng, look.cluster, 1
+    if most > 1:
+        count = int(rng.integers(max(2, most // 2), most + 1))
+    shares = rng.uniform(0.4, 1.6, count)
+    radii = np.sqrt(area * shares / shares.sum() / math.pi)
+    spread = 1.6 * math.sqrt(area / math.pi) if count > 1 else 0.0
+    half = math.ceil(1.7 * radii.max() * math.sqrt(look.aspect) + 1.5 * spread) + REACH
+    c = replace(c, h=2 * half + 1, w=2 * half + 1, cx=half, cy=half)
+    field = np.full((c.h, c.w), 9, np.float32)
+    for radius in radii:
+        middle = np.clip(rng.normal(0, 0.6, 2), -1.4, 1.4) * spread
+        field = np.minimum(field, _ellipse(c, look, middle, radius))
     gx, gy = cv2.Sobel(field, cv2.CV_32F, 1, 0), cv2.Sobel(field, cv2.CV_32F, 0, 1)
-    return (gx * light[0] + gy * light[1]) / (np.sqrt(gx * gx + gy * gy) + 1e-4)
+    # -1..1: how far the outward direction of the blob's wall points along the light
+    slope = (gx * c.light[0] + gy * c.light[1]) / (np.sqrt(gx * gx + gy * gy) + 1e-4)
+    return _blob_patch(c, look, field, slope)
 
 
-def _ridge(field: np.ndarray, at: float, breadth: float) -> np.ndarray:
-    return np.exp(-np.square((field - np.float32(at)) / np.float32(breadth)))
+def _blob_patch(c: Canvas, look: Look, field: np.ndarray, slope: np.ndarray) -> Patch:
+    """The blob of a distance `field` (1 on the outline) whose walls face the light by `slope`."""
+
+    def ridge(distance: np.ndarray, at: float, breadth: float) -> np.ndarray:
+        return np.exp(-np.square((distance - at) / breadth))
+
+    strength, relief, lit = look.strength, look.relief, look.relief * slope
+    match look.kind:
+        case "pit":
+            cover = strength * smoothstep(1.08, 0.7, field)
+            return field < 1.05, cover, lit * ridge(field, 1, 0.22)
+        case "stain":
+            cloud = field + 0.16 * c.noise(max(4, c.h / 7))
+            patchy = 1 + 0.18 * c.noise(max(3, c.h / 12))
+            body = 0.75 * smoothstep(1.12, 0.75, cloud) + 0.25 * ridge(cloud, 0.9, 0.12)
+            return cloud < 1, strength * (body * patchy), relief * ridge(cloud, 0.95, 0.1)
+        case "dent":
+            wall = slope * field * np.exp(-1.6 * np.square(field)) * 3
+            return field < 1.1, strength * smoothstep(1.1, 0.1, field), relief * wall
+        case "chip":
+            facets = np.round(1.3 * c.noise(max(4, c.h / 9))) * 0.1
+            inside, rough = smoothstep(1.04, 0.92, field), facets + 0.05 * c.noise(2)
+            return field < 1, strength * inside, inside * rough + lit * ridge(field, 0.95, 0.14)
+        case "bubble":
+            dome = -lit * smoothstep(0.1, 0.8, field) * smoothstep(1.12, 0.9, field)
+            glint = relief * 1.2 * ridge(field, 0, 0.3)
+            return field < 1.08, strength * ridge(field, 0.98, 0.12), dome + glint
+    raise ValueError(f"unknown kind of defect {look.kind!r}")
 
 
-def _pit(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
-    rim = look.relief * _slope(field, light) * _ridge(field, 1.0, 0.22)
-    return Patch(field < 1.05, look.strength * smoothstep(1.08, 0.7, field), rim)
-
-
-def _stain(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
-    cloud = field + 0.16 * value_noise(rng, *field.shape, max(4, field.shape[0] / 7))
-    patchy = 1 + 0.18 * value_noise(rng, *field.shape, max(3, field.shape[0] / 12))
-    body = (0.75 * smoothstep(1.12, 0.75, cloud) + 0.25 * _ridge(cloud, 0.9, 0.12)) * patchy
-    return Patch(
-        cloud < 1.0, np.clip(look.strength * body, 0, 1), look.relief * _ridge(cloud, 0.95, 0.1)
-    )
-
-
-def _dent(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
-    wall = _slope(field, light) * field * np.exp(-1.6 * np.square(field)) * 3.0
-    return Patch(field < 1.1, look.strength * smoothstep(1.1, 0.1, field), look.relief * wall)
-
-
-def _chip(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
-    facets = np.round(1.3 * value_noise(rng, *field.shape, max(4, field.shape[0] / 9))) * 0.1
-    rough = facets + 0.05 * value_noise(rng, *field.shape, 2)
-    inside = smoothstep(1.04, 0.92, field)
-    rim = look.relief * _slope(field, light) * _ridge(field, 0.95, 0.14)
-    return Patch(field < 1.0, look.strength * inside, inside * rough + rim)
-
-
-def _bubble(rng: np.random.Generator, look: Look, field: np.ndarray, light: Light) -> Patch:
-    dome = (
-        -look.relief
-        * _slope(field, light)
-        * smoothstep(0.1, 0.8, field)
-        * smoothstep(1.12, 0.9, field)
-    )
-    outline = look.strength * _ridge(field, 0.98, 0.12)
-    return Patch(field < 1.08, outline, dome + look.relief * 1.2 * _ridge(field, 0.0, 0.3))
-
-
-BLOBS = {"pit": _pit, "stain": _stain, "dent": _dent, "chip": _chip, "bubble": _bubble}
-
-
-def _path(
-    rng: np.random.Generator, length: float, angle: float, bend: float, jag: float
-) -> np.ndarray:
-    """Points (n, 2) of a wandering line that starts at the origin."""
-    n = max(6, min(48, round(length / 5)))
-    headings = angle + np.cumsum(rng.normal(0, bend, n)) + rng.normal(0, jag, n)
-    steps = np.stack([np.cos(headings), np.sin(headings)], -1) * length / n
-    return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
-
-
-def _stroke_paths(
-    rng: np.random.Generator, look: Look, area: float, angle: float
-) -> tuple[list[np.ndarray], float]:
-    """Centre lines, the stem first, and the line width that together cover about `area`."""
+def _stroke_paths(c: Canvas, look: Look, area: float) -> tuple[list[np.ndarray], float]:
+    """Centre lines (n, 2), the stem first, and the line width that together cover about `area`."""
+    rng = c.rng
     width = look.width * rng.uniform(0.85, 1.2)
     length = min(max(area / width, 4 * width), look.longest)
     width = min(max(width, area / length), 2.5 * look.width)
+
+    def wander(start: np.ndarray, length: float, angle: float) -> np.ndarray:
+        n = max(6, min(48, round(length / 5)))
+        headings = angle + np.cumsum(rng.normal(0, look.bend, n)) + rng.normal(0, look.jag, n)
+        steps = np.stack([np.cos(headings), np.sin(headings)], -1) * length / n
+        return start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
+
     branches = int(rng.integers(1, 4)) if look.kind == "crack" else 0
-    stem = _path(rng, length / (1 + 0.3 * branches), angle, look.bend, look.jag)
+    stem = wander(np.zeros(2), length / (1 + 0.3 * branches), c.angle)
     paths = [stem]
     for _ in range(branches):
-        k = int(rng.integers(len(stem) // 4, len(stem) - 1))
-        side = angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
-        paths.append(stem[k] + _path(rng, 0.3 * length, side, look.bend, look.jag))
+        start = stem[int(rng.integers(len(stem) // 4, len(stem) - 1))]
+        side = c.angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
+        paths.append(wander(start, 0.3 * length, side))
     return paths, width
 
 
-def _draw_strokes(
-    rng: np.random.Generator, paths: list[np.ndarray], width: float, even: bool
-) -> np.ndarray:
-    """Coverage 0..1 of the strokes in a window that holds them with REACH pixels around."""
+def _stroke(c: Canvas, look: Look, area: float) -> Patch:
+    """A line with its branches, lit from the side."""
+    paths, width = _stroke_paths(c, look, area)
     points = np.concatenate(paths)
     low = points.min(0) - width - REACH
-    w, h = np.ceil(points.max(0) + width + REACH - low).astype(int)
-    canvas = np.zeros((h * SCALE, w * SCALE), np.uint8)
+    w, h = np.ceil(points.max(0) + width + REACH - low).astype(int).tolist()
+    large = np.zeros((h * SCALE, w * SCALE), np.uint8)
     for path in paths:
         t = np.linspace(0.12, 0.95, len(path) - 1)
-        swell = (
-            np.ones_like(t)
-            if even
-            else np.sqrt(np.sin(t * math.pi)) * rng.uniform(0.8, 1.2, len(t))
-        )
-        pixels = np.round((path - low) * SCALE).astype(int)
+        swell = np.ones_like(t)
+        if look.kind != "weave":
+            swell = np.sqrt(np.sin(t * math.pi)) * c.rng.uniform(0.8, 1.2, len(t))
+        pixels = np.round((path - low) * SCALE).astype(int).tolist()
         for (start, end), s in zip(pairwise(pixels), swell, strict=True):
-            thick = max(round(1.6 * SCALE), round(float(width * s * SCALE)))
-            cv2.line(canvas, start.tolist(), end.tolist(), 255, thick)
-    return (
-        cv2.resize(canvas, (int(w), int(h)), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    )
-
-
-def _stroke(rng: np.random.Generator, look: Look, area: float, angle: float, light: Light) -> Patch:
-    paths, width = _stroke_paths(rng, look, area, angle)
-    drawn = _draw_strokes(rng, paths, width, look.kind == "weave")
-    fade = np.clip(0.85 + 0.2 * value_noise(rng, *drawn.shape, 24), 0.45, 1)
-    flanks = shade(blur(drawn, max(0.8, width / 3)), light, look.relief * max(2.0, width))
-    cover = look.strength * drawn * fade
+            thickness = max(round(1.6 * SCALE), round(float(width * s * SCALE)))
+            cv2.line(large, start, end, 255, thickness)
+    drawn = cv2.resize(large, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    c = replace(c, h=h, w=w, cx=0, cy=0)
+    fade = np.clip(0.85 + 0.2 * c.noise(24), 0.45, 1)
+    flanks = c.shade(blur(drawn, max(0.8, width / 3)), look.relief * max(2.0, width))
     if look.kind == "weave":
-        axis = np.add.outer(np.arange(drawn.shape[0]), np.arange(drawn.shape[1])).astype(np.float32)
-        flanks += 0.5 * look.relief * drawn * np.sin(axis * np.float32(math.pi / look.width))
-    return Patch(drawn > 0.3, cover, flanks * fade)
+        x, y = c.grid()
+        flanks += 0.5 * look.relief * drawn * np.sin((x + y) * (math.pi / look.width))
+    return drawn > 0.3, look.strength * drawn * fade, flanks * fade
 
 
-def draw_defect(
-    rng: np.random.Generator, look: Look, area: float, angle: float, light: Light
-) -> Patch:
-    """One defect of about `area` pixels, its long axis at `angle` radians, in a window of its own size."""
-    contrast = rng.uniform(0.8, 1.15)
-    if look.kind in BLOBS:
-        patch = BLOBS[look.kind](rng, look, _blob_field(rng, look, area, angle), light)
-    else:
-        patch = _stroke(rng, look, area, angle, light)
-    cover = np.clip(patch.cover * contrast, 0, 1).astype(np.float32)
-    return Patch(
-        clean_mask(patch.mask.astype(np.uint8)), cover, (patch.shade * contrast).astype(np.float32)
-    )
+def draw_defect(c: Canvas, look: Look, area: float) -> Patch:
+    """One defect of about `area` pixels along the canvas's angle, with REACH pixels around it.
 
-
-def apply_defect(image: np.ndarray, patch: Patch, tone: tuple[float, ...]) -> None:
-    """Draw the patch into an image window of its size (h, w, c), in place; nothing past REACH pixels of the mask."""
-    distance = cv2.distanceTransform(1 - patch.mask, cv2.DIST_L2, 3)
-    near = np.clip(1 - distance / np.float32(REACH), 0, 1)
-    cover = (patch.cover * near)[..., None]
-    image += cover * (np.asarray(tone, np.float32) - image) + (patch.shade * near)[..., None]
+    Returns mask, uint8 {0, 1}, cover and shade, float32, of one size (h, w).
+    """
+    contrast = c.rng.uniform(0.8, 1.15)
+    draw = _stroke if look.kind in STROKES else _blob
+    mask, cover, shade = draw(c, look, area)
+    cover = np.clip(np.clip(cover, 0, 1) * contrast, 0, 1).astype(np.float32)
+    return clean_mask(mask), cover, (shade * contrast).astype(np.float32)

@@ -4,218 +4,187 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from datasets.demo.defects import REACH, Look, Patch, apply_defect, clean_mask, draw_defect
-from datasets.demo.noise import blur, fractal, shade, tint
-from datasets.demo.products import Product
-from datasets.demo.surfaces import Frame
+from datasets.demo.defects import REACH, Look, clean_mask, draw_defect
+from datasets.demo.products import Palette, Product
+from datasets.demo.surfaces import Canvas, blur
+from utils.errors import DataError
 
 INSET = 6  # pixels between the part's border and a defect of its face
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One defect: its category within the product and its mask, uint8 {0, 1}, in a window at (x, y) of the image."""
+def render(
+    product: Product, seed: int, index: int, shares: dict[int, float]
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """Image `index` of a product, with defects of the area shares (0..1) given by category.
 
-    category: int
-    x: int
-    y: int
-    mask: np.ndarray
+    Returns uint8 (h, w, 3) in BGR or (h, w, 1), and category and mask, uint8 {0, 1} (h, w), of each
+    defect. Each step has its own random stream: other shares change nothing but the defects. Raises
+    DataError where no place is left for a defect.
+    """
 
+    def stream(step: str) -> np.random.Generator:
+        keys = seed, zlib.crc32(product.name.encode()), index, zlib.crc32(step.encode())
+        return np.random.default_rng(keys)
 
-def _rng(seed: int, product: Product, index: int, stream: str) -> np.random.Generator:
-    return np.random.default_rng(
-        [seed, zlib.crc32(product.name.encode()), index, zlib.crc32(stream.encode())]
-    )
-
-
-def _frame(rng: np.random.Generator, product: Product) -> Frame:
-    h, w = product.size
-    light = product.light + rng.normal(0, 0.15)
-    shift = rng.uniform(-0.03, 0.03, 2)
-    angle = float(np.clip(rng.normal(0, product.tilt), -2 * product.tilt, 2 * product.tilt))
-    return Frame(
-        h, w, w * (0.5 + shift[0]), h * (0.5 + shift[1]), angle, (math.cos(light), math.sin(light))
-    )
+    image, part, canvas = _surface(product, stream("pose"), stream("surface"))
+    room, rng = part.copy(), stream("marks")
+    for mark in product.marks:
+        if rng.random() < 0.75:
+            _draw_mark(rng, image, room, mark)
+    rng, defects = stream("defects"), []
+    face = _Face(replace(canvas, rng=rng), image, part, room)
+    for category, share in shares.items():
+        look, area = product.looks[category], share * part.size
+        count = min(int(rng.integers(1, look.instances + 1)), max(1, int(area // 150)))
+        masks = [face.add(look, area / count) for _ in range(count)]
+        defects += [(category, mask) for mask in masks if mask is not None]
+        if all(mask is None for mask in masks):
+            where = f"image {index} of {product.name}"
+            raise DataError(f"{where} has no place for a {look.name}; give another --seed")
+    return _lens(stream("lens"), image), defects
 
 
 def _surface(
-    rng: np.random.Generator, product: Product, frame: Frame
-) -> tuple[np.ndarray, np.ndarray]:
-    """The bare part on its ground: float32 (h, w, c), and the part's mask, uint8 0..255."""
-    tone = product.texture(rng, frame)
-    part = product.shape(rng, frame)
+    product: Product, pose: np.random.Generator, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, Canvas]:
+    """The bare part on its ground, float32 (h, w, c), its mask, uint8 0..255 (h, w), its pose."""
+    h, w = product.size
+    light = product.light + pose.normal(0, 0.15)
+    shift = 0.5 + pose.uniform(-0.03, 0.03, 2)
+    angle = float(np.clip(pose.normal(0, product.tilt), -2 * product.tilt, 2 * product.tilt))
+    direction = math.cos(light), math.sin(light)
+    canvas = Canvas(rng, h, w, w * shift[0], h * shift[1], angle, direction)
+
+    def tint(tone: np.ndarray, palette: Palette) -> np.ndarray:
+        ends = zip(*palette, strict=True)
+        return cv2.merge([tone * (high - low) + low for low, high in ends])
+
+    tone, part = product.texture(canvas), _draw_part(canvas, product)
     if part.min() == 255:
-        return tint(tone, product.palette), part
+        return tint(tone, product.palette).reshape(h, w, -1), part, canvas
     soft = part.astype(np.float32) / 255
-    tone += shade(blur(soft, 2.5), frame.light, product.bevel * 3)
+    tone += canvas.shade(blur(soft, 2.5), product.bevel * 3)
     small = cv2.resize(soft, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-    shadow = cv2.resize(blur(small, 2.3), (frame.w, frame.h), interpolation=cv2.INTER_LINEAR)
-    ground = product.ground_tone * (1 - 0.5 * shadow) + 0.02 * fractal(rng, frame.h, frame.w, 70)
-    mixed = cv2.blendLinear(
-        tint(tone, product.palette), tint(ground, product.ground), soft, 1 - soft
-    )
-    return mixed.reshape(frame.h, frame.w, -1), part
+    shadow = cv2.resize(blur(small, 2.3), (w, h), interpolation=cv2.INTER_LINEAR)
+    ground = product.ground_tone * (1 - 0.5 * shadow) + 0.02 * canvas.fractal(70)
+    layers = tint(tone, product.palette), tint(ground, product.ground)
+    return cv2.blendLinear(*layers, soft, 1 - soft).reshape(h, w, -1), part, canvas
+
+
+def _draw_part(canvas: Canvas, product: Product) -> np.ndarray:
+    """255 on the part, 0 on the ground, between at the border: uint8 (h, w)."""
+    mask = np.zeros((canvas.h, canvas.w), np.uint8)
+    c, s = math.cos(canvas.angle), math.sin(canvas.angle)
+    for value, size, points in product.outline:
+        place = [(x * canvas.w, y * canvas.h) for x, y in points]
+        place = [(canvas.cx + c * x - s * y, canvas.cy + s * x + c * y) for x, y in place]
+        pixels, size = [(round(x), round(y)) for x, y in place], round(size * canvas.h)
+        if len(pixels) == 1:
+            cv2.circle(mask, *pixels, size, value, -1, cv2.LINE_AA)
+        elif len(pixels) == 2:
+            cv2.line(mask, *pixels, value, size, cv2.LINE_AA)
+        else:
+            cv2.fillPoly(mask, [np.array(pixels, np.int32)], value, cv2.LINE_AA)
+    return mask
+
+
+def _draw_mark(rng: np.random.Generator, image: np.ndarray, room: np.ndarray, mark) -> None:
+    """Draw a mark, and set `room` to 0 under it; give up after 25 places that are not bare."""
+    for hides, layers in mark(rng, image.shape):
+        h, w = layers[0][0].shape
+        for _ in range(25):
+            x = int(rng.integers(0, image.shape[1] - w))
+            y = int(rng.integers(0, image.shape[0] - h))
+            window = np.s_[y : y + h, x : x + w]
+            if hides and not room[window].all():
+                continue
+            for cover, tone in layers:
+                image[window] += cover[..., None] * (np.float32(tone) - image[window])
+            if hides:
+                room[window] = 0
+            break
 
 
 def _lens(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Uneven light, vignetting, slight defocus, sensor noise; float tones -> uint8."""
-    h, w = image.shape[:2]
+    h, w, channels = image.shape
     x = np.linspace(-1, 1, w, dtype=np.float32)[None]
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     lean = rng.uniform(-0.1, 0.1, 2).astype(np.float32)
-    gain = np.float32(rng.uniform(0.9, 1.08)) * (1 + lean[0] * x + lean[1] * y)
+    gain = rng.uniform(0.9, 1.08) * (1 + lean[0] * x + lean[1] * y)
     gain *= 1 - np.float32(rng.uniform(0.04, 0.12)) * (x * x + y * y)
-    noise = rng.standard_normal((h, w), dtype=np.float32) * np.float32(rng.uniform(1.2, 2.6))
-    channels = image.shape[2]
-    image = cv2.GaussianBlur(image, (5, 5), float(rng.uniform(0.55, 0.8)))
+    noise = rng.standard_normal((h, w), dtype=np.float32) * rng.uniform(1.2, 2.6)
+    image = cv2.GaussianBlur(image, (5, 5), rng.uniform(0.55, 0.8))
     image = cv2.multiply(image, cv2.merge([gain * 255] * channels))
     return cv2.add(image, cv2.merge([noise] * channels), dtype=cv2.CV_8U).reshape(h, w, channels)
 
 
-class _Places:
-    """Where defects may still go on one part."""
+class _Face:
+    """The face of one part, and where defects may still sit on it; masks uint8 {0, 1} (h, w)."""
 
-    def __init__(self, part: np.ndarray, room: np.ndarray) -> None:
+    def __init__(self, canvas: Canvas, image: np.ndarray, part: np.ndarray, room: np.ndarray):
+        self.canvas, self.image = canvas, image
         self.part = (part > 127).astype(np.uint8)
-        kernel = np.ones((2 * INSET + 1, 2 * INSET + 1), np.uint8)
-        self.inner = cv2.erode(self.part, kernel)
-        # Off the part nothing is taken, so that a chip or burr may hang over the border.
+        self.inner = cv2.erode(self.part, np.ones((2 * INSET + 1, 2 * INSET + 1), np.uint8))
+        # Everything off the part is free, so that a chip or burr may hang over the border.
         self.free = ((room > 0) | (part == 0)).astype(np.uint8)
         border = cv2.morphologyEx(self.part, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
         border[:12], border[-12:], border[:, :12], border[:, -12:] = 0, 0, 0, 0
-        self.edge = cv2.findNonZero(border)
+        self.edge = np.argwhere(border)
 
-    def find(
-        self, rng: np.random.Generator, look: Look, patch: Patch
-    ) -> tuple[int, int, np.ndarray] | None:
-        """Window corner (x, y), possibly negative, and the mask left there; None where a few draws find nothing."""
-        for _ in range(30):
-            x, y = self._draw(rng, look.at_edge, patch.mask.shape)
-            mask = self._visible(look, patch.mask, x, y)
-            if mask is not None:
-                return x, y, mask
+    def add(self, look: Look, area: float) -> np.ndarray | None:
+        """Draw one defect of at most `area` pixels; its mask, None where it finds no place."""
+        rng, tone = self.canvas.rng, np.float32(look.tone)
+        edge_chip = look.kind == "chip" and look.at_edge  # half of it hangs over the border
+        for _ in range(16):
+            if look.angles:
+                angle = math.radians(rng.choice(look.angles)) + self.canvas.angle
+            else:
+                angle = rng.uniform(0, 2 * math.pi)
+            canvas = replace(self.canvas, angle=angle)
+            mask, cover, shade = draw_defect(canvas, look, 2 * area if edge_chip else area)
+            area *= 0.8
+            if not mask.any() or (place := self._find(look, mask)) is None:
+                continue
+            there, here, mask = place
+            near = np.clip(1 - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3) / REACH, 0, 1)
+            if edge_chip:
+                near *= self.part[there]
+            cover, shade = (cover[here] * near)[..., None], (shade[here] * near)[..., None]
+            self.image[there] += cover * (tone - self.image[there]) + shade
+            whole = np.zeros_like(self.part)
+            whole[there] = mask
+            margin = np.ones((6 * REACH + 1, 6 * REACH + 1), np.uint8)
+            self.free &= 1 - cv2.dilate(whole, margin)
+            return whole
         return None
 
-    def _draw(
-        self, rng: np.random.Generator, at_edge: bool, size: tuple[int, int]
-    ) -> tuple[int, int]:
-        if at_edge:
-            x, y = self.edge.reshape(-1, 2)[rng.integers(len(self.edge))]
-            return int(x) - size[1] // 2, int(y) - size[0] // 2
-        h, w = self.part.shape
-        return int(rng.integers(0, max(1, w - size[1]))), int(rng.integers(0, max(1, h - size[0])))
+    def _find(self, look: Look, mask: np.ndarray):
+        """Slices of the image and of the window where they overlap, and the mask visible there.
 
-    def _visible(self, look: Look, mask: np.ndarray, x: int, y: int) -> np.ndarray | None:
-        here, there = overlap(mask.shape, self.part.shape, x, y)
-        inside = mask[here] > 0
-        if inside.sum() < mask.sum() or not self.free[there][inside].all():
-            return None
-        if not look.at_edge:
-            return mask if self.inner[there][inside].all() else None
-        if look.kind != "chip":
-            return mask
-        kept = np.zeros_like(mask)
-        kept[here] = mask[here] & self.part[there]
-        kept = clean_mask(kept)
-        return kept if 0.25 < kept.sum() / mask.sum() < 0.8 else None
-
-    def take(self, x: int, y: int, mask: np.ndarray) -> None:
-        """Keep later defects away from this one."""
-        margin = 3 * REACH
-        wide = cv2.dilate(np.pad(mask, margin), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
-        here, there = overlap(wide.shape, self.part.shape, x - margin, y - margin)
-        self.free[there] &= 1 - wide[here]
-
-
-def overlap(
-    size: tuple[int, int], image: tuple[int, int], x: int, y: int
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Index the part of a window of `size` at (x, y) that lies in an image: within the window, within the image."""
-    top, left = max(0, -y), max(0, -x)
-    bottom, right = min(size[0], image[0] - y), min(size[1], image[1] - x)
-    return np.s_[top:bottom, left:right], np.s_[y + top : y + bottom, x + left : x + right]
-
-
-def _add_defect(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    places: _Places,
-    look: Look,
-    area: float,
-    frame: Frame,
-) -> tuple[int, int, np.ndarray] | None:
-    for _ in range(16):
-        angle = (
-            math.radians(rng.choice(look.angles)) + frame.angle
-            if look.angles
-            else rng.uniform(0, 2 * math.pi)
-        )
-        patch = draw_defect(
-            rng, look, area * (2 if look.kind == "chip" and look.at_edge else 1), angle, frame.light
-        )
-        found = places.find(rng, look, patch) if patch.mask.any() else None
-        if found is not None:
-            x, y, patch.mask = found
-            here, there = overlap(patch.mask.shape, image.shape[:2], x, y)
-            window = Patch(patch.mask[here], patch.cover[here], patch.shade[here])
-            if look.kind == "chip" and look.at_edge:
-                window.cover, window.shade = (
-                    v * places.part[there] for v in (window.cover, window.shade)
-                )
-            apply_defect(image[there], window, look.tone)
-            places.take(x, y, patch.mask)
-            return there[1].start, there[0].start, window.mask
-        area *= 0.8
-    return None
-
-
-def render(
-    product: Product, seed: int, index: int, shares: dict[int, float], with_defects: bool = True
-) -> tuple[np.ndarray, list[Instance]]:
-    """Image `index` of a product, with the area shares wanted per defect category.
-
-    Returns uint8 (h, w, 3) in BGR or (h, w, 1), and the instances. Without defects the picture is the same but for
-    them: each step draws from its own random stream.
-    """
-    frame = _frame(_rng(seed, product, index, "pose"), product)
-    image, part = _surface(_rng(seed, product, index, "surface"), product, frame)
-    rng, room = _rng(seed, product, index, "marks"), part.copy()
-    for mark in product.marks:
-        if rng.random() < 0.75:
-            mark(rng, image, room)
-    instances = []
-    if with_defects:
-        instances = _defects(
-            _rng(seed, product, index, "defects"),
-            product,
-            image,
-            _Places(part, room),
-            frame,
-            shares,
-        )
-    return _lens(_rng(seed, product, index, "lens"), image), instances
-
-
-def _defects(
-    rng: np.random.Generator,
-    product: Product,
-    image: np.ndarray,
-    places: _Places,
-    frame: Frame,
-    shares: dict[int, float],
-) -> list[Instance]:
-    instances = []
-    for category, share in shares.items():
-        look = product.looks[category]
-        area = share * places.part.size
-        count = min(int(rng.integers(1, look.instances + 1)), max(1, int(area // 150)))
-        placed = [_add_defect(rng, image, places, look, area / count, frame) for _ in range(count)]
-        instances += [Instance(category, *found) for found in placed if found is not None]
-        if not any(placed_one is not None for placed_one in placed):
-            raise RuntimeError(f"no place for {look.name} on {product.name}")
-    return instances
+        Returns None where 30 draws find no place.
+        """
+        rng, (h, w), (rows, columns) = self.canvas.rng, mask.shape, self.part.shape
+        allowed = self.free if look.at_edge else self.free & self.inner
+        for _ in range(30):
+            if look.at_edge:
+                y, x = self.edge[rng.integers(len(self.edge))] - (h // 2, w // 2)
+            else:
+                x = int(rng.integers(0, max(1, columns - w)))
+                y = int(rng.integers(0, max(1, rows - h)))
+            here = np.s_[max(0, -y) : rows - y, max(0, -x) : columns - x]
+            there = np.s_[max(0, y) : y + h, max(0, x) : x + w]
+            shown = mask[here]
+            if shown.sum() < mask.sum() or not allowed[there][shown > 0].all():
+                continue
+            if look.at_edge and look.kind == "chip":  # shows what is missing of the part
+                shown = clean_mask(shown & self.part[there])
+                if not 0.25 < shown.sum() / mask.sum() < 0.8:
+                    continue
+            return there, here, shown
+        return None

@@ -15,8 +15,7 @@ from datasets.build import build_test_index, view_settings
 from datasets.views import SupportSet
 from tests.helpers import picture, tiny_config, trainer_of, untrained_predictor
 from tests.tools.open_domain_data import config
-from tools.evaluator import Protocol, evaluate
-from tools.tester import run_test
+from tools.evaluator import Protocol, evaluate, run_test
 from utils.logging import setup_logging
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -22,7 +22,7 @@ GROUND = (90, 120, 100)
 MORE = 700
 JOB = (
     "import re, sys\nfrom pathlib import Path\nfrom tools.cli import run_main\n"
-    "code, status = run_main('', 'tools.tester:run_test'), Path('/proc/self/status')\n"
+    "code, status = run_main('', 'tools.evaluator:run_test'), Path('/proc/self/status')\n"
     "print('peak', re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1])\n"
     "sys.exit(code)\n"
 )

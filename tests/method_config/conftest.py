@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from method_config import load_config
@@ -12,7 +10,7 @@ from utils.errors import ConfigError
 def write(tmp_path):
     """Write a YAML file; return its path."""
 
-    def write(text: str, name: str = "my.yaml") -> Path:
+    def write(text, name="my.yaml"):
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
         return path
@@ -21,19 +19,18 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def load(write):
+def load():
     """Load the defaults with KEY VALUE pairs as they come from the command line."""
-    path = write("", "empty.yaml")
-    return lambda *opts: load_config(path, opts)
+    return lambda *opts: load_config([], opts)
 
 
 @pytest.fixture
 def fault():
-    """Call a function that must raise a ConfigError; return its message."""
+    """The message of the ConfigError that loading files and opts must raise."""
 
-    def fault(call, *args) -> str:
+    def fault(files=(), *opts):
         with pytest.raises(ConfigError) as error:
-            call(*args)
+            load_config(files, opts)
         return str(error.value)
 
     return fault

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from models.backbone import Backbone
 from models.head import Head
-from models.sofs import SOFS
+from models.methods.sofs import SOFS
 
 
 def tiny_vit(**options):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers import draw_defect, surface, tiny_config
-from tools.tester import run_test
+from tools.evaluator import run_test
 
 QUERIES = {"one.png": (96, 128), "two.jpg": (97, 65), "three.bmp": (40, 200)}
 

@@ -19,7 +19,7 @@ from models.build import build_prior_method
 from models.prior_method import PriorMethod
 from tests.anomaly_data import write_converted_visa, write_mvtec, write_visa
 from tests.helpers import JOBS, tiny_config
-from tests.plain_measures import plain_measures
+from tests.utils.metrics.plain_measures import plain_measures
 from tools.anomaly import MEASURES, AnomalyTest
 from tools.cli import run_main
 from tools.methods import PRIOR
@@ -27,7 +27,7 @@ from tools.open_domain_files import write_answers
 from tools.predictor import Predictor
 from tools.tester import run_test
 from utils.errors import DataError, OutputError
-from utils.metrics.curves import ScoreHistogram
+from utils.metrics.score_curves import ScoreCounts
 
 SIZE, CROP = (40, 48), 32  # four windows
 SEED = 54
@@ -156,9 +156,9 @@ def test_every_figure_is_that_of_the_score_maps(tmp_path, kind):
 
 
 def check(report, repeats):
-    assert report["repeats"] == pytest.approx(repeats, abs=1e-6)
+    assert report["repeats"] == pytest.approx(repeats, abs=5e-4)
     assert (report["mean"], report["std"]) == pytest.approx(
-        (np.mean(repeats), np.std(repeats)), abs=1e-6
+        (np.mean(repeats), np.std(repeats)), abs=5e-4
     )
 
 
@@ -181,7 +181,7 @@ def check_curves(found, maps):
         pixels = maps[curve["name"]]
         scores, labels = (np.concatenate([m[i].ravel() for m in pixels]) for i in (0, 1))
         assert curve["average_precision"] == pytest.approx(
-            average_precision_score(labels, scores), abs=1e-6
+            average_precision_score(labels, scores), abs=5e-4
         )
         assert curve["recall"][-1] == 1 and len(curve["threshold"]) > 20
         for place in (0, 10, len(curve["threshold"]) - 1):
@@ -376,7 +376,7 @@ def test_pictures_of_scores_over_1(tile, colourist, tmp_path):
         "what is over 1 is 1 in 16 bits"
     )
     assert np.array_equal(kept["masks"] > 0, answer.mask)
-    histogram = ScoreHistogram()
+    histogram = ScoreCounts()
     histogram.update(score, answer.mask)
     assert histogram.counts.sum() == score.size and histogram.counts[1, -1] == (score >= 1).sum()
 

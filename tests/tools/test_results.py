@@ -9,7 +9,7 @@ import pytest
 
 from tools.prediction.answers import Prediction
 from tools.results import HEADER, Evaluation, QueryResult
-from utils.metrics.curves import ScoreHistogram
+from utils.metrics.score_curves import ScoreCounts
 from utils.metrics.segmentation import SegmentationMeter
 from utils.metrics.sizes import SizeMeter
 
@@ -106,7 +106,7 @@ def test_curves_are_those_of_the_scores(asked, whole):
     curves = whole.curve_report()["curves"]
     assert [curve["name"] for curve in curves] == METHODS
     for curve in curves:
-        histogram = ScoreHistogram()
+        histogram = ScoreCounts()
         for *_, target, answers in asked:
             histogram.update(answers[curve["name"]].score, target)
         assert curve == {"name": curve["name"]} | histogram.report()

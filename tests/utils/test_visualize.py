@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import resource
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from utils import large_arrays as memory
 from utils.errors import OutputError
 from utils.visualize import (
     PANEL,
@@ -48,16 +49,12 @@ def test_overlay_tints_the_mask_and_nothing_else(image, mask, kind):
     assert (out[20, 30:80] == PREDICTION).all(), "the border is drawn in full colour"
 
 
-def test_overlay_of_nothing_is_the_image(image):
-    assert np.array_equal(overlay(image, np.zeros((90, 120), np.uint8)), image)
-
-
 def shows(picture, number):
     """Pixels (h, w) bool in the colour of a type."""
     return (picture == colour_of(number)).all(-1)
 
 
-@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("count", [2, 8])
 def test_overlay_of_labels_tints_each_type_in_its_colour_above_a_legend(image, count):
     labels = np.zeros((90, 120), np.uint8)
     for number in range(1, count + 1):
@@ -74,11 +71,6 @@ def test_overlay_of_labels_tints_each_type_in_its_colour_above_a_legend(image, c
         assert shows(bar, number).any()
 
 
-def test_overlay_of_labels_of_nothing_is_the_image_and_a_legend(image):
-    out = overlay_labels(image, np.zeros((90, 120), np.uint8), ["a", "b"])
-    assert np.array_equal(out[:90], image) and shows(out[90:], 1).any() and shows(out[90:], 2).any()
-
-
 def test_neighbours_keep_their_own_pixels(image):
     """Types that touch: the outline of one does not run into the other."""
     labels = np.ones((90, 120), np.uint8)
@@ -90,13 +82,12 @@ def test_neighbours_keep_their_own_pixels(image):
 
 def test_colours_repeat_after_the_last():
     colours = [colour_of(number) for number in range(1, 3 * len(TYPES) + 1)]
-    assert len(set(colours)) == len(TYPES) == 8
-    assert colours[:8] * 3 == colours
+    assert len(set(colours)) == len(TYPES) == 8 and colours[:8] * 3 == colours
 
 
-@pytest.mark.parametrize("width", [14, 40, 120, 640, 4096])
+@pytest.mark.parametrize("width", [14, 120, 4096])
 @pytest.mark.parametrize(
-    "names", [["a"], ["scratch", "dent"], [f"type {i}" for i in range(20)], ["x" * 200, "y"], []]
+    "names", [["a"], [f"type {i}" for i in range(20)], ["x" * 200, "打痕"], []]
 )
 def test_the_legend_shows_the_colour_of_every_name_at_any_width(names, width):
     bar = legend(names, width)
@@ -104,9 +95,8 @@ def test_the_legend_shows_the_colour_of_every_name_at_any_width(names, width):
     squares = 0
     for number in range(1, min(len(names), 8) + 1):
         *_, stats, _ = cv2.connectedComponentsWithStats(shows(bar, number).astype(np.uint8))
-        squares += int(
-            (stats[1:, cv2.CC_STAT_AREA] > 60).sum()
-        )  # smaller ones are edges of letters, for grey
+        # smaller ones are edges of letters, for grey
+        squares += int((stats[1:, cv2.CC_STAT_AREA] > 60).sum())
     assert squares == len(names), "a square for each, also where colours repeat"
     assert len(names) == 0 or (bar < 100).all(-1).any() or width == 14, "names are written in black"
 
@@ -116,21 +106,11 @@ def test_the_legend_takes_as_many_rows_as_its_names_need():
     heights = [len(legend(names, width)) for width in (400, 200, 100, 60)]
     assert heights == sorted(heights) and len(set(heights)) > 2
     assert heights[0] == 14 and heights[-1] == 14 * len(names), "one row, and a row for each"
-    for width in (400, 100):
-        bar = legend(names, width)
-        for top in range(0, len(bar), 14):
-            assert any(shows(bar[top : top + 14], i).any() for i in range(1, 5)), "no row is empty"
-        assert (bar[:, -1] == 255).all(), "no name is cut off"
-
-
-def test_the_legend_grows_with_the_image():
-    assert len(legend(["dent"], 4000)) == 5 * len(legend(["dent"], 800))
-
-
-@pytest.mark.parametrize("name", ["tiefer Kratzer ß", "打痕", "a/b", "", " "])
-def test_names_in_the_legend_may_have_any_letters(name):
-    bar = legend([name, "dent"], 300)
-    assert shows(bar, 1).any() and shows(bar, 2).any()
+    bar = legend(names, 100)
+    for top in range(0, len(bar), 14):
+        assert any(shows(bar[top : top + 14], i).any() for i in range(1, 5)), "no row is empty"
+    assert (bar[:, -1] == 255).all(), "no name is cut off"
+    assert len(legend(["dent"], 4000)) == 5 * len(legend(["dent"], 800)), "it grows with the image"
 
 
 def test_outline_leaves_the_inside(image, mask):
@@ -148,14 +128,11 @@ def test_outline_of_a_large_image_is_wide_enough_to_be_shown_small():
 
 
 def test_heat_rises_in_brightness_and_bears_values_out_of_range():
-    score = np.linspace(-0.5, 1.5, 400)[None]
-    colours = heat(score)
+    colours = heat(np.linspace(-0.5, 1.5, 400)[None])
     assert colours.shape == (1, 400, 3) and colours.dtype == np.uint8
     grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)[0].astype(int)
     assert (np.diff(grey) >= -2).all() and grey[-1] - grey[0] > 150
-    assert np.array_equal(colours[0, 0], colours[0, 99]) and np.array_equal(
-        colours[0, -1], colours[0, 301]
-    )
+    assert (colours[0, :100] == colours[0, 0]).all() and (colours[0, 301:] == colours[0, -1]).all()
     assert colours[0, 0, 2] > colours[0, 0, 1], "dark violet: RGB"
 
 
@@ -164,49 +141,43 @@ def test_panels_stand_side_by_side_at_one_height(size):
     tall = np.zeros((*size, 3), np.uint8)
     out = panels([("a", tall), ("b", np.full((64, 64, 3), 200, np.uint8))])
     assert out.shape[0] == PANEL + 28 and out.dtype == np.uint8
-    second = out[28:, -(PANEL + 2) : -2]
-    assert (second == 200).all(), "a square fills its panel"
-    first = out[28:, 2 : -(PANEL + 6)]
-    rows, columns = (int((first == 0).all(-1).any(axis).sum()) for axis in (1, 0))
-    assert (
-        columns / rows == pytest.approx(size[1] / size[0], rel=0.2, abs=0.01)
-        and max(rows, columns) >= PANEL
-    )
+    assert (out[28:, -(PANEL + 2) : -2] == 200).all(), "a square fills its panel"
+    first = (out[28:, 2 : -(PANEL + 6)] == 0).all(-1)
+    rows, columns = (int(first.any(axis).sum()) for axis in (1, 0))
+    assert columns / rows == pytest.approx(size[1] / size[0], rel=0.2, abs=0.01)
+    assert max(rows, columns) >= PANEL
     assert (out[:28] < 100).any(), "a caption"
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_grey_images_come_back(tmp_path, kind):
-    values = (
-        np.random.default_rng(0).integers(0, np.iinfo(kind).max, (5, 7), endpoint=True).astype(kind)
-    )
-    write_image(tmp_path / "new" / "x.png", values)
-    assert np.array_equal(cv2.imread(str(tmp_path / "new" / "x.png"), cv2.IMREAD_UNCHANGED), values)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_grey_images_come_back(tmp_path, kind, in_file):
+    values = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (600, 70), endpoint=True)
+    image = values.astype(kind)
+    if in_file:
+        image = np.memmap(tmp_path / "map", kind, "w+", shape=values.shape)
+        image[:] = values
+    write_image(tmp_path / "new" / "x.png", image)
+    read = cv2.imread(str(tmp_path / "new" / "x.png"), cv2.IMREAD_UNCHANGED)
+    assert read.dtype == kind and np.array_equal(read, values)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OutputError, match=r"folder\.png cannot be written"):
+        write_image(tmp_path / "folder.png", image)
+
+
+def test_a_full_disk_is_an_error_also_for_a_map_in_a_file(tmp_path):
+    image = np.memmap(tmp_path / "map", np.uint16, "w+", shape=(600, 700))
+    image[:] = np.random.default_rng(0).integers(0, 65536, image.shape)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"x\.png cannot be written \(File too large\)"):
+            write_image(tmp_path / "x.png", image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name for file in tmp_path.iterdir()} == {"map"}
 
 
 def test_colours_come_back(tmp_path, image):
     write_image(tmp_path / "x.png", image)
     assert np.array_equal(np.array(Image.open(tmp_path / "x.png")), image)
-
-
-def test_a_file_that_cannot_be_written(tmp_path, image):
-    (tmp_path / "x.png").mkdir()
-    with pytest.raises(OutputError, match=rf"{tmp_path}/x\.png cannot be written"):
-        write_image(tmp_path / "x.png", image)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_what_lies_in_a_temporary_file_is_written_the_same(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(memory, "IN_MEMORY", 100)
-    image = memory.allocate((600, 70), dtype)
-    assert isinstance(image, np.memmap)
-    image[:] = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, image.shape)
-    write_image(tmp_path / "rows.png", image)
-    write_image(tmp_path / "whole.png", np.array(image))
-    rows, whole = (
-        cv2.imread(str(tmp_path / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in ("rows", "whole")
-    )
-    assert rows.dtype == dtype and np.array_equal(rows, whole) and np.array_equal(rows, image)
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_image(tmp_path / "folder.png", image)

@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import torch
+from models.sofs import SOFS, SupportMemory
+from models.support_tokens import SupportTokens
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -22,8 +24,6 @@ from models.backbone import Backbone
 from models.build import build_model
 from models.comparison import Comparison
 from models.priors import unit_tokens
-from models.sofs import SOFS, SupportMemory
-from models.support_tokens import SupportTokens
 from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure
 from tools.predictor import Predictor
 from utils.precision import arithmetic, autocast

@@ -1,4 +1,4 @@
-"""A page that shows what a run has found, readable offline: `write_report`, or `python -m tools.report RUN ...`."""
+"""A page that shows what a run found: `write_report`, or `python -m tools.report RUN ...`."""
 
 from tools.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""Write the reports of finished runs anew: `python -m tools.report RUN ...`, folders of train.py or test.py."""
+"""Write the reports of finished runs anew: `python -m tools.report RUN ...`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from utils.console import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 for faults the user can mend."""
+    """Run the command line; returns the exit code, 2 for faults that the user can mend."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.report", description="Write the reports of finished runs."
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, log/<run>"
     )
-    return exit_code(
-        lambda: [say(str(write_report(folder))) for folder in parser.parse_args(argv).runs]
-    )
+    return exit_code(lambda: [say(str(write_report(run))) for run in parser.parse_args(argv).runs])
 
 
 if __name__ == "__main__":

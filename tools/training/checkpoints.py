@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from models.methods.sofs import SOFS
 from yacs.config import CfgNode
 
-from models.sofs import SOFS
 from tools.checkpoint import save_head, save_state
 from tools.training.state import AUTO, STATE
 from utils.output_files import write_json

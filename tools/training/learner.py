@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from models.methods.sofs import SOFS
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from models.losses import MixedNormalDiceLoss
-from models.sofs import SOFS
 from models.weights import load_checked
 from tools.training.schedule import build_optimizer, build_schedule
 from tools.training.steps import Batch, EpisodeLoss

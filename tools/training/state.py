@@ -15,7 +15,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from datasets.samples import SampleIndex
-from method_config.merge import leaves
+from method_config.values import leaves
 from tools.checkpoint import load_state
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import ConfigError, WeightsError

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from models.methods.sofs import SOFS
 from torch import Tensor, nn
 
 from models.comparison import Comparison
 from models.losses import MixedNormalDiceLoss
 from models.priors import downsample_mask, upsample
-from models.sofs import SOFS
 from utils.metrics.segmentation import SegmentationMeter
 
 TARGET_SHARE = 0.1
@@ -35,8 +35,7 @@ class EpisodeLoss(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and token probabilities (B, h, w) float32 of a batch of `TrainingEpisodes`, `BankEpisodes`."""
         query, supports = self.features(batch)
-        memory = self.model.remember(supports, batch["support_masks"])
-        logits, _ = self.model.token_logits(Comparison(query, memory.known), memory.summary)
+        logits = self.model.episode_logits(query, supports, batch["support_masks"])
         with torch.autocast(logits.device.type, enabled=False):
             logits, mask = logits.float(), batch["query_mask"]
             if self.per_pixel:

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from datasets.episodes import derive_seed
 from datasets.samples import SampleIndex
 from tools.predictor import Predictor
-from tools.tester import SplitTest
+from tools.evaluator import SplitTest
 from utils.distributed import is_main
 from utils.errors import DataError
 
@@ -54,18 +54,12 @@ class Validation:
             raise DataError(f"{index.root}: no class has {LEFT + 1} images, of which one could be held out; set "
                             "TRAIN_SETUPS.TEST_SETUPS.val_state to False")  # fmt: skip
         self.rest = replace(index, samples=[s for s in index.samples if s.image not in images])
-        test = SplitTest(_without_normal(cfg), index, folder, "validation")
-        test.protocol = replace(
-            test.protocol, repeats=1, multiple=1, figures=None, query_images=frozenset(images)
-        )
-        self.test = test
+        self.test = SplitTest(cfg, index, folder, "validation", frozenset(images))
         self.best: Best | None = None
 
     def run(self, predictor: Predictor, epoch: int, head: nn.Module) -> dict[str, float | None]:
         """Validate after an epoch: mIoU by method; an equal one does not replace the best."""
-        evaluation = self.test.run(predictor)
-        if is_main():
-            self.test.record(evaluation, f"validation after {epoch} epochs", epochs=epoch)
+        evaluation = self.test.run(predictor, f"validation after {epoch} epochs", epochs=epoch)
         mious = {method: evaluation.miou(method) for method in evaluation.methods}
         miou = mious[predictor.main] or 0.0
         if self.best is None or miou > self.best.miou:

@@ -1,4 +1,4 @@
-"""What is measured: each measure once, with the name that metrics files use and the words that people read."""
+"""Every measure: its key in metrics files, and how people read it."""
 
 from __future__ import annotations
 

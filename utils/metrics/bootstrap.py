@@ -1,4 +1,4 @@
-"""Paired bootstrap over queries: how far IoU and its differences move where other query images are taken."""
+"""Paired bootstrap: how far IoU and its differences move with other query images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = (0.025, 0.975)
-FREEDOM = (
-    4  # queries less classes that an interval takes at least: fewer show too little of the spread
-)
+FREEDOM = 4  # queries less classes that an interval takes at least: fewer show too little spread
 CHUNK = 1 << 22  # numbers of draws held at once, 32 MiB
 
 
@@ -20,8 +18,8 @@ class Estimate:
 
     Attributes:
         value: None where undefined.
-        low, high: None where undefined, or where there are too few queries to say.
-        p: of differences, two-sided, of the hypothesis that there is none; None where low and high are.
+        low, high: None where undefined, or where there are too few queries for an interval.
+        p: of differences, two-sided, of the hypothesis that there is none; None as low and high.
     """
 
     value: float | None
@@ -41,20 +39,22 @@ class Comparison:
 def paired_bootstrap(
     strata: Mapping[str, np.ndarray], samples: int, seed: int
 ) -> tuple[Comparison, dict[str, Comparison]]:
-    """mIoU and class IoU of several runs over the same queries, with the spread over the choice of queries.
+    """mIoU and class IoU of several runs, with the spread over the choice of their queries.
 
-    Queries are drawn with replacement within their class, the same for all runs (Efron and Tibshirani, An Introduction
-    to the Bootstrap, 1993, chapter 8). Of n queries n - 1 are drawn, since n draws make the variance (n - 1) / n of
-    what it should be (Rao and Wu, JASA 83, 1988), which over classes of few queries finds differences where there
-    are none.
+    Queries are drawn with replacement within their class, the same for all runs (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8). Of n queries n - 1 are drawn,
+    since n draws make the variance (n - 1) / n of what it should be (Rao and Wu, JASA 83, 1988),
+    which over classes of few queries finds differences where there are none.
 
     Args:
-        strata: per class (queries, runs, 2) float64: intersection and union, in pixels, of each query and run.
+        strata: per class (queries, runs, 2) float64: intersection and union, in pixels, of each
+            query and run.
         samples: bootstrap samples.
         seed: of the draws.
 
     Returns:
-        mIoU, the mean over the classes that have a union in every run (of each sample), and the classes.
+        mIoU, the mean over the classes that have a union in every run (of each sample), and the
+        classes.
     """
     rng = np.random.default_rng(seed)
     total, defined, freedom, classes = 0.0, 0.0, 0, {}
@@ -63,27 +63,23 @@ def paired_bootstrap(
         classes[name] = _compare(iou, len(counts) - 1)
         in_all = ~np.isnan(iou).any(axis=1, keepdims=True)
         freedom += len(counts) - 1 if in_all[0] else 0
-        total = total + np.where(in_all, iou, 0)
-        defined = defined + in_all
+        total, defined = total + np.where(in_all, iou, 0), defined + in_all
     return _compare(_ratio(total, defined), freedom), classes
 
 
 def _class_iou(counts: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """(1 + samples, runs) float64: IoU over all queries, then of each sample; NaN without a union."""
+    """(1 + samples, runs) float64: IoU of all queries, then of each sample; NaN: no union."""
     queries, runs, _ = counts.shape
     pixels = [np.ascontiguousarray(counts[:, run]) for run in range(runs)]
     sums = np.empty((1 + samples, runs, 2))
     sums[0] = counts.sum(axis=0)
-    step = max(1, CHUNK // queries)
+    chances, step = np.full(queries, 1 / queries), max(1, CHUNK // queries)
     for start in range(1, 1 + samples, step):
         part = sums[start : start + step]
-        drawn = rng.multinomial(
-            max(1, queries - 1), np.full(queries, 1 / queries), size=len(part)
-        ).astype(np.float64)
-        for run in range(
-            runs
-        ):  # one by one: the columns of one product may be rounded differently, equal or not
-            part[:, run] = drawn @ pixels[run]
+        drawn = rng.multinomial(max(1, queries - 1), chances, size=len(part))
+        # run by run: equal columns of one product might be rounded differently
+        for run in range(runs):
+            part[:, run] = drawn.astype(np.float64) @ pixels[run]
     return _ratio(sums[..., 0], sums[..., 1])
 
 
@@ -93,24 +89,20 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _compare(iou: np.ndarray, freedom: int) -> Comparison:
-    differences = iou[:, 1:] - iou[:, :1]
-    return Comparison(
-        [_estimate(values, freedom) for values in iou.T],
-        [_estimate(values, freedom, is_difference=True) for values in differences.T],
-    )
+    runs = [_estimate(values, freedom) for values in iou.T]
+    differences = (iou[:, 1:] - iou[:, :1]).T
+    return Comparison(runs, [_estimate(d, freedom, is_difference=True) for d in differences])
 
 
 def _estimate(values: np.ndarray, freedom: int, is_difference: bool = False) -> Estimate:
-    """values: (1 + samples,), the figure itself first."""
+    """From (1 + samples,) values, the figure itself first."""
     value = None if np.isnan(values[0]) else float(values[0])
-    drawn = values[1:][~np.isnan(values[1:])]
+    drawn, p = values[1:][~np.isnan(values[1:])], None
     if freedom < FREEDOM or not drawn.size:
         return Estimate(value)
+    if is_difference:
+        # twice the share beyond 0, counted with one more (Davison and Hinkley, 1997, section 4.2)
+        beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+        p = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
     low, high = np.quantile(drawn, LEVELS)
-    return Estimate(value, float(low), float(high), _p_value(drawn) if is_difference else None)
-
-
-def _p_value(differences: np.ndarray) -> float:
-    """Twice the share of samples beyond 0, counted with one more (Davison and Hinkley, 1997, section 4.2)."""
-    beyond = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    return min(1.0, 2 * (beyond + 1) / (len(differences) + 1))
+    return Estimate(value, float(low), float(high), p)

@@ -1,4 +1,4 @@
-"""Intersection over union per class, mIoU and FB-IoU, from integer pixel counts (paper, section 4.1)."""
+"""Class IoU, mIoU and FB-IoU, from integer pixel counts (paper, section 4.1)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def intersection_union(prediction: np.ndarray, target: np.ndarray) -> tuple[np.n
     """Pixel counts of one image.
 
     Args:
-        prediction: (h, w), {0, 1}; or fractions, the votes of the published stitching: a vote from 0.5 on counts in
-            the foreground's area, but only a vote of exactly 0 or 1 can match the target.
+        prediction: (h, w), {0, 1}; or fractions, the votes of the published stitching: a vote from
+            0.5 on counts in the foreground's area, but only a vote of exactly 0 or 1 can match the
+            target.
         target: (h, w), {0, 1}, 255 where a pixel is ignored.
 
     Returns:
@@ -24,10 +25,11 @@ def intersection_union(prediction: np.ndarray, target: np.ndarray) -> tuple[np.n
     """
     counted = target != IGNORE
     p, t = np.asarray(prediction)[counted], np.asarray(target)[counted]
-    foreground = p >= 0.5
-    intersection = np.array([((p == v) & (t == v)).sum() for v in (0, 1)], np.int64)
-    area = np.array([(~foreground).sum(), foreground.sum()], np.int64)
-    return intersection, area + np.array([(t == v).sum() for v in (0, 1)], np.int64) - intersection
+    foreground = np.count_nonzero(p >= 0.5)
+    intersection = np.array([np.count_nonzero((p == v) & (t == v)) for v in (0, 1)], np.int64)
+    areas = np.array([p.size - foreground, foreground], np.int64)
+    areas += [np.count_nonzero(t == v) for v in (0, 1)]
+    return intersection, areas - intersection
 
 
 class SegmentationMeter:
@@ -35,6 +37,10 @@ class SegmentationMeter:
 
     Args:
         classes: keys of all classes that may come, in the order of the table.
+
+    Attributes:
+        counts: (classes, 5) int64: intersection and union, each of background and foreground, and
+            queries; those of several processes add up.
     """
 
     def __init__(self, classes: Iterable[Hashable]) -> None:
@@ -55,27 +61,27 @@ class SegmentationMeter:
 
     def class_iou(self) -> dict[Hashable, float | None]:
         """Foreground IoU per class; None where its union is empty."""
-        return {
-            k: _ratio(int(c[1]), int(c[3])) for k, c in zip(self.classes, self.counts, strict=True)
-        }
+        rows = zip(self.classes, self.counts.tolist(), strict=True)
+        return {key: share(row[1], row[3]) for key, row in rows}
 
     def miou(self) -> float | None:
-        """Mean foreground IoU over the classes that have a union; the published code gives NaN if one has none."""
+        """Mean foreground IoU of the classes that have a union; published: NaN if one has none."""
         values = [v for v in self.class_iou().values() if v is not None]
         return sum(values) / len(values) if values else None
 
     def fb_iou(self) -> float | None:
-        """Mean of background and foreground IoU, each pooled over all classes; None where either has no union."""
+        """Mean of background and foreground IoU, each of all classes; None: one has no union."""
         total = self.counts.sum(0).tolist()
-        values = [_ratio(total[0], total[2]), _ratio(total[1], total[3])]
+        values = [share(total[0], total[2]), share(total[1], total[3])]
         return None if None in values else sum(values) / 2
 
 
-def _ratio(intersection: int, union: int) -> float | None:
-    return intersection / union if union else None
+def share(part: int, whole: int) -> float | None:
+    """A part of a whole; None of nothing."""
+    return part / whole if whole else None
 
 
-def mean_std(values: list[float | None]) -> tuple[float | None, float | None]:
-    """Mean and population standard deviation over repeats, without the undefined ones; None, None if none is left."""
-    known = [v for v in values if v is not None]
-    return (float(np.mean(known)), float(np.std(known))) if known else (None, None)
+def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and population standard deviation of the values that are defined; None where none is."""
+    defined = [v for v in values if v is not None]
+    return (float(np.mean(defined)), float(np.std(defined))) if defined else (None, None)

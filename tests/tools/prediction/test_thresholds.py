@@ -10,14 +10,14 @@ from tests.helpers import SIZE, surface, tiny_config, untrained_predictor
 from tools.prediction.support_encoder import MIRRORS
 from tools.prediction.thresholds import best_threshold
 from tools.predictor import Predictor
-from utils.metrics.curves import LEVELS, ScoreHistogram
+from utils.metrics.score_curves import STEPS, ScoreCounts
 
 AXES = ((1,), (0,), (0, 1))
 
 
 def histogram(background, defect):
     """Of pixels by their step: {step: count}."""
-    found = ScoreHistogram()
+    found = ScoreCounts()
     for row, counts in zip(found.counts, (background, defect), strict=True):
         for step, count in counts.items():
             row[step] = count
@@ -28,8 +28,8 @@ def histogram(background, defect):
     ("background", "defect", "threshold"),
     [
         pytest.param({100: 50}, {700: 9}, 0.4005, id="middle of what separates"),
-        pytest.param({0: 50}, {LEVELS: 9}, 0.5, id="nothing between 0 and 1"),
-        pytest.param({999: 50}, {LEVELS: 9}, 0.9995, id="below 1, which nothing exceeds"),
+        pytest.param({0: 50}, {STEPS: 9}, 0.5, id="nothing between 0 and 1"),
+        pytest.param({999: 50}, {STEPS: 9}, 0.9995, id="below 1, which nothing exceeds"),
         pytest.param({}, {300: 9}, 0.15, id="from 0 on, where all is defect"),
         pytest.param({300: 30}, {600: 1000}, 0.3, id="so little background may be found, too"),
         pytest.param({400: 120}, {200: 100, 800: 900}, 0.6005, id="around the best alone"),
@@ -47,7 +47,7 @@ def test_the_threshold_is_nearly_as_good_as_any(seed):
     score = np.clip(rng.normal(0.3 + 0.3 * truth, rng.choice([0.02, 0.15])), 0, 1).astype(
         np.float32
     )
-    found = ScoreHistogram()
+    found = ScoreCounts()
     found.update(score[None], truth[None].astype(np.uint8))
     ious = {
         t: iou_of([score], [truth], t) for t in [best_threshold(found), *np.linspace(0, 0.999, 200)]
@@ -86,7 +86,7 @@ def support(seed, value=250, side=32):
 
 def thresholds_by_hand(fixed, rounds):
     """From rounds of supports, images and masks: what the first say of the second, against the third."""
-    histograms = {method: ScoreHistogram() for method in fixed.methods}
+    histograms = {method: ScoreCounts() for method in fixed.methods}
     for supports, image, mask in rounds:
         memory = fixed.set_support(*zip(*supports, strict=True))
         for method, answer in next(

@@ -1,0 +1,303 @@
+"""The memory of a set of supports: tokens of the defect, of what surrounds it, and of normal
+images.
+
+Shapes: B support sets (1 in use, one per query in training), K views per set, F foreground tokens
+of all views together, M background tokens, C_l channels of layer l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from models.priors import centred, typical_foreground, unit_tokens
+from models.similarity import Keys
+
+NEAR = 0.75  # share of the kept background that is most like the foreground
+WIDTH, ROUNDS, SEED = 128, 16, 54  # of the coreset
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Unit tokens of support views and what methods keep beside them; memories of several supports
+    join to one.
+
+    Attributes:
+        foreground: per layer (B, F, C_l), a block per view, the most marked token first, repeated
+            where the sets of a batch differ; a view without marks has a block of one token of share
+            0.
+        share: (B, F) float32, shares of marked pixels.
+        sizes: length of each view's block; they add up to F.
+        covered: (B, K) bool, views that hold nothing but foreground tokens.
+        background: per layer (B, M, C_l), tokens of share 0; zero where the sets of a batch differ.
+        mean: per layer (B, 1, C_l), mean token of all views, before any thinning.
+        views: (B, 1, 1) number of views behind the mean.
+        normal: of each further image without defect, per layer (1, N, C_l); each image has one vote
+            on what is normal, see `models.priors.normal_vote`.
+        extras: by method, the tensors that it keeps beside the tokens.
+        windowed: the defect is small: queries are seen in windows at native resolution.
+        thresholds: by method, the score above which a pixel is defect, where it was chosen on the
+            supports.
+    """
+
+    foreground: list[Tensor]
+    share: Tensor
+    sizes: list[int]
+    covered: Tensor
+    background: list[Tensor]
+    mean: list[Tensor]
+    views: Tensor
+    normal: list[list[Tensor]] = field(default_factory=list)
+    extras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    windowed: bool = True
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def is_marked(self) -> bool:
+        """Whether any token is marked; without one the answer is what is unlike the supports."""
+        return bool(self.share.any())
+
+    @cached_property
+    def keys(self) -> list[Keys]:
+        """Per layer all tokens, foreground first, ready for products."""
+        pairs = zip(self.foreground, self.background, strict=True)
+        return [Keys(torch.cat(pair, dim=1)) for pair in pairs]
+
+    @cached_property
+    def normal_keys(self) -> list[list[Keys]]:
+        """Per layer the tokens of each normal image, ready for products."""
+        return [[Keys(image[i]) for image in self.normal] for i in range(len(self.mean))]
+
+    @cached_property
+    def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
+        """Foreground, background and each normal image over all layers, centred, for the joint
+        prior.
+
+        The foreground is what is mostly marked, or the most marked token of a view.
+        """
+        dtype = self.foreground[0].dtype
+        joined = centred(self.foreground, self.mean)
+        every = torch.arange(joined.shape[1], device=joined.device).expand_as(self.share)
+        chosen = typical_foreground(self.share, self.sizes)
+        index = every.where(chosen, self.share.argmax(1, keepdim=True))
+        foreground = _taken(joined, index)
+        background = centred(self.background, self.mean)
+        background = background * self.background[0].any(-1, keepdim=True)
+        normal = [Keys(centred(image, self.mean).to(dtype)) for image in self.normal]
+        return Keys(foreground.to(dtype)), Keys(background.to(dtype)), normal
+
+    def in_type(self, dtype: torch.dtype) -> Memory:
+        """The same memory with its tokens in the type of the comparison."""
+        return replace(
+            self,
+            foreground=[layer.to(dtype) for layer in self.foreground],
+            background=[layer.to(dtype) for layer in self.background],
+            normal=[[layer.to(dtype) for layer in image] for image in self.normal],
+        )
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, on the CPU, none sharing memory with another, for a file."""
+        tensors = {"share": self.share, "sizes": torch.tensor(self.sizes)}
+        tensors |= {"covered": self.covered, "views": self.views}
+        for name in ("foreground", "background", "mean"):
+            tensors |= {f"{name}.{i}": layer for i, layer in enumerate(getattr(self, name))}
+        for number, image in enumerate(self.normal):
+            tensors |= {f"normal.{number}.{i}": layer for i, layer in enumerate(image)}
+        for method, extra in self.extras.items():
+            tensors |= {f"extras.{method}.{name}": value for name, value in extra.items()}
+        return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], *, windowed: bool, thresholds: dict[str, float]
+    ) -> Memory:
+        """The memory that `to_tensors` wrote.
+
+        Raises:
+            ValueError: the tensors do not fit each other, or hold values that are not finite.
+        """
+        layers = range(sum(name.startswith("mean.") for name in tensors))
+        images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
+        extras: dict[str, dict[str, Tensor]] = {}
+        for name in tensors:
+            if name.startswith("extras."):
+                _, method, part = name.split(".", 2)
+                extras.setdefault(method, {})[part] = tensors[name]
+        for name, value in tensors.items():
+            if value.is_floating_point() and not torch.isfinite(value.float()).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        try:
+            lists = {
+                part: [tensors[f"{part}.{i}"] for i in layers]
+                for part in ("foreground", "background", "mean")
+            }
+            normal = [[tensors[f"normal.{n}.{i}"] for i in layers] for n in images]
+            single = {name: tensors[name] for name in ("share", "covered", "views")}
+            sizes = tensors["sizes"].tolist()
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]} is missing") from error
+        memory = cls(
+            **lists, **single, sizes=sizes, normal=normal, extras=extras,
+            windowed=windowed, thresholds=thresholds,
+        )  # fmt: skip
+        if strange := tensors.keys() ^ memory.to_tensors().keys():
+            raise ValueError(f"{min(strange)} does not belong there")
+        if sum(sizes) != memory.share.shape[1] or len(sizes) != memory.covered.shape[1]:
+            raise ValueError("the sizes of the views do not add up")
+        if any(layer.shape[:2] != memory.share.shape for layer in memory.foreground):
+            raise ValueError("there are other numbers of foreground tokens than of shares")
+        return memory
+
+
+def comparison_type(device: torch.device) -> torch.dtype:
+    """The type in which similarities are taken: that of autocast where it is on, else float32.
+
+    Tokens have unit length, so half precision moves a similarity by a few thousandths.
+    """
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
+def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -> Memory:
+    """Sort the tokens of support views into foreground and background.
+
+    Args:
+        features: per layer (B * K, C_l, h, w), batch-major.
+        share: (B, K, h, w) share of marked pixels per token.
+        counts: (B, K) how often each view was given, where one came more than once; None: once.
+    """
+    b, k = share.shape[:2]
+    flat, grid = share.flatten(2), share[0, 0].numel()
+    sizes = (flat > 0).sum(-1).amax(0).clamp(min=1).tolist()
+    order = flat.argsort(dim=-1, descending=True, stable=True)
+    blocks = []
+    for view, size in enumerate(sizes):
+        first = order[:, view, :size]
+        marked = flat[:, view].gather(1, first) > 0
+        blocks.append(first.where(marked, first[:, :1]) + view * grid)
+    chosen, everything = torch.cat(blocks, dim=1), flat.flatten(1)
+    value, index = everything.sort(dim=1, stable=True)
+    count = max(1, int((everything == 0).sum(1).max()))
+    unmarked, missing = index[:, :count], value[:, :count] > 0
+    counts = torch.ones_like(flat[..., 0]) if counts is None else counts
+    weight = counts.unsqueeze(-1) / counts.sum(1).view(b, 1, 1)
+    foreground, background, mean = [], [], []
+    for layer in features:
+        tokens = unit_tokens(layer.float()).unflatten(0, (b, k))
+        mean.append((tokens.mean(2) * weight).sum(1, keepdim=True))
+        tokens = tokens.flatten(1, 2)
+        foreground.append(_taken(tokens, chosen))
+        background.append(_taken(tokens, unmarked).masked_fill(missing.unsqueeze(-1), 0))
+    return Memory(
+        foreground, everything.gather(1, chosen), sizes, (flat > 0).all(-1), background, mean,
+        counts.sum(1).view(b, 1, 1),
+    )  # fmt: skip
+
+
+def join(parts: Sequence[Memory]) -> Memory:
+    """The tokens of all views of several memories in one; extras and normal images are left out."""
+    if len(parts) == 1:
+        return parts[0]
+    views = torch.stack([p.views for p in parts]).sum(0)
+
+    def side_by_side(name: str) -> list[Tensor]:
+        return [
+            torch.cat(layer, 1) for layer in zip(*(getattr(p, name) for p in parts), strict=True)
+        ]
+
+    means = zip(*([layer * p.views for layer in p.mean] for p in parts), strict=True)
+    return Memory(
+        foreground=side_by_side("foreground"),
+        share=torch.cat([p.share for p in parts], dim=1),
+        sizes=[size for p in parts for size in p.sizes],
+        covered=torch.cat([p.covered for p in parts], dim=1),
+        background=side_by_side("background"),
+        mean=[sum(layer) / views for layer in means],
+        views=views,
+    )
+
+
+def background_only(memory: Memory) -> Memory:
+    """The same views without their foreground: what a normal image says."""
+    return replace(
+        memory,
+        foreground=[layer[:, :0] for layer in memory.foreground],
+        share=memory.share[:, :0], sizes=[], covered=memory.covered[:, :0],
+    )  # fmt: skip
+
+
+def with_foreground(memory: Memory) -> Memory:
+    """The same memory, with a block of one background token of share 0 where it has no foreground.
+
+    A comparison needs a foreground, and a background token that stands there twice changes nothing.
+    """
+    if memory.sizes:
+        return memory
+    share = memory.share.new_zeros(1, 1)
+    blocks = [layer[:, :1] for layer in memory.background]
+    return replace(memory, foreground=blocks, share=share, sizes=[1], covered=share > 0)
+
+
+def thin(memory: Memory, budget: int) -> Memory:
+    """Keep at most `budget` background tokens of one set of views; the foreground stays whole.
+
+    Most of those kept are the ones most like the foreground: they draw the border between the two.
+    The rest is a coreset of the others, which shows what else is normal.
+    """
+    count = memory.background[0].shape[1]
+    if count <= budget:
+        return memory
+    near = torch.zeros(0, dtype=torch.int64, device=memory.share.device)
+    if memory.share.any():
+        marked = centred(memory.foreground, memory.mean)[:, memory.share[0] > 0]
+        best = Keys(marked).compare(centred(memory.background, memory.mean))[1]
+        near = best[0].topk(round(NEAR * budget)).indices
+    others = torch.ones(count, dtype=torch.bool, device=near.device).scatter_(0, near, False)
+    far = others.nonzero().squeeze(1)
+    spread = far[coreset([layer[0, far] for layer in memory.background], budget - len(near))]
+    kept = torch.cat([near, spread]).sort().values
+    return replace(memory, background=[layer[:, kept] for layer in memory.background])
+
+
+def coreset(layers: list[Tensor], size: int) -> Tensor:
+    """Choose tokens so that none of the others is far from all of them; the same ones for the same
+    input.
+
+    The tokens are drawn in rounds, each with a probability in proportion to the squared distance to
+    those drawn so far (k-means||, Bahmani et al. 2012), between random projections of all layers.
+
+    Args:
+        layers: per layer (M, C_l) float, each of the same weight.
+        size: how many to choose, at most M.
+
+    Returns:
+        (size,) int64 indices, ascending.
+    """
+    draw = torch.Generator().manual_seed(SEED)
+    points = torch.zeros(())
+    for layer in layers:
+        axes = torch.randn(layer.shape[1], WIDTH, generator=draw) / WIDTH**0.5
+        points = points.to(layer.device) + layer.float() @ axes.to(layer.device)
+    draw = torch.Generator().manual_seed(SEED)
+    distance = torch.full((len(points),), torch.inf, device=points.device)
+    chosen: list[Tensor] = []
+    for number in range(ROUNDS):
+        count = size * (number + 1) // ROUNDS - size * number // ROUNDS
+        uniform = torch.rand(len(distance), generator=draw).clamp(1e-12, 1 - 1e-7)
+        gumbel = -torch.log(-torch.log(uniform)).to(distance.device)
+        new = (2 * distance.clamp(max=1e6).log() + gumbel).topk(count).indices
+        chosen.append(new)
+        if count:
+            distance = torch.minimum(distance, torch.cdist(points, points[new]).amin(1))
+        distance[new] = 0
+    return torch.cat(chosen).sort().values
+
+
+def _taken(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens (B, n, C) at (B, n) indices of (B, M, C)."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

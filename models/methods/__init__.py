@@ -1,0 +1,103 @@
+"""Methods: each a file in this folder with a subclass of `Method`, found by its name.
+
+A method without training needs `answer` alone. `TEST.method` names the method of a test, and
+`models.build.build_method` builds it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from models.backbone import Backbone
+from models.comparison import Comparison
+from models.priors import downsample_mask
+from utils.errors import ConfigError
+
+METHODS: dict[str, type[Method]] = {}  # by name; `method_class` fills it
+BASELINE = "prior"  # the method without training that others are compared with
+
+
+class Method(nn.Module, ABC):
+    """A few-shot segmentation method on a frozen backbone, which several methods may share.
+
+    Supports are encoded once to a `models.memory.Memory`; windows are answered by it as often as
+    there are windows. The memory's tokens are common to all methods.
+
+    Attributes:
+        name: in configs, tables and files.
+        needs_training: it has weights of its own, which a checkpoint holds; False: it works as it
+            is.
+    """
+
+    name: ClassVar[str]
+    needs_training: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        METHODS[cls.name] = cls
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, backbone: Backbone) -> Method:
+        """The method as a config asks for it, untrained."""
+        return cls(backbone)
+
+    def shares(self, masks: Tensor) -> Tensor:
+        """Share of marked pixels per token: masks (..., H, W) {0, 1} to (..., h, w)."""
+        return downsample_mask(masks, self.backbone.stride)
+
+    def encode(
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What the method keeps of support views beside their tokens; nothing unless it is
+        overridden.
+
+        Args:
+            features: per layer (B * K, C_l, h, w), batch-major.
+            share: (B, K, h, w) share of marked pixels per token.
+            counts: (B, K) how often each view was given, where one came more than once; None: once.
+        """
+        return {}
+
+    def join(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What is kept of several supports, out of what `encode` gave of each: side by side along
+        axis 1.
+        """
+        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+
+    @abstractmethod
+    def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
+        """Score windows of `size` (H, W) that are compared with a memory.
+
+        Returns:
+            (B, H, W) float32: over 0.5 is defect, as long as no other threshold is chosen; where no
+            support pixel is marked, how abnormal a pixel is, in [0, 2].
+        """
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ConfigError: there is no method of that name; lists those that there are.
+    """
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1, 0.0)
+        raise ConfigError(
+            f"TEST.method is {name}; known methods: {', '.join(METHODS)}. Did you mean {near[0]}?"
+        )
+    return METHODS[name]

@@ -1,0 +1,52 @@
+"""Dot products of query tokens with many support tokens, at full speed and in bounded memory.
+
+Shapes: B queries or sets of keys, M query tokens, N keys, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PRODUCTS = 3 << 20  # values of a product that stay in the cache
+ROWS = 256  # products take multiples of so many rows at full speed
+
+
+class Keys:
+    """Tokens that queries are compared with, in their own type.
+
+    Args:
+        tokens: (B or 1, N, C) of unit length.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.one_set = len(tokens) == 1  # one large product runs faster than several
+        self.transposed = tokens[0].T if self.one_set else tokens.transpose(-2, -1)
+        self.count = tokens.shape[1]
+
+    def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Dot products with the first keys, and the largest with the others.
+
+        Args:
+            queries: (B, M, C) tokens of any length.
+            first: how many keys are the first; at least one other must remain.
+
+        Returns:
+            (B, M, first) and (B, M), float32.
+        """
+        rows = queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries
+        some, best = [], []
+        for part in _pieces(rows, self.count):
+            values = part.to(self.transposed.dtype) @ self.transposed
+            some.append(values[..., :first].float())
+            best.append(values[..., first:].amax(-1).float())
+        shape = queries.shape[:2]
+        return torch.cat(some, 1).view(*shape, first), torch.cat(best, 1).view(shape)
+
+
+def _pieces(rows: Tensor, keys: int) -> Sequence[Tensor]:
+    """(B, M, C) rows in pieces so small that their products with all keys stay in the cache."""
+    count = max(1, PRODUCTS // (len(rows) * keys))
+    return rows.split(count // ROWS * ROWS or count, dim=1)

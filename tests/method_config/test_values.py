@@ -1,0 +1,225 @@
+"""Reading, converting and merging; `load_config` and the arguments of the entry points."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from yacs.config import CfgNode
+
+from method_config import add_config_arguments, get_defaults, load_config
+from method_config.defaults import PATH_ENDINGS
+from method_config.values import SCHEMA, get, hint, leaves
+from utils.errors import ConfigError
+
+DEFAULTS = dict(leaves(get_defaults()))
+
+
+def nested(key, value):
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return yaml.safe_dump(value)
+
+
+def test_later_files_and_then_opts_win(write):
+    one = write("DATASET: {shot: 2, s_in_shot: 2}\nRNG_SEED: 1", "one.yaml")
+    two = write("DATASET: {shot: 3}\nRNG_SEED: 2", "two.yaml")
+    cfg = load_config([one, str(two)], ["RNG_SEED", "3"])
+    assert (cfg.DATASET.shot, cfg.DATASET.s_in_shot, cfg.RNG_SEED) == (3, 2, 3)
+    assert load_config([two, one]).DATASET.shot == 2
+
+
+def test_the_result_is_frozen_and_the_defaults_stay(load):
+    cfg = load("DATASET.train_objects", "[a]", "DATASET.shot", "5")
+    assert isinstance(cfg, CfgNode) and cfg.is_frozen()
+    with pytest.raises(AttributeError):
+        cfg.DATASET.shot = 2
+    cfg.DATASET.train_objects.append("b")
+    assert load() == get_defaults() and load().DATASET.train_objects == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing", "TRAIN:", "TRAIN: {}", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"]
+)
+def test_empty_files_sections_and_strings_change_nothing(write, text):
+    assert load_config(write(text)) == get_defaults()
+
+
+def test_dotted_keys_and_merged_mappings_in_yaml(write):
+    assert load_config(write("TRAIN.SOFS.smooth_r: 2")).TRAIN.SOFS.smooth_r == 2.0
+    text = "TEST_SETUPS: &t {batch_size: 2}\nTRAIN_SETUPS: {<<: *t, epochs: 1}"
+    assert load_config(write(text)).TRAIN_SETUPS.batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("TRAIN_SETUPS.learning_rate", "1e-5", 1e-5),
+        ("TRAIN_SETUPS.learning_rate", "1", 1.0),
+        ("DATASET.rotate_min", "-10", -10.0),
+        ("TRAIN_SETUPS.epochs", "3.0", 3),
+        ("TRAIN_SETUPS.epochs", "1e2", 100),
+        ("RUN_NAME", "007", "007"),
+        ("RUN_NAME", "True", "True"),
+        ("RUN_NAME", "[a", "[a"),
+        ("TEST.baseline", "false", False),
+        ("DATASET.crop_ratio", "(1, 1e0)", [1.0, 1.0]),
+        ("TRAIN.SOFS.prior_layer_pointer", "3", [3]),
+        ("DATASET.train_objects", "Ring", ["Ring"]),
+        ("DATASET.train_objects", "[Ring, 007]", ["Ring", "007"]),
+        ("DATASET.train_objects", "", []),
+        ("DATASET.test_objects", ("a",), ["a"]),
+        ("TEST.threshold", "auto", "auto"),
+        ("TEST.threshold", "1", 1.0),
+    ],
+)
+def test_values_take_the_type_of_their_key(load, write, key, text, value):
+    cfg = load(key, text)
+    assert repr(get(cfg, key)) == repr(value)
+    assert load_config(write(cfg.dump())) == cfg
+
+
+def test_every_value_loads_again_from_opts_and_from_its_dump(tmp_path):
+    """Of every type: what a key holds is what its text and the dump of its tree give."""
+    path = tmp_path / "again.yaml"
+    kinds = {
+        "RNG_SEED": st.integers(0, 2**32 - 1),
+        "TRAIN.SOFS.smooth_r": st.floats(1e-300, 1e300),
+        "DATASET.crop_ratio": st.lists(st.floats(0.01, 9), min_size=2, max_size=2).map(sorted),
+        "TEST.baseline": st.booleans(),
+        "TRAIN.backbone_sha256": st.text(st.characters(codec="utf-8"), max_size=9),
+        "DATASET.train_objects": st.lists(st.from_regex(r"\w{1,6}", fullmatch=True), unique=True),
+    }
+    pairs = st.sampled_from(sorted(kinds)).flatmap(lambda key: st.tuples(st.just(key), kinds[key]))
+
+    @settings(max_examples=150, deadline=None)
+    @given(pairs)
+    def check(pair):
+        key, value = pair
+        cfg = load_config([], [key, value])
+        assert get(cfg, key) == value
+        if not isinstance(value, str):
+            text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else repr(value)
+            assert load_config([], [key, text]) == cfg
+        path.write_text(cfg.dump(), encoding="utf-8")
+        assert load_config(path) == cfg
+
+    check()
+
+
+WRONG = {
+    bool: ["yes please", 1, None, [True]],
+    int: ["abc", True, 1.5, None, [1], float("inf"), 10**400],
+    float: ["abc", True, None, [0.5], float("nan")],
+    str: [1, True, 0.5, ["a"]],
+}
+
+
+@pytest.mark.parametrize("key", SCHEMA)
+def test_a_wrong_type_is_refused_naming_source_key_value_and_type(key, write, fault):
+    default = SCHEMA[key]
+    several = isinstance(default, list)
+    kind = type((default or [""])[0] if several else default)
+    for wrong in WRONG[kind]:
+        value = [wrong, wrong] if several else wrong
+        path = write(nested(key, value))
+        message = fault(path)
+        assert message.startswith(f"{path}: {key} is ") and "takes" in message
+        assert repr(value)[:200] in message
+    assert key in fault(write(nested(key, {"a": 1}))) and key in fault(write(nested(key, {})))
+
+
+@pytest.mark.parametrize("text", ["automatic", "", "[auto]", "true", "0.5 0.6", ".nan"])
+def test_other_words_than_auto_are_no_threshold(fault, text):
+    message = fault([], "TEST.threshold", text)
+    assert "TEST.threshold is " in message and "a finite number, or auto" in message
+    assert "or auto" not in fault([], "TEST.window_overlap", "auto")
+
+
+@pytest.mark.parametrize("text", ["1+1", "[a", "!!python/object/apply:os.getpid []"])
+def test_text_is_not_evaluated(fault, text):
+    for key in ("TRAIN_SETUPS.epochs", "TRAIN.SOFS.prior_layer_pointer", "TEST.baseline"):
+        message = fault([], key, text)
+        assert message.startswith(f"command line: {key} is ") and "takes" in message
+
+
+def test_opts_without_a_value_and_values_for_sections_are_refused(write, fault):
+    assert "'DATASET.shot'" in fault([], "RNG_SEED", "1", "DATASET.shot")
+    for message in (fault(write("TRAIN: {LOSS: 3}")), fault([], "TRAIN.LOSS", "3")):
+        assert "TRAIN.LOSS is " in message and "dice_weight, ce_weight" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("RNG_SEED: 1\nRNG_SEED: 2", "'RNG_SEED' is given twice; keep one"),
+        ("TRAIN: {SOFS: {smooth_r: 1,\n smooth_r: 2}}", "line 2"),
+        ("DATASET: {", "not a valid YAML file"),
+        ("RUN_NAME: a\0b", "not a valid YAML file"),
+        ("RNG_SEED: 1\n---\nRNG_SEED: 2", "not a valid YAML file"),
+        ("x: !!python/object/apply:os.getpid []", "not a valid YAML file"),
+        ("- a", "must map keys to values"),
+        ("just text", "must map keys to values"),
+    ],
+)
+def test_faulty_yaml_is_refused_naming_the_file(write, fault, text, words):
+    path = write(text)
+    assert (message := fault(path)).startswith(str(path)) and words in message
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path, fault):
+    assert "absent.yaml: cannot be read (No such file" in fault(tmp_path / "absent.yaml")
+    assert f"{tmp_path}: cannot be read" in fault(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\x80\xff")
+    assert "binary.yaml: not a valid YAML file" in fault(tmp_path / "binary.yaml")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_misspelt_key_is_refused_naming_the_original(data):
+    key = data.draw(st.sampled_from(sorted(DEFAULTS)))
+    place = data.draw(st.integers(key.rfind(".") + 1, len(key) - 1))
+    wrong = key[:place] + data.draw(st.sampled_from(["", "q", key[place] * 2])) + key[place + 1 :]
+    if wrong not in SCHEMA:
+        with pytest.raises(ConfigError, match=f"command line: unknown key {wrong}. ") as error:
+            load_config([], [wrong, "1"])
+        assert f"Did you mean {key}?" in str(error.value)
+
+
+def test_a_key_of_another_section_is_found(write, fault):
+    message = fault(write("DATASETS: {shot: 1}"))
+    assert "my.yaml: unknown key DATASETS.shot. Did you mean DATASET.shot?" in message
+    assert "Did you mean TRAIN.SOFS.smooth_r?" in fault(write("smooth_r: 1"))
+    assert "docs/configuration.md lists all keys" in fault([], "XYZZY", "1")
+    assert hint("vision_v1_nd", ["mvtec", "VISION_V1_ND"], "") == "Did you mean VISION_V1_ND?"
+    assert hint("x", [], "No options.") == "No options."
+
+
+def test_home_and_variables_are_written_out_in_every_key_of_a_path(load, fault, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    expected = {"~": "/home/me", "~/a b": "/home/me/a b", "~root/x": "/root/x", "./x/~": "./x/~"}
+    expected |= {"$DATA/x": "/data/x", "${DATA}x": "/datax", "": ""}
+    keys = [k for k, v in DEFAULTS.items() if k.endswith(PATH_ENDINGS) and v not in (True, False)]
+    assert len(keys) == 9
+    for key in keys:
+        for given_path, path in expected.items():
+            several = isinstance(DEFAULTS[key], list)
+            value = get(load(key, [given_path] if several else given_path), key)
+            assert value == ([path] if several else path)
+        assert "unknown user or variable" in fault([], key, "~nobody_of_that_name/x")
+        assert "unknown user or variable" in fault([], key, "/x/$NO_SUCH_VARIABLE/y")
+
+
+def test_arguments_of_the_entry_points():
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    words = "--opts DATASET.rotate_min -5 --cfg a.yaml b.yaml --cfg c.yaml"
+    args = parser.parse_args(words.split())
+    assert args.cfg == ["a.yaml", "b.yaml", "c.yaml"] and args.opts == ["DATASET.rotate_min", "-5"]
+    assert parser.parse_args(["--cfg", "a"]).opts == []
+    with pytest.raises(SystemExit):
+        parser.parse_args([])

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.readers.mvtec import MVTEC_OBJECTS
+from datasets.splits import CROSS_DOMAIN_TEST, DS_SPECTRUM_TEST, VISION_V1_TEST
+from method_config import load_config
+from tests.anomaly_data import write_mvtec
+from tests.helpers import TINY, draw_defect, own_logging, surface, write_product
+from tools.sweep import build_parser, build_sweep, carry_out, check_folders, is_finished, main
+from tools.tester import run_test
+from tools.trainer import run_training
+from utils.errors import ConfigError, WeightsError
+
+SUMMARY = {"summary.md", "summary.json", "summary.csv"}
+# what a protocol sets is not for a test to change
+QUICK = {key: value for key, value in TINY.items() if "objects" not in key and "smooth" not in key}
+QUICK |= {"TRAIN_SETUPS.epochs": 1, "DATASET.few_shot_repeated_multiple": 2}
+QUICK |= {"DATASET.vision_data_save": False}
+del QUICK["RUN_NAME"]
+
+
+def opts(output, **changes):
+    """--opts for small and quick runs that write below `output`; `changes` with `__` for dots."""
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    values = QUICK | {"OUTPUT_DIR": output} | changed
+    return ["--opts", *(str(part) for pair in values.items() for part in pair)]
+
+
+def plan(*words):
+    """The runs of a command line, by name."""
+    runs = build_sweep(build_parser().parse_args([*map(str, words)])).runs()
+    return {run.cfg.RUN_NAME: run for run in runs}
+
+
+def metrics(run):
+    return json.loads((run.folder / "metrics.json").read_text())
+
+
+def stamps(folder):
+    """When each result and each trained head below a sweep's folder was written."""
+    files = [*folder.glob("*/metrics.json"), *folder.glob("*/checkpoints/*")]
+    return {file.relative_to(folder).as_posix(): file.stat().st_mtime_ns for file in files}
+
+
+def figures(folder, **keys):
+    entries = json.loads((folder / "summary.json").read_text())["figures"]
+    return [entry for entry in entries if keys.items() <= entry.items()]
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """Settings for all 14 products of VISION V1, three images each."""
+    root = tmp_path_factory.mktemp("VISION_V1")
+    for name in {name for group in VISION_V1_TEST for name in group}:
+        write_product(root, name, {"spot": 3}, (64, 80))
+    return {"TRAIN__dataset_path": root, "TEST__dataset_path": root}
+
+
+@pytest.fixture(scope="module")
+def finished(vision, tmp_path_factory):
+    """Words and folder of a sweep over two splits and two shots."""
+    output = tmp_path_factory.mktemp("log")
+    words = ["vision_v1", "--splits", "0", "2", "--shots", "1", "2", *opts(output, **vision)]
+    with own_logging():
+        assert main(words) == 0
+    return words, output / "vision_v1"
+
+
+@pytest.fixture
+def small(vision, tmp_path):
+    """Words, folder and runs of a sweep before it runs: a training, two tests of one class."""
+    words = ["vision_v1", "--splits", "0", "--shots", "1", "2"]
+    words += opts(tmp_path, TRAIN_SETUPS__epochs=2, **vision)
+    words += ["DATASET.train_objects", "[Ring]", "DATASET.test_objects", "[Lens]"]
+    return words, tmp_path / "vision_v1", list(plan(*words).values())
+
+
+def test_a_sweep_trains_tests_and_sums_up(finished):
+    words, folder = finished
+    runs = plan(*words)
+    assert {path.name for path in folder.iterdir()} == {*runs} | SUMMARY
+    for run in runs.values():
+        cfg = load_config(run.folder / "config.yaml")
+        if run.training:
+            assert cfg == run.cfg
+        assert (run.folder / "metrics.json").exists() == bool(run.training)
+    for run in (run for run in runs.values() if run.training):
+        content = metrics(run)
+        where = {"shot": content["shot"], "method": "SOFS", "split": content["split"]}
+        (miou,) = figures(folder, **where, metric="miou")
+        assert miou["mean"] == pytest.approx(content["methods"]["SOFS"]["miou"]["mean"])
+        classes = {f["class"]: f["mean"] for f in figures(folder, **where, metric="iou")}
+        expected = content["methods"]["SOFS"]["classes"]
+        assert classes == pytest.approx({name: of["iou"] for name, of in expected.items()})
+        assert {name.split("/")[0] for name in classes} == set(VISION_V1_TEST[content["split"]])
+    (mean,) = figures(folder, shot=1, method="SOFS", split="mean", metric="miou")
+    assert (
+        f"{100 * mean['mean']:.2f} +- {100 * mean['std']:.2f}"
+        in (folder / "summary.md").read_text()
+    )
+
+
+def test_a_test_of_a_sweep_is_the_test_of_test_py(finished, tmp_path):
+    words, _ = finished
+    run = plan(*words)["test_split2_seed54_2shot"]
+    folder = run_test(load_config(run.folder / "config.yaml", ["OUTPUT_DIR", str(tmp_path)]), "")
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["methods"] == metrics(run)["methods"]
+
+
+def test_the_same_command_again_keeps_every_run(finished):
+    words, folder = finished
+    before, text = stamps(folder), (folder / "summary.md").read_text()
+    (folder / "summary.md").unlink()
+    assert main(words) == 0
+    assert stamps(folder) == before and (folder / "summary.md").read_text() == text
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, tmp_path, capsys):
+    """Before anything runs: the split that is missing, too. Of a test, another head as well."""
+    words, folder = finished
+    before = stamps(folder)
+    assert main(["vision_v1", "--splits", "1", "2", *words[4:], "DATASET.s_in_shot", "3"]) == 2
+    error = capsys.readouterr().err
+    for word in ("train_split2_seed54/config.yaml", "s_in_shot is 2", "has 3", "--name"):
+        assert word in error
+    assert stamps(folder) == before and not (folder / "train_split1_seed54").exists()
+    (tmp_path / "head.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"TEST\.load_model_path is .*train_split0"):
+        check_folders(list(plan(*words, "--heads", tmp_path / "head.safetensors").values()))
+
+
+def test_an_interrupted_sweep_goes_on(small):
+    """Only what is missing runs: the training from its last whole epoch, then tests."""
+    words, folder, (training, first, second) = small
+    with own_logging():
+        run_training(training.config({"TRAIN_SETUPS.epochs": 1}), str(training.file))
+    (training.folder / "config.yaml").write_text(training.cfg.dump())
+    assert not is_finished(training)
+    assert main(words) == 0
+    log = (training.folder / "train.log").read_text()
+    assert log.count("epoch 1: loss") == log.count("epoch 2: loss") == 1
+    assert all(map(is_finished, (training, first, second)))
+    before = stamps(folder)
+    shutil.rmtree(second.folder)
+    assert main(words) == 0
+    after, redone = stamps(folder), f"{second.folder.name}/metrics.json"
+    assert {name for name in after if after[name] != before[name]} == {redone}
+
+
+def test_a_new_training_has_its_tests_done_again_and_is_left_out_if_they_are_there(small):
+    _, folder, (training, first, second) = small
+    carry_out([training, first, second])
+    before = stamps(folder)
+    shutil.rmtree(training.folder)
+    carry_out([training, first, second])
+    assert not training.folder.exists()
+    shutil.rmtree(second.folder)
+    carry_out([training, first, second])
+    after = stamps(folder)
+    assert set(after) == set(before) and all(after[name] > before[name] for name in before)
+
+
+@pytest.mark.parametrize("fault", ["cut off", "failed", "another head"])
+def test_a_test_that_is_not_whole_is_done_again(small, fault):
+    """And what it had found moves beside its folder."""
+    _, _, (training, first, _) = small
+    carry_out([training, first])
+    if fault == "cut off":
+        (first.folder / "run.json").unlink()
+    elif fault == "failed":
+        (first.folder / "run.json").write_text(json.dumps({"failed": ["could not be tested"]}))
+    else:
+        changed = metrics(first) | {"head_sha256": "0" * 64}
+        (first.folder / "metrics.json").write_text(json.dumps(changed))
+    assert is_finished(training) and not is_finished(first)
+    carry_out([training, first])
+    assert is_finished(first)
+    assert (first.folder.with_name(f"{first.folder.name}.1") / "metrics.json").is_file()
+
+
+def test_the_best_head_of_a_validation_is_tested(small):
+    """A test of the last head stays where the best one is the same."""
+    words, _, (training, first, second) = small
+    carry_out([training, first])
+    shutil.copy(training.head, training.head.with_name("best.safetensors"))
+    carry_out([training, first, second])
+    used = [load_config(r.folder / "config.yaml").TEST.load_model_path for r in (first, second)]
+    assert [path.rpartition("/")[2] for path in used] == ["head.safetensors", "best.safetensors"]
+    check_folders([training, first, second])
+    assert main(words) == 0
+
+
+def test_a_training_that_validates_gives_its_best_head_to_the_tests(small):
+    words, val = small[0], "TRAIN_SETUPS.TEST_SETUPS.val_"
+    training, *tests = plan(*words, f"{val}state", "True", f"{val}share", "0.4").values()
+    carry_out([training, *tests])
+    assert is_finished(training) and (training.folder / "metrics_validation.json").is_file()
+    for run in tests:
+        used = load_config(run.folder / "config.yaml").TEST.load_model_path
+        assert used == str(training.checkpoints / "best.safetensors")
+
+
+def test_a_broken_state_names_file_and_remedy(small):
+    _, _, (training, *_) = small
+    training.checkpoints.mkdir(parents=True)
+    for name in ("state.pth", "head.safetensors"):
+        (training.checkpoints / name).write_bytes(b"junk")
+    with pytest.raises(WeightsError, match=rf"state\.pth.*remove {training.folder} to train anew"):
+        carry_out([training])
+
+
+def test_a_sweep_is_no_process_of_torchrun(small, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert main(small[0]) == 2
+    assert "without torchrun" in capsys.readouterr().err and not small[1].exists()
+
+
+# --- Other data sets -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spectrum(tmp_path_factory):
+    """All objects of Defect Spectrum as downloaded, three images each, in the two layouts."""
+    root = tmp_path_factory.mktemp("DS_Spectrum")
+    for name in {name for group in DS_SPECTRUM_TEST for name in group}:
+        nested = not name.startswith("DS-") and not name.endswith("_VISION")
+        place = "DS-MVTec" if nested else "DS-VISION" if name.endswith("_VISION") else ""
+        folder, rng = root / place / name.removesuffix("_VISION"), np.random.default_rng(len(name))
+        for number in range(3):
+            image, mask = surface((64, 80), rng), np.zeros((64, 80), np.uint8)
+            top, bottom, left, right = draw_defect(image, "spot", rng)
+            mask[top:bottom, left:right] = 1
+            for kind, suffix, pixels in (("image", "", image), ("mask", "_mask", mask)):
+                path = folder / kind / ("cut" if nested else "") / f"{number:03d}{suffix}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(path), pixels)
+    return root
+
+
+def test_defect_spectrum_by_the_prior(spectrum, tmp_path):
+    words = ["ds_spectrum", "--splits", "1", "--shots", "1"]
+    words += opts(tmp_path, TEST__dataset_path=spectrum, TEST__method="prior")
+    assert main(words) == 0
+    folder = tmp_path / "ds_spectrum"
+    assert {path.name for path in folder.iterdir()} == {"test_split1_seed54_1shot"} | SUMMARY
+    classes = {figure["class"] for figure in figures(folder, metric="iou")}
+    assert classes == {f"{name}/1" for name in DS_SPECTRUM_TEST[1]}
+    assert {figure["method"] for figure in figures(folder)} == {"prior"}
+
+
+def test_heads_of_vision_are_tested_on_defect_spectrum(finished, spectrum, tmp_path):
+    heads = finished[1] / "train_split{split}_seed{seed}" / "checkpoints" / "head.safetensors"
+    words = ["vision_to_ds", "--splits", "2", "--shots", "1", "--heads", str(heads)]
+    changes = {"TEST__dataset_path": spectrum, "DATASET__few_shot_repeated_multiple": 1}
+    assert main(words + opts(tmp_path, **changes)) == 0
+    (run,) = plan(*words, *opts(tmp_path, **changes)).values()
+    assert metrics(run)["data_set"] == "DS_Spectrum_DS_ND"
+    classes = metrics(run)["methods"]["SOFS"]["classes"]
+    assert set(classes) == {f"{name}/1" for name in CROSS_DOMAIN_TEST}
+
+
+def test_anomaly_detection_on_all_objects(tmp_path):
+    shape = {"good": 1, "abnormal": 1, "size": (48, 64), "kinds": ["spot"]}
+    write_mvtec(tmp_path / "data", MVTEC_OBJECTS, **shape)
+    words = ["mvtec", *opts(tmp_path, TEST__dataset_path=tmp_path / "data")]
+    assert main(words) == 0
+    folder, runs = tmp_path / "mvtec", plan(*words)
+    assert list(runs) == [f"test_seed54_{shot}shot" for shot in (1, 2, 4)]
+    assert {path.name for path in folder.iterdir()} == {*runs} | SUMMARY
+    for run in runs.values():
+        shot, report = run.cfg.DATASET.shot, metrics(run)["anomaly"]
+        assert list(report["objects"]) == list(MVTEC_OBJECTS)
+        for name, measured in (report["objects"] | {"mean": report["mean"]}).items():
+            (figure,) = figures(folder, shot=shot, object=name, metric="aupro")
+            assert (figure["mean"], figure["std"]) == pytest.approx(
+                (measured["aupro"]["mean"], measured["aupro"]["std"]), abs=1e-12
+            )

@@ -1,0 +1,80 @@
+"""`TEST.threshold auto`: the threshold that suits the supports themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets.views import Pair
+from models.memory import Memory
+from utils.metrics.score_curves import ScoreCounts
+
+if TYPE_CHECKING:
+    from tools.predictor import Predictor
+
+# of the best IoU: thresholds that are as good for all one can tell from so few pixels
+NEARLY = 0.95
+
+
+def choose_thresholds(
+    predictor: Predictor,
+    pairs: Sequence[Pair],
+    parts: Sequence[Memory],
+    normal: Sequence[Memory],
+    windowed: bool,
+) -> dict[str, float]:
+    """By method, the middle of the thresholds that are best on the supports.
+
+    Each support is segmented with all others (leave one out; an image given twice is one support).
+    A single one is mirrored, and so segmented by what it has taught itself; it is more like itself
+    than other images are, so the threshold goes only half the way from the predictor's own.
+
+    Args:
+        predictor: who answers.
+        pairs: support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect.
+        parts: the same, encoded, one for each.
+        normal: further support images, without defect, encoded.
+        windowed: scale at which the queries are seen.
+    """
+    counts = {method: ScoreCounts() for method in predictor.methods}
+    alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
+
+    def remember(parts: Sequence[Memory]) -> Memory:
+        return predictor.encoder.remember(parts, normal, windowed=windowed)
+
+    def memory_without(image: np.ndarray) -> Memory:
+        together = zip(pairs, parts, strict=True)
+        return remember([p for (other, _), p in together if not np.array_equal(other, image)])
+
+    asked = list(pairs)
+    if alone:
+        asked = [
+            tuple(np.ascontiguousarray(np.flip(array, axes)) for array in pair)
+            for pair in pairs
+            for axes in (0, 1, (0, 1))
+        ]
+        known = remember(parts)
+    # one memory after the other: many supports would fill the memory with copies of each other
+    outcomes = predictor.segment(
+        (image, [known if alone else memory_without(image)]) for image, _ in asked
+    )
+    for (_, mask), outcome in zip(asked, outcomes, strict=True):
+        for method, answer in outcome.answers[0].items():
+            counts[method].update(answer.score, mask)
+    best = {method: best_threshold(counts) for method, counts in counts.items()}
+    if alone:
+        return {method: (predictor.threshold + value) / 2 for method, value in best.items()}
+    return best
+
+
+def best_threshold(counts: ScoreCounts) -> float:
+    """Middle of the thresholds around the best one whose IoU is nearly as good."""
+    iou = counts.iou()
+    good, best = iou >= NEARLY * iou.max(), int(iou.argmax())
+    below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
+    first = int(below[-1]) + 1 if len(below) else 0
+    last = best + int(above[0]) - 1 if len(above) else len(iou) - 1
+    last = min(last, len(iou) - 2)  # no score is above 1, which would find nothing
+    return (first + last) / 2 / (len(iou) - 1)

@@ -1,0 +1,199 @@
+"""What a test has measured: the pixel counts of every query, and the figures made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import DataError
+from utils.metrics.score_curves import ScoreCounts
+from utils.metrics.segmentation import SegmentationMeter, intersection_union, mean_std
+from utils.metrics.sizes import SizeMeter
+from utils.output_files import write_text
+from utils.tables import method_table
+
+HEADER = (
+    "repeat query class image method share threshold "
+    "intersection_background intersection union_background union"
+).split()
+ClassKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One method's answer to one query in one repeat, counted.
+
+    Attributes:
+        repeat, number: of the query; the same number is the same query in every repeat.
+        key: the class, (object, category).
+        image: path of the image, relative to the data set's root.
+        method: name of the method.
+        share: of the image that is defect.
+        threshold: score above which a pixel was called a defect.
+        intersection, union: pixels of background and defect.
+    """
+
+    repeat: int
+    number: int
+    key: ClassKey
+    image: str
+    method: str
+    share: float
+    threshold: float
+    intersection: tuple[int, int]
+    union: tuple[int, int]
+
+    @property
+    def iou(self) -> float | None:
+        """Of the defect; None where there is none and none was predicted."""
+        return self.intersection[1] / self.union[1] if self.union[1] else None
+
+
+@dataclass
+class Evaluation:
+    """The measurements of a test.
+
+    Attributes:
+        class_names: name for people of each class.
+        methods: names of those that were tested.
+        repeats: of the test.
+        results: one for each query, repeat and method.
+        sizes, curves: by method, over all queries and repeats.
+        faults: files that could not be read.
+        failed_queries: that could not be evaluated, summed over the repeats.
+
+    Raises:
+        DataError: two classes have one name.
+    """
+
+    class_names: dict[ClassKey, str]
+    methods: list[str]
+    repeats: int = 1
+    results: list[QueryResult] = field(default_factory=list)
+    sizes: dict[str, SizeMeter] = field(default_factory=dict)
+    curves: dict[str, ScoreCounts] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    failed_queries: int = 0
+
+    def __post_init__(self) -> None:
+        name, count = Counter(self.class_names.values()).most_common(1)[0]
+        if count > 1:
+            raise DataError(
+                f"two classes are called {name!r}, and a table would show one of them; rename one"
+            )
+        self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
+        self.curves = self.curves or {method: ScoreCounts() for method in self.methods}
+
+    def add(
+        self,
+        repeat: int,
+        number: int,
+        key: ClassKey,
+        image: str,
+        target: np.ndarray,
+        answers: dict[str, Any],
+    ) -> dict[str, float | None]:
+        """Count the answers of all methods to one query; returns the IoU of each.
+
+        Args:
+            repeat, number, key, image: see `QueryResult`.
+            target: (h, w) uint8 {0, 1}, the true mask.
+            answers: `tools.predictor.Prediction` by method.
+        """
+        share, ious = float((target == 1).mean()), {}
+        for method, answer in answers.items():
+            intersection, union = (
+                tuple(int(v) for v in pixels) for pixels in intersection_union(answer.label, target)
+            )
+            threshold = answer.threshold
+            counted = QueryResult(
+                repeat, number, key, image, method, share, threshold, intersection, union
+            )
+            self.results.append(counted)
+            self.sizes[method].update(answer.label, target)
+            self.curves[method].update(answer.score, target)
+            ious[method] = counted.iou
+        return ious
+
+    def join(self, others: Iterable[Evaluation]) -> None:
+        """Take in what other processes measured, or what was measured in other repeats."""
+        for other in others:
+            self.results += other.results
+            self.failed_queries += other.failed_queries
+            self.faults = sorted({*self.faults, *other.faults})
+            for method in self.methods:
+                self.sizes[method].counts += other.sizes[method].counts
+                self.curves[method].add(other.curves[method])
+        keys, methods = list(self.class_names), self.methods
+        self.results.sort(
+            key=lambda r: (r.repeat, r.number, keys.index(r.key), methods.index(r.method))
+        )
+
+    def meters(self, method: str) -> list[SegmentationMeter]:
+        """Pixel counts per class of one method, a meter per repeat."""
+        meters = [SegmentationMeter(self.class_names) for _ in range(self.repeats)]
+        for result in self.results:
+            if result.method == method:
+                meters[result.repeat].add(result.key, result.intersection, result.union)
+        return meters
+
+    def report(self) -> dict[str, Any]:
+        """Figures as plain JSON: IoU as fractions, None where undefined."""
+        methods: dict[str, Any] = {}
+        for method in self.methods:
+            meters = self.meters(method)
+            classes = {}
+            for position, (key, name) in enumerate(self.class_names.items()):
+                queries = int(sum(m.queries()[position] for m in meters))
+                iou = summary([m.class_iou()[key] for m in meters], "iou")
+                classes[name] = iou | {"queries": queries}
+            thresholds: list[list[float]] = [[] for _ in meters]
+            for result in self.results:
+                if result.method == method:
+                    thresholds[result.repeat].append(result.threshold)
+            methods[method] = {
+                "miou": summary([m.miou() for m in meters]),
+                "fb_iou": summary([m.fb_iou() for m in meters]),
+                "classes": classes,
+                "sizes": self.sizes[method].report(),
+                "threshold": summary([mean_std(values)[0] for values in thresholds]),
+            }
+        faults = {"unreadable": self.faults, "failed_queries": self.failed_queries}
+        return {"methods": methods} | faults
+
+    def miou(self, method: str) -> float | None:
+        """Mean over repeats of the mIoU of one method."""
+        return mean_std([m.miou() for m in self.meters(method)])[0]
+
+    def table(self) -> str:
+        """Class IoU, mIoU and FB-IoU in percent, a column per method."""
+        return method_table(self.report()["methods"])
+
+    def write_queries(self, file: Path) -> None:
+        """Write every query's counts as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HEADER)
+        for r in self.results:
+            about = [r.repeat, r.number, self.class_names[r.key], r.image, r.method]
+            pixels = [r.intersection[0], r.intersection[1], r.union[0], r.union[1]]
+            writer.writerow([*about, r.share, r.threshold, *pixels])
+        write_text(file, text.getvalue())
+
+    def curve_report(self) -> dict[str, Any]:
+        """Precision, recall and IoU by threshold of every method, as plain JSON."""
+        curves = [{"name": method} | curve.report() for method, curve in self.curves.items()]
+        return {"curves": curves}
+
+
+def summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:
+    """Mean under `key`, standard deviation and the values of the repeats."""
+    mean, std = mean_std(values)
+    return {key: mean, "std": std, "repeats": values}

@@ -1,0 +1,102 @@
+"""A taught defect as a file: the memory of its supports, in safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from models.comparison import Comparison
+from models.memory import Memory
+from models.weights import digest
+from utils.errors import BROKEN, WeightsError
+from utils.output_files import write_whole
+from utils.precision import autocast, half_type
+
+if TYPE_CHECKING:
+    from tools.predictor import Predictor
+
+FORMAT = "sofs-support-4"
+
+
+def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
+    """Write a memory, whole or not at all, with what the predictor that reads it must have in
+    common.
+    """
+    use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
+    metadata = fingerprint(predictor) | {"use": json.dumps(use)}
+    write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
+
+
+def load_memory(path: str | Path, predictor: Predictor) -> Memory:
+    """Read what `save_memory` wrote, in whatever precision it was taught.
+
+    Raises:
+        WeightsError: missing, unreadable, damaged, or written with other settings or weights.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such support file; write one with Predictor.save_support")
+    try:
+        with safe_open(path, "pt", device=str(predictor.device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: not a readable support file ({error}); teach the defect again"
+        ) from error
+    for name, value in fingerprint(predictor).items():
+        if metadata.get(name) != value:
+            raise WeightsError(
+                f"{path}: its {name} are not those of this predictor "
+                f"({metadata.get(name, 'none')}, here "
+                f"{value}); use the config and weights that it was written with, or teach the "
+                "defect again"
+            )
+    dtype = half_type(predictor.device, predictor.precision) or torch.float32
+    if dtype == torch.float32:
+        tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
+    try:
+        use = json.loads(metadata.get("use", ""))
+        thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
+        if use["windowed"] not in (True, False) or not all(
+            0 <= value <= 1 for value in thresholds.values()
+        ):
+            raise ValueError(metadata["use"])
+        memory = Memory.from_tensors(tensors, windowed=use["windowed"], thresholds=thresholds)
+        memory = memory.in_type(dtype)
+        _require_answer(memory, predictor)
+    except (*BROKEN, RuntimeError) as error:
+        raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
+    return memory
+
+
+@torch.inference_mode()
+def _require_answer(memory: Memory, predictor: Predictor) -> None:
+    """Have every method answer a blank window: it fails where a tensor does not fit the model."""
+    with autocast(predictor.device, predictor.precision):
+        channels = predictor.backbone.channels
+        blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
+        for method in predictor.methods.values():
+            method.answer(Comparison(blank, memory), (2, 2))
+
+
+def fingerprint(predictor: Predictor) -> dict[str, str]:
+    """What a support file has in common with its reader: views, layers, weights in any
+    precision.
+    """
+    backbone = predictor.backbone
+    state = predictor.methods[predictor.main].state_dict()
+    weights = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+    settings = asdict(predictor.settings)
+    settings |= {"layers": backbone.layers, "stride": backbone.stride}
+    return {
+        "format": FORMAT,
+        "settings": json.dumps(settings, sort_keys=True),
+        "weights": f"{backbone.identity} {digest(weights) if weights else ''}".strip(),
+    }

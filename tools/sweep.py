@@ -1,0 +1,381 @@
+"""Train and test a published experiment and sum it up: `python -m tools.sweep vision_v1`.
+
+Its runs and summary.md, summary.json, summary.csv lie in OUTPUT_DIR/NAME. The same command again
+goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+from yacs.config import CfgNode
+
+from method_config import get_defaults, load_config
+from method_config.values import expanded, get, hint, leaves, merge, read_yaml
+from models.methods import BASELINE, method_class
+from models.weights import require_file
+from tools.checkpoint import load_state
+from tools.cli import exit_code
+from tools.evaluator import run_test
+from tools.sweep_summary import write_summary
+from tools.trainer import run_training
+from utils.console import say
+from utils.distributed import started_by_torchrun
+from utils.errors import ConfigError, WeightsError
+from utils.logging import setup_logging
+from utils.output_files import sha256_of
+
+LOG = logging.getLogger(__name__)
+CONFIGS = Path(__file__).parents[1] / "method_config"
+PROTOCOLS = CONFIGS / "protocols"
+METRICS = "metrics.json"
+RESUME, LOAD_HEAD, HEAD = "TRAIN.resume", "TEST.load_checkpoint", "TEST.load_model_path"
+# keys that a sweep sets itself -> what to use instead
+SET_BY_SWEEP = {
+    "RUN_NAME": "--name, which names the folder of the sweep",
+    "DATASET.split": "--splits",
+    "DATASET.shot": "--shots",
+    "RNG_SEED": "--seeds",
+    LOAD_HEAD: "--heads",
+    HEAD: "--heads",
+    RESUME: "the same command again, which goes on where the sweep was interrupted",
+}
+Settings = dict[str, Any]  # full dotted key -> value
+
+
+# --- Plan: every run with its whole config, before any of them starts ----------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training or test.
+
+    Attributes:
+        file: YAML file that the config starts from.
+        settings: what differs from it.
+        cfg: the whole, frozen tree.
+        trains: a training rather than a test.
+        training: of a test, the training whose head it loads; None: it has a given head, or none.
+    """
+
+    file: Path
+    settings: Settings
+    cfg: CfgNode
+    trains: bool = False
+    training: Run | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return Path(self.cfg.OUTPUT_DIR) / self.cfg.RUN_NAME
+
+    @property
+    def checkpoints(self) -> Path:
+        """Of a training: where its heads and its state lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def head(self) -> Path:
+        """Of a training: the head that its tests load, the best one where validation keeps one."""
+        best = self.checkpoints / "best.safetensors"
+        return best if best.is_file() else self.checkpoints / "head.safetensors"
+
+    def config(self, changes: Settings) -> CfgNode:
+        """Its config with some changes."""
+        return load_config(self.file, _flat(self.settings | changes))
+
+    def command(self) -> str:
+        """The command line of train.py or test.py that does the same."""
+        script = "train.py" if self.trains else "test.py"
+        return shlex.join([script, "--cfg", str(self.file), "--opts", *_flat(self.settings)])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A protocol, method_config/protocols/PROTOCOL.yaml, and what the command line asks of it.
+
+    Attributes:
+        protocol: name of the file, without suffix.
+        config: YAML file that all runs start from; in the protocol relative to method_config/.
+        splits: settings of the runs of each split; the one key None where the data have no splits.
+        shots: supports per query, a test for each.
+        train: settings of the trainings; None: nothing is trained.
+        test: settings of the tests.
+        seeds: RNG_SEED of a training and its tests; empty: that of the config.
+        heads: file of trained weights, in which {split} and {seed} are replaced; empty: trained.
+        name: of the folder below OUTPUT_DIR.
+        opts: KEY VALUE ..., settings that win over the protocol's.
+    """
+
+    protocol: str
+    config: Path
+    splits: dict[int | None, Settings]
+    shots: list[int]
+    train: Settings | None
+    test: Settings
+    seeds: list[int]
+    heads: str
+    name: str
+    opts: list[str]
+
+    @cached_property
+    def _draft(self) -> CfgNode:
+        """The config of tests but for what differs from run to run."""
+        for key in self.opts[::2]:
+            if key in SET_BY_SWEEP:
+                fault = f"command line: {key} differs from run to run of a sweep"
+                raise ConfigError(f"{fault}; use {SET_BY_SWEEP[key]}")
+        return load_config(self.config, [*_flat(self.test), *self.opts])
+
+    def folder(self) -> Path:
+        """Where its runs and its summary lie.
+
+        Raises:
+            ConfigError: `opts` have a key that the sweep sets itself, or do not load; `name` leads
+                out of OUTPUT_DIR.
+        """
+        path = PurePath(self.name)
+        if path.is_absolute() or ".." in path.parts or self.name.startswith("~"):
+            advice = "choose a plain name, and set OUTPUT_DIR to the rest"
+            raise ConfigError(f"--name: {self.name} is no folder below OUTPUT_DIR; {advice}")
+        return Path(self._draft.OUTPUT_DIR) / path
+
+    def runs(self) -> list[Run]:
+        """All runs in their order: by seed and split, a training before its tests.
+
+        Raises:
+            ConfigError: a setting is impossible or the sweep's own; there is no head to test.
+            WeightsError: a file of `heads` is missing.
+        """
+        trains, runs = self._trains(), list[Run]()
+        for seed in dict.fromkeys(self.seeds or [self._draft.RNG_SEED]):
+            for split in self.splits:
+                where = f"seed{seed}" if split is None else f"split{split}_seed{seed}"
+                own: Settings = {"OUTPUT_DIR": str(self.folder()), "RNG_SEED": seed}
+                own |= {} if split is None else {"DATASET.split": split}
+                training = self._training(own | {"RUN_NAME": f"train_{where}"}) if trains else None
+                runs += [training] if training else []
+                head = training.head if training else None
+                if self.heads:
+                    file = self.heads.replace("{split}", str(split)).replace("{seed}", str(seed))
+                    head = require_file(expanded(file), "--heads")
+                own |= {LOAD_HEAD: True, HEAD: str(head)} if head else {}
+                for shot in dict.fromkeys(self.shots):
+                    named = {"RUN_NAME": f"test_{where}_{shot}shot", "DATASET.shot": shot}
+                    runs.append(self._run(self.test, own | named, training=training))
+        return runs
+
+    def _trains(self) -> bool:
+        """Whether heads are trained; ConfigError where the method has none, or none can be had."""
+        method = self._draft.TEST.method
+        needs_head = method_class(method).needs_training
+        if not needs_head and self.heads:
+            fault = f"--heads: TEST.method is {method}, which has no head"
+            raise ConfigError(f"{fault}; leave out one of them")
+        if needs_head and self.train is None and not self.heads:
+            fault = f"{self.protocol} trains no head for TEST.method {method}"
+            raise ConfigError(f"{fault}; give one with --heads, or use {BASELINE}")
+        return needs_head and not self.heads
+
+    def _training(self, own: Settings) -> Run:
+        settings = (self.train or {}) | {"TRAIN_SETUPS.TEST_SETUPS.test_state": False}
+        run = self._run(settings, own, trains=True)
+        for key in ("TRAIN.save_model", "TRAIN_SETUPS.epochs"):
+            if not (value := get(run.cfg, key)):
+                fault = f"{key} is {value}: no head would be left to test"
+                raise ConfigError(f"{fault}; change it in --opts")
+        return run
+
+    def _run(self, settings: Settings, own: Settings, **more: Any) -> Run:
+        """The settings of the split, then of the training or test, the user's, the sweep's own."""
+        given = dict(zip(self.opts[::2], self.opts[1::2], strict=True))
+        settings = self.splits[own.get("DATASET.split")] | settings | given | own
+        return Run(self.config, settings, load_config(self.config, _flat(settings)), **more)
+
+
+def build_sweep(args: argparse.Namespace, folder: Path = PROTOCOLS) -> Sweep:
+    """The sweep that the arguments of `build_parser` describe.
+
+    Raises:
+        ConfigError: there is no such protocol, it does not hold what `Sweep` describes, or it lacks
+            a split that is asked for.
+    """
+    name, file, names = args.protocol, folder / f"{args.protocol}.yaml", protocol_names()
+    if not file.is_file():
+        advice = f"known: {', '.join(names)}. {hint(name, names, '')}"
+        raise ConfigError(f"{name}: no such protocol; {advice}".rstrip())
+
+    def settings(part: Mapping[str, Any] | None) -> Settings:
+        flat = dict(leaves(part or {}))
+        merge(get_defaults(), flat.items(), str(file))  # for errors of keys and types that name it
+        return flat
+
+    tree = read_yaml(file)
+    try:
+        if unknown := set(tree) - {"config", "shots", "splits", "train", "test"}:
+            raise ValueError(f"unknown: {', '.join(map(str, unknown))}")
+        if not tree["shots"]:
+            raise ValueError("no shots")
+        config, shots = CONFIGS / tree["config"], args.shots or [int(n) for n in tree["shots"]]
+        train = settings(tree["train"]) if "train" in tree else None
+        test, splits = settings(tree.get("test")), tree.get("splits", {}).items()
+        splits = {int(split): settings(part) for split, part in splits} or {None: {}}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        form = "config (a file), shots (a list), and optionally splits, train, test (mappings)"
+        fault = f"{file}: {type(error).__name__}: {error}; a protocol holds {form}"
+        raise ConfigError(fault) from error
+    if wrong := [split for split in args.splits if split not in splits]:
+        there = "no splits" if None in splits else f"the splits {', '.join(map(str, splits))}"
+        raise ConfigError(f"--splits: {name} has {there}, but {wrong[0]} was given")
+    splits = {split: splits[split] for split in args.splits or splits}
+    more = (args.seeds, args.heads, args.name or name, args.opts)
+    return Sweep(name, config, splits, shots, train, test, *more)
+
+
+def _flat(settings: Settings) -> list[str]:
+    """KEY VALUE ... as the command line gives them."""
+    return [str(part) for pair in settings.items() for part in pair]
+
+
+# --- Runs: what an earlier call has finished is kept ---------------------------------------------
+
+
+def check_folders(runs: Sequence[Run]) -> None:
+    """Compare the config.yaml of every run that is there already with that of the plan.
+
+    A training that went on differs in TRAIN.resume; a test names either head of its training.
+
+    Raises:
+        ConfigError: they differ; names the first differing key.
+    """
+    for run in runs:
+        file = run.folder / "config.yaml"
+        there = load_config(file) if file.is_file() else run.cfg
+        for key, value in leaves(run.cfg):
+            earlier = get(there, key)
+            if key == HEAD and run.training and Path(earlier).parent == run.training.checkpoints:
+                continue
+            if earlier != value and key != RESUME:
+                fault = f"{file}: {key} is {earlier!r}, but this sweep has {value!r}"
+                advice = "choose another folder for it with --name, or repeat the earlier settings"
+                raise ConfigError(f"{fault}; {advice}")
+
+
+def carry_out(runs: Sequence[Run]) -> None:
+    """Do, in their order, all runs that are not finished.
+
+    A training is left out, too, where all its tests are there. One that was cut off goes on where
+    it was. Tests that are older than their training, or of another head, are done again.
+    """
+    for number, run in enumerate(runs, 1):
+        setup_logging()  # on the console alone: the last run's log file is closed
+        place = f"{number} of {len(runs)}, {run.folder}"
+        tests = [test for test in runs if test.training is run]
+        if is_finished(run):
+            LOG.info("%s: kept, it is finished", place)
+        elif run.trains and all(map(is_finished, tests)):
+            LOG.info("%s: not needed, its tests are finished", place)
+        elif run.trains:
+            LOG.info("%s: training", place)
+            run_training(run.config({RESUME: "auto"}), str(run.file))
+            for test in tests:
+                (test.folder / METRICS).unlink(missing_ok=True)
+        else:
+            LOG.info("%s: test", place)
+            head = {HEAD: str(run.training.head)} if run.training else {}
+            run_test(run.config(head), str(run.file))
+    setup_logging()
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run's folder holds all that it was to leave there.
+
+    Of a test the metrics of all that was to be tested, with the head that its training holds now;
+    of a training the head, trained for all epochs, and validated where the config asks for it.
+    """
+    if run.trains:
+        has_head = (run.checkpoints / "head.safetensors").is_file()
+        return has_head and _epochs_done(run) >= run.cfg.TRAIN_SETUPS.epochs
+    facts = []
+    for file in (run.folder / "run.json", run.folder / METRICS):
+        try:
+            facts.append(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # cut off before it was written, or while
+            return False
+    ended, metrics = facts
+    if not ended or not metrics or ended.get("failed"):
+        return False
+    head = run.training.head if run.training else Path()
+    return not head.is_file() or metrics.get("head_sha256") == sha256_of(head)
+
+
+def _epochs_done(run: Run) -> int:
+    file = run.checkpoints / "state.pth"
+    try:
+        return load_state(file)["epoch"] if file.is_file() else 0
+    except WeightsError as error:
+        advice = f"remove {run.folder} to train anew"
+        raise WeightsError(f"{file}: no readable training state; {advice}") from error
+
+
+# --- Command line --------------------------------------------------------------------------------
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols that there are, sorted."""
+    return sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
+    add = parser.add_argument
+    add("protocol", help=f"what to run: {', '.join(protocol_names())}")
+    for name, text in (
+        ("--splits", "some of the protocol's splits"),
+        ("--shots", "supports per query, a test each"),
+        ("--seeds", "RNG_SEED, a training each"),
+    ):
+        add(name, nargs="+", type=int, default=[], metavar="N", help=text)
+    text = "test this head, train none; {split}, {seed}: filled"
+    add("--heads", default="", metavar="FILE", help=text)
+    add("--name", default="", help="folder below OUTPUT_DIR, the protocol's name unless given")
+    add("--list", action="store_true", help="print a command per run, and run nothing")
+    text = "settings that win, in all runs"
+    add("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan all runs, do those that are not finished, sum up; returns the exit code."""
+
+    def sweep() -> None:
+        args = build_parser().parse_args(argv)
+        if started_by_torchrun():
+            fault = "a sweep starts the processes of its runs itself"
+            raise ConfigError(f"{fault}: call it without torchrun, with --opts NUM_GPUS N")
+        planned = build_sweep(args)
+        runs = planned.runs()
+        if args.list:
+            say("\n".join(run.command() for run in runs))
+            return
+        check_folders(runs)
+        carry_out(runs)
+        tests = [run.folder / METRICS for run in runs if not run.trains]
+        say(write_summary(planned.folder(), tests))
+        LOG.info("summary in %s", planned.folder())
+
+    return exit_code(sweep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Windows of many images, opened and cut by threads ahead of the model, in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, TypeVar
+
+from datasets.images import Picture, read_image
+from datasets.large_images import ImageStrips
+from datasets.views import prepare_image
+from datasets.windows import Box, tile
+from models.memory import Memory
+from utils.errors import DataError
+
+THREADS = min(4, os.cpu_count() or 1)
+AHEAD = 2  # images that are opened before their turn
+T = TypeVar("T")
+
+
+@dataclass
+class Query:
+    """An image whose windows are on their way, and the memories that answer it.
+
+    Attributes:
+        memories: each looks at the image at its own scale.
+        opening: the image, opened by a thread.
+        image: the opened image.
+        error: why it, or the rest of it, cannot be read.
+        boxes: of its windows, by whether the memories are windowed.
+        mergers: by memory and method, what joins the answers to its windows.
+        taken, answered: windows that were cut, and those of them that were answered.
+        complete: no window is to come.
+    """
+
+    memories: Sequence[Memory]
+    opening: Future
+    image: ImageStrips | None = None
+    error: DataError | None = None
+    boxes: dict[bool, list[Box]] = field(default_factory=dict)
+    mergers: list[dict[str, Any]] = field(default_factory=list)
+    taken: int = 0
+    answered: int = 0
+    complete: bool = False
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.complete and self.answered == self.taken
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a query: its scale, its box in native pixels, its network input in the making."""
+
+    query: Query
+    windowed: bool
+    box: Box
+    pixels: Future
+
+
+def windows(
+    queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]],
+    waiting: deque[Query],
+    pool: ThreadPoolExecutor,
+    *,
+    size: int,
+    crop: int,
+    overlap: float,
+) -> Iterator[Window]:
+    """The windows of images, row by row.
+
+    Args:
+        queries: images with the memories that answer them.
+        waiting: where the queries are put when they are opened.
+        pool: its threads open images and prepare windows.
+        size: side of the network input, pixels.
+        crop: side of a window, native pixels.
+        overlap: share of a window's side in common with the next.
+    """
+
+    def opened() -> Iterator[Query]:
+        for number, (picture, memories) in enumerate(queries):
+            waiting.append(Query(memories, _opening(picture, number, pool)))
+            yield waiting[-1]
+
+    for query in ahead(opened(), AHEAD):
+        try:
+            query.image = image = query.opening.result()
+            for number, windowed in enumerate({m.windowed: None for m in query.memories}):
+                if number and image.pixels is None:  # strips are read once, from top to bottom
+                    image = ImageStrips(image.path)
+                whole = [(0, image.size[0], 0, image.size[1])]
+                boxes = tile(*image.size, crop, overlap) if windowed else whole
+                query.boxes[windowed] = boxes
+                for (top, bottom), row in groupby(boxes, lambda box: box[:2]):
+                    strip = image.strip(top, bottom)
+                    for box in row:
+                        query.taken += 1
+                        pixels = pool.submit(prepare_image, strip[:, box[2] : box[3]], size)
+                        yield Window(query, windowed, box, pixels)
+        except DataError as error:  # a large file may turn out to be broken half-way
+            query.error = error
+        query.complete = True
+
+
+def ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same items, each made `count` items before its turn, so that threads work on them."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _opening(picture: Picture | ImageStrips, number: int, pool: ThreadPoolExecutor) -> Future:
+    """The image, opened by a thread where it is a file; else its pixels now, as a copy.
+
+    Who gives pixels one after the other may use one buffer for all, or close each.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return pool.submit(ImageStrips, picture)
+    ready: Future = Future()
+    try:
+        if not isinstance(picture, ImageStrips):
+            picture = ImageStrips(read_image(picture, f"image {number}").copy())
+        ready.set_result(picture)
+    except DataError as error:
+        ready.set_exception(error)
+    return ready

@@ -78,9 +78,7 @@ def test_settings(fault, job):
 
 def test_a_bad_config_is_an_error_before_pytorch_is_loaded(setting):
     """Which takes seconds."""
-    code = (
-        "import sys; from tools.cli import run_main; code = run_main('', 'tools.evaluator:run_test')"
-    )
+    code = f"import sys; from tools.cli import run_main; code = run_main('', {JOBS['test']!r})"
     command = [sys.executable, "-c", f"{code}; sys.exit(10 * code + ('torch' in sys.modules))"]
     command += ["--cfg", str(setting / "my.yaml"), "--opts", "DATASET.split", "first"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 20

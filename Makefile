@@ -23,9 +23,9 @@ demo: $(VENV)/requirements.stamp
 	PYTHON=$(PY) CFG="$(DEMO) method_config/Demo/Open_Domain.yaml" sh test.sh RUN_NAME demo_open_domain
 	@$(PY) -m tools.summary log/demo log/demo_open_domain
 
-# A process per core and one more, as some tests wait; what is timed comes after it, alone.
+# What is timed comes last, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $$(($$(nproc) + 1)) --ignore tests/tools/benchmark --ignore tests/long
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --ignore tests/tools/benchmark --ignore tests/long
 	$(PY) -m pytest -q tests/tools/benchmark
 
 test-long: $(VENV)/requirements-dev.stamp

@@ -20,16 +20,14 @@ from tools.cli import run_main
 from tools.checkpoint import STATE
 from utils.output_files import PARTIAL
 
-LIMIT = 240  # seconds, of a wait
+LIMIT = 240  # seconds of a wait
 HALF = 10_000  # bytes of a state that is never whole
-FORKS = multiprocessing.get_context(
-    "forkserver"
-)  # of a process that has imported PyTorch, which takes seconds, once
+FORKS = multiprocessing.get_context("forkserver")  # has imported PyTorch, which takes seconds, once
 FORKS.set_forkserver_preload(["tools.trainer"])
 
 
 class Training:
-    """The settings of a training that goes on where it was cut off, and its folder.
+    """A training that resumes where it was cut off, and its folder.
 
     Args:
         data: root of the products.
@@ -41,17 +39,17 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         cfg = tiny_config(data, folder / "log", TRAIN__resume="auto", **changes)
         self.yaml, self.run = folder / "my.yaml", folder / "log" / "run"
+        self.errors = self.yaml.with_suffix(".stderr")
         self.yaml.write_text(cfg.dump())
 
     def start(self, *, largest_file=resource.RLIM_INFINITY, blow=None):
-        """The process, whose files may have so many bytes; its errors are kept in a file."""
-        self.errors = self.yaml.with_suffix(".stderr")
+        """Start the process, whose files may have so many bytes; `errors` keeps its stderr."""
         process = FORKS.Process(target=_train, args=(self.yaml, self.errors, largest_file, blow))
         process.start()
         return process
 
     def finish(self, **limits):
-        """Run to the end; returns the code."""
+        """Run to the end; returns the exit code."""
         return ended(self.start(**limits))
 
     def last_error(self):
@@ -62,7 +60,7 @@ class Training:
         return file.read_text() if file.exists() else ""
 
     def partial(self):
-        """Whether the state is being written."""
+        """Whether there is a state that was not written to its end."""
         return any(self.run.glob(f"{STATE.parent}/.{STATE.name}.*{PARTIAL}"))
 
     def state(self):
@@ -74,12 +72,13 @@ class Training:
 
 @dataclass
 class Blow:
-    """What comes over a training when it writes a file for the `time`-th time, however fast it and its test are.
+    """What hits a training when it writes a file for the `time`-th time, however fast it is.
 
     Attributes:
         time: counted from 1.
         number: of the signal that it gets.
-        seconds: between beginning to write and the signal; None: the kernel ends it in the midst of writing.
+        seconds: from the beginning of the write to the signal; None: the kernel ends the process
+            in the midst of the write.
         file: its name.
     """
 
@@ -96,16 +95,13 @@ class Blow:
         if self.time == 0 and self.seconds is None:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, resource.RLIM_INFINITY))
-        elif self.time == 0 and self.seconds == 0:
-            os.kill(os.getpid(), self.number)
         elif self.time == 0:
-            subprocess.Popen(
-                ["sh", "-c", f"sleep {self.seconds}; kill -{int(self.number)} {os.getpid()}"]
-            )
+            command = f"sleep {self.seconds}; kill -{int(self.number)} {os.getpid()}"
+            subprocess.Popen(["sh", "-c", command])
 
 
 def _train(yaml, errors, largest_file, blow):
-    """What `train.py --cfg FILE` does, as a process that shares nothing with the others."""
+    """What `train.py --cfg FILE` does, in a session of its own."""
     os.setsid()
     for stream, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -119,25 +115,25 @@ def _train(yaml, errors, largest_file, blow):
 
 
 def ended(process):
-    """Wait for its end; returns the code."""
+    """Wait for its end; returns the exit code."""
     process.join(LIMIT)
     assert process.exitcode is not None, "it does not end"
     return process.exitcode
 
 
 def until(condition, process):
-    """Wait for something; False if the process ends before."""
+    """Wait for a condition; False if the process ends before."""
     end = time.monotonic() + LIMIT
     while not condition():
         if not process.is_alive():
             return False
         assert time.monotonic() < end, "in vain"
-        time.sleep(0.001)
+        time.sleep(0.01)
     return True
 
 
 def kill_somewhere(training, rng):
-    """Start it and kill it a few epochs later, at any moment, as the system does when the memory is full."""
+    """Start it and kill it a few epochs later, at any moment, as a full memory does."""
     blow = Blow(rng.randrange(2, 6), seconds=rng.uniform(0, 0.1))
     assert ended(training.start(blow=blow)) == -signal.SIGKILL
 
@@ -152,9 +148,8 @@ def equal(first, second):
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(
-            equal(value, second[key]) for key, value in first.items()
-        )
+        same = first.keys() == second.keys()
+        return same and all(equal(value, second[key]) for key, value in first.items())
     if isinstance(first, list):
         return len(first) == len(second) and all(map(equal, first, second))
     return first == second

@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 from tests.helpers import JOBS, tiny_config
+from tests.killing import Training, ended, until
 from tools.checkpoint import STATE_KEYS
 from tools.cli import run_main
 
 ROOT = Path(__file__).parents[1]
 BAR = re.compile(r"((epoch \d+/\d+|test):.*)?$")  # a progress bar, or the empty line after it
+EACH_JOB = pytest.mark.parametrize("job", JOBS)
 
 
 @pytest.fixture
@@ -35,9 +37,8 @@ def fault(setting, monkeypatch, capsys):
     """Run a job on the YAML file, with further --opts; return the line on standard error."""
 
     def fault(job, *opts):
-        monkeypatch.setattr(
-            sys, "argv", [f"{job}.py", "--cfg", str(setting / "my.yaml"), "--opts", *map(str, opts)]
-        )
+        command = [f"{job}.py", "--cfg", str(setting / "my.yaml"), "--opts", *map(str, opts)]
+        monkeypatch.setattr(sys, "argv", command)
         assert run_main("", JOBS[job]) == 2
         output = capsys.readouterr()
         lines = [line for line in output.err.splitlines() if not BAR.match(line)]
@@ -54,92 +55,46 @@ def names(line, *parts):
     return all(str(part) in line for part in parts)
 
 
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_the_scripts_exit_with_2_and_one_line(setting, job):
     """The real processes; the other cases run in this one."""
-    key, env = f"{job.upper()}.dataset_path", os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        str(ROOT / f"{job}.py"),
-        "--cfg",
-        str(setting / "my.yaml"),
-        "--opts",
-        key,
-        "/gone",
-    ]
+    script, key = str(ROOT / f"{job}.py"), f"{job.upper()}.dataset_path"
+    command = [sys.executable, script, "--cfg", "my.yaml", "--opts", key, "/gone"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=setting, capture_output=True, text=True, env=env)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [done.stderr.strip()] and done.stderr.startswith(
-        "error: /gone: no such folder"
-    )
-    assert key in done.stderr and not (setting / "log").exists()
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: /gone: no such folder") and key in done.stderr
+    assert not (setting / "log").exists()
 
 
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_settings(fault, job):
     assert names(fault(job, "DATASET.split", "first"), "DATASET.split", "'first'", "an integer")
-    assert names(
-        fault(job, "TRAIN.SOFS.smoth_r", 1), "unknown key TRAIN.SOFS.smoth_r", "TRAIN.SOFS.smooth_r"
-    )
-    assert names(
-        fault(job, "DATASET.image_size", 65, "DATASET.mask_size", 65),
-        "DATASET.image_size",
-        "64 or 72",
-    )
+    line = fault(job, "TRAIN.SOFS.smoth_r", 1)
+    assert names(line, "unknown key TRAIN.SOFS.smoth_r", "TRAIN.SOFS.smooth_r")
+    line = fault(job, "DATASET.image_size", 65, "DATASET.mask_size", 65)
+    assert names(line, "DATASET.image_size", "64 or 72")
 
 
-def test_a_bad_config_is_told_before_pytorch_is_loaded(setting):
+def test_a_bad_config_is_an_error_before_pytorch_is_loaded(setting):
     """Which takes seconds."""
-    code = (
-        "import sys; from tools.cli import run_main; code = run_main('', 'tools.evaluator:run_test')"
-    )
+    code = f"import sys; from tools.cli import run_main; code = run_main('', {JOBS['test']!r})"
     command = [sys.executable, "-c", f"{code}; sys.exit(10 * code + ('torch' in sys.modules))"]
     command += ["--cfg", str(setting / "my.yaml"), "--opts", "DATASET.split", "first"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 20
 
 
-SLOW = """
-import time
-from multiprocessing import current_process
-
-def job():
-    pass
-
-if ("Spawn" in current_process().name) == {spawned}:
-    print("loading\\n", end="", flush=True)  # one write, whoever else prints
-    try:
-        time.sleep(1)
-    except BaseException:
-        raise ValueError
-"""
-SPAWN = """
-import sys
-from tools.cli import exit_code
-
-if __name__ == "__main__":
-    import slow
-    from utils.launch import launch
-    sys.exit(exit_code(lambda: launch(slow.job, 2, "gloo")))
-"""
-PLAIN = "import sys; from tools.cli import run_main; sys.exit(run_main('', 'slow:job'))"
-
-
-@pytest.mark.parametrize(("main", "processes"), [(PLAIN, 1), (SPAWN, 2)])
-def test_told_to_end_while_modules_are_loaded(setting, main, processes):
-    """Some of which turn an interruption into another error."""
-    (setting / "slow.py").write_text(SLOW.format(spawned=processes > 1))
-    (setting / "main.py").write_text(main)
-    command = [sys.executable, str(setting / "main.py"), "--cfg", "my.yaml"]
-    options = {
-        "cwd": setting,
-        "env": os.environ | {"PYTHONPATH": str(ROOT)},
-        "start_new_session": True,
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **options, **pipes)
-    assert [process.stdout.readline() for _ in range(processes)] == ["loading\n"] * processes
+def test_ctrl_c_in_a_training_saves_and_ends_with_130(surfaces, tmp_path):
+    """All processes of a terminal get it, also the loader's workers."""
+    changes = {"TRAIN_SETUPS__epochs": 10_000, "TRAIN_SETUPS__num_workers": 2}
+    training = Training(surfaces, tmp_path, **changes)
+    process = training.start()
+    assert until((training.run / "history.json").exists, process)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate()[1] == "interrupted by SIGINT\n" and process.returncode == 130
+    assert ended(process) == 130
+    errors = training.errors.read_text()
+    assert errors.startswith("interrupted by SIGINT: saved after epoch") and errors.count("\n") == 1
+    assert training.state()["epoch"] >= 1
 
 
 def test_a_missing_yaml_file(fault, setting):
@@ -147,37 +102,30 @@ def test_a_missing_yaml_file(fault, setting):
     assert names(fault("train"), setting / "my.yaml", "--cfg")
 
 
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_weights_files(fault, setting, job):
     (setting / "broken.pth").write_bytes(b"<html>not found</html>")
-    for name in ("gone.pth", "broken.pth"):
-        file, side = setting / name, job.upper()
-        head = fault(job, f"{side}.load_checkpoint", True, f"{side}.load_model_path", file)
-        assert names(head, f"{side}.load_model_path", file)
-        assert names(
-            fault(job, "TRAIN.backbone_checkpoint", file), "TRAIN.backbone_checkpoint", file
-        )
+    side = job.upper()
+    for file in (setting / "gone.pth", setting / "broken.pth"):
+        line = fault(job, f"{side}.load_checkpoint", True, f"{side}.load_model_path", file)
+        assert names(line, f"{side}.load_model_path", file)
+        line = fault(job, "TRAIN.backbone_checkpoint", file)
+        assert names(line, "TRAIN.backbone_checkpoint", file)
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"text", b"\x80\x05junk", b"PK\x03\x04" + bytes(300)]
-)
-def test_training_states(fault, setting, content):
+def test_training_states(fault, setting):
+    """Missing, broken, and with all names but something else in them."""
     file = setting / "state.pth"
-    if content is not None:
-        file.write_bytes(content)
     assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
-
-
-def test_a_training_state_with_something_else_in_it(fault, setting):
-    """All names are there."""
-    file = setting / "state.pth"
+    for content in (b"", b"text", b"\x80\x05junk", b"PK\x03\x04" + bytes(300)):
+        file.write_bytes(content)
+        assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
     for odd in (None, 3, "x", {}, [1]):
         torch.save(dict.fromkeys(STATE_KEYS, odd) | {"head": {}}, file)
         assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
 
 
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_data_sets(fault, setting, job):
     product = setting / "data" / ("Plate" if job == "train" else "Disk")
     key = f"{job.upper()}.dataset_path"
@@ -204,17 +152,6 @@ def test_every_test_image_unreadable(fault, setting):
     for path in (setting / "data" / "Disk").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:2000])
     assert names(fault("test"), "no query could be evaluated", setting / "data" / "Disk")
-
-
-def test_a_folder_that_was_there_stays(fault, setting, monkeypatch, capsys):
-    """Only what the run made is removed, and no longer once there is a checkpoint."""
-    folder = setting / "log" / "run"
-    folder.mkdir(parents=True)
-    path = setting / "data" / "Plate" / "train" / "spot_1.png"
-    path.write_bytes(path.read_bytes()[:2000])
-    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", str(setting / "my.yaml")])
-    assert run_main("", JOBS["train"]) == 2
-    assert str(path) in capsys.readouterr().err and (folder / "train.log").is_file()
 
 
 def test_an_output_folder_that_cannot_be_written(setting, monkeypatch, capsys):

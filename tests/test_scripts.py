@@ -1,3 +1,5 @@
+"""train.sh and test.sh."""
+
 from __future__ import annotations
 
 import json
@@ -13,229 +15,125 @@ import numpy as np
 import pytest
 
 from method_config import load_config
+from tests.helpers import write_product
+from tests.tools.open_domain_data import write_object
 from tools.summary import summarise
 from tools.sweep import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
-SHELL = shutil.which("dash") or "sh"
-TINY = (
-    *(
-        "DATASET.image_size",
-        "64",
-        "DATASET.mask_size",
-        "64",
-        "DATASET.crop_size",
-        "64",
-        "DATASET.s_in_shot",
-        "1",
-    ),
-    *("TRAIN.backbone", "efficientnet_lite0", "TRAIN.SOFS.prior_layer_pointer", "[1, 2]"),
-    *(
-        "TRAIN.SOFS.vit_patch_size",
-        "8",
-        "TRAIN.SOFS.reduce_dim",
-        "8",
-        "TRAIN.SOFS.transformer_embed_dim",
-        "8",
-    ),
-    *("TRAIN_SETUPS.num_workers", "0"),
+SHELLS = {"test.sh": shutil.which("dash") or "sh", "train.sh": "bash"}
+TINY = shlex.split(
+    "DATASET.image_size 64 DATASET.mask_size 64 DATASET.crop_size 64 DATASET.s_in_shot 1 "
+    "TRAIN.backbone efficientnet_lite0 TRAIN.SOFS.prior_layer_pointer [1,2] "
+    "TRAIN.SOFS.vit_patch_size 8 TRAIN.SOFS.reduce_dim 8 TRAIN.SOFS.transformer_embed_dim 8 "
+    "TRAIN_SETUPS.num_workers 0"
 )
 
 
-def run(*command, cwd, **environment):
-    """Run a script of the repository in another folder."""
+def run(script, *opts, cwd, **environment):
+    """Run a script of the repository in another folder; None removes an environment variable."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable} | environment
     environment = {k: v for k, v in environment.items() if v is not None}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def part(seed, size=(96, 128)):
-    """A noisy grey surface with a bright defect, and its mask {0, 255}."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(90, 110, (*size, 3), dtype=np.uint8)
-    mask = np.zeros(size, np.uint8)
-    row, column = rng.integers(10, 70, 2)
-    mask[row : row + 8, column : column + 8] = 255
-    image[mask > 0] = 240
-    return image, mask
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-@pytest.fixture
-def my_part(tmp_path):
-    folder = tmp_path / "my data" / "my_part"
-    for place, labels, seed in (("support", "mask", 0), ("query", "true_label", 1)):
-        image, mask = part(seed)
-        save(folder / place / "image" / "a.png", image)
-        save(folder / place / labels / "a.png", mask)
-    return folder
-
-
-@pytest.fixture
-def products(tmp_path):
-    """Two products of one defect category, three images each, in the VISION V1 layout."""
-    root = tmp_path / "VISION"
-    for number, product in enumerate(("Plate", "Rod")):
-        document = {"categories": [{"id": 0, "name": "spot"}], "images": [], "annotations": []}
-        for k in range(3):
-            image, mask = part(10 * number + k)
-            save(root / product / "train" / f"{k}.png", image)
-            document["images"].append(
-                {"id": k, "file_name": f"{k}.png", "height": 96, "width": 128}
-            )
-            contour = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0]
-            polygon = contour.reshape(-1).tolist()
-            document["annotations"].append(
-                {"id": k, "image_id": k, "category_id": 0, "segmentation": [polygon]}
-            )
-        (root / product / "train" / "_annotations.coco.json").write_text(json.dumps(document))
-    return root
+    command = [SHELLS[script], REPO / script, *map(str, opts)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
 def recorder(tmp_path):
     """A stand-in for the Python program: keeps its arguments, exits with the code in EXIT."""
-    file = tmp_path / "bin" / "python"
+    file, calls = tmp_path / "bin" / "python", tmp_path / "calls"
     file.parent.mkdir()
-    file.write_text(
-        f'#!/bin/sh\nprintf "%s\\t" "$@" >> "{tmp_path}/calls"\necho >> "{tmp_path}/calls"\nexit ${{EXIT:-0}}\n'
-    )
+    lines = ["#!/bin/sh", f'printf "%s\\t" "$@" >> "{calls}"', f'echo >> "{calls}"']
+    file.write_text("\n".join([*lines, "exit ${EXIT:-0}"]))
     file.chmod(0o755)
     return file
 
 
 def calls(tmp_path):
-    """(script, config) of every call that the recorder has seen."""
-    found = []
-    for line in (tmp_path / "calls").read_text().splitlines():
-        script, flag, *rest = line.rstrip("\t").split("\t")
-        assert flag == "--cfg"
-        position = rest.index("--opts")
-        found.append((Path(script).name, load_config(rest[:position], rest[position + 1 :])))
-    return found
+    """The words of every call that the recorder has seen."""
+    lines = (tmp_path / "calls").read_text().splitlines()
+    return [line.rstrip("\t").split("\t") for line in lines]
 
 
-def test_the_shell_scripts_parse():
-    assert not subprocess.run(
-        [SHELL, "-n", REPO / "test.sh"], capture_output=True, check=True
-    ).stderr
-    assert not subprocess.run(
-        ["bash", "-n", REPO / "train.sh"], capture_output=True, check=True
-    ).stderr
+def called_config(tmp_path):
+    """The config of the one call of test.py that the recorder has seen."""
+    ((script, flag, *words),) = calls(tmp_path)
+    assert (Path(script).name, flag) == ("test.py", "--cfg")
+    return load_config(words[: words.index("--opts")], words[words.index("--opts") + 1 :])
 
 
-def test_test_sh_segments_own_images(tmp_path, my_part):
-    opts = (
-        *TINY,
-        "TEST.method",
-        "prior",
-        "TEST.dataset_path",
-        str(my_part.parent),
-        "RUN_NAME",
-        "here",
-    )
-    done = run(
-        SHELL, REPO / "test.sh", *opts, "DATASET.open_domain_test_object", "my_part", cwd=tmp_path
-    )
+def called_sweep(tmp_path):
+    """The sweep of the one call of tools.sweep that the recorder has seen."""
+    (call,) = calls(tmp_path)
+    assert call[:3] == ["-P", "-m", "tools.sweep"]
+    return build_sweep(build_parser().parse_args(call[3:]))
+
+
+def test_test_sh_segments_own_images(tmp_path):
+    data = tmp_path / "my data"
+    write_object(data, "my_part", {"a.png": (96, 128)}, labels=["a.png"])
+    opts = ["TEST.method", "prior", "TEST.dataset_path", data, "RUN_NAME", "here"]
+    opts += ["DATASET.open_domain_test_object", "my_part"]
+    done = run("test.sh", *TINY, *opts, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    mask = cv2.imread(
-        str(tmp_path / "log" / "here" / "my_part" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED
-    )
-    assert mask.shape == (96, 128)
-    assert set(np.unique(mask)) <= {0, 255}
-    report = json.loads((tmp_path / "log" / "here" / "metrics.json").read_text())["objects"][
-        "my_part"
-    ]
+    folder = tmp_path / "log" / "here"
+    mask = cv2.imread(str(folder / "my_part" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (96, 128) and set(np.unique(mask)) <= {0, 255}
+    report = json.loads((folder / "metrics.json").read_text())["objects"]["my_part"]
     assert report["queries"] == 1
-    text = summarise(tmp_path / "log" / "here")
+    text = summarise(folder)
     assert f"{100 * report['iou']['prior']:.2f}" in text
-    assert f"pictures: {tmp_path}/log/here/my_part/overlays" in text
+    assert f"pictures: {folder}/my_part/overlays" in text
 
 
 @pytest.mark.parametrize("lead", [(), ("--opts",)])
 def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder, lead):
     (tmp_path / "a.yaml").write_text("RNG_SEED: 1\nRUN_NAME: a\n")
     (tmp_path / "b.yaml").write_text("RUN_NAME: b\n")
-    cfg = f"{tmp_path}/a.yaml {tmp_path}/b.yaml"
-    run(
-        SHELL,
-        REPO / "test.sh",
-        *lead,
-        "DATASET.split",
-        "2",
-        cwd=tmp_path,
-        CFG=cfg,
-        PYTHON=str(recorder),
-    )
-    ((script, found),) = calls(tmp_path)
-    assert script == "test.py"
-    assert (found.RNG_SEED, found.RUN_NAME, found.DATASET.split) == (1, "b", 2)
+    environment = {"CFG": f"{tmp_path}/a.yaml {tmp_path}/b.yaml", "PYTHON": str(recorder)}
+    run("test.sh", *lead, "DATASET.split", "2", cwd=tmp_path, **environment)
+    cfg = called_config(tmp_path)
+    assert (cfg.RNG_SEED, cfg.RUN_NAME, cfg.DATASET.split) == (1, "b", 2)
 
 
-def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder, my_part):
-    run(SHELL, REPO / "test.sh", cwd=tmp_path, PYTHON=str(recorder))
-    ((_, found),) = calls(tmp_path)
-    assert (found.TEST.load_checkpoint, found.TEST.load_model_path) == (True, "./SOFS_model.pth")
-    opts = (
-        *TINY,
-        "TEST.dataset_path",
-        str(my_part.parent),
-        "DATASET.open_domain_test_object",
-        "my_part",
-    )
-    done = run(SHELL, REPO / "test.sh", *opts, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "SOFS_model.pth" in done.stderr
-    assert "TEST.load_model_path" in done.stderr
-    assert not list((tmp_path / "log").glob("*"))
-
-
-def sweeps(tmp_path):
-    """The sweep of every call of tools.sweep that the recorder has seen."""
-    found = []
-    for line in (tmp_path / "calls").read_text().splitlines():
-        flag, module, name, *words = line.rstrip("\t").split("\t")
-        assert (flag, module, name) == ("-P", "-m", "tools.sweep")
-        found.append(build_sweep(build_parser().parse_args(words)))
-    return found
+def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder):
+    run("test.sh", cwd=tmp_path, PYTHON=str(recorder))
+    cfg = called_config(tmp_path)
+    assert (cfg.TEST.load_checkpoint, cfg.TEST.load_model_path) == (True, "./SOFS_model.pth")
+    write_object(tmp_path, "my_part")
+    opts = ["TEST.dataset_path", tmp_path, "DATASET.open_domain_test_object", "my_part"]
+    done = run("test.sh", *TINY, *opts, cwd=tmp_path)
+    assert done.returncode == 2 and not list((tmp_path / "log").glob("*"))
+    assert "SOFS_model.pth" in done.stderr and "TEST.load_model_path" in done.stderr
 
 
 def test_train_sh_runs_the_published_settings(tmp_path, recorder):
-    opts = ("OUTPUT_DIR", "./runs", "TRAIN_SETUPS.epochs", "2")
-    done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, PYTHON=str(recorder), SPLITS=None)
+    opts = ["OUTPUT_DIR", "./runs", "TRAIN_SETUPS.epochs", "2"]
+    done = run("train.sh", *opts, cwd=tmp_path, PYTHON=str(recorder), SPLITS=None)
     assert done.returncode == 0, done.stderr
-    (found,) = sweeps(tmp_path)
-    runs = found.runs()
-    assert found.folder() == Path("runs/vision_v1")
+    sweep = called_sweep(tmp_path)
+    runs = sweep.runs()
+    assert sweep.folder() == Path("runs/vision_v1")
     assert [r.trains for r in runs] == [True, False] * 3
     for split, (ratio, smooth) in enumerate([(0.01, 1), (0.005, 1), (0.01, 1e5)]):
         train, test = runs[2 * split : 2 * split + 2]
         for cfg in (train.cfg, test.cfg):
-            assert (cfg.DATASET.split, cfg.DATASET.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (
-                split,
-                ratio,
-                smooth,
-            )
-            assert (cfg.TRAIN_SETUPS.epochs, cfg.DATASET.s_in_shot, cfg.DATASET.shot) == (2, 4, 1)
+            data = cfg.DATASET
+            assert (data.split, data.area_resize_ratio) == (split, ratio)
+            assert (data.s_in_shot, data.shot) == (4, 1)
+            assert (cfg.TRAIN.SOFS.smooth_r, cfg.TRAIN_SETUPS.epochs) == (smooth, 2)
         assert test.cfg.TEST.load_checkpoint and test.training is train
         assert test.cfg.DATASET.few_shot_repeated_multiple == 5
 
 
 def test_train_sh_lists_its_runs_from_any_folder(tmp_path):
-    """Also where the folder holds modules of the same names, and with options of the sweep after the settings."""
+    """Also where the folder has modules of the same names; it takes options of the sweep, too."""
     for name in ("tools", "utils"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError")
-    words = ("--opts", "TRAIN_SETUPS.epochs", "2", "--shots", "5", "--seeds", "54", "55", "--list")
-    done = run(
-        "bash", REPO / "train.sh", *words, cwd=tmp_path, SPLITS="0 2", NUM_GPUS="3", PYTHONPATH=None
-    )
+    words = ["--opts", "TRAIN_SETUPS.epochs", "2", "--shots", "5", "--seeds", "54", "55", "--list"]
+    environment = {"SPLITS": "0 2", "NUM_GPUS": "3", "PYTHONPATH": None}
+    done = run("train.sh", *words, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
     cfgs = [load_config(words[2], words[4:]) for words in commands]
@@ -262,54 +160,27 @@ def test_train_sh_counts_gpus(tmp_path, recorder, environment, smi, gpus):
     program = recorder.with_name("nvidia-smi")
     program.write_text(f"#!/bin/sh\n{smi}\n")
     program.chmod(0o755)
-    environment = {"NUM_GPUS": None, "CUDA_VISIBLE_DEVICES": None} | environment
     path = f"{recorder.parent}:{os.environ['PATH']}"
-    done = run(
-        "bash",
-        REPO / "train.sh",
-        cwd=tmp_path,
-        PYTHON=str(recorder),
-        SPLITS="0",
-        PATH=path,
-        **environment,
-    )
+    environment = {"NUM_GPUS": None, "CUDA_VISIBLE_DEVICES": None, "PATH": path} | environment
+    done = run("train.sh", cwd=tmp_path, PYTHON=str(recorder), SPLITS="0", **environment)
     assert done.returncode == 0, done.stderr
-    assert {r.cfg.NUM_GPUS for sweep in sweeps(tmp_path) for r in sweep.runs()} == {gpus}
+    assert {r.cfg.NUM_GPUS for r in called_sweep(tmp_path).runs()} == {gpus}
 
 
 def test_train_sh_exits_with_the_code_of_the_sweep(tmp_path, recorder):
-    assert (
-        run("bash", REPO / "train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3").returncode == 3
-    )
+    assert run("train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3").returncode == 3
+    done = run("train.sh", "TEST.threshold", "0.4", "RUN_NAME", "1", cwd=tmp_path, NUM_GPUS="1")
+    assert done.returncode == 2 and "RUN_NAME" in done.stderr
+    assert not (tmp_path / "log").exists()
 
 
-def test_train_sh_keeps_its_runs_apart(tmp_path):
-    done = run(
-        "bash",
-        REPO / "train.sh",
-        "TEST.threshold",
-        "0.4",
-        "RUN_NAME",
-        "1",
-        cwd=tmp_path,
-        NUM_GPUS="1",
-    )
-    assert done.returncode == 2
-    assert "RUN_NAME" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_train_sh_trains_and_tests_for_real(tmp_path, products):
-    opts = (*TINY, "TRAIN.dataset_path", str(products), "TEST.dataset_path", str(products))
-    opts += (
-        "DATASET.train_objects",
-        "[Plate]",
-        "DATASET.test_objects",
-        "[Rod]",
-        "TRAIN_SETUPS.epochs",
-        "1",
-    )
-    done = run("bash", REPO / "train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
+def test_train_sh_trains_and_tests_for_real(tmp_path):
+    for name in ("Plate", "Rod"):
+        write_product(tmp_path, name, {"spot": 3})
+    opts = [*TINY, "TRAIN.dataset_path", tmp_path, "TEST.dataset_path", tmp_path]
+    opts += ["DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]"]
+    opts += ["TRAIN_SETUPS.epochs", "1"]
+    done = run("train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
     assert done.returncode == 0, done.stderr
     training = tmp_path / "log" / "vision_v1" / "train_split1_seed54"
     assert (training / "checkpoints" / "head.safetensors").is_file()
@@ -320,7 +191,5 @@ def test_train_sh_trains_and_tests_for_real(tmp_path, products):
     assert len(methods["SOFS"]["miou"]["repeats"]) == 5
     assert methods["SOFS"]["classes"]["Rod/spot"]["queries"] == 15
     assert load_config(folder / "config.yaml").DATASET.area_resize_ratio == 0.005
-    assert (
-        f"{100 * methods['SOFS']['miou']['mean']:.2f} +- "
-        in (folder.parent / "summary.md").read_text()
-    )
+    mean = f"{100 * methods['SOFS']['miou']['mean']:.2f} +- "
+    assert mean in (folder.parent / "summary.md").read_text()

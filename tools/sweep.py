@@ -21,16 +21,16 @@ from yacs.config import CfgNode
 
 from method_config import get_defaults, load_config
 from method_config.values import expanded, get, hint, leaves, merge, read_yaml
+from models.methods import BASELINE, method_class
 from models.weights import require_file
 from tools.checkpoint import epochs_done
 from tools.cli import exit_code
-from models.methods import BASELINE, method_class
-from tools.sweep_summary import write_summary
 from tools.evaluator import run_test
+from tools.sweep_summary import write_summary
 from tools.trainer import run_training
 from utils.console import say
+from utils.distributed import started_by_torchrun
 from utils.errors import ConfigError, WeightsError
-from utils.launch import started_by_torchrun
 from utils.logging import setup_logging
 from utils.output_files import sha256_of
 

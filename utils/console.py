@@ -9,38 +9,25 @@ from typing import TextIO
 from utils.errors import OutputError
 
 
-def complete_streams() -> None:
-    """Let standard input, output and error lead nowhere where a daemon has closed them: what opens a file or a pipe
-    next would take their numbers."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.dup2(
-                os.open(os.devnull, os.O_RDWR), number
-            )  # the lowest free number, at times this one itself
-            os.set_inheritable(number, True)
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
-
-
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print a text, on standard output unless told otherwise, and whatever waits to be printed there.
+    """Print a text, and what waits to be printed, on standard output or another stream.
 
-    Where the reader of a pipe has gone, as that of `| head` does, this and all that follows leads nowhere, without a
-    word, and the program goes on.
+    After the reader of a pipe has left, as that of `| head` does, this text and all later ones go
+    nowhere and the program continues. Characters that the stream cannot show become escapes.
 
     Raises:
-        OutputError: it cannot be printed, such as on a full disk; what follows leads nowhere.
+        OutputError: it cannot be printed, for example on a full disk.
     """
-    stream = sys.stdout if stream is None else stream
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, end="\n" if text else "", file=stream, flush=True)
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, stream.fileno())  # or the interpreter fails again when it ends
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):
-            name = "standard error" if stream is sys.stderr else "standard output"
             raise OutputError(
-                f"{name} cannot be written ({error.strerror}); free space there"
+                f"{stream.name} cannot be written ({error.strerror}); free space there"
             ) from error

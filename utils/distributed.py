@@ -1,12 +1,34 @@
-"""One process or many, with the same code."""
+"""One process or many with the same code: start them, and let them exchange what they have."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing import parent_process
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
+
+from utils.errors import ConfigError, KilledError, ProcessError, UserError
+from utils.signals import SIGNALS, Interrupted, interruptible
+
+PATIENCE = timedelta(minutes=30)  # of one process for another, whose part of a test may be longer
+USER_ERROR = 2  # exit code
 
 
 def rank() -> int:
@@ -29,6 +51,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def started_by_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return dist.is_torchelastic_launched()
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:
@@ -45,25 +72,156 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 def largest(number: int) -> int:
     """The largest of the numbers that the processes have."""
-    if world_size() == 1:
-        return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    result = torch.tensor(number)
+    if world_size() > 1:
+        dist.all_reduce(result, dist.ReduceOp.MAX)
+    return int(result)
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every process has, in the order of ranks."""
-    if world_size() == 1:
-        return [value]
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+    """The values of all processes, in the order of ranks."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def from_main(value: Any) -> Any:
-    """What the main process has."""
-    told = [value]
+    """The value of the main process."""
+    values = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(told, src=0)
-    return told[0]
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) -> Any:
+    """Run `job(*args)`; returns what it returns in the main process.
+
+    Under torchrun this process is one of those that torchrun has started, whatever `processes` is.
+    Otherwise the job runs in this process, or in `processes` new ones that torchrun's engine
+    starts on this machine.
+
+    Args:
+        job: a module-level function.
+        processes: how many; with CUDA one GPU each.
+        backend: of the process group on CUDA: `nccl`, `gloo` or `mpi`; on the CPU always gloo.
+        args: of the job.
+
+    Raises:
+        ConfigError: more processes than GPUs, or a backend that PyTorch was built without.
+        UserError: the one of a process; of several the one of the lowest rank.
+        ProcessError: a process failed otherwise, or was killed.
+        Interrupted: a signal asked the processes to end.
+    """
+    if started_by_torchrun():
+        with _process_group(backend) as store:
+            return _told_once(job, args, store)
+    if processes == 1:
+        return job(*args)
+    return _launch_members(job, processes, backend, args)
+
+
+def _launch_members(job: Callable[..., Any], processes: int, backend: str, args: tuple) -> Any:
+    """Have torchrun's engine run the job in new processes of this machine, see `launch`."""
+    _check_gpus(processes, f"NUM_GPUS is {processes}", "set NUM_GPUS")
+    engine = logging.getLogger("torch.distributed.elastic")  # its lines repeat what is raised here
+    engine.addHandler(logging.NullHandler())
+    engine.propagate = False
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, monitor_interval=0.02,
+        run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        signals_to_handle=",".join(number.name for number in SIGNALS),
+    )  # fmt: skip
+    faults = mp.get_context("spawn").SimpleQueue()
+    try:
+        with interruptible():  # which also restores the handlers that the engine replaces
+            return elastic_launch(config, _run_member)(job, backend, faults, args)[0]
+    except SignalException as error:
+        fault = Interrupted(error.sigval)
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        if failure.exitcode - 128 in SIGNALS:
+            fault = Interrupted(failure.exitcode - 128)
+        elif failure.exitcode < 0:
+            cause = "the kernel's log says more, most often the memory was full"
+            fault = KilledError(f"process {number} was killed by {failure.signal_name()}; {cause}")
+        else:
+            fault = ProcessError(f"process {number} ended with exit code {failure.exitcode}")
+    found = []
+    while not faults.empty():
+        found.append(faults.get())
+    if user_errors := {n: e for n, e in found if isinstance(e, UserError)}:
+        raise user_errors[min(user_errors)]
+    raise next((e for _, e in found if type(e) is type(fault)), fault)
+
+
+def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:
+    """The part of one new process. Its fault goes into `faults` before the others miss it."""
+
+    def end_with_parent() -> None:
+        parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    number = int(os.environ["RANK"])
+    try:
+        with interruptible(), _process_group(backend):
+            return job(*args)
+    except UserError as error:
+        faults.put((number, error))
+        sys.exit(USER_ERROR)
+    except Interrupted as error:
+        if error.told:
+            faults.put((number, error))
+        sys.exit(error.exit_code)
+    except Exception:
+        error = ProcessError(f"process {number} failed\n{traceback.format_exc()}")
+        faults.put((number, error))
+        sys.exit(1)
+
+
+@contextmanager
+def _process_group(backend: str) -> Iterator[dist.Store]:
+    """A block in which this process and its siblings are a group; yields the store they share.
+
+    After a fault the connections stay open until the process has ended: who misses it fails later.
+    """
+    siblings = int(os.environ["LOCAL_WORLD_SIZE"])
+    name = "gloo"
+    if torch.cuda.is_available():
+        fact = f"torchrun has started {siblings} processes"
+        _check_gpus(siblings, fact, "lower --nproc_per_node")
+        torch.cuda.set_device(local_rank())
+        if backend == "mpi" and not dist.is_mpi_available():
+            raise ConfigError("DIST_BACKEND is mpi, which this build of PyTorch does not have; "
+                              "set it to nccl or gloo")  # fmt: skip
+        name = f"cpu:gloo,cuda:{backend}" if backend != "gloo" else "gloo"
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // siblings))
+    store, number, count = next(rendezvous("env://", timeout=PATIENCE))
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(name, store=group, rank=number, world_size=count, timeout=PATIENCE)
+    yield store
+    dist.destroy_process_group()
+
+
+def _told_once(job: Callable[..., Any], args: tuple, store: dist.Store) -> Any:
+    """Run the job as one of torchrun's processes. The first one that meets a UserError raises it;
+    the others end without a message, also those that only miss a process that has ended."""
+    try:
+        return job(*args)
+    except UserError:
+        if store.add("user_errors", 1) > 1:
+            sys.exit(USER_ERROR)
+        raise
+    except RuntimeError:
+        if store.check(["user_errors"]):
+            sys.exit(USER_ERROR)
+        raise
+
+
+def _check_gpus(processes: int, fact: str, remedy: str) -> None:
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"{fact}, but this machine has {count} GPUs; {remedy}")

@@ -1,18 +1,16 @@
-"""Faults that the user can mend; the entry points print them without a traceback and exit with code 2."""
+"""Faults that the user can mend; the entry points print them without a traceback, exit code 2."""
 
 from __future__ import annotations
 
 import csv
 
 # what parsing the content of a broken JSON or CSV file raises; RecursionError: nested too deeply
-BROKEN = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(csv.Error, RecursionError),
-)
+BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+          csv.Error, RecursionError)  # fmt: skip
 
 
 class UserError(Exception):
-    """A fault outside the program: the message names the file, key or value, what was expected, and the remedy."""
+    """The message names the file, key or value, what was expected, and the remedy."""
 
 
 class ConfigError(UserError):
@@ -32,4 +30,9 @@ class OutputError(UserError):
 
 
 class ProcessError(RuntimeError):
-    """A process of a job ended by a fault of the program, or was killed; the message holds its traceback."""
+    """One of several processes failed by a fault of the program; the message holds its traceback.
+    The exit code is 1."""
+
+
+class KilledError(ProcessError):
+    """One of several processes was killed by a signal."""

@@ -13,112 +13,77 @@ from tqdm import tqdm
 
 from utils.console import say
 from utils.distributed import is_main
-from utils.errors import OutputError
 from utils.output_files import not_written
 
-FORMAT = "%(asctime)s %(levelname)s %(message)s"
-NOW_AND_THEN = 60  # seconds between lines of progress where they are kept
-PICTURES = ("datasets.images", "datasets.masks", "datasets.orientation")
-_HELD = 10_000  # lines that wait for the run's file
+SECONDS_BETWEEN_LINES = 60  # of progress, where standard error is no terminal
+IMAGE_READERS = ("datasets.images", "datasets.masks", "datasets.orientation")
 LOG = logging.getLogger(__name__)
 
 
 class _Console(logging.Handler):
-    """Standard output, around progress bars."""
+    """Standard output, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
-        try:
-            with tqdm.external_write_mode(file=sys.stdout):
-                say(self.format(record))
-        except OutputError as error:  # once: the run, which has a log of its own, goes on
-            say(f"error: {error}", sys.stderr)
-        except Exception:  # as every handler of the library does
-            self.handleError(record)
-
-
-class _RunFile(logging.FileHandler):
-    """A log file whose faults end the run, in place of a traceback per line on the console."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Called where a line could not be written.
-
-        Raises:
-            OutputError: the disk refused.
-        """
-        error = sys.exception()
-        if isinstance(error, OSError):
-            raise not_written(self.baseFilename, error) from error
-        super().handleError(record)
+        """Print a line."""
+        with tqdm.external_write_mode(file=sys.stdout):
+            say(self.format(record))
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Send INFO and above to standard output, beside progress bars, and to `file`. Other processes than the main one
-    tell errors and, once there is a file, what they are warned of in the pictures that they alone read.
-
-    Until a file is given the lines are held, and it begins with them.
+    """Send INFO and above to standard output and to `file`, which begins with the lines that were
+    logged since the last call without a file. Processes other than the main one log errors and,
+    once there is a file, warnings about the images that only they read.
 
     Raises:
         OutputError: the file cannot be opened.
     """
-    root = logging.getLogger()
-    held = next((handler for handler in root.handlers if isinstance(handler, MemoryHandler)), None)
+    root, main = logging.getLogger(), is_main()
     handlers: list[logging.Handler] = [_Console()]
     if file is None:
-        handlers.append(MemoryHandler(_HELD, flushLevel=logging.CRITICAL + 1))
+        handlers.append(MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1))
     else:
-        handlers.append(_run_file(file))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
+        except OSError as error:
+            raise not_written(file, error) from error
     for handler in handlers:
-        if not is_main():
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        if not main:
             handler.addFilter(
-                lambda r: r.levelno >= logging.ERROR or (file is not None and r.name in PICTURES)
+                lambda r: r.levelno >= logging.ERROR or (file and r.name in IMAGE_READERS)
             )
-        handler.setFormatter(logging.Formatter(FORMAT, "%H:%M:%S"))
-    if held is not None and file is not None and is_main():
-        held.setTarget(handlers[1])  # closing hands over what is held
     for handler in list(root.handlers):
+        if isinstance(handler, MemoryHandler) and file is not None and main:
+            handler.setTarget(handlers[1])  # to which closing hands the lines
         root.removeHandler(handler)
         handler.close()
-    if hasattr(sys.stdout, "reconfigure"):  # a file name may be no text
-        sys.stdout.reconfigure(errors="backslashreplace")
-    root.setLevel(logging.INFO if is_main() else logging.WARNING)
+    root.setLevel(logging.INFO if main else logging.WARNING)
     for handler in handlers:
         root.addHandler(handler)
 
 
-def _run_file(file: Path) -> _RunFile:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return _RunFile(file, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise not_written(file, error) from error
-
-
 class _Lines:
-    """What a progress bar writes, as lines of the log."""
+    """A stream for a progress bar that logs what the bar writes."""
 
     def write(self, text: str) -> None:
-        """Log the bar's text, which begins with a carriage return."""
+        """Log the bar's text, without the characters that move the cursor."""
         if text := text.replace("\x1b[A", "").strip():
             LOG.info("%s", text)
 
     def flush(self) -> None:
-        """Lines are written at once."""
+        """Do nothing: lines are written at once."""
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """A progress bar of the main process; where standard error is no terminal, a line of the log now and then.
+    """A progress bar of the main process; where standard error is no terminal, a log line a minute.
 
     Args:
-        items: what is gone through; None: the caller calls `update`.
+        items: to loop over; None: the caller calls `update`.
         options: of `tqdm`.
     """
-    if sys.stderr.isatty():
-        return tqdm(items, disable=not is_main(), **options)
-    calm = {
-        "file": _Lines(),
-        "mininterval": NOW_AND_THEN,
-        "delay": NOW_AND_THEN,
-        "maxinterval": 2 * NOW_AND_THEN,
-    }
-    return tqdm(items, disable=not is_main(), ncols=100, **calm, **options)
+    if not (sys.stderr and sys.stderr.isatty()):
+        pause = SECONDS_BETWEEN_LINES
+        calm = {"mininterval": pause, "delay": pause, "maxinterval": 2 * pause, "ncols": 100}
+        options = calm | {"file": _Lines()} | options
+    return tqdm(items, disable=not is_main(), **options)

@@ -11,22 +11,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision by name, see `arithmetic`; none for `fp32`."""
-    name = arithmetic(device, precision)
-    return torch.autocast(
-        device.type, dtype=DTYPES.get(name, torch.bfloat16), enabled=name in DTYPES
-    )
-
-
-def half_type(device: torch.device, precision: str) -> torch.dtype | None:
-    """Type of the half precision in use, see `arithmetic`; None for `fp32`."""
-    return DTYPES.get(arithmetic(device, precision))
-
-
 def arithmetic(device: torch.device, precision: str) -> str:
-    """`fp32`, `bf16` or `fp16` as asked for; with `auto` the fastest that the device computes natively: bf16 where it
-    does, else fp16 on CUDA and fp32 on the CPU."""
+    """`fp32`, `bf16` or `fp16` as asked for; for `auto` the fastest that the device computes
+    natively: bf16 where it does, else fp16 on CUDA and fp32 on the CPU."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -35,8 +22,19 @@ def arithmetic(device: torch.device, precision: str) -> str:
     return "bf16" if any(capabilities.get(name) for name in NATIVE_BF16) else "fp32"
 
 
+def half_type(device: torch.device, precision: str) -> torch.dtype | None:
+    """Type of the half precision in use, see `arithmetic`; None for `fp32`."""
+    return DTYPES.get(arithmetic(device, precision))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision by name, see `arithmetic`; none for `fp32`."""
+    half = half_type(device, precision)
+    return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+
+
 def pick_device(index: int) -> torch.device:
-    """CUDA device `index`, or among several processes the own one of each; the CPU where there is no CUDA.
+    """CUDA device `index`, or among several processes the one of each; the CPU without CUDA.
 
     Raises:
         ConfigError: there are GPUs, but not this one.
@@ -45,8 +43,6 @@ def pick_device(index: int) -> torch.device:
         return torch.device("cpu")
     if world_size() > 1:
         return torch.device("cuda", local_rank())
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"DEVICE is {index}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0"
-        )
+    if index >= (number := torch.cuda.device_count()):
+        raise ConfigError(f"DEVICE is {index}, but this machine has {number} GPUs, counted from 0")
     return torch.device("cuda", index)

@@ -1,24 +1,21 @@
-"""SIGTERM and Ctrl-C: they end a job at once, or, where it would lose work, after the step that it is at."""
+"""SIGTERM and Ctrl-C end a job at once or, where it would lose work, after the step it is at."""
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-EXIT_OFFSET = 128  # of the exit code of who was ended by a signal, as shells have it
 
 
 class Interrupted(KeyboardInterrupt):
-    """The job was told to end.
+    """A signal asked the job to end.
 
     Args:
         number: of the signal.
-        told: what was saved, for people.
+        told: a sentence for the user about what was saved.
     """
 
     def __init__(self, number: int, told: str = "") -> None:
@@ -30,22 +27,21 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, 143 for SIGTERM."""
-        return EXIT_OFFSET + self.number
+        """130 after Ctrl-C and 143 after SIGTERM, as in shells."""
+        return 128 + self.number
 
 
 class Pending:
-    """What a block was told while it could not be interrupted."""
+    """The signal that a `postponed` block has received."""
 
-    number = 0  # of the signal; 0: none
+    number = 0  # none
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A block that SIGTERM and Ctrl-C end with `Interrupted`; outside the main thread it changes nothing."""
+    """A block that SIGTERM and Ctrl-C end at once by raising `Interrupted`."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        _let_workers_end()
         raise Interrupted(number)
 
     with _handled_by(end):
@@ -54,63 +50,39 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def postponed(*, alone: bool) -> Iterator[Pending]:
-    """A block that SIGTERM and Ctrl-C do not end: it asks for them where it can leave.
+    """A block that SIGTERM and Ctrl-C do not end: it reads `number` where it can leave.
 
     Args:
-        alone: told twice it ends at once. One of several processes may be told by the terminal and by who started it.
+        alone: a second signal ends the block at once. One of several processes may receive the
+            same Ctrl-C twice, from the terminal and from its launcher, and goes on.
+
+    Raises:
+        Interrupted: the block ended without having read the signal, or failed after it for lack
+            of another process that the signal had already ended.
     """
-    pending, own = Pending(), os.getpid()
+    pending = Pending()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != own:  # a loader worker, which its parent ends
-            return
         if pending.number and alone:
             raise Interrupted(number)
         pending.number = number
-        _let_workers_end()
 
     with _handled_by(note):
         try:
             yield pending
-        except Exception as error:  # most likely what was told has ended another process
+        except RuntimeError as error:
             if pending.number:
                 raise Interrupted(pending.number) from error
             raise
-    if pending.number:  # told after it was last asked
+    if pending.number:
         raise Interrupted(pending.number)
-
-
-def hold_signals() -> None:
-    """Let SIGTERM and Ctrl-C wait until a block of this module begins."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def _let_workers_end() -> None:
-    """From here on the process ends, and that loader workers do is no fault: they may be told, too."""
-    signal.signal(
-        signal.SIGCHLD, lambda number, frame: None
-    )  # not SIG_DFL: one that waits would be told as lost
-
-
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """A block after which the signals are handled as before it, whatever it has set."""
-    if threading.current_thread() is not threading.main_thread():  # others may set none
-        yield
-        return
-    earlier = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    with handlers_kept():
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    earlier = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
         yield
+    finally:
+        for number, previous in earlier.items():
+            signal.signal(number, previous)

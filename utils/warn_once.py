@@ -1,4 +1,4 @@
-"""Warnings about a file, each given once however often the file is read."""
+"""Warnings about a file, each logged once however often the file is read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 Notice = tuple[str, str]  # message and key
-_given: set[str] = set()
-_kept: list[list[Notice]] = []  # of the blocks that keep them
+_given: set[str] = set()  # keys of the warnings so far
+_collected: list[list[Notice]] = []  # one list for each `kept_notices` block
 
 
 def warn_once(logger: logging.Logger, message: str, key: str = "") -> None:
-    """Log a warning that this process has not logged before. key: what it is about, if that is less than its text."""
-    for notices in _kept:
+    """Log a warning unless this process has logged it before.
+
+    Args:
+        logger: that logs it.
+        message: of the warning.
+        key: by which a warning is known, where that is less than its message.
+    """
+    for notices in _collected:
         notices.append((message, key))
     if (key or message) not in _given:
         _given.add(key or message)
@@ -22,11 +28,12 @@ def warn_once(logger: logging.Logger, message: str, key: str = "") -> None:
 
 @contextmanager
 def kept_notices() -> Iterator[list[Notice]]:
-    """The warnings of a block, logged by it or before, each once, for `warn_once` to give them again."""
-    own: list[Notice] = []
-    _kept.append(own)
+    """Collect the warnings of a block, also those logged before, so that a cache of what was read
+    can give them again; each is in the list once when the block ends."""
+    notices: list[Notice] = []
+    _collected.append(notices)
     try:
-        yield own
+        yield notices
     finally:
-        _kept.remove(own)
-        own[:] = dict.fromkeys(own)
+        _collected.remove(notices)
+        notices[:] = dict.fromkeys(notices)

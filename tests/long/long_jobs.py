@@ -1,4 +1,4 @@
-"""Long jobs of a process of its own: what it holds is measured along the way and printed at the end, a line of JSON."""
+"""Long jobs of a process of its own, which prints what it held along the way as a line of JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from datasets.build import build_test_index, view_settings
+from datasets.build import build_test_index
 from datasets.views import SupportSet
 from tests.helpers import picture, tiny_config, training_of, untrained_predictor
 from tests.tools.open_domain_data import config
-from tools.evaluator import Protocol, evaluate
-from tools.evaluator import run_test
+from tools.evaluator import SplitTest, run_test
 from tools.trainer import train_epochs
 from utils.logging import setup_logging
 
@@ -31,7 +30,7 @@ SMALL = {
 
 
 def held() -> dict[str, float]:
-    """Resident memory of the process and of its workers together (MB), open files and threads of the process."""
+    """Resident memory of the process and of its workers (MB), open files and threads of it."""
     workers = [f"/proc/{child.pid}/statm" for child in active_children()]
     resident = [
         int(Path(file).read_text().split()[1]) * PAGE / 1e6
@@ -56,13 +55,11 @@ class Samples:
 
 def evaluated(root: Path, folder: Path, workers: int, samples: Samples) -> None:
     """2,000 queries of a test."""
-    cfg = tiny_config(root, folder, **SMALL)
-    predictor, index = untrained_predictor(cfg), build_test_index(cfg)
+    changes = {"DATASET__test_sample_repeated_multiple": 40, "TRAIN_SETUPS__num_workers": workers}
+    cfg = tiny_config(root, folder, **SMALL, **changes)
+    predictor = untrained_predictor(cfg)
     predictor.backbone.register_forward_pre_hook(samples.step)
-    protocol = Protocol(
-        shot=1, seed=0, multiple=2000 // len(index), num_workers=workers, batch_size=2
-    )
-    evaluate(predictor, index, view_settings(cfg), protocol)
+    SplitTest(cfg, build_test_index(cfg), folder, "original").run(predictor, "long")
 
 
 def trained(root: Path, folder: Path, workers: int, samples: Samples) -> None:
@@ -101,7 +98,7 @@ def open_domained(root: Path, folder: Path, workers: int, samples: Samples) -> N
 
 
 JOBS: dict[str, tuple[Callable[[Path, Path, int, Samples], None], int]] = {
-    "evaluated": (evaluated, 200),  # a pass for the query, one for its supports
+    "evaluated": (evaluated, 100),
     "trained": (trained, 100),
     "predicted": (predicted, 100),
     "open_domain": (open_domained, 4),  # a pass for several queries

@@ -17,7 +17,9 @@ from tests.tools.open_domain_data import write_object
 
 REPO = Path(__file__).parents[2]
 SIDE = 20_000
-MORE = 700  # MiB above what the same job takes without the image, whose pixels are 1,145 MiB
+GROUND = (90, 120, 100)
+# MiB above what the same job takes without the image, whose pixels are 1,145 MiB
+MORE = 700
 JOB = (
     "import re, sys\nfrom pathlib import Path\nfrom tools.cli import run_main\n"
     "code, status = run_main('', 'tools.evaluator:run_test'), Path('/proc/self/status')\n"
@@ -27,66 +29,61 @@ JOB = (
 
 
 def run(root, output, **changes):
-    """Metrics of a job in a process of its own, and its most memory in MiB."""
+    """Metrics of a job in a process of its own, and its peak memory in MiB."""
     values = TINY | {
         "DATASET.name": "opendomain_test_dataset_ND", "DATASET.open_domain_test_object": "[steel]",
-        "DATASET.crop_size": 2000, "TEST.dataset_path": root, "OUTPUT_DIR": output, "TEST.method": "prior",
+        "DATASET.crop_size": 2000, "TEST.dataset_path": root, "OUTPUT_DIR": output,
+        "TEST.method": "prior",
     } | changes  # fmt: skip
     opts = [str(part) for pair in values.items() for part in pair]
-    found = subprocess.run(
-        [sys.executable, "-c", JOB, "--cfg", "/dev/null", "--opts", *opts],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
+    command = [sys.executable, "-c", JOB, "--cfg", "/dev/null", "--opts", *opts]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     report = json.loads((output / "run" / "metrics.json").read_text())["objects"]["steel"]
-    return report, int(re.search(r"peak (\d+)", found.stdout)[1]) >> 10
+    return report, int(re.search(r"peak (\d+)", done.stdout)[1]) >> 10
+
+
+def plain(value):
+    """An image of one colour, SIDE x SIDE, that is never held as a whole."""
+    pixel = pyvips.Image.new_from_array(np.full((1, 1, np.size(value)), value, np.uint8))
+    return pixel.replicate(SIDE, SIDE)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_object(tmp_path / "data", "steel", {"one.png": SIZE})
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory):
-    """Data of small images, and the memory that they take."""
+    """The peak memory with small images alone."""
     root = tmp_path_factory.mktemp("usual")
     write_object(root / "data", "steel", {"one.png": SIZE})
     return run(root / "data", root / "log")[1]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
-def test_400_megapixels_are_answered_in_bounded_memory(tmp_path, usual, suffix):
-    write_object(tmp_path / "data", "steel", {"one.png": SIZE})
-    path = tmp_path / "data" / "steel" / "query" / "image" / f"large.{suffix}"
-    pixel = pyvips.Image.new_from_array(np.full((1, 1, 3), (90, 120, 100), np.uint8))
-    pixel.replicate(SIDE, SIDE).write_to_file(str(path))
+def test_400_megapixels_are_segmented_in_bounded_memory(data, tmp_path, usual, suffix):
+    plain(GROUND).write_to_file(f"{tmp_path}/data/steel/query/image/large.{suffix}")
     report, peak = run(tmp_path / "data", tmp_path / "log")
     assert report["unreadable"] == [] and report["queries"] == 2
-    mask = pyvips.Image.new_from_file(
-        str(tmp_path / "log" / "run" / "steel" / "masks" / "large.png")
-    )
+    mask = pyvips.Image.new_from_file(f"{tmp_path}/log/run/steel/masks/large.png")
     assert (mask.width, mask.height) == (SIDE, SIDE)
     assert peak < usual + MORE, (peak, usual)
 
 
-def test_400_megapixels_teach_a_defect_in_bounded_memory(tmp_path, usual):
-    """As a support, whose pixels are all held: at most 10 bytes a pixel."""
-    write_object(tmp_path / "data", "steel", {"one.png": SIZE})
-    mark = {"image": ((90, 120, 100), (250, 250, 250)), "mask": (0, 255)}
-    for part, (ground, defect) in mark.items():
-        surface, spot = (
-            pyvips.Image.new_from_array(np.full((1, 1, np.size(v)), v, np.uint8))
-            for v in (ground, defect)
-        )
-        whole = surface.replicate(SIDE, SIDE).insert(spot.replicate(60, 40), SIDE // 2, SIDE // 3)
-        whole.write_to_file(str(tmp_path / "data" / "steel" / "support" / part / "large.png"))
+def test_400_megapixels_as_a_support_take_bounded_memory(data, tmp_path, usual):
+    """All its pixels are held: at most 10 bytes a pixel."""
+    for part, ground, defect in (("image", GROUND, (250, 250, 250)), ("mask", 0, 255)):
+        whole = plain(ground).insert(plain(defect).crop(0, 0, 60, 40), SIDE // 2, SIDE // 3)
+        whole.write_to_file(f"{tmp_path}/data/steel/support/{part}/large.png")
     report, peak = run(tmp_path / "data", tmp_path / "log")
     assert report["unreadable"] == [] and report["queries"] == 1
     assert peak < usual + (10 * SIDE**2 >> 20), (peak, usual)
 
 
-def test_what_is_over_the_bound_costs_nothing(tmp_path, usual):
-    write_object(tmp_path / "data", "steel", {"one.png": SIZE})
-    path = tmp_path / "data" / "steel" / "query" / "image" / "large.png"
-    pyvips.Image.black(SIDE, SIDE).write_to_file(str(path))
+def test_an_image_over_the_bound_costs_nothing(data, tmp_path, usual):
+    plain(0).write_to_file(f"{tmp_path}/data/steel/query/image/large.png")
     report, peak = run(tmp_path / "data", tmp_path / "log", **{"DATASET.max_pixels": 10**8})
     assert "20000 x 20000" in report["unreadable"][0]
     assert peak < usual + 50, (peak, usual)

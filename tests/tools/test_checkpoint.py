@@ -8,8 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from method_config import load_config
 from models.backbone import Backbone
 from models.head import Head
-from models.sofs import SOFS
-from models.weight_files import read_weights
+from models.methods.sofs import SOFS
+from models.weights import read_weights
 from tools.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
 from utils.errors import WeightsError
 

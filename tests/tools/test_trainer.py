@@ -16,10 +16,10 @@ from method_config import load_config
 from models.build import build_model
 from tests.helpers import EARLY_BEST, own_logging, tiny_config, train_without_dropout, training_of
 from tools.checkpoint import STATE, load_head, load_state
-from tools.tester import SplitTest, run_test
+from tools.evaluator import SplitTest, run_test
 from tools.trainer import run_training, train_epochs
 from utils.errors import ConfigError, DataError
-from utils.launch import launch
+from utils.distributed import launch
 from utils.precision import autocast
 
 NO_TESTS = {"TRAIN_SETUPS__TEST_SETUPS__test_state": False}

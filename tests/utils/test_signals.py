@@ -5,89 +5,65 @@ import signal
 
 import pytest
 
-from utils.signals import Interrupted, interruptible, postponed
-
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """As before, after every test."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-    earlier = {number: signal.getsignal(number) for number in numbers}
-    yield earlier
-    for number, handler in earlier.items():
-        signal.signal(number, handler)
+from utils.errors import OutputError
+from utils.signals import SIGNALS, Interrupted, interruptible, postponed
 
 
-def tell(number):
+def send(number):
     os.kill(os.getpid(), number)
 
 
-@BOTH
-def test_a_block_is_ended_at_once(number, handlers):
-    after = False
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_block_ends_at_once(number):
+    handlers, after = [signal.getsignal(n) for n in SIGNALS], False
     with pytest.raises(Interrupted) as error, interruptible():
-        tell(number)
+        send(number)
         after = True
-    assert (
-        not after
-        and error.value.exit_code == 128 + number
-        and str(error.value) == f"interrupted by {number.name}"
-    )
-    assert all(signal.getsignal(n) == handlers[n] for n in (signal.SIGTERM, signal.SIGINT))
+    assert not after and error.value.exit_code == 128 + number
+    assert str(error.value) == f"interrupted by {number.name}"
+    assert [signal.getsignal(n) for n in SIGNALS] == handlers
 
 
-@BOTH
-def test_a_block_ends_where_it_asks(number, handlers):
-    done = []
-    with (
-        pytest.raises(Interrupted, match=f"interrupted by {number.name}: saved"),
-        postponed(alone=True) as pending,
-    ):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_postponed_block_ends_where_it_reads_the_signal(number):
+    handlers, steps = [signal.getsignal(n) for n in SIGNALS], []
+    words = f"interrupted by {number.name}: saved"
+    with pytest.raises(Interrupted, match=words), postponed(alone=True) as pending:
         for step in range(5):
-            done.append(step)
+            steps.append(step)
             if step == 2:
-                tell(number)
+                send(number)
             if pending.number:
                 raise Interrupted(pending.number, "saved")
-    assert done == [0, 1, 2]
-    assert all(signal.getsignal(n) == handlers[n] for n in (signal.SIGTERM, signal.SIGINT))
+    assert steps == [0, 1, 2] and [signal.getsignal(n) for n in SIGNALS] == handlers
 
 
-def test_what_comes_after_the_last_question_is_not_lost():
+def test_a_signal_that_was_not_read_is_not_lost():
     with pytest.raises(Interrupted), postponed(alone=True):
-        tell(signal.SIGTERM)
+        send(signal.SIGTERM)
 
 
-def test_told_twice_a_lone_process_ends_at_once_and_one_of_several_goes_on():
+def test_a_second_signal_ends_a_lone_process_at_once_and_one_of_several_not():
     steps = []
     with pytest.raises(Interrupted), postponed(alone=True):
-        tell(signal.SIGINT)
-        steps.append("told")
-        tell(signal.SIGINT)
+        send(signal.SIGINT)
+        steps.append("first")
+        send(signal.SIGINT)
         steps.append("never")
     with pytest.raises(Interrupted), postponed(alone=False):
-        tell(signal.SIGINT)
-        tell(signal.SIGTERM)
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
         steps.append("both")
-    assert steps == ["told", "both"]
+    assert steps == ["first", "both"]
 
 
-def test_a_fault_after_it_was_told_is_taken_for_a_consequence_and_one_before_is_not():
+def test_a_lost_connection_after_a_signal_is_its_consequence_and_other_faults_are_not():
     with pytest.raises(Interrupted) as error, postponed(alone=True):
-        tell(signal.SIGTERM)
+        send(signal.SIGTERM)
         raise RuntimeError("connection closed")
     assert isinstance(error.value.__cause__, RuntimeError)
-    with pytest.raises(RuntimeError, match="own"), postponed(alone=True):
-        raise RuntimeError("own")
-
-
-def test_workers_that_end_after_it_was_told_raise_nothing(handlers):
-    def worker_died(number, frame):
-        raise AssertionError("a worker has died")
-
-    signal.signal(signal.SIGCHLD, worker_died)
-    with pytest.raises(Interrupted), postponed(alone=True):
-        tell(signal.SIGTERM)
-        tell(signal.SIGCHLD)
+    with pytest.raises(OutputError), postponed(alone=True):
+        send(signal.SIGTERM)
+        raise OutputError("not saved")
+    with pytest.raises(RuntimeError), postponed(alone=True):
+        raise RuntimeError("before any signal")

@@ -14,7 +14,7 @@ from tests.killing import Blow, Training, ended, equal, kill_somewhere, kill_whi
 from tools.checkpoint import STATE, epochs_done
 from tools.trainer import train_epochs
 from utils.errors import ConfigError, WeightsError
-from utils.launch import launch
+from utils.distributed import launch
 from utils.signals import Interrupted
 
 CHANGES = EARLY_BEST | {

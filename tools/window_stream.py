@@ -23,18 +23,18 @@ T = TypeVar("T")
 
 
 @dataclass
-class Query:
-    """An image whose windows are on their way, and the memories that answer it.
+class PendingQuery:
+    """An image whose windows are being answered.
 
     Attributes:
-        memories: each looks at the image at its own scale.
+        memories: that answer it; each looks at the image in windows or as a whole.
         opening: the image, opened by a thread.
         image: the opened image.
-        error: why it, or the rest of it, cannot be read.
-        boxes: of its windows, by whether the memories are windowed.
-        mergers: by memory and method, what joins the answers to its windows.
-        taken, answered: windows that were cut, and those of them that were answered.
-        complete: no window is to come.
+        error: why the image, or the rest of it, cannot be read.
+        boxes: of its windows, by `Memory.windowed`.
+        mergers: for each memory, by method, what joins the answers to the windows.
+        taken, answered: numbers of windows that were cut and that were answered.
+        complete: all windows were cut.
     """
 
     memories: Sequence[Memory]
@@ -49,15 +49,15 @@ class Query:
 
     @property
     def is_answered(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether no window is left to cut or to answer."""
         return self.complete and self.answered == self.taken
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a query: its scale, its box in native pixels, its network input in the making."""
+    """A window of a query: its scale, its box in native pixels, its network input to come."""
 
-    query: Query
+    query: PendingQuery
     windowed: bool
     box: Box
     pixels: Future
@@ -65,7 +65,7 @@ class Window:
 
 def windows(
     queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]],
-    waiting: deque[Query],
+    waiting: deque[PendingQuery],
     pool: ThreadPoolExecutor,
     *,
     size: int,
@@ -76,16 +76,16 @@ def windows(
 
     Args:
         queries: images with the memories that answer them.
-        waiting: where the queries are put when they are opened.
+        waiting: takes each query, in order, before its first window comes.
         pool: its threads open images and prepare windows.
         size: side of the network input, pixels.
         crop: side of a window, native pixels.
         overlap: share of a window's side in common with the next.
     """
 
-    def opened() -> Iterator[Query]:
+    def opened() -> Iterator[PendingQuery]:
         for number, (picture, memories) in enumerate(queries):
-            waiting.append(Query(memories, _opening(picture, number, pool)))
+            waiting.append(PendingQuery(memories, _opening(picture, number, pool)))
             yield waiting[-1]
 
     for query in ahead(opened(), AHEAD):
@@ -119,9 +119,9 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
 
 def _opening(picture: Picture | ImageStrips, number: int, pool: ThreadPoolExecutor) -> Future:
-    """The image, opened by a thread where it is a file; else its pixels now, as a copy.
+    """The image, opened by a thread where it is a file; of other pictures a copy is made at once.
 
-    Who gives pixels one after the other may use one buffer for all, or close each.
+    A caller may fill one array with one image after the other, or close each.
     """
     if isinstance(picture, str | os.PathLike):
         return pool.submit(ImageStrips, picture)

@@ -66,6 +66,8 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
             raise ValueError(f"use is {metadata['use']}")
         memory = Memory.from_tensors(tensors, windowed=use["windowed"], thresholds=thresholds)
         memory = memory.in_type(dtype)
+        if memory.views.numel() != 1:
+            raise ValueError(f"views is of shape {tuple(memory.views.shape)}")
         _require_answer(memory, predictor)
     except (*BROKEN, RuntimeError) as error:
         raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
@@ -79,7 +81,9 @@ def _require_answer(memory: Memory, predictor: Predictor) -> None:
         channels = predictor.backbone.channels
         blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
         for method in predictor.methods.values():
-            method.answer(Comparison(blank, memory), (2, 2))
+            shape = tuple(method.answer(Comparison(blank, memory), (2, 2)).shape)
+            if shape != (1, 2, 2):
+                raise ValueError(f"one window gets answers of shape {shape}")
 
 
 def fingerprint(predictor: Predictor) -> dict[str, str]:

@@ -101,3 +101,13 @@ def surfaces(tmp_path_factory):
     for name in ("Plate", "Disk"):
         write_product(root, name)
     return root
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """One thread per process, however many there are: sums over several threads round otherwise."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

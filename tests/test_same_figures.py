@@ -1,4 +1,4 @@
-"""The same command gives the same figures, byte for byte, whatever loads the images and in whatever portions."""
+"""The same command gives the same figures, byte for byte, for any workers and batch size."""
 
 from __future__ import annotations
 
@@ -12,107 +12,76 @@ from tests.anomaly_data import write_mvtec
 from tests.helpers import tiny_config
 from tests.tools.open_domain_data import QUERIES, write_object
 from tools.checkpoint import save_head
-from tools.methods import PRIOR
-from tools.tester import run_test
+from tools.evaluator import run_test
 from tools.trainer import run_training
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This DataLoader will create"
-)  # more workers than cores
+# more workers than cores
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 LOADERS = [(0, 1), (1, 3), (3, 2)]  # workers and batch sizes
+FILES = "metrics.json queries.csv curves.json"
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """File of an untrained head."""
+    """Settings of an untrained head."""
     folder = tmp_path_factory.mktemp("head")
     torch.manual_seed(0)
     save_head(folder / "head.safetensors", build_model(tiny_config(folder, folder)), "")
-    return folder / "head.safetensors"
-
-
-@pytest.fixture(scope="module")
-def steel(tmp_path_factory):
-    root = tmp_path_factory.mktemp("steel")
-    write_object(root, "steel", labels=list(QUERIES))
-    return root
-
-
-@pytest.fixture(scope="module")
-def bottles(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bottles")
-    write_mvtec(root, ("bottle", "cable"))
-    return root
+    path = str(folder / "head.safetensors")
+    return {"TEST__load_checkpoint": True, "TEST__load_model_path": path}
 
 
 def figures(folder):
     """Content of every file of figures, by name."""
-    names = {"metrics", "metrics_validation", "curves", "curves_validation", "queries", "queries_validation", "images",
-             "history"}  # fmt: skip
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.stem in names}
+    stems = {"metrics", "curves", "queries", "images", "history"}
+    files = [path for path in folder.iterdir() if path.stem.removesuffix("_validation") in stems]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def check(job, root, folder, expected, loaders=LOADERS, **options):
     """Run a job with every loader, and with the first one twice: all leave the same figures."""
-    found = []
+    runs = []
     for number, (workers, batch) in enumerate([*loaders, loaders[0]]):
-        loading = {
-            "TRAIN_SETUPS__num_workers": workers,
-            "TEST_SETUPS__batch_size": batch,
-            "RUN_NAME": str(number),
-        }
-        run = job(tiny_config(root, folder, **(options | loading)), "")
-        found.append(figures(run))
+        loading = {"TRAIN_SETUPS__num_workers": workers, "TEST_SETUPS__batch_size": batch}
+        run = job(tiny_config(root, folder, RUN_NAME=str(number), **options, **loading), "")
         assert json.loads((run / "run.json").read_text())["processes"] == 1
-    assert found[0].keys() == expected
-    for number, files in enumerate(found[1:], 1):
-        assert [name for name in files if files[name] != found[0][name]] == [], f"run {number}"
-    return found[0]
+        runs.append(figures(run))
+    assert runs[0].keys() == set(expected.split())
+    for number, files in enumerate(runs[1:], 1):
+        assert [name for name in files if files[name] != runs[0][name]] == [], f"run {number}"
+    return runs[0]
 
 
-def test_of_a_split(surfaces, head, tmp_path):
-    options = {
-        "TEST__load_checkpoint": True,
-        "TEST__load_model_path": str(head),
-        "TEST__threshold": "auto",
-    }
-    options |= {"DATASET__few_shot_repeated_multiple": 2}
-    files = check(
-        run_test, surfaces, tmp_path, {"metrics.json", "queries.csv", "curves.json"}, **options
-    )
+def test_of_a_split(surfaces, head, tmp_path, one_thread):
+    options = {"TEST__threshold": "auto", "DATASET__few_shot_repeated_multiple": 2} | head
+    files = check(run_test, surfaces, tmp_path, FILES, **options)
     other = run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", RNG_SEED=3, **options), "")
-    assert all(files[name] != content for name, content in figures(other).items()), (
-        "the seed counts"
-    )
+    unequal = [files[name] != content for name, content in figures(other).items()]
+    assert all(unequal), "the seed counts"
+    three = run_test(tiny_config(surfaces, tmp_path, RUN_NAME="3", NUM_GPUS=3, **options), "")
+    assert json.loads((three / "run.json").read_text())["processes"] == 3
+    assert figures(three) == files, "any number of processes"
 
 
-def test_of_open_domain_objects(steel, head, tmp_path):
-    options = {
-        "TEST__load_checkpoint": True,
-        "TEST__load_model_path": str(head),
-        "DATASET__name": "opendomain_test_dataset_ND",
-    }
+def test_of_open_domain_objects(head, tmp_path):
+    write_object(tmp_path / "data", "steel", labels=list(QUERIES))
+    options = {"DATASET__name": "opendomain_test_dataset_ND"} | head
     options |= {"DATASET__open_domain_test_object": ["steel"]}
-    check(run_test, steel, tmp_path, {"metrics.json", "queries.csv", "curves.json"}, **options)
+    check(run_test, tmp_path / "data", tmp_path, FILES, LOADERS[:2], **options)
 
 
-def test_of_anomaly_detection(bottles, tmp_path):
-    options = {
-        "DATASET__name": "mvtec",
-        "DATASET__test_objects": ["bottle", "cable"],
-        "TEST__method": PRIOR,
-    }
-    options |= {"DATASET__few_shot_repeated_multiple": 2}
-    check(run_test, bottles, tmp_path, {"metrics.json", "images.csv", "curves.json"}, **options)
+def test_of_anomaly_detection(tmp_path):
+    write_mvtec(tmp_path / "data", ("bottle", "cable"))
+    options = {"DATASET__name": "mvtec", "DATASET__test_objects": ["bottle", "cable"]}
+    options |= {"TEST__method": "prior", "DATASET__few_shot_repeated_multiple": 2}
+    names = FILES.replace("queries", "images")
+    check(run_test, tmp_path / "data", tmp_path, names, LOADERS[:2], **options)
 
 
 @pytest.mark.parametrize("bank", [0, 2])
 def test_of_a_training(surfaces, tmp_path, bank):
     options = {"TRAIN__feature_bank": bank, "TRAIN_SETUPS__TEST_SETUPS__val_state": True}
-    names = {
-        f"{stem}{suffix}"
-        for stem in ("metrics", "curves")
-        for suffix in (".json", "_validation.json")
-    }
-    names |= {"queries.csv", "queries_validation.csv", "history.json"}
+    names = f"{FILES} history.json " + " ".join(
+        name.replace(".", "_validation.") for name in FILES.split()
+    )
     check(run_training, surfaces, tmp_path, names, LOADERS[::2], **options)

@@ -66,9 +66,8 @@ def rows(folder):
 def score_maps(predictor, item, supports):
     """(scores, bool mask) of every test image, by the answers of the predictor."""
     predictor.set_support(supports, [None] * len(supports))
-    maps = []
-    for test in item.test:
-        score = predictor.predict(test.image).score
+    maps, answers = [], predictor.predict_many(test.image for test in item.test)
+    for test, score in zip(item.test, (answer.score for answer in answers), strict=True):
         mask = np.zeros(score.shape) if test.mask is None else np.array(Image.open(test.mask))
         maps.append((score, mask > 0))
     return maps
@@ -238,9 +237,12 @@ def test_the_gallery_shows_the_extremes_of_the_first_repeat(data, tmp_path, monk
 def test_repeats_share_test_images_which_nd_sees_in_windows(data, tmp_path, name, windows):
     """Two more repeats encode two more supports of each object, and nothing else."""
     encoded, one, three = [], {REPEATS: 1}, {REPEATS: 3}
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, args: isinstance(module, Backbone) and encoded.append(len(args[0]))
-    )
+
+    def count(module, args):
+        if isinstance(module, Backbone):
+            encoded.append(len(args[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
     counts, reports = [], []
     for repeats in (one, three):
         encoded.clear()

@@ -54,6 +54,7 @@ def check(job, root, folder, expected, loaders=LOADERS, **options):
 
 def test_of_a_split(surfaces, head, tmp_path, one_thread):
     options = {"TEST__threshold": "auto", "DATASET__few_shot_repeated_multiple": 2} | head
+    options |= {"TEST_SETUPS__ND_batch_size": 3}  # passes that queries of 4 windows do not fill
     files = check(run_test, surfaces, tmp_path, FILES, **options)
     other = run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", RNG_SEED=3, **options), "")
     unequal = [files[name] != content for name, content in figures(other).items()]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,9 +56,7 @@ def test_windows_cover_the_image_row_by_row_and_none_is_needless(height, width, 
     if overlap == 0:
         assert len(boxes) == -(-height // window) * -(-width // window)
     tops = sorted({top for top, *_ in boxes})
-    assert {b - a for a, b in zip(tops, tops[1:-1], strict=False)} <= {
-        max(1, round(window * (1 - overlap)))
-    }
+    assert {b - a for a, b in pairwise(tops[:-1])} <= {max(1, round(window * (1 - overlap)))}
 
 
 def test_only_the_last_window_is_moved_back():

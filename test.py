@@ -1,4 +1,4 @@
-"""Test a head on a split, or segment open domain objects: `test.py --cfg FILE [--opts KEY VALUE ...]`."""
+"""Test a head on a split, or segment objects of your own: `test.py --cfg FILE [--opts ...]`."""
 
 import sys
 

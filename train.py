@@ -1,4 +1,6 @@
-"""Train the head on the training objects of a split and test it: `train.py --cfg FILE [--opts KEY VALUE ...]`."""
+"""Train a head on the training objects of a split and test it: `train.py --cfg FILE [--opts
+...]`.
+"""
 
 import sys
 

@@ -23,11 +23,11 @@ class Query:
 
     Attributes:
         number: of the query, the same in every repeat.
-        sample: what is to be found, with its true mask.
+        sample: the image and its true mask in the index.
         image: (h, w, 3) uint8 RGB; None where it could not be read.
         target: (h, w) uint8 {0, 1}; None likewise.
         supports: by repeat, where any could be read.
-        faults: files that could not be used, with the reason; other supports stood in for them.
+        faults: files that could not be read, with the reason; other images replace supports.
     """
 
     number: int
@@ -42,12 +42,12 @@ class EvaluationQueries(Dataset):
     """Queries of a test with their supports in some of its repeats; item i is a `Query`.
 
     Args:
-        episodes: what to draw; repeat r draws with its seed + r.
+        episodes: draws the supports, in repeat r with its seed + r.
         settings: how samples become inputs.
         repeats: numbers of the repeats.
-        scale_by_query: the query's own true mask decides between windows and the resized image, as
-            in the published protocol; False: the mean area share of the supports.
-        keep_pairs: keep the supports as they are, too.
+        scale_by_query: the true mask of the query decides between windows and the resized image,
+            as in the published protocol; False: the mean area share of the supports.
+        keep_pairs: keep the support images and masks beside their views.
         numbers: of the queries; None: all.
     """
 
@@ -93,6 +93,6 @@ class EvaluationQueries(Dataset):
                     faults.append(str(error))
             if pairs:
                 rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
-                found = support_set(pairs, self.settings, rng, windowed)
-                supports[repeat] = found if self.keep_pairs else replace(found, pairs=())
+                views = support_set(pairs, self.settings, rng, windowed)
+                supports[repeat] = views if self.keep_pairs else replace(views, pairs=())
         return Query(number, sample, image, target, supports, tuple(dict.fromkeys(faults)))

@@ -14,8 +14,10 @@ Box = tuple[int, int, int, int]
 
 
 def starts(length: int, window: int, overlap: float = 0.0) -> list[int]:
-    """Starts of windows along one axis, each sharing `overlap` of its side with the next; the last
-    one is moved back inside."""
+    """Starts of windows along one axis that share `overlap` of their side with the next.
+
+    The last one is moved back so that it ends with the image.
+    """
     if length <= window:
         return [0]
     step = max(1, round(window * (1 - overlap)))
@@ -24,7 +26,7 @@ def starts(length: int, window: int, overlap: float = 0.0) -> list[int]:
 
 
 def tile(height: int, width: int, window: int, overlap: float = 0.0) -> list[Box]:
-    """Windows that cover an image, row by row; an image smaller than a window gives its whole side.
+    """Windows that cover an image, row by row; where a side is shorter than a window, its whole.
 
     Args:
         height, width: of the image, pixels.
@@ -67,13 +69,11 @@ def to_native(maps: Tensor, box: Box, *, aligned: bool = False) -> Tensor:
     return valid[0, 0]
 
 
-PUBLISHED_CUT = 0.9
 ROWS = 64  # written at once
 
 
 class Blender:
-    """Blends windows that come row by row; only rows that later windows can still change are kept
-    open.
+    """Blends windows that come row by row; it holds sums of the rows that may still change.
 
     Where windows overlap, a pixel is the mean of their probabilities, weighted by the distance to
     each window's border: a window fades out where another takes over, so that no seam shows.
@@ -137,18 +137,18 @@ class Blender:
 
 @lru_cache(maxsize=8)
 def fading(height: int, width: int) -> np.ndarray:
-    """Weights (height, width) float32 of a window's pixels, by the distance to the nearest
-    borders.
-    """
+    """Weights (height, width) float32 of a window's pixels, by distance to its borders."""
     rows, columns = (
         np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width)
     )
     return np.outer(rows, columns).astype(np.float32)
 
 
+PUBLISHED_CUT = 0.9
+
+
 class PublishedStitching:
-    """The published stitching: binary per window, resized with aligned corners, cut at 0.9,
-    averaged.
+    """The published stitching: windows binary, resized with aligned corners, cut at 0.9, averaged.
 
     Args:
         height, width: of the image, pixels.
@@ -168,7 +168,5 @@ class PublishedStitching:
         self.count[region] += 1
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Label (height, width) float32, a vote: fractional where windows disagree; and mean
-        score.
-        """
+        """Label (height, width) float32, a mean vote, and mean score (height, width) float32."""
         return self.votes / self.count, self.total / self.count

@@ -98,7 +98,7 @@ def _elements(value: Any) -> Sequence[Any]:
         value = value.strip()
         if value[:1] + value[-1:] in ("()", "[]"):
             # this loader leaves every element text: an object may be called 007
-            value = yaml.load(f"[{value[1:-1]}]", yaml.BaseLoader)
+            value = yaml.load(f"[{value[1:-1]}]", yaml.BaseLoader)  # noqa: S506
     if value is None or value == "":
         return []
     return value if isinstance(value, list | tuple) else [value]
@@ -140,7 +140,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            tree = yaml.load(file, _Loader)
+            tree = yaml.load(file, _Loader)  # noqa: S506
     except OSError as error:
         advice = "--cfg takes the path of a YAML file."
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from error

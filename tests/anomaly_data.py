@@ -14,11 +14,11 @@ from tests.helpers import SIZE, draw_defect, surface
 KINDS = ("spot", "line")  # of the defects in test
 
 
-def write_mvtec(root, objects=("bottle",), *, train=4, good=2, abnormal=2, size=SIZE, kinds=KINDS):
-    """Write objects in the layout of MVTec AD: `train` and `good` normal images, `abnormal` images of each kind."""
+def write_mvtec(root, objects=("bottle",), **options):
+    """Write objects in the layout of MVTec AD; for the options see `_pictures`."""
     for name in objects:
         folder = Path(root) / name
-        for split, kind, number, image, mask in _pictures(name, train, good, abnormal, size, kinds):
+        for split, kind, number, image, mask in _pictures(name, **options):
             _save(image, folder / split / kind / f"{number:03}.png")
             if kind != "good":
                 _save(mask * 255, folder / "ground_truth" / kind / f"{number:03}_mask.png")
@@ -26,11 +26,11 @@ def write_mvtec(root, objects=("bottle",), *, train=4, good=2, abnormal=2, size=
             (folder / text).write_text("words")
 
 
-def write_visa(root, objects=("candle",), *, train=4, good=2, abnormal=2, size=SIZE, kinds=KINDS):
-    """Write objects in VisA's own layout; the values of a mask are 1 and 2 by the kind of the defect."""
+def write_visa(root, objects=("candle",), **options):
+    """Write objects in VisA's layout; the values of a mask are 1 and 2 by the kind of defect."""
     root, rows = Path(root), [("object", "split", "label", "image", "mask")]
     for name in objects:
-        for split, stem, image, mask in _visa_pictures(name, train, good, abnormal, size, kinds):
+        for split, stem, image, mask in _visa_pictures(name, **options):
             label, place = ("anomaly", "Anomaly") if mask.any() else ("normal", "Normal")
             image_path = f"{name}/Data/Images/{place}/{stem}.JPG"
             mask_path = f"{name}/Data/Masks/{place}/{stem}.png" if mask.any() else ""
@@ -41,11 +41,11 @@ def write_visa(root, objects=("candle",), *, train=4, good=2, abnormal=2, size=S
     write_table(root, rows)
 
 
-def write_converted_visa(root, objects=("candle",), *, train=4, good=2, abnormal=2, size=SIZE):
+def write_converted_visa(root, objects=("candle",), **options):
     """Write what write_visa writes, converted to the layout of MVTec AD."""
     for name in objects:
         folder = Path(root) / name
-        for split, stem, image, mask in _visa_pictures(name, train, good, abnormal, size, KINDS):
+        for split, stem, image, mask in _visa_pictures(name, **options):
             kind = "bad" if mask.any() else "good"
             _save(image, folder / split / kind / f"{stem}.JPG")
             if mask.any():
@@ -60,13 +60,12 @@ def write_table(root, rows):
         csv.writer(file).writerows(rows)
 
 
-def _pictures(name, train, good, abnormal, size, kinds):
-    """(split, kind, number within both, image, mask) of an object, always the same for the same arguments."""
+def _pictures(name, *, train=4, good=2, abnormal=2, size=SIZE, kinds=KINDS):
+    """(split, kind, number within both, image, mask) of an object, the same for the same arguments:
+    `train` and `good` normal images, `abnormal` images of each kind."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    counts = {("train", "good"): train, ("test", "good"): good} | {
-        ("test", kind): abnormal for kind in kinds
-    }
-    for (split, kind), count in counts.items():
+    counts = {("train", "good"): train, ("test", "good"): good}
+    for (split, kind), count in (counts | {("test", k): abnormal for k in kinds}).items():
         for number in range(count):
             image, mask = surface(size, rng), np.zeros(size, np.uint8)
             if kind != "good":
@@ -75,10 +74,11 @@ def _pictures(name, train, good, abnormal, size, kinds):
             yield split, kind, number, image, mask
 
 
-def _visa_pictures(name, train, good, abnormal, size, kinds):
-    """(split, stem of the file, image, mask of class values) of an object; VisA numbers normal and abnormal images."""
+def _visa_pictures(name, **options):
+    """(split, stem of the file, image, mask of class values) of an object; VisA numbers normal and
+    abnormal images."""
     counts = {False: 0, True: 0}
-    for split, kind, _, image, mask in _pictures(name, train, good, abnormal, size, kinds):
+    for split, kind, _, image, mask in _pictures(name, **options):
         is_abnormal = kind in KINDS
         stem = f"{counts[is_abnormal]:0{3 if is_abnormal else 4}}"
         counts[is_abnormal] += 1

@@ -8,11 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from models.backbone import Backbone
-from tools.checkpoint import head_state
 from models.head import Head
 from models.methods.sofs import SOFS
 from models.weights import resize_position_embedding
 from tests.helpers import own_logging, write_product
+from tools.checkpoint import head_state
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -98,3 +98,13 @@ def surfaces(tmp_path_factory):
     for name in ("Plate", "Disk"):
         write_product(root, name)
     return root
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """One thread per process, however many there are: sums over several threads round otherwise."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -18,8 +18,8 @@ from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from method_config import load_config
 from models.build import build_model, with_baseline
-from tools.predictor import Predictor
 from tools.evaluator import SplitTest
+from tools.predictor import Predictor
 from tools.trainer import train_epochs
 from tools.training.state import Training
 from utils.distributed import is_main, rank, world_size

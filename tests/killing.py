@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from tests.helpers import JOBS, tiny_config
-from tools.cli import run_main
 from tools.checkpoint import STATE
+from tools.cli import run_main
 from utils.output_files import PARTIAL
 
 LIMIT = 240  # seconds of a wait

@@ -12,36 +12,23 @@ from tests.anomaly_data import write_mvtec
 from tests.helpers import tiny_config
 from tests.tools.open_domain_data import QUERIES, write_object
 from tools.checkpoint import save_head
-from tools.methods import PRIOR
-from tools.tester import run_test
+from tools.evaluator import run_test
 from tools.trainer import run_training
 
 # more workers than cores
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 LOADERS = [(0, 1), (1, 3), (3, 2)]  # workers and batch sizes
+FILES = "metrics.json queries.csv curves.json"
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """File of an untrained head."""
+    """Settings of an untrained head."""
     folder = tmp_path_factory.mktemp("head")
     torch.manual_seed(0)
     save_head(folder / "head.safetensors", build_model(tiny_config(folder, folder)), "")
-    return folder / "head.safetensors"
-
-
-@pytest.fixture(scope="module")
-def steel(tmp_path_factory):
-    root = tmp_path_factory.mktemp("steel")
-    write_object(root, "steel", labels=list(QUERIES))
-    return root
-
-
-@pytest.fixture(scope="module")
-def bottles(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bottles")
-    write_mvtec(root, ("bottle", "cable"))
-    return root
+    path = str(folder / "head.safetensors")
+    return {"TEST__load_checkpoint": True, "TEST__load_model_path": path}
 
 
 def figures(folder):
@@ -65,34 +52,37 @@ def check(job, root, folder, expected, loaders=LOADERS, **options):
     return runs[0]
 
 
-def test_of_a_split(surfaces, head, tmp_path):
-    options = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(head)}
-    options |= {"TEST__threshold": "auto", "DATASET__few_shot_repeated_multiple": 2}
-    names = "metrics.json queries.csv curves.json"
-    files = check(run_test, surfaces, tmp_path, names, **options)
+def test_of_a_split(surfaces, head, tmp_path, one_thread):
+    options = {"TEST__threshold": "auto", "DATASET__few_shot_repeated_multiple": 2} | head
+    options |= {"TEST_SETUPS__ND_batch_size": 3}  # passes that queries of 4 windows do not fill
+    files = check(run_test, surfaces, tmp_path, FILES, **options)
     other = run_test(tiny_config(surfaces, tmp_path, RUN_NAME="other", RNG_SEED=3, **options), "")
     unequal = [files[name] != content for name, content in figures(other).items()]
     assert all(unequal), "the seed counts"
+    three = run_test(tiny_config(surfaces, tmp_path, RUN_NAME="3", NUM_GPUS=3, **options), "")
+    assert json.loads((three / "run.json").read_text())["processes"] == 3
+    assert figures(three) == files, "any number of processes"
 
 
-def test_of_open_domain_objects(steel, head, tmp_path):
-    options = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(head)}
-    options |= {"DATASET__name": "opendomain_test_dataset_ND"}
+def test_of_open_domain_objects(head, tmp_path):
+    write_object(tmp_path / "data", "steel", labels=list(QUERIES))
+    options = {"DATASET__name": "opendomain_test_dataset_ND"} | head
     options |= {"DATASET__open_domain_test_object": ["steel"]}
-    check(run_test, steel, tmp_path, "metrics.json queries.csv curves.json", **options)
+    check(run_test, tmp_path / "data", tmp_path, FILES, LOADERS[:2], **options)
 
 
-def test_of_anomaly_detection(bottles, tmp_path):
+def test_of_anomaly_detection(tmp_path):
+    write_mvtec(tmp_path / "data", ("bottle", "cable"))
     options = {"DATASET__name": "mvtec", "DATASET__test_objects": ["bottle", "cable"]}
-    options |= {"TEST__method": PRIOR, "DATASET__few_shot_repeated_multiple": 2}
-    check(run_test, bottles, tmp_path, "metrics.json images.csv curves.json", **options)
+    options |= {"TEST__method": "prior", "DATASET__few_shot_repeated_multiple": 2}
+    names = FILES.replace("queries", "images")
+    check(run_test, tmp_path / "data", tmp_path, names, LOADERS[:2], **options)
 
 
 @pytest.mark.parametrize("bank", [0, 2])
 def test_of_a_training(surfaces, tmp_path, bank):
     options = {"TRAIN__feature_bank": bank, "TRAIN_SETUPS__TEST_SETUPS__val_state": True}
-    names = (
-        "metrics.json curves.json queries.csv metrics_validation.json curves_validation.json "
-        "queries_validation.csv history.json"
+    names = f"{FILES} history.json " + " ".join(
+        name.replace(".", "_validation.") for name in FILES.split()
     )
     check(run_training, surfaces, tmp_path, names, LOADERS[::2], **options)

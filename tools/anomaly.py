@@ -1,5 +1,4 @@
-"""Few-shot anomaly detection: supports are normal images alone, and the answer is what looks like
-none.
+"""Few-shot anomaly detection: all supports are normal images, and a pixel unlike them is abnormal.
 
 Data sets are those of kind "anomaly", such as MVTec AD and VisA.
 """
@@ -13,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from yacs.config import CfgNode
 
 from datasets.build import build_anomaly_objects
 from datasets.images import read_image
+from datasets.large_images import ImageStrips
 from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
 from models.build import build_method
 from models.memory import Memory
 from models.methods import BASELINE, method_class
 from tools.evaluation import summary
-from tools.gallery import GalleryWriter
+from tools.gallery import GalleryWriter, Panel
 from tools.job import begin
 from tools.methods import weights_files
 from tools.predictor import Predictor
@@ -38,12 +40,12 @@ from utils.tables import anomaly_table
 from utils.visualize import TRUTH, outline
 
 LOG = logging.getLogger(__name__)
-THUMBNAIL = 480  # pixels, longer side of a picture of an image that is too large to be held
+THUMBNAIL = 480  # pixels, longer side of a picture of an image that is read in strips
 
 
 @dataclass
 class ObjectResult:
-    """What was measured on one object.
+    """The measurements of one object.
 
     Attributes:
         measures: by name, the value of each repeat, None where undefined.
@@ -88,7 +90,7 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     for item in objects[rank() :: world_size()]:
         try:
             mine[item.name] = test.run(item)
-        except UserError as error:  # what is found on the others is not lost
+        except UserError as error:  # the other objects are tested
             mine[item.name] = f"{item.name}: {error}"
     found = {name: result for part in gather_objects(mine) for name, result in part.items()}
     entries = [entry for part in gather_objects(gallery.entries) for entry in part]
@@ -149,16 +151,11 @@ class AnomalyTest:
                 images[repeat].append((highest, test.is_anomalous))
                 result.scores.append((self._name(test), test.defect, repeat, highest))
                 if repeat == 0:
-                    image = outcome.image.pixels
-                    image = outcome.image.thumbnail(THUMBNAIL) if image is None else image
-                    panels = [("support", support), ("query", image)]
-                    if target.any():
-                        panels.append(("truth", outline(image, target, TRUTH)))
-                    self.gallery.add(
-                        number, item.name, item.name, highest, self._name(test),
-                        {"image score": highest}, [*panels, ("score", score)],
-                        normal=not test.is_anomalous,
-                    )  # fmt: skip
+                    panels = [("support", support), *_panels(outcome.image, target)]
+                    panels.append(("score", score))
+                    caption, scores = self._name(test), {"image score": highest}
+                    about = (number, item.name, item.name, highest, caption, scores, panels)
+                    self.gallery.add(*about, normal=not test.is_anomalous)
         if not result.scores:
             raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
         curves = [counts.curve() for counts in pixels]
@@ -188,6 +185,27 @@ class AnomalyTest:
 
     def _name(self, test: AnomalyImage) -> str:
         return test.image.relative_to(self.root).as_posix()
+
+
+def _measures(images: ScoreCounts, pixels: ScoreCounts) -> dict[str, float | None]:
+    """The measures of `ANOMALY` of one object in one repeat; None where undefined."""
+    values = {"aupro": pixels.aupro()}
+    for level, counts in (("image", images), ("pixel", pixels)):
+        best = counts.f1_max()
+        values[f"{level}_auroc"] = counts.auroc()
+        values[f"{level}_ap"] = counts.average_precision()
+        values[f"{level}_f1_max"] = best[0] if best else None
+    return values
+
+
+def _panels(image: ImageStrips, target: np.ndarray) -> list[Panel]:
+    """Pictures of a test image and, where it has a defect, of its true outline."""
+    shown = image.pixels
+    if shown is None:
+        shown = image.thumbnail(THUMBNAIL)
+        target = cv2.resize(target * 255, shown.shape[1::-1], interpolation=cv2.INTER_AREA)
+    truth = [("truth", outline(shown, target > 0, TRUTH))] if target.any() else []
+    return [("query", shown), *truth]
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""`TEST.threshold auto`: the threshold that suits the supports themselves."""
+"""`TEST.threshold auto`: the threshold that is best on the supports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from utils.metrics.score_curves import ScoreCounts
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-# of the best IoU: thresholds that are as good for all one can tell from so few pixels
-NEARLY = 0.95
+NEARLY = 0.95  # of the best IoU: the pixels are too few to prefer a threshold above it
 
 
 def choose_thresholds(
@@ -27,16 +26,16 @@ def choose_thresholds(
 ) -> dict[str, float]:
     """By method, the middle of the thresholds that are best on the supports.
 
-    Each support is segmented with all others (leave one out; an image given twice is one support).
-    A single one is mirrored, and so segmented by what it has taught itself; it is more like itself
-    than other images are, so the threshold goes only half the way from the predictor's own.
+    Each support is segmented by all others (leave one out; an image given twice is one support).
+    A single support is mirrored and segmented by itself. It is more like itself than other images
+    are, so the result is the mean of that threshold and the predictor's.
 
     Args:
-        predictor: who answers.
+        predictor: segments the supports.
         pairs: support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect.
         parts: the same, encoded, one for each.
         normal: further support images, without defect, encoded.
-        windowed: scale at which the queries are seen.
+        windowed: queries are seen in windows; False: resized whole.
     """
     counts = {method: ScoreCounts() for method in predictor.methods}
     alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
@@ -55,10 +54,10 @@ def choose_thresholds(
             for pair in pairs
             for axes in (0, 1, (0, 1))
         ]
-        known = remember(parts)
-    # one memory after the other: many supports would fill the memory with copies of each other
+        whole = remember(parts)
+    # memories are made one after the other: those of many supports would fill the memory
     outcomes = predictor.segment(
-        (image, [known if alone else memory_without(image)]) for image, _ in asked
+        (image, [whole if alone else memory_without(image)]) for image, _ in asked
     )
     for (_, mask), outcome in zip(asked, outcomes, strict=True):
         for method, answer in outcome.answers[0].items():
@@ -76,5 +75,5 @@ def best_threshold(counts: ScoreCounts) -> float:
     below, above = np.flatnonzero(~good[:best]), np.flatnonzero(~good[best:])
     first = int(below[-1]) + 1 if len(below) else 0
     last = best + int(above[0]) - 1 if len(above) else len(iou) - 1
-    last = min(last, len(iou) - 2)  # no score is above 1, which would find nothing
+    last = min(last, len(iou) - 2)  # no score is above a threshold of 1
     return (first + last) / 2 / (len(iou) - 1)

@@ -1,4 +1,4 @@
-"""What a test has measured: the pixel counts of every query, and the figures made of them."""
+"""The results of a test: pixel counts of every query, and the figures made of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from utils.output_files import write_text
 from utils.tables import method_table
 
 HEADER = (
-    "repeat query class image method share threshold "
-    "intersection_background intersection union_background union"
-).split()
+    *("repeat", "query", "class", "image", "method", "share", "threshold"),
+    *("intersection_background", "intersection", "union_background", "union"),
+)
 ClassKey = tuple[str, int]
 
 
@@ -86,7 +86,7 @@ class Evaluation:
         name, count = Counter(self.class_names.values()).most_common(1)[0]
         if count > 1:
             raise DataError(
-                f"two classes are called {name!r}, and a table would show one of them; rename one"
+                f"two classes have the name {name!r}, of which a table would show one; rename one"
             )
         self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
         self.curves = self.curves or {method: ScoreCounts() for method in self.methods}
@@ -123,7 +123,7 @@ class Evaluation:
         return ious
 
     def join(self, others: Iterable[Evaluation]) -> None:
-        """Take in what other processes measured, or what was measured in other repeats."""
+        """Add the measurements of other processes or repeats."""
         for other in others:
             self.results += other.results
             self.failed_queries += other.failed_queries

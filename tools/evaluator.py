@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from datasets.build import build_normal_images, build_test_index, view_settings
 from datasets.episodes import EpisodeList, derive_seed
 from datasets.images import read_image
+from datasets.large_images import ImageStrips
 from datasets.queries import EvaluationQueries, Query
 from datasets.readers import reader_of
 from datasets.readers.anomaly import draw_normal
@@ -38,7 +39,7 @@ from utils.run_folder import provenance, run_facts
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)
-REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports at a time
+REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports in memory
 JOBS = {"anomaly": detect_anomalies, "open_domain": segment_open_domain}  # by kind of data set
 
 
@@ -53,8 +54,7 @@ def run_test(cfg: CfgNode, config_file: str) -> Path:
 
 
 def test_split(cfg: CfgNode, folder: Path) -> list[str]:
-    """Evaluate every test set of the config and write log, metrics, figures and gallery into
-    `folder`.
+    """Evaluate every test set of the config; log, metrics, figures and gallery go into `folder`.
 
     Returns:
         A line for each set that could not be tested.
@@ -70,7 +70,7 @@ def test_split(cfg: CfgNode, folder: Path) -> list[str]:
     for test in tests:
         try:
             test.run(predictor, f"test of {test.name}", gallery=True, **head)
-        except NoQueryError as error:  # what the other sets give is not lost
+        except NoQueryError as error:  # the other sets are tested
             failed.append(f"{test.name} could not be tested: {error}")
     if len(failed) == len(tests):
         raise DataError("; ".join(failed))
@@ -85,8 +85,8 @@ class SplitTest:
         index: what is tested.
         folder: of the run.
         name: of the test set; files of others than `original` carry it.
-        query_images: of a validation: the images that are queries, once, all others being supports;
-            empty: each image is both.
+        query_images: the images that are queries of a validation, once, while all others are
+            supports; empty: each image is both.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class SplitTest:
     def run(
         self, predictor: Predictor, title: str, *, gallery: bool = False, **facts: Any
     ) -> Evaluation:
-        """Evaluate and record; with several processes each takes its share, and all get the same.
+        """Evaluate and record; each process takes its share, and all return the whole.
 
-        An image that cannot be read is reported and counted, and the rest goes on.
+        An image that cannot be read is reported and counted, and the test goes on.
 
         Args:
             predictor: the methods.
@@ -127,14 +127,14 @@ class SplitTest:
             LOG.info("%s", note)
         count, classes = len(self.index), len(self.index.classes())
         LOG.info("%d samples of %d classes in %s", count, classes, self.index.root)
-        if is_main():  # pictures of an earlier test go
+        if is_main():  # removes pictures of an earlier test
             for kind in ("figures", "gallery"):
                 shutil.rmtree(self.folder / f"{kind}{self.suffix}", ignore_errors=True)
         barrier()
         for name in self.normal:
             for repeat in range(self.repeats):
                 for path in self.normal_images(name, repeat):
-                    read_image(path)  # one that is broken ends the test before it has taken hours
+                    read_image(path)  # a broken one ends the test now and not after hours
         shown = GalleryWriter(self.folder / f"gallery{self.suffix}") if gallery else None
         evaluation, start = self._empty(predictor), time.perf_counter()
         for first in range(0, self.repeats, REPEATS_AT_ONCE):
@@ -165,48 +165,45 @@ class SplitTest:
         self, predictor: Predictor, repeats: Sequence[int], gallery: GalleryWriter | None
     ) -> Evaluation:
         """This process's share of some repeats: load queries, encode supports, segment, count."""
-        cfg, found = self.cfg, self._empty(predictor)
+        cfg, part = self.cfg, self._empty(predictor)
         numbers = range(rank(), len(self.episodes), world_size())
         queries = self._queries(repeats, numbers, keep_pairs=predictor.auto_threshold)
         batches = BatchSampler(SequentialSampler(queries), cfg.TEST_SETUPS.batch_size, False)
         loader = Loader(queries, batches, num_workers=cfg.TRAIN_SETUPS.num_workers, collate=list)
         normal = NormalMemories(self, predictor)
-        asked: deque[Query] = deque()
+        pending: deque[Query] = deque()
 
-        def stream() -> Iterator[tuple[Any, list[Memory]]]:
+        def stream() -> Iterator[tuple[ImageStrips, list[Memory]]]:
             for query in (query for batch in loader for query in batch):
-                found.faults += [fault for fault in query.faults if fault not in found.faults]
-                found.failed_queries += len(repeats) - len(query.supports)
-                if query.supports:
-                    asked.append(query)
-                    yield (
-                        query.image,
-                        [
-                            predictor.remember(
-                                supports, normal.of(query, repeat, supports.windowed)
-                            )
-                            for repeat, supports in query.supports.items()
-                        ],
-                    )
+                part.faults += [fault for fault in query.faults if fault not in part.faults]
+                part.failed_queries += len(repeats) - len(query.supports)
+                if not query.supports:
+                    bar.update()
+                    continue
+                pending.append(query)
+                memories = [
+                    predictor.remember(supports, normal.of(query, repeat, supports.windowed))
+                    for repeat, supports in query.supports.items()
+                ]
+                yield ImageStrips(query.image), memories
 
         with progress_bar(total=len(queries), desc="test", unit="query") as bar:
-            for outcome in predictor.segment(stream()):
-                query = asked.popleft()
-                sample, target = query.sample, query.target
+            for outcome in predictor.segment(stream(), reproducible=True):
+                query = pending.popleft()
+                sample, number, target = query.sample, query.number, query.target
+                key, image = sample.class_key, sample.image
                 for repeat, answers in zip(query.supports, outcome.answers, strict=True):
-                    ious = found.add(
-                        repeat, query.number, sample.class_key, sample.image, target, answers
-                    )
+                    ious = part.add(repeat, number, key, image, target, answers)
                     if repeat == 0:
                         self._draw_figure(query, answers)
-                        if gallery is not None:
-                            gallery.add(
-                                query.number, sample.class_key, sample.class_name,
-                                ious[predictor.main], sample.image, ious,
-                                query_panels(query.image, target, answers),
-                            )  # fmt: skip
+                    if repeat == 0 and gallery is not None:
+                        value, shown = (
+                            ious[predictor.main],
+                            query_panels(query.image, target, answers),
+                        )
+                        gallery.add(number, key, sample.class_name, value, image, ious, shown)
                 bar.update()
-        return found
+        return part
 
     def _queries(
         self, repeats: Sequence[int], numbers: Sequence[int], keep_pairs: bool
@@ -226,12 +223,12 @@ class SplitTest:
         return draw_normal(self.normal[name], name, shot, seed, "DATASET.normal_shot")
 
     def _support_panels(self, entry: Entry) -> list[Panel]:
-        """Pictures of the supports of a query in the first repeat, which are read once more."""
+        """Pictures of the supports of a query in the first repeat, read once more."""
         query = self._queries((0,), [entry.number], keep_pairs=True)[0]
         return support_panels(query.supports[0].pairs) if query.supports else []
 
     def _draw_figure(self, query: Query, answers: dict[str, Prediction]) -> None:
-        """Of some queries the true outline, and each method's mask and score, side by side."""
+        """Draw the true outline and each method's mask and score of some queries, side by side."""
         visualize = self.cfg.TEST.VISUALIZE
         drawn = random.Random(derive_seed(self.cfg.RNG_SEED, query.number)).random()
         if self.validates or not visualize.save_figure or drawn >= visualize.sample_prob:
@@ -259,16 +256,14 @@ class SplitTest:
 
 
 class NormalMemories:
-    """Memories of the normal images that join supports (DATASET.normal_shot), kept for one
-    object.
-    """
+    """Memories of the normal images that join supports, DATASET.normal_shot, of one object."""
 
     def __init__(self, test: SplitTest, predictor: Predictor) -> None:
         self.test, self.predictor, self.object = test, predictor, ""
         self.memories: dict[tuple[int, bool], list[Memory]] = {}
 
     def of(self, query: Query, repeat: int, windowed: bool) -> list[Memory]:
-        """Those of the query's object in a repeat, seen at the scale of its queries."""
+        """Those of the query's object in a repeat, at the scale of its queries."""
         name = query.sample.object
         if name not in self.test.normal:
             return []

@@ -15,24 +15,24 @@ LOG = logging.getLogger(__name__)
 
 
 def tests_a_head(cfg: CfgNode) -> bool:
-    """Whether a test loads trained weights: its method has some, and TEST.load_checkpoint says
-    so.
-    """
+    """Whether a test loads trained weights: its method has some, and TEST.load_checkpoint is on."""
     return method_class(cfg.TEST.method).needs_training and cfg.TEST.load_checkpoint
 
 
 def load_methods(cfg: CfgNode) -> dict[str, Method]:
-    """The methods of a test by name: TEST.method with its weights and, with TEST.baseline, the
-    baseline.
+    """The methods of a test by name: TEST.method with its weights and, if on, TEST.baseline.
 
-    A method that needs training gives way to the baseline where no checkpoint is to be loaded.
+    Without TEST.load_checkpoint the baseline takes the place of a method that needs training.
     """
     name = cfg.TEST.method
     if not method_class(name).needs_training:
         return with_baseline(cfg, build_method(cfg, name))
     if not cfg.TEST.load_checkpoint:
-        LOG.warning("no checkpoint given (TEST.load_checkpoint is False): testing the method without training, %r",
-                    BASELINE)  # fmt: skip
+        LOG.warning(
+            "no checkpoint given (TEST.load_checkpoint is False): testing the method without "
+            "training, %r",
+            BASELINE,
+        )
         return {BASELINE: build_method(cfg, BASELINE)}
     require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
     method = build_method(cfg, name)

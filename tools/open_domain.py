@@ -1,6 +1,4 @@
-"""The open domain job: segment the queries of objects of which only a few masked examples are
-known.
-"""
+"""The open domain job: segment queries of objects by a few masked examples of each."""
 
 from __future__ import annotations
 
@@ -34,23 +32,23 @@ LOG = logging.getLogger(__name__)
 SHOWN = 8  # queries of an object in the gallery
 SCORE_LEVELS = 65535
 ROWS = 128  # of a large map, handled at once
-OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is too large to be held
+OVERLAY_SIDE = 4096  # pixels, longer side of the overlay of an image that is read in strips
 
 Supports = dict[str, list[tuple[np.ndarray, np.ndarray | None]]]  # by type of defect
 
 
 @dataclass
 class ObjectTask:
-    """An object to segment, and what became of its queries.
+    """An object to segment, and the state of its queries.
 
     Attributes:
         item: its files.
-        category: the category to segment, from 0, and how many categories its masks hold.
-        supports: images and masks by type of defect, to each type the images without defect.
+        category: number of the category to segment, from 0, and count of categories in its masks.
+        supports: images and masks by type of defect; each type has the images without defect, too.
         first: number of its first query in the evaluation.
         answered: numbers of the queries that were answered.
         faults: (number, reason) of those that could not be read.
-        unwritten: why its files could not all be written; "" otherwise.
+        unwritten: why not all its files could be written; "" otherwise.
     """
 
     item: OpenDomainObject
@@ -63,7 +61,7 @@ class ObjectTask:
 
     @property
     def failure(self) -> str:
-        """Why no query of the object could be read, or not all be written; "" otherwise."""
+        """Why its files could not all be written, or no query be read; "" otherwise."""
         if self.unwritten or self.answered:
             return self.unwritten
         reasons = "; ".join(fault for _, fault in self.faults[:3])
@@ -71,16 +69,14 @@ class ObjectTask:
 
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
-    """Segment every query of every object of the config; each process takes its share of the
-    queries.
+    """Segment every query of every object of the config; each process takes its share.
 
     Writes what `write_answers` writes for each query; per object and type of defect a support file,
     for `Predictor.load_support`; metrics.json, a gallery, and queries.csv and curves.json where
     there are true labels.
 
     Returns:
-        A line for each object of which no query could be read, or whose files could not all be
-        written.
+        A line for each object whose files could not all be written, or no query be read.
     """
     limit_pixels(cfg.DATASET.max_pixels)
     tasks, first = [], 0
@@ -120,16 +116,14 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
 
 
 def chosen_category(cfg: CfgNode, number: int) -> tuple[int, int]:
-    """The category to segment of object `number`, from 0, and how many categories its masks
-    hold.
-    """
+    """`ObjectTask.category` of object `number`."""
     chosen = cfg.DATASET.open_domain_specific_defect_category
     counts = cfg.DATASET.open_domain_object_category_num
     return chosen[number if len(chosen) > 1 else 0], counts[number if len(counts) > 1 else 0]
 
 
 def read_supports(item: OpenDomainObject, category: tuple[int, int]) -> Supports:
-    """Images and masks of an object's supports, by type of defect, see `ObjectTask`."""
+    """`ObjectTask.supports` of an object."""
     supports: Supports = {}
     normal = [(read_image(path), None) for path in item.normal]
     for kind, files in item.supports.items():
@@ -153,12 +147,13 @@ def _segment_object(
     evaluation: Evaluation,
     gallery: GalleryWriter,
 ) -> None:
-    """Segment this process's queries, each once for all types, up to the first file not written."""
+    """Segment this process's queries, each once for all types; end at a file not written."""
     item, names = task.item, output_names(task.item.queries)
     numbers = range(rank(), len(item.queries), world_size())
     try:
         memories = [_taught(predictor, task, kind, folder) for kind in task.supports]
-        outcomes = predictor.segment((item.queries[number], memories) for number in numbers)
+        queries = ((item.queries[number], memories) for number in numbers)
+        outcomes = predictor.segment(queries, reproducible=True)
         for number, outcome in zip(numbers, outcomes, strict=True):
             query = item.queries[number]
             try:
@@ -169,12 +164,11 @@ def _segment_object(
                 task.faults.append((number, str(error)))
                 continue
             main = [answers[predictor.main] for answers in outcome.answers]
-            write_answers(
-                folder, names[number], outcome.image, dict(zip(task.supports, main, strict=True))
-            )
+            by_type = dict(zip(task.supports, main, strict=True))
+            write_answers(folder, names[number], outcome.image, by_type)
             task.answered.append(number)
             _measure(task, number, outcome, targets, evaluation, gallery)
-    except OutputError as error:  # what is found on the others is not lost
+    except OutputError as error:  # the other objects are segmented
         task.unwritten = f"{item.name}: {error}"
 
 
@@ -203,9 +197,7 @@ def _measure(
     evaluation: Evaluation,
     gallery: GalleryWriter,
 ) -> None:
-    """Add the answers about all types of defect to the figures and, of the first queries, the
-    gallery.
-    """
+    """Count the answers about all types; those of the first queries join the gallery."""
     item, query = task.item, task.item.queries[number]
     for place, (kind, pairs) in enumerate(task.supports.items()):
         answers, target = outcome.answers[place], targets[place]
@@ -234,12 +226,9 @@ def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Eva
                     f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items()
                 )
                 LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
-            objects[name] = {
-                "queries": len(task.answered),
-                "labelled": labelled,
-                "iou": iou,
-                "unreadable": [fault for _, fault in task.faults],
-            }
+            counts = {"queries": len(task.answered), "labelled": labelled}
+            faults = [fault for _, fault in task.faults]
+            objects[name] = counts | {"iou": iou, "unreadable": faults}
     shots = [sum(map(len, task.item.supports.values())) for task in tasks]
     content = run_facts(cfg) | {"objects": objects, "shot": shots} | provenance()
     write_json(folder / "metrics.json", content)
@@ -250,7 +239,7 @@ def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Eva
 
 
 def output_names(queries: list[Path]) -> list[str]:
-    """A name for the files of each query: without suffix, or whole where two differ by it alone."""
+    """A file name for each query, without suffix unless two names differ by it alone."""
     stems = [path.stem for path in queries]
     return stems if len(set(stems)) == len(stems) else [path.name for path in queries]
 
@@ -260,11 +249,10 @@ def write_answers(
 ) -> None:
     """Write the answers about each type of defect to one query, at its size.
 
-    `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is probability 1) and
-    `overlays/NAME.png`, the overlay of an image read in strips shrunk. With several types masks and
-    scores lie in folders named after them, `labels/NAME.png` has 0 for background and i for the
-    i-th type, of those that claim a pixel the one furthest above its threshold, and the overlay has
-    a legend.
+    The files are `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is probability 1) and
+    `overlays/NAME.png`, which is shrunk for an image read in strips. Types with names have folders
+    of masks and scores; `labels/NAME.png` is then 0 for background and i for the i-th type, at each
+    pixel the one furthest above its threshold, and the overlay has a legend.
     """
     several, file = list(answers) != [""], file_name(name, ".png")
     size = next(iter(answers.values())).score.shape
@@ -282,12 +270,13 @@ def write_answers(
     labels = allocate(size, np.uint8)
     for top in range(0, size[0], ROWS):
         rows = np.s_[top : top + ROWS]
-        claims = [
-            np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf)
-            for a in answers.values()
-        ]
-        claims = np.stack(claims)
-        labels[rows] = np.where(np.isfinite(claims.max(0)), claims.argmax(0) + 1, 0)
+        above = np.stack(
+            [
+                np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf)
+                for a in answers.values()
+            ]
+        )
+        labels[rows] = np.where(np.isfinite(above.max(0)), above.argmax(0) + 1, 0)
         let_go(labels, *(array for a in answers.values() for array in (a.score, a.label)))
     if several:
         write_image(folder / "labels" / file, labels)
@@ -299,7 +288,7 @@ def write_answers(
 
 
 def _shrunk(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Labels at the size of a thumbnail; a defect that is anywhere in a pixel marks it."""
+    """Labels at the size of a thumbnail, each pixel with the largest label in its block."""
     if labels.shape == size:
         return labels
     step, small = -(-max(labels.shape) // OVERLAY_SIDE), np.empty(size, np.uint8)

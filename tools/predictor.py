@@ -1,4 +1,4 @@
-"""Supports and query images in, masks and scores at the original size out.
+"""Supports and query images in, masks and scores at the original size out:
 
 predictor = Predictor.from_config(load_config("method_config/Open_Domain/SOFS.yaml"))
 predictor.set_support(["scratch.png"], ["scratch_mask.png"])
@@ -7,29 +7,22 @@ for prediction in predictor.predict_many(paths): ...
 
 from __future__ import annotations
 
-import os
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from io import IOBase
-from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from yacs.config import CfgNode
 
 from datasets.build import view_settings
 from datasets.episodes import derive_seed
-from datasets.images import shown
-from datasets.images import Picture, limit_pixels, read_image
+from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
-from datasets.masks import read_mask
-from datasets.orientation import turned_back
+from datasets.picture_lists import read_supports, several
 from datasets.views import (
     SupportSet,
     ViewSettings,
@@ -46,7 +39,7 @@ from models.methods import Method
 from tools.auto_threshold import choose_thresholds
 from tools.methods import load_methods
 from tools.support_file import load_memory, save_memory
-from tools.window_stream import THREADS, Query, Window, ahead, windows
+from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_features, windows
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
@@ -60,8 +53,8 @@ class Prediction:
 
     Attributes:
         label: (h, w) uint8 {0, 1}; with the published stitching float32 votes, defect where 1.
-        score: (h, w) float32 in [0, 1], where normal images are all that is known in [0, 2]; like
-            `label` in a temporary file for a very large image.
+        score: (h, w) float32 in [0, 1]; in [0, 2] where all supports are normal images. For a very
+            large image it lies in a temporary file, as `label` does.
         windows: how many windows the image took.
         threshold: the score above which a pixel is defect.
     """
@@ -79,8 +72,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image: for each memory an answer by method, or the reason why there is
-    none.
+    """The result for one image.
+
+    Attributes:
+        image: the opened image; None with an error.
+        answers: for each memory the answer by method; empty with an error.
+        error: why the image could not be read.
     """
 
     image: ImageStrips | None
@@ -89,10 +86,9 @@ class Outcome:
 
 
 class Predictor:
-    """Asks methods that share a backbone; the one way that an image takes in every job.
+    """Has methods on one backbone segment images by supports; every job uses it.
 
-    Every support and window is encoded once for all methods, and windows of several images share a
-    pass.
+    Each support and window is encoded once for all methods.
 
     Args:
         methods: by name; the backbone is that of the first, whose answer `predict` gives.
@@ -129,13 +125,8 @@ class Predictor:
         self.merger = PublishedStitching if published_stitching else Blender
         self.auto_threshold = threshold is None
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-        self.encoder = SupportEncoder(
-            list(self.methods.values()),
-            device,
-            precision=precision,
-            batch=window_batch,
-            memory_tokens=memory_tokens,
-        )
+        options = {"precision": precision, "batch": window_batch, "memory_tokens": memory_tokens}
+        self.encoder = SupportEncoder(list(self.methods.values()), device, **options)
         self.memory: Memory | None = None
 
     @classmethod
@@ -149,8 +140,8 @@ class Predictor:
 
         Args:
             cfg: the config.
-            methods: those to ask; None: TEST.method with its weights, and the baseline.
-            device: None: the one of the config.
+            methods: by name; None: TEST.method with its weights, and the baseline.
+            device: where the methods run; None: DEVICE of the config.
         """
         limit_pixels(cfg.DATASET.max_pixels)
         methods, device = methods or load_methods(cfg), device or pick_device(cfg.DEVICE)
@@ -170,50 +161,22 @@ class Predictor:
         )
 
     def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> Memory:
-        """Teach a defect by images and masks of their sizes, not 0 where the defect is.
+        """Teach a defect by images and masks of the same sizes, which are not 0 at the defect.
 
-        A mask None, or one without a marked pixel, is that of an image of the normal surface.
-        Without any defect the answer is how abnormal a pixel looks.
+        An image of the normal surface has the mask None, or one without a marked pixel. Where no
+        pixel is marked at all, the answer is how abnormal a pixel looks.
 
         Args:
             images: what `datasets.images.read_image` takes: paths, PIL images, arrays.
             masks: what `datasets.masks.read_mask` takes, or None.
 
         Raises:
-            DataError: there is no image, one cannot be read or meant, or a mask has another size.
+            DataError: there is no image, an argument is no image, or a mask has another size.
         """
-        pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
-        missing = object()
-        both = zip_longest(_several(images, "images"), _several(masks, "masks"), fillvalue=missing)
-        for number, (image, mask) in enumerate(both):
-            if image is missing or mask is missing:
-                more, fewer = ("masks", "images") if image is missing else ("images", "masks")
-                raise DataError(
-                    f"there are {number} {fewer}, but more {more}; give one mask per image, None "
-                    "for one of "
-                    "the normal surface"
-                )
-            # copies, as what is given may change
-            pixels = read_image(image, f"support image {number}").copy()
-            name, marked = f"mask {number}", None
-            if mask is not None:
-                marked = turned_back(read_mask(mask, name), image, mask)
-                if pixels.shape[:2] != marked.shape:
-                    raise DataError(
-                        f"{shown(mask, name)} has {marked.shape[0]} x {marked.shape[1]} pixels (h "
-                        "x w), its "
-                        f"image {pixels.shape[0]} x {pixels.shape[1]}; give a mask of the image's "
-                        "size"
-                    )
-            pairs.append((pixels, marked))
-        if not pairs:
-            raise DataError("no support image is given; give at least one")
-        return self.teach(pairs)
+        return self.teach(read_supports(images, masks))
 
     def teach(self, pairs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Memory:
-        """As `set_support`, from images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or
-        None.
-        """
+        """`set_support` of images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None."""
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
         others = [image for image, mask in pairs if mask is None or not mask.any()]
         windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
@@ -226,23 +189,20 @@ class Predictor:
         return self.memory
 
     def encode_normal(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[Memory]:
-        """Encode images (h, w, 3) uint8 RGB without defect, seen as their queries are."""
-        memories, size = [], self.settings.image_size
-        for image in images:
+        """Encode images (h, w, 3) uint8 RGB without defect, at the scale of their queries."""
+
+        def batches(image: np.ndarray) -> Iterator[torch.Tensor]:
             views = normal_views(image, self.settings, windowed)
-            batches = (
-                torch.stack(
-                    [prepare_image(view, size) for view in views[i : i + self.window_batch]]
-                )
-                for i in range(0, len(views), self.window_batch)
-            )
-            memories.append(self.encoder.encode_normal(batches))
-        return memories
+            for start in range(0, len(views), self.window_batch):
+                part = views[start : start + self.window_batch]
+                yield torch.stack([prepare_image(v, self.settings.image_size) for v in part])
+
+        return [self.encoder.encode_normal(batches(image)) for image in images]
 
     def remember(self, supports: SupportSet, normal: Sequence[Memory] = ()) -> Memory:
-        """A memory of supports with a defect and of normal images, see `encode_normal`.
+        """A memory of supports with a defect and of normal images that `encode_normal` encoded.
 
-        With an automatic threshold it is chosen on them.
+        With `TEST.threshold auto` the thresholds are chosen on the supports.
         """
         if not self.auto_threshold:
             parts = [self.encoder.encode(supports.images, supports.masks)]
@@ -266,71 +226,81 @@ class Predictor:
         """Segment images in order; threads read ahead, and windows of several images share a pass.
 
         Raises:
-            DataError: an image cannot be read; `segment` goes on after one.
+            DataError: an image cannot be read. `segment` reports it and goes on.
         """
         memory = self._require_memory()
-        for outcome in self.segment((image, [memory]) for image in _several(images, "images")):
+        for outcome in self.segment((image, [memory]) for image in several(images, "images")):
             if outcome.error is not None:
                 raise outcome.error
             yield outcome.answers[0][self.main]
 
     @torch.inference_mode()
     def segment(
-        self, queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]]
+        self,
+        queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]],
+        *,
+        reproducible: bool = False,
     ) -> Iterator[Outcome]:
-        """Segment images, each by one or several memories, with all methods, in order.
+        """Segment images with all methods, in order, each by one or several memories.
 
-        An image that cannot be read is reported in its outcome. What memories of one scale ask of a
-        window is encoded once.
+        A window is encoded once for all memories of one scale, and windows of several images share
+        a pass. The outcome of an image that cannot be read holds the error.
+
+        Args:
+            queries: images with the memories that answer them.
+            reproducible: no answer depends on the other images, not by a rounding, so that figures
+                are
+                the same however the images are dealt to processes: a window that is left alone for
+                the last pass is encoded twice, as a pass of one window is rounded in another way.
         """
         batch: list[Window] = []
-        waiting: deque[Query] = deque()
+        waiting: deque[PendingQuery] = deque()
         size, crop = self.settings.image_size, self.settings.crop_size
         with ThreadPoolExecutor(THREADS) as pool:
             stream = windows(queries, waiting, pool, size=size, crop=crop, overlap=self.overlap)
             for window in ahead(stream, self.window_batch):
                 batch.append(window)
                 if len(batch) == self.window_batch:
-                    self._answer(batch)
+                    self._encode(batch)
                     batch = []
                 while waiting and waiting[0].is_answered:
                     yield self._outcome(waiting.popleft())
             if batch:
-                self._answer(batch)
+                self._encode(batch * 2 if reproducible and len(batch) == 1 else batch, len(batch))
             while waiting:
                 yield self._outcome(waiting.popleft())
 
-    def _answer(self, batch: list[Window]) -> None:
-        """One pass of the backbone; every method answers the windows of each query by its
-        memories.
-        """
+    def _encode(self, batch: list[Window], count: int | None = None) -> None:
+        """Encode windows in one pass, the first `count` of which are asked for, and answer the
+        windows of each image in groups that do not depend on the pass."""
         pixels = torch.stack([window.pixels.result() for window in batch])
         with autocast(self.device, self.precision):
             features = self.backbone(pixels.to(self.device, non_blocking=True))
-            groups = groupby(batch, lambda window: (id(window.query), window.windowed))
-            start = 0
-            for (_, windowed), members in groups:
-                group = list(members)
-                query, end = group[0].query, start + len(group)
-                query.mergers = query.mergers or [self._mergers(query, m) for m in query.memories]
-                part = [layer[start:end] for layer in features]
-                for memory, mergers in zip(query.memories, query.mergers, strict=True):
-                    if memory.windowed == windowed:
-                        compared = Comparison(part, memory)
-                        for name, method in self.methods.items():
-                            answers = method.answer(compared, pixels.shape[-2:]).float().cpu()
-                            for window, answer in zip(group, answers, strict=True):
-                                mergers[name].add(answer, window.box)
-                query.answered += len(group)
-                start = end
+            for place, window in enumerate(batch[:count]):
+                query = window.query
+                query.encoded.append((window, features, place))
+                query.left[window.windowed] -= 1
+                if len(query.encoded) == self.window_batch or not query.left[window.windowed]:
+                    self._answer(query, window.windowed, pixels.shape[-2:])
+                    query.encoded.clear()
 
-    def _mergers(self, query: Query, memory: Memory) -> dict[str, Blender | PublishedStitching]:
-        return {
-            name: self.merger(*query.image.size, memory.thresholds.get(name, self.threshold))
-            for name in self.methods
-        }
+    def _answer(self, query: PendingQuery, windowed: bool, size: tuple[int, int]) -> None:
+        """Have every method answer the encoded windows of a query by its memories of one scale."""
+        if not query.mergers:
+            for m in query.memories:
+                thresholds = {name: m.thresholds.get(name, self.threshold) for name in self.methods}
+                shape = query.image.size
+                query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
+        features = joined_features(query.encoded)
+        for memory, mergers in zip(query.memories, query.mergers, strict=True):
+            if memory.windowed == windowed:
+                compared = Comparison(features, memory)
+                for name, method in self.methods.items():
+                    answers = method.answer(compared, size).float().cpu()
+                    for (window, _, _), answer in zip(query.encoded, answers, strict=True):
+                        mergers[name].add(answer, window.box)
 
-    def _outcome(self, query: Query) -> Outcome:
+    def _outcome(self, query: PendingQuery) -> Outcome:
         if query.error is not None:
             return Outcome(None, [], query.error)
         answers = []
@@ -347,8 +317,8 @@ class Predictor:
     def load_support(self, path: str | Path) -> Memory:
         """Read what `save_support` wrote with the same settings and weights, in whatever precision.
 
-        Thresholds that were chosen on the supports come with it and hold, whatever the predictor's
-        own.
+        Thresholds that were chosen on the supports come with it and take the place of the
+        predictor's.
 
         Raises:
             WeightsError: missing, unreadable, damaged, or written with other settings.
@@ -358,19 +328,5 @@ class Predictor:
 
     def _require_memory(self) -> Memory:
         if self.memory is None:
-            raise ConfigError("no support is known yet; call set_support or load_support first")
+            raise ConfigError("there is no support yet; call set_support or load_support first")
         return self.memory
-
-
-def _several(pictures: Any, name: str) -> Iterable[Any]:
-    """The same pictures. Raises DataError for a single one, which would be taken apart, and for
-    none.
-    """
-    single = isinstance(pictures, str | bytes | os.PathLike | IOBase | Image.Image)
-    single |= isinstance(pictures, np.ndarray) and pictures.ndim in (0, 2, 3)
-    if single or not isinstance(pictures, Iterable):
-        raise DataError(
-            f"{name} is {shown(pictures)}; expected a list of paths, PIL images or arrays, [...] "
-            "around it"
-        )
-    return pictures

@@ -1,4 +1,4 @@
-"""A taught defect as a file: the memory of its supports, in safetensors."""
+"""Support files: the memory of a defect's supports in safetensors."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ FORMAT = "sofs-support-4"
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
-    """Write a memory, whole or not at all, with what the predictor that reads it must have in
-    common.
-    """
+    """Write a memory with the fingerprint of its predictor, whole or not at all."""
     use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
     metadata = fingerprint(predictor) | {"use": json.dumps(use)}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 
 
 def load_memory(path: str | Path, predictor: Predictor) -> Memory:
-    """Read what `save_memory` wrote, in whatever precision it was taught.
+    """Read what `save_memory` wrote, in any precision.
 
     Raises:
         WeightsError: missing, unreadable, damaged, or written with other settings or weights.
@@ -54,9 +52,8 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         if metadata.get(name) != value:
             raise WeightsError(
                 f"{path}: its {name} are not those of this predictor "
-                f"({metadata.get(name, 'none')}, here "
-                f"{value}); use the config and weights that it was written with, or teach the "
-                "defect again"
+                f"({metadata.get(name, 'none')}, here {value}); use the config and weights that "
+                "it was written with, or teach the defect again"
             )
     dtype = half_type(predictor.device, predictor.precision) or torch.float32
     if dtype == torch.float32:
@@ -64,12 +61,13 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
     try:
         use = json.loads(metadata.get("use", ""))
         thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
-        if use["windowed"] not in (True, False) or not all(
-            0 <= value <= 1 for value in thresholds.values()
-        ):
-            raise ValueError(metadata["use"])
+        in_range = all(0 <= value <= 1 for value in thresholds.values())
+        if not isinstance(use["windowed"], bool) or not in_range:
+            raise ValueError(f"use is {metadata['use']}")
         memory = Memory.from_tensors(tensors, windowed=use["windowed"], thresholds=thresholds)
         memory = memory.in_type(dtype)
+        if memory.views.numel() != 1:
+            raise ValueError(f"views is of shape {tuple(memory.views.shape)}")
         _require_answer(memory, predictor)
     except (*BROKEN, RuntimeError) as error:
         raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
@@ -78,18 +76,18 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
 
 @torch.inference_mode()
 def _require_answer(memory: Memory, predictor: Predictor) -> None:
-    """Have every method answer a blank window: it fails where a tensor does not fit the model."""
+    """Let every method answer a blank window, which fails where a tensor does not fit the model."""
     with autocast(predictor.device, predictor.precision):
         channels = predictor.backbone.channels
         blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
         for method in predictor.methods.values():
-            method.answer(Comparison(blank, memory), (2, 2))
+            shape = tuple(method.answer(Comparison(blank, memory), (2, 2)).shape)
+            if shape != (1, 2, 2):
+                raise ValueError(f"one window gets answers of shape {shape}")
 
 
 def fingerprint(predictor: Predictor) -> dict[str, str]:
-    """What a support file has in common with its reader: views, layers, weights in any
-    precision.
-    """
+    """What a support file and its reader must have in common, equal in any precision."""
     backbone = predictor.backbone
     state = predictor.methods[predictor.main].state_dict()
     weights = {name: value for name, value in state.items() if not name.startswith("backbone.")}

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from datasets.images import Picture, read_image
 from datasets.large_images import ImageStrips
 from datasets.views import prepare_image
@@ -23,18 +26,20 @@ T = TypeVar("T")
 
 
 @dataclass
-class Query:
-    """An image whose windows are on their way, and the memories that answer it.
+class PendingQuery:
+    """An image whose windows are being answered.
 
     Attributes:
-        memories: each looks at the image at its own scale.
+        memories: that answer it; each looks at the image in windows or as a whole.
         opening: the image, opened by a thread.
         image: the opened image.
-        error: why it, or the rest of it, cannot be read.
-        boxes: of its windows, by whether the memories are windowed.
-        mergers: by memory and method, what joins the answers to its windows.
-        taken, answered: windows that were cut, and those of them that were answered.
-        complete: no window is to come.
+        error: why the image, or the rest of it, cannot be read.
+        boxes: of its windows, by `Memory.windowed`.
+        left: numbers of windows that are not answered yet, likewise.
+        encoded: windows that are encoded and not answered yet, each with the features of its pass
+            and its place in them.
+        mergers: for each memory, by method, what joins the answers to the windows.
+        complete: all windows were cut.
     """
 
     memories: Sequence[Memory]
@@ -42,22 +47,22 @@ class Query:
     image: ImageStrips | None = None
     error: DataError | None = None
     boxes: dict[bool, list[Box]] = field(default_factory=dict)
+    left: dict[bool, int] = field(default_factory=dict)
+    encoded: list[tuple[Window, list[Tensor], int]] = field(default_factory=list)
     mergers: list[dict[str, Any]] = field(default_factory=list)
-    taken: int = 0
-    answered: int = 0
     complete: bool = False
 
     @property
     def is_answered(self) -> bool:
-        """Whether nothing is left to be done."""
-        return self.complete and self.answered == self.taken
+        """Whether no window is left to cut or to answer, or none can be."""
+        return self.complete and (self.error is not None or not any(self.left.values()))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a query: its scale, its box in native pixels, its network input in the making."""
+    """A window of a query: its scale, its box in native pixels, its network input to come."""
 
-    query: Query
+    query: PendingQuery
     windowed: bool
     box: Box
     pixels: Future
@@ -65,7 +70,7 @@ class Window:
 
 def windows(
     queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]],
-    waiting: deque[Query],
+    waiting: deque[PendingQuery],
     pool: ThreadPoolExecutor,
     *,
     size: int,
@@ -76,16 +81,16 @@ def windows(
 
     Args:
         queries: images with the memories that answer them.
-        waiting: where the queries are put when they are opened.
+        waiting: takes each query, in order, before its first window comes.
         pool: its threads open images and prepare windows.
         size: side of the network input, pixels.
         crop: side of a window, native pixels.
         overlap: share of a window's side in common with the next.
     """
 
-    def opened() -> Iterator[Query]:
+    def opened() -> Iterator[PendingQuery]:
         for number, (picture, memories) in enumerate(queries):
-            waiting.append(Query(memories, _opening(picture, number, pool)))
+            waiting.append(PendingQuery(memories, _opening(picture, number, pool)))
             yield waiting[-1]
 
     for query in ahead(opened(), AHEAD):
@@ -96,16 +101,31 @@ def windows(
                     image = ImageStrips(image.path)
                 whole = [(0, image.size[0], 0, image.size[1])]
                 boxes = tile(*image.size, crop, overlap) if windowed else whole
-                query.boxes[windowed] = boxes
+                query.boxes[windowed], query.left[windowed] = boxes, len(boxes)
                 for (top, bottom), row in groupby(boxes, lambda box: box[:2]):
                     strip = image.strip(top, bottom)
                     for box in row:
-                        query.taken += 1
                         pixels = pool.submit(prepare_image, strip[:, box[2] : box[3]], size)
                         yield Window(query, windowed, box, pixels)
         except DataError as error:  # a large file may turn out to be broken half-way
             query.error = error
         query.complete = True
+
+
+def joined_features(encoded: Sequence[tuple[Window, list[Tensor], int]]) -> list[Tensor]:
+    """Per layer the features (B, C_l, h, w) of windows out of their passes, without a copy where
+    they lie side by side in one."""
+    _, first, start = encoded[0]
+    if all(f is first and place == start + i for i, (_, f, place) in enumerate(encoded)):
+        return [layer[start : start + len(encoded)] for layer in first]
+    joined = []
+    for number in range(len(first)):
+        parts = [features[number][place : place + 1] for _, features, place in encoded]
+        if first[number].is_contiguous():
+            joined.append(torch.cat(parts))
+        else:  # of a transformer: the channels of a token stay side by side in memory
+            joined.append(torch.cat([part.movedim(1, -1) for part in parts]).movedim(-1, 1))
+    return joined
 
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:
@@ -119,9 +139,9 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
 
 def _opening(picture: Picture | ImageStrips, number: int, pool: ThreadPoolExecutor) -> Future:
-    """The image, opened by a thread where it is a file; else its pixels now, as a copy.
+    """The image, opened by a thread where it is a file; of other pictures a copy is made at once.
 
-    Who gives pixels one after the other may use one buffer for all, or close each.
+    A caller may fill one array with one image after the other, or close each.
     """
     if isinstance(picture, str | os.PathLike):
         return pool.submit(ImageStrips, picture)

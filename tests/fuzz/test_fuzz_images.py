@@ -60,13 +60,3 @@ def test_broken_images_are_read_or_refused_by_name(tmp_path):
 
     with bounded_memory():
         read()
-
-
-
-
-
-
-
-
-
-

@@ -15,41 +15,24 @@ QUERIES = {"one.png": (96, 128), "two.jpg": (97, 65), "three.bmp": (40, 200)}
 
 
 def write_object(root, name, queries=QUERIES, labels=(), seed=0):
-    """Write an object with a support and queries, each with a spot; return the true masks by file name."""
-    rng, truth = np.random.default_rng(seed), {}
-    for part in ("support/image", "support/mask", "query/image", "query/true_label"):
-        (root / name / part).mkdir(parents=True)
-    for file, size in {"s.png": (96, 128), **queries}.items():
-        image, mask = surface(size, rng), np.zeros(size, np.uint8)
-        top, bottom, left, right = draw_defect(image, "spot", rng)
-        mask[top:bottom, left:right] = 255
-        support = file == "s.png"
-        Image.fromarray(image).save(
-            root / name / ("support" if support else "query") / "image" / file
-        )
-        if support:
-            Image.fromarray(mask).save(root / name / "support" / "mask" / file)
-        if file in labels:
-            Image.fromarray(mask).save(
-                root / name / "query" / "true_label" / f"{Path(file).stem}_mask.png"
-            )
-        truth[file] = mask > 0
-    return truth
+    """Write an object with a support and queries, each with a spot; true masks by file name, of
+    which `labels` are written for the files it names."""
+    return _write(root / name, {"": "spot"}, queries, labels, (96, 128), seed)[""]
 
 
 def write_typed(root, kinds=("line", "spot"), queries=QUERIES, labels=(), size=(96, 128)):
-    """Write the object steel with a support of each type, and queries with a defect of each; true masks by type and
-    file name, of which `labels` are written for the files it names."""
-    rng, folder, truth = np.random.default_rng(1), root / "steel", {kind: {} for kind in kinds}
-    (folder / "query" / "image").mkdir(parents=True)
+    """Write the object steel with a support of each type, and queries with a defect of each; true
+    masks by type and file name, of which `labels` are written for the files it names."""
+    return _write(root / "steel", dict(zip(kinds, kinds, strict=True)), queries, labels, size, 1)
 
-    def save(pixels, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+
+def _write(folder, kinds, queries, labels, size, seed):
+    """`kinds`: the defect by type, which is the name of its folders."""
+    rng, truth = np.random.default_rng(seed), {kind: {} for kind in kinds}
 
     def drawn(image, kind):
         mask = np.zeros(image.shape[:2], np.uint8)
-        top, bottom, left, right = draw_defect(image, kind, rng)
+        top, bottom, left, right = draw_defect(image, kinds[kind], rng)
         mask[top:bottom, left:right] = 255
         return mask
 
@@ -68,12 +51,15 @@ def write_typed(root, kinds=("line", "spot"), queries=QUERIES, labels=(), size=(
     return truth
 
 
+def save(pixels, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def config(root, tmp_path, **changes):
-    options = {
-        "DATASET__name": "opendomain_test_dataset_ND",
-        "DATASET__open_domain_test_object": ["steel"],
-    }
-    return tiny_config(root, tmp_path / "log", **(options | changes))
+    options = {"DATASET__name": "opendomain_test_dataset_ND"}
+    options |= {"DATASET__open_domain_test_object": ["steel"]}
+    return tiny_config(root, tmp_path / "log", **options | changes)
 
 
 def run(root, tmp_path, **changes):

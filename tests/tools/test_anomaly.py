@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,50 +10,44 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from datasets import large_images
 from datasets.build import build_anomaly_objects, view_settings
 from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal
 from models.backbone import Backbone
-from models.build import build_prior_method
-from models.prior_method import PriorMethod
+from models.build import build_method
+from models.methods.prior import Prior
 from tests.anomaly_data import write_converted_visa, write_mvtec, write_visa
-from tests.helpers import JOBS, tiny_config
+from tests.helpers import tiny_config
 from tests.utils.metrics.plain_measures import plain_measures
-from tools.anomaly import MEASURES, AnomalyTest
-from tools.cli import run_main
-from tools.methods import PRIOR
-from tools.open_domain_files import write_answers
+from tools.anomaly import AnomalyTest
+from tools.evaluator import run_test
+from tools.gallery import GalleryWriter
 from tools.predictor import Predictor
-from tools.tester import run_test
 from utils.errors import DataError, OutputError
-from utils.metrics.score_curves import ScoreCounts
+from utils.metrics import ANOMALY
 
-SIZE, CROP = (40, 48), 32  # four windows
-SEED = 54
-LAYOUTS = {"mvtec": (write_mvtec, ["bottle", "cable"]), "visa": (write_visa, ["candle", "pcb1"])}
-RANKS = ("worst", "median", "best", "highest of the normal ones")
-
-
-@pytest.fixture(scope="module")
-def bottles(tmp_path_factory):
-    """Root of two objects in the layout of MVTec AD; only to be read."""
-    root = tmp_path_factory.mktemp("MVTec_AD")
-    write_mvtec(root, ["bottle", "cable"], size=SIZE)
-    return root
+SIZE, CROP, SEED = (40, 48), 32, 54  # four windows
+LAYOUTS = {
+    "mvtec": ("mvtec", write_mvtec, ["bottle", "cable"]),
+    "visa_ND": ("visa_ND", write_visa, ["candle", "pcb1"]),
+    "converted visa": ("visa", write_converted_visa, ["candle", "pcb1"]),
+}
+RANKS = ["worst", "median", "best", "highest of the normal ones"]
+MEASURES = [measure.name for measure in ANOMALY]
+REPEATS = "DATASET__few_shot_repeated_multiple"
 
 
 @pytest.fixture
-def data(bottles, tmp_path):
-    """The same, which may be damaged."""
-    return shutil.copytree(bottles, tmp_path / "data")
+def data(tmp_path):
+    """Root of two objects in the layout of MVTec AD."""
+    write_mvtec(tmp_path / "data", ["bottle", "cable"], size=SIZE)
+    return tmp_path / "data"
 
 
 def config(root, tmp_path, name="mvtec", objects=("bottle", "cable"), **changes):
-    options = {
-        "DATASET__test_objects": list(objects),
-        "TEST__method": PRIOR,
-        "DATASET__crop_size": CROP,
-    }
-    return tiny_config(root, tmp_path / "log", **(options | {"DATASET__name": name} | changes))
+    options = {"DATASET__name": name, "DATASET__test_objects": list(objects)}
+    options |= {"TEST__method": "prior", "DATASET__crop_size": CROP}
+    return tiny_config(root, tmp_path / "log", **options | changes)
 
 
 def run(root, tmp_path, *names, **changes):
@@ -71,250 +63,111 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def predictor_of(cfg):
-    return Predictor.from_config(cfg, {PRIOR: build_prior_method(cfg)}, torch.device("cpu"))
-
-
 def score_maps(predictor, item, supports):
-    """(scores, mask) of every test image, by what the Predictor alone says."""
+    """(scores, bool mask) of every test image, by the answers of the predictor."""
     predictor.set_support(supports, [None] * len(supports))
-    scores = [p.score for p in predictor.predict_many(test.image for test in item.test)]
-    masks = [
-        None if test.mask is None else np.array(Image.open(test.mask)) > 0 for test in item.test
-    ]
-    return [
-        (s, np.zeros(s.shape, bool) if m is None else m) for s, m in zip(scores, masks, strict=True)
-    ]
+    maps, answers = [], predictor.predict_many(test.image for test in item.test)
+    for test, score in zip(item.test, (answer.score for answer in answers), strict=True):
+        mask = np.zeros(score.shape) if test.mask is None else np.array(Image.open(test.mask))
+        maps.append((score, mask > 0))
+    return maps
 
 
-@pytest.fixture
-def encoded():
-    """How many images have gone through a backbone so far."""
-    count = Counter()
-
-    def add(module, args):
-        if isinstance(module, Backbone):
-            count["images"] += len(args[0])
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(add)
-    yield count
-    hook.remove()
+def near(value):
+    return pytest.approx(value, abs=1e-6)
 
 
-# --- Figures -----------------------------------------------------------------------------------------------------
+# --- Figures --------------------------------------------------------------------------------------
 
 
-def layout(root, kind):
-    """Write two objects; returns the name of the data set and of the objects."""
-    if kind == "converted visa":
-        write_converted_visa(root, ["candle", "pcb1"], size=SIZE)
-        return "visa", ["candle", "pcb1"]
-    write, objects = LAYOUTS[kind.removesuffix("_ND")]
-    write(root, objects, size=SIZE)
-    return kind, objects
-
-
-@pytest.mark.parametrize("kind", ["mvtec", "mvtec_ND", "visa", "visa_ND", "converted visa"])
-def test_every_figure_is_that_of_the_score_maps(tmp_path, kind):
-    name, objects = layout(tmp_path / "data", kind)
-    cfg = config(
-        tmp_path / "data",
-        tmp_path,
-        name,
-        objects,
-        DATASET__few_shot_repeated_multiple=2,
-        DATASET__shot=2,
-    )
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_figure_is_that_of_the_score_maps(tmp_path, layout):
+    name, write, objects = LAYOUTS[layout]
+    write(tmp_path / "data", objects, size=SIZE)
+    shots = {REPEATS: 2, "DATASET__shot": 2}
+    cfg = config(tmp_path / "data", tmp_path, name, objects, **shots)
     folder = run_test(cfg, "")
-    predictor, found = predictor_of(cfg), read(folder)
-    maps = {
-        o.name: [
-            score_maps(predictor, o, draw_normal(o.normal, o.name, 2, SEED + repeat))
+    predictor, report = (
+        Predictor.from_config(cfg, {"prior": build_method(cfg, "prior")}),
+        read(folder),
+    )
+    about = report["data_set"], report["shot"], report["seed"], report["unreadable"]
+    assert about == (name, 2, SEED, [])
+    items = {item.name: item for item in build_anomaly_objects(cfg)}
+    assert list(report["anomaly"]["objects"]) == list(items) == objects
+    images, means = rows(folder), {measure: [] for measure in MEASURES}
+    curves = read(folder, "curves")["curves"]
+    for (name, item), curve in zip(items.items(), curves, strict=True):
+        maps = [
+            score_maps(predictor, item, draw_normal(item.normal, name, 2, SEED + repeat))
             for repeat in range(2)
         ]
-        for o in build_anomaly_objects(cfg)
-    }
-    assert (found["data_set"], found["shot"], found["seed"], found["unreadable"]) == (
-        name,
-        2,
-        SEED,
-        [],
-    )
-    assert list(found["anomaly"]["objects"]) == objects
-    known = {o: [plain_measures(repeat) for repeat in maps[o]] for o in objects}
-    for item, report in found["anomaly"]["objects"].items():
-        assert report["images"] == 6 and list(report)[1:] == list(MEASURES)
-        for measure in MEASURES:
-            check(report[measure], [repeat[measure] for repeat in known[item]])
-    for measure, report in found["anomaly"]["mean"].items():
-        check(report, np.mean([[repeat[measure] for repeat in known[o]] for o in objects], axis=0))
-    assert list(found["anomaly"]["mean"]) == list(MEASURES)
-    check_images(cfg, rows(folder), maps)
-    check_curves(
-        read(folder, "curves")["curves"], {name: repeats[0] for name, repeats in maps.items()}
-    )
-
-
-def check(report, repeats):
-    assert report["repeats"] == pytest.approx(repeats, abs=5e-4)
-    assert (report["mean"], report["std"]) == pytest.approx(
-        (np.mean(repeats), np.std(repeats)), abs=5e-4
-    )
-
-
-def check_images(cfg, found, maps):
-    assert list(found[0]) == ["object", "image", "defect", "repeat", "score"]
-    expected = [
-        (o.name, test.image.relative_to(cfg.TEST.dataset_path).as_posix(), test.defect, str(repeat))
-        for o in build_anomaly_objects(cfg)
-        for test in o.test
-        for repeat in range(2)
-    ]
-    assert [tuple(row.values())[:4] for row in found] == expected
-    scores = [m[i][0].max() for repeats in maps.values() for i in range(6) for m in repeats]
-    assert [float(row["score"]) for row in found] == pytest.approx(scores, abs=1e-6)
-
-
-def check_curves(found, maps):
-    assert [curve["name"] for curve in found] == list(maps)
-    for curve in found:
-        pixels = maps[curve["name"]]
-        scores, labels = (np.concatenate([m[i].ravel() for m in pixels]) for i in (0, 1))
-        assert curve["average_precision"] == pytest.approx(
-            average_precision_score(labels, scores), abs=5e-4
+        measured, entry = (
+            [plain_measures(repeat) for repeat in maps],
+            report["anomaly"]["objects"][name],
         )
-        assert curve["recall"][-1] == 1 and len(curve["threshold"]) > 20
-        for place in (0, 10, len(curve["threshold"]) - 1):
-            said = scores >= curve["threshold"][place] - 1e-6
-            hits = (said & labels).sum()
-            point = [hits / said.sum(), hits / labels.sum(), hits / (said | labels).sum()]
-            assert [curve[k][place] for k in ("precision", "recall", "iou")] == pytest.approx(
-                point, abs=1e-2
-            )
+        assert list(entry) == ["images", *MEASURES] and entry["images"] == 6
+        for measure in MEASURES:
+            values = [repeat[measure] for repeat in measured]
+            means[measure].append(values)
+            assert entry[measure]["repeats"] == near(values)
+            assert entry[measure]["mean"] == near(np.mean(values))
+            assert entry[measure]["std"] == near(np.std(values))
+        for place, test in enumerate(item.test):
+            for repeat in range(2):
+                row, score = images.pop(0), maps[repeat][place][0].max()
+                path = test.image.relative_to(cfg.TEST.dataset_path).as_posix()
+                expected = (name, path, test.defect, str(repeat))
+                assert tuple(row.values())[:4] == expected and float(row["score"]) == near(score)
+        check_curve(curve, name, maps[0])
+    assert images == [] and list(report["anomaly"]["mean"]) == MEASURES
+    for measure, entry in report["anomaly"]["mean"].items():
+        assert entry["repeats"] == near(np.mean(means[measure], axis=0))
 
 
-def test_defects_of_tiny_images_are_found(bottles, tmp_path):
-    """The data are easy: a method that scores the wrong way round, or looks at the wrong image, is far below."""
-    mean = read(run(bottles, tmp_path))["anomaly"]["mean"]
+def check_curve(curve, name, maps):
+    scores, labels = (np.concatenate([pair[i].ravel() for pair in maps]) for i in (0, 1))
+    assert curve["name"] == name and curve["recall"][-1] == 1 and len(curve["threshold"]) > 20
+    assert curve["average_precision"] == near(average_precision_score(labels, scores))
+    for place in (0, 10, -1):
+        marked = scores >= curve["threshold"][place] - 1e-6
+        hits = (marked & labels).sum()
+        point = [hits / marked.sum(), hits / labels.sum(), hits / (marked | labels).sum()]
+        values = [curve[key][place] for key in ("precision", "recall", "iou")]
+        assert values == pytest.approx(point, abs=1e-2)
+
+
+def test_defects_of_tiny_images_are_found(data, tmp_path):
+    """The data are easy: a method that scores the wrong way round is far below."""
+    mean = read(run(data, tmp_path))["anomaly"]["mean"]
     assert mean["image_auroc"]["mean"] > 0.9 and mean["pixel_auroc"]["mean"] > 0.9
     assert mean["aupro"]["mean"] > 0.7 and mean["pixel_ap"]["mean"] > 0.2
 
 
-def test_without_an_abnormal_image_figures_are_undefined(data, tmp_path):
-    for kind in ("spot", "line"):
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("spot line", "with a defect, so no figure can"),
+        ("good", "without a defect, so no figure of"),
+    ],
+)
+def test_figures_without_images_of_one_kind_are_undefined(data, tmp_path, capsys, gone, message):
+    for kind in gone.split():
         shutil.rmtree(data / "cable" / "test" / kind)
     folder = run(data, tmp_path)
     report = read(folder)["anomaly"]
-    assert {report["objects"]["cable"][m]["mean"] for m in MEASURES} == {None}
-    assert report["mean"]["aupro"] == report["objects"]["bottle"]["aupro"], (
-        "of the other object alone"
-    )
-    assert [e["rank"] for e in read(folder / "gallery", "index") if e["class"] == "cable"] == [
-        RANKS[3]
-    ]
-
-
-# --- Files -------------------------------------------------------------------------------------------------------
-
-
-def test_gallery_of_the_extremes(bottles, tmp_path):
-    folder = run(bottles, tmp_path, DATASET__few_shot_repeated_multiple=2)
-    entries = read(folder / "gallery", "index")
-    assert [(e["class"], e["rank"]) for e in entries] == [
-        (o, rank) for o in ("bottle", "cable") for rank in RANKS
-    ]
-    first = [row for row in rows(folder) if row["repeat"] == "0"]
-    for entry in entries:
-        own = [
-            r
-            for r in first
-            if r["object"] == entry["class"]
-            and (r["defect"] == "good") == (entry["rank"] == RANKS[3])
-        ]
-        own.sort(key=lambda row: float(row["score"]))
-        place = {"worst": 0, "median": len(own) // 2}.get(entry["rank"], -1)
-        assert entry["caption"] == own[place]["image"]
-        assert entry["scores"] == {"image score": float(own[place]["score"])}
-        truth = [] if entry["rank"] == RANKS[3] else ["truth"]
-        assert [panel["caption"] for panel in entry["panels"]] == [
-            "support",
-            "query",
-            *truth,
-            "score",
-        ]
-        for panel in entry["panels"]:
-            assert np.array(Image.open(folder / "gallery" / panel["file"])).shape == (*SIZE, 3)
-    support = np.array(
-        Image.open(
-            draw_normal(sorted((bottles / "cable/train/good").iterdir()), "cable", 1, SEED)[0]
-        )
-    )
-    shown = np.array(Image.open(folder / "gallery" / entries[-1]["panels"][0]["file"]))
-    assert np.abs(shown.astype(int) - support).mean() < 8, "but for JPEG"
-    assert {p.name for p in folder.iterdir()} >= {
-        "config.yaml",
-        "test.log",
-        "images.csv",
-        "curves.json",
-    }
-
-
-# --- What is encoded and drawn -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "windows"), [("mvtec", 1), ("mvtec_ND", 4)])
-def test_repeats_share_test_images_which_nd_sees_in_windows(
-    bottles, tmp_path, encoded, name, windows
-):
-    """Of each object six test images, once; the supports of each repeat; for the gallery one such set and four."""
-    for repeats in (1, 3):
-        encoded.clear()
-        run(
-            bottles,
-            tmp_path,
-            name,
-            RUN_NAME=str(repeats),
-            DATASET__shot=2,
-            DATASET__few_shot_repeated_multiple=repeats,
-        )
-        assert encoded["images"] == windows * 2 * (6 + 2 * repeats + 2 + 4)
-    one, three = (read(tmp_path / "log" / n)["anomaly"]["objects"] for n in "13")
-    for item in one:
-        for measure in MEASURES:
-            assert three[item][measure]["repeats"][0] == pytest.approx(
-                one[item][measure]["mean"], abs=1e-6
-            )
-        assert len(set(three[item]["pixel_ap"]["repeats"])) == 3, "other supports, other figures"
-
-
-def test_supports_of_fewer_shots_come_first_in_those_of_more(data, tmp_path):
-    """An image that is broken fails the shots that draw it, by its name, and no others."""
-    drawn = draw_normal(sorted((data / "bottle/train/good").iterdir()), "bottle", 4, SEED)
-    for shot in (3, 2, 1):
-        drawn[shot].write_bytes(b"")
-        run(data, tmp_path, "mvtec", ["bottle"], DATASET__shot=shot, RUN_NAME=str(shot))
-        with pytest.raises(DataError, match=str(drawn[shot])):
-            run(data, tmp_path, "mvtec", ["bottle"], DATASET__shot=shot + 1, RUN_NAME="more")
-    assert not (tmp_path / "log" / "more").exists()
-
-
-def test_three_processes_find_what_one_does(bottles, tmp_path):
-    """Also one that has no object to test, and with a broken image that another process reports."""
-    root = shutil.copytree(bottles, tmp_path / "data")
-    (root / "cable" / "test" / "spot" / "001.png").write_bytes(b"")
-    folders = [run(root, tmp_path, NUM_GPUS=n, RUN_NAME=str(n)) for n in (1, 3)]
-    first, other = [
-        (read(f)["anomaly"], read(f)["unreadable"], rows(f), read(f, "curves")) for f in folders
-    ]
-    assert other == first
-    assert first[0]["objects"]["cable"]["images"] == 5 and "spot/001.png" in first[1][0]
-
-
-# --- Scores beyond 1 ---------------------------------------------------------------------------------------------
+    undefined = {m for m in MEASURES if report["objects"]["cable"][m]["mean"] is None}
+    assert undefined == set(MEASURES if "spot" in gone else ["image_auroc"]) or gone == "good"
+    assert "image_auroc" in undefined
+    bottle = report["objects"]["bottle"]["image_auroc"]
+    assert report["mean"]["image_auroc"] == bottle, "of the other object alone"
+    assert f"cable: there is no test image {message}" in capsys.readouterr().out
+    ranks = [e["rank"] for e in read(folder / "gallery", "index") if e["class"] == "cable"]
+    assert ranks == (RANKS[3:] if "spot" in gone else RANKS[:3])
 
 
 class Colours(torch.nn.Module):
-    """A backbone whose tokens are mean colours, below zero where it is darker than the mean of ImageNet."""
+    """A backbone whose tokens are mean colours, below zero where darker than ImageNet's mean."""
 
     stride = 8
 
@@ -322,9 +175,8 @@ class Colours(torch.nn.Module):
         return [torch.nn.functional.avg_pool2d(images, self.stride)]
 
 
-@pytest.fixture
-def tile(tmp_path):
-    """An object of black images, and of a white spot on one of them."""
+def test_scores_over_1_are_measured_and_shown(tmp_path):
+    """White among black is as unlike as can be: 2."""
     image = np.zeros((64, 64, 3), np.uint8)
     for name in ("normal", "good", "bad"):
         image[16:32, 32:48] = 255 * (name == "bad")
@@ -332,220 +184,178 @@ def tile(tmp_path):
     Image.fromarray(image.any(2)).save(tmp_path / "mask.png")
     tests = [AnomalyImage(tmp_path / "bad.png", "spot", tmp_path / "mask.png")]
     tests.append(AnomalyImage(tmp_path / "good.png", "good", None))
-    return AnomalyObject("tile", [tmp_path / "normal.png"], tests)
-
-
-@pytest.fixture
-def colourist(tmp_path):
-    """An anomaly test by colours."""
-    cfg = config(tmp_path, tmp_path)
-    return AnomalyTest(
-        cfg, Predictor({PRIOR: PriorMethod(Colours())}, view_settings(cfg), torch.device("cpu"))
-    )
-
-
-def test_figures_of_scores_over_1(tile, colourist):
-    """White among black is as unlike as can be: 2."""
-    result, maps = colourist.run(tile), score_maps(colourist.predictor, tile, tile.normal)
+    item, cfg = AnomalyObject("tile", [tmp_path / "normal.png"], tests), config(tmp_path, tmp_path)
+    predictor = Predictor({"prior": Prior(Colours())}, view_settings(cfg), torch.device("cpu"))
+    gallery = GalleryWriter(tmp_path / "gallery")
+    result = AnomalyTest(cfg, predictor, gallery).run(item)
+    gallery.finish()
+    maps = score_maps(predictor, item, item.normal)
     assert 1.9 < maps[0][0].max() <= 2 and maps[1][0].max() < 0.01
-    assert {m: v for m, (v,) in result.measures.items()} == pytest.approx(
-        plain_measures(maps), abs=1e-6
-    )
-    assert result.measures["pixel_auroc"] == [pytest.approx(1, abs=0.01)]
-    assert [score for *_, score in result.scores] == [maps[0][0].max(), maps[1][0].max()]
+    assert {name: value for name, (value,) in result.measures.items()} == near(plain_measures(maps))
+    assert [score for *_, score in result.scores] == [score.max() for score, _ in maps]
     assert result.curve["threshold"][0] > 1.9
+    (worst, normal), score = read(tmp_path / "gallery", "index"), maps[0][0]
+    files = [tmp_path / "gallery" / entry["panels"][-1]["file"] for entry in (worst, normal)]
+    levels = [np.array(Image.open(file)).astype(int).sum(2) for file in files]
+    bright = levels[0] > 0.95 * levels[0].max()
+    assert bright[score == 2].all() and not bright[(score > 1) & (score < 1.7)].any()
+    assert levels[1].max() < 0.3 * levels[0].max(), "nothing in a normal image"
 
 
-def test_pictures_of_scores_over_1(tile, colourist, tmp_path):
-    worst, normal = colourist.entries(tile, colourist.run(tile))
-    (score, _), _ = score_maps(colourist.predictor, tile, tile.normal)
-    levels = [entry.panels[-1][1].astype(int).sum(2) for entry in (worst, normal)]
-    bright = levels[0] == levels[0].max()
-    assert bright[score == score.max()].all() and not bright[score < 0.9 * score.max()].any()
-    assert ((score > 1) & ~bright).any(), "what is over 1 is not cut off"
-    assert (levels[1] == levels[0].min()).all(), "nothing in a normal image"
-    answer = colourist.predictor.predict(tile.test[0].image)
-    assert np.array_equal(answer.mask, score > 0.5)
-    outcome = next(colourist.predictor.segment([tile.test[0].image], colourist.predictor.memory))
-    write_answers(tmp_path / "out", "bad", outcome.image, {"": answer})
-    kept = {
-        kind: np.array(Image.open(tmp_path / "out" / kind / "bad.png"))
-        for kind in ("scores", "masks")
-    }
-    assert np.array_equal(kept["scores"] == 65535, score >= 1 - 0.5 / 65535), (
-        "what is over 1 is 1 in 16 bits"
-    )
-    assert np.array_equal(kept["masks"] > 0, answer.mask)
-    histogram = ScoreCounts()
-    histogram.update(score, answer.mask)
-    assert histogram.counts.sum() == score.size and histogram.counts[1, -1] == (score >= 1).sum()
+# --- Supports, files and processes ----------------------------------------------------------------
 
 
-# --- Faults ------------------------------------------------------------------------------------------------------
-
-
-def test_another_method_is_answered_by_the_prior_and_told_so(bottles, tmp_path, capsys):
-    figures = [
-        read(run(bottles, tmp_path, "mvtec", ["bottle"], TEST__method=method, RUN_NAME=method))[
-            "anomaly"
+def test_the_gallery_shows_the_extremes_of_the_first_repeat(data, tmp_path, monkeypatch):
+    """Also of images that are read in strips."""
+    monkeypatch.setattr(large_images, "AT_ONCE", 100)
+    folder = run(data, tmp_path, **{REPEATS: 2})
+    entries = read(folder / "gallery", "index")
+    names = [(entry["class"], entry["rank"]) for entry in entries]
+    assert names == [(item, rank) for item in ("bottle", "cable") for rank in RANKS]
+    for entry in entries:
+        normal = entry["rank"] == RANKS[3]
+        chosen = [
+            row
+            for row in rows(folder)
+            if (row["object"], row["repeat"]) == (entry["class"], "0")
+            and (row["defect"] == "good") == normal
         ]
-        for method in ("SOFS", PRIOR)
+        chosen.sort(key=lambda row: float(row["score"]))
+        row = chosen[{"worst": 0, "median": len(chosen) // 2}.get(entry["rank"], -1)]
+        assert entry["caption"] == row["image"]
+        assert entry["scores"] == {"image score": float(row["score"])}
+        captions = ["support", "query", *([] if normal else ["truth"]), "score"]
+        assert [panel["caption"] for panel in entry["panels"]] == captions
+        pictures = [Image.open(folder / "gallery" / panel["file"]) for panel in entry["panels"]]
+        assert {picture.size for picture in pictures} == {SIZE[::-1]}
+    normal = sorted((data / "cable/train/good").iterdir())
+    support = np.array(Image.open(draw_normal(normal, "cable", 1, SEED)[0]))
+    assert np.abs(np.array(pictures[0]).astype(int) - support).mean() < 8, "but for JPEG"
+
+
+@pytest.mark.parametrize(("name", "windows"), [("mvtec", 1), ("mvtec_ND", 4)])
+def test_repeats_share_test_images_which_nd_sees_in_windows(data, tmp_path, name, windows):
+    """Two more repeats encode two more supports of each object, and nothing else."""
+    encoded, one, three = [], {REPEATS: 1}, {REPEATS: 3}
+
+    def count(module, args):
+        if isinstance(module, Backbone):
+            encoded.append(len(args[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    counts, reports = [], []
+    for repeats in (one, three):
+        encoded.clear()
+        folder = run(data, tmp_path, name, RUN_NAME=str(repeats[REPEATS]), **repeats)
+        counts.append(sum(encoded))
+        reports.append(read(folder)["anomaly"]["objects"])
+    hook.remove()
+    assert counts[1] - counts[0] == windows * 2 * 2 and counts[0] >= windows * 2 * 7
+    for item, entry in reports[0].items():
+        for measure in MEASURES:
+            assert reports[1][item][measure]["repeats"][0] == near(entry[measure]["mean"])
+        assert len(set(reports[1][item]["pixel_ap"]["repeats"])) > 1, "other supports"
+
+
+def test_supports_of_fewer_shots_come_first_in_those_of_more(data, tmp_path):
+    """A broken image fails the shots that draw it, by its name, and no others."""
+    drawn = draw_normal(sorted((data / "bottle/train/good").iterdir()), "bottle", 4, SEED)
+    for shot in (3, 1):
+        drawn[shot].write_bytes(b"")
+        run(data, tmp_path, "mvtec", ["bottle"], DATASET__shot=shot, RUN_NAME=str(shot))
+        with pytest.raises(DataError, match=str(drawn[shot])):
+            run(data, tmp_path, "mvtec", ["bottle"], DATASET__shot=shot + 1, RUN_NAME="more")
+    assert not (tmp_path / "log" / "more").exists()
+
+
+def test_three_processes_measure_what_one_does(data, tmp_path, one_thread):
+    """One has no object to test; a broken image is reported by another."""
+    (data / "cable" / "test" / "spot" / "001.png").write_bytes(b"")
+    folders = [run(data, tmp_path, NUM_GPUS=n, RUN_NAME=str(n)) for n in (1, 3)]
+    for name in ("images.csv", "curves.json", "metrics.json", "gallery/index.json"):
+        first, other = ((folder / name).read_text() for folder in folders)
+        assert other == first
+    assert read(folders[0])["anomaly"]["objects"]["cable"]["images"] == 5
+
+
+def test_a_method_that_needs_training_gives_way_to_the_baseline(data, tmp_path, capsys):
+    reports = [
+        read(run(data, tmp_path, TEST__method=method, RUN_NAME=method))["anomaly"]
+        for method in ("SOFS", "prior")
     ]
-    assert figures[0] == figures[1]
+    assert reports[0] == reports[1]
     assert capsys.readouterr().out.count("TEST.method is SOFS") == 1
 
 
-def test_a_broken_test_image_is_left_out(data, tmp_path, capsys):
-    """Also one whose mask is broken; the figures are those of the rest."""
-    image, mask = data / "bottle/test/line/001.png", data / "bottle/ground_truth/spot/000_mask.png"
-    for path in (image, mask):
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+def test_broken_test_images_and_masks_are_left_out(data, tmp_path, capsys):
+    """The figures are those of the rest."""
+    pairs = [("test/line/001.png", "ground_truth/line/001_mask.png"),
+             ("ground_truth/spot/000_mask.png", "test/spot/000.png")]  # fmt: skip
+    for broken, _ in pairs:
+        path = data / "bottle" / broken
         path.write_bytes(path.read_bytes()[:60])
-    folder = run(data, tmp_path, DATASET__few_shot_repeated_multiple=2)
-    report = read(folder)
-    assert len(report["unreadable"]) == 2
-    assert all(
-        str(path) in fault for path, fault in zip((image, mask), report["unreadable"], strict=True)
-    )
-    told = capsys.readouterr().out
-    assert all(told.count(str(path)) == 1 for path in (image, mask))
-    assert {name: o["images"] for name, o in report["anomaly"]["objects"].items()} == {
-        "bottle": 4,
-        "cable": 6,
-    }
-    for path in (
-        image,
-        mask,
-        data / "bottle/test/spot/000.png",
-        data / "bottle/ground_truth/line/001_mask.png",
-    ):
-        path.unlink()
-    again = run(data, tmp_path, DATASET__few_shot_repeated_multiple=2, RUN_NAME="again")
+    folder = run(data, tmp_path)
+    report, out = read(folder), capsys.readouterr().out
+    for (broken, _), fault in zip(pairs, report["unreadable"], strict=True):
+        assert broken in fault and out.count(f"{data / 'bottle' / broken}") == 1
+    counts = {name: entry["images"] for name, entry in report["anomaly"]["objects"].items()}
+    assert counts == {"bottle": 4, "cable": 6}
+    for name in (name for pair in pairs for name in pair):
+        (data / "bottle" / name).unlink()
+    again = run(data, tmp_path, RUN_NAME="again")
     assert [row["image"] for row in rows(again)] == [row["image"] for row in rows(folder)]
-    for name in MEASURES:
-        figure, known = (read(f)["anomaly"]["mean"][name]["mean"] for f in (again, folder))
-        assert figure == pytest.approx(known, abs=1e-6)
-
-
-@pytest.fixture
-def fault(data, tmp_path, monkeypatch, capsys):
-    """Run a job by its command line, with some --opts; return the error."""
-
-    def fault(job, *opts):
-        (tmp_path / "my.yaml").write_text(config(data, tmp_path).dump())
-        monkeypatch.setattr(
-            sys, "argv", ["job", "--cfg", str(tmp_path / "my.yaml"), "--opts", *map(str, opts)]
-        )
-        assert run_main("", JOBS[job]) == 2
-        output = capsys.readouterr()
-        (line,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
-        assert "Traceback" not in output.err + output.out
-        log = tmp_path / "log"
-        assert not (log.exists() and any(log.iterdir())), "no run folder is left"
-        return line
-
-    return fault
-
-
-def says(line, *parts):
-    return all(str(part) in line for part in parts)
+    for name, entry in read(again)["anomaly"]["mean"].items():
+        assert entry["mean"] == near(report["anomaly"]["mean"][name]["mean"])
 
 
 @pytest.mark.parametrize("broken", ["test", "train"])
-def test_an_object_that_cannot_be_tested_takes_nothing_from_the_others(data, tmp_path, broken):
-    """Its fault ends the job with what was found on the others, report and all; where nothing was found, nothing is
-    left."""
-    alone = read(run(data, tmp_path, RUN_NAME="alone", DATASET__test_objects=["bottle"]))
+def test_an_object_that_cannot_be_tested_leaves_the_others_whole(data, tmp_path, broken):
+    """Where there is no other, nothing is left."""
+    alone = read(run(data, tmp_path, "mvtec", ["bottle"], RUN_NAME="alone"))
     for path in (data / "cable" / broken).rglob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
-    words = (
-        "cable: no test image could be read"
-        if broken == "test"
-        else r"cable: .*cable/train/good/\d+\.png"
-    )
-    with pytest.raises(DataError, match=rf"{words}.*\(the results of the rest are in .*log/run\)"):
+    words = {"test": "no test image could be read", "train": r".*cable/train/good/\d+\.png"}
+    failure = f"cable: {words[broken]}"
+    with pytest.raises(
+        DataError, match=rf"{failure}.*\(the results of the rest are in .*log/run\)"
+    ):
         run(data, tmp_path)
-    report = read(tmp_path / "log" / "run")
+    report, folder = read(tmp_path / "log" / "run"), tmp_path / "log" / "run"
     assert report["anomaly"]["objects"] == alone["anomaly"]["objects"]
     assert any(fault.startswith("cable") for fault in report["unreadable"])
-    assert {"report.html", "images.csv", "run.json"} <= {
-        path.name for path in (tmp_path / "log" / "run").iterdir()
-    }
-    with pytest.raises(DataError, match=words):
-        run(data, tmp_path, RUN_NAME="none", DATASET__test_objects=["cable"])
+    assert {"report.html", "images.csv", "run.json"} <= {path.name for path in folder.iterdir()}
+    with pytest.raises(DataError, match=failure):
+        run(data, tmp_path, "mvtec", ["cable"], RUN_NAME="none")
     assert not (tmp_path / "log" / "none").exists()
 
 
-def test_a_disk_that_is_full_for_one_object_takes_nothing_from_the_others(
-    data, tmp_path, monkeypatch
-):
-    def refuse(detection, item, before=AnomalyTest.run):
+def test_a_full_disk_at_one_object_leaves_the_others_whole(data, tmp_path, monkeypatch):
+    def refuse(test, item, before=AnomalyTest.run):
         if item.name == "cable":
             raise OutputError("a score map cannot be written (No space left on device)")
-        return before(detection, item)
+        return before(test, item)
 
     monkeypatch.setattr(AnomalyTest, "run", refuse)
     with pytest.raises(
-        DataError, match=r"^cable: a score map cannot be written .*the results of the rest are in"
+        DataError, match=r"^cable: a score map cannot .*the results of the rest are"
     ):
         run(data, tmp_path)
     assert list(read(tmp_path / "log" / "run")["anomaly"]["objects"]) == ["bottle"]
 
 
 @pytest.mark.parametrize(
-    ("gone", "words"),
+    ("changes", "message"),
     [
-        ("spot line", "with a defect, so no figure can"),
-        ("good", "without a defect, so no figure of whole images can"),
+        ({"DATASET__shot": 5}, "bottle has 4 normal images.*DATASET.shot is 5.*at most 4"),
+        ({"DATASET__test_objects": ["bottle", "botle"]}, "botle.*holds: bottle, cable"),
+        ({"DATASET__test_objects": []}, "not all objects of mvtec.*DATASET.test_objects"),
+        ({"TEST__dataset_path": "/gone"}, "/gone: no such folder.*set TEST.dataset_path"),
     ],
 )
-def test_a_test_of_one_kind_alone_says_what_figure_is_lacking(data, tmp_path, capsys, gone, words):
-    for kind in gone.split():
-        shutil.rmtree(data / "cable" / "test" / kind)
-    run(data, tmp_path, DATASET__test_objects=["cable"])
-    assert f"cable: there is no test image {words} be given" in capsys.readouterr().out
-
-
-def test_more_shots_than_images_are_told_before_anything_runs(fault, data, encoded):
-    (data / "cable/train/good/003.png").unlink()
-    line = fault("test", "DATASET.shot", 4)
-    assert says(line, "cable has 3 normal images", "DATASET.shot is 4", "at most 3")
-    assert not encoded["images"], "bottle would have had enough"
-
-
-def test_objects_that_are_not_there(fault, data):
-    line = fault("test", "DATASET.test_objects", "[bottle, botle]")
-    assert says(
-        line,
-        data / "botle",
-        "check the object's name and TEST.dataset_path",
-        "holds: bottle, cable",
-    )
-    line = fault("test", "DATASET.test_objects", "[]")
-    assert says(
-        line, data, "not all objects of mvtec", "lacks capsule, carpet", "DATASET.test_objects"
-    )
-    line = fault("test", "TEST.dataset_path", data / "gone")
-    assert says(line, f"{data / 'gone'}: no such folder", "set TEST.dataset_path")
-    line = fault(
-        "test",
-        "DATASET.name",
-        "visa",
-        "TEST.dataset_path",
-        data / "bottle",
-        "DATASET.test_objects",
-        "[test]",
-    )
-    assert says(line, data / "bottle/split_csv/1cls.csv", "set TEST.dataset_path")
-
-
-@pytest.mark.parametrize("folder", ["train/good", "test"])
-def test_folders_that_are_not_there(fault, data, folder):
-    shutil.rmtree(data / "cable" / folder)
-    assert says(fault("test"), f"{data / 'cable' / folder}: no images")
-
-
-@pytest.mark.parametrize("name", ["mvtec", "visa_ND"])
-@pytest.mark.parametrize("objects", ["[]", "[capsule]"])
-def test_there_is_nothing_to_train(fault, name, objects):
-    line = fault("train", "DATASET.name", name, "DATASET.train_objects", objects)
-    assert says(line, f"DATASET.name is {name}", "nothing to train on", "VISION_V1", "test.py")
+def test_what_is_not_there_ends_the_job_before_anything_runs(data, tmp_path, changes, message):
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        run(data, tmp_path, **changes)
+    assert not (tmp_path / "log").exists() or not any((tmp_path / "log").iterdir())

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
 from datasets.readers import vision_v1
-from tests.anomaly_data import write_mvtec
-from tests.datasets.bad_files import REFUSED, saved, truncated, with_orientation
-from tests.helpers import SIZE, surface, tiny_config, variant, write_product
-from tests.tools.open_domain_data import config, run, write_object, write_typed, written
-from tools.tester import run_test
+from tests.datasets.bad_files import REFUSED, saved, truncated
+from tests.helpers import SIZE, surface, tiny_config, write_product
+from tests.tools.open_domain_data import run, write_object, written
+from tools.evaluator import run_test
 from tools.trainer import run_training
 from utils.errors import DataError
 
@@ -58,62 +55,6 @@ def test_training_refuses_by_name_what_a_worker_cannot_read(data, tmp_path):
         )
 
 
-@pytest.mark.parametrize("kind", sorted({*KINDS} - {"floats"}))
-def test_evaluation_leaves_out_queries_and_counts_them(data, tmp_path, kind):
-    spoil(data / "Disk" / "train" / "line_1.png", kind)
-    folder = run_test(tiny_config(data, tmp_path / "log"), "")
-    report = json.loads((folder / "metrics.json").read_text())
-    assert report["failed_queries"] == 1 and len(report["unreadable"]) == 1
-    assert "line_1.png" in report["unreadable"][0]
-    assert {line.split(",")[4] for line in (folder / "queries.csv").read_text().splitlines()} - {
-        "image"
-    }
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_open_domain_leaves_out_queries_and_names_them(tmp_path, kind):
-    write_object(tmp_path / "data", "steel")
-    spoil(tmp_path / "data" / "steel" / "query" / "image" / "two.jpg", kind)
-    folder = run(tmp_path / "data", tmp_path)
-    (fault,) = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]["unreadable"]
-    assert "two.jpg" in fault
-    assert {p.stem for p in (folder / "steel" / "masks").iterdir()} == {"one", "three"}
-
-
-@pytest.mark.parametrize("part", ["image", "mask"])
-def test_open_domain_refuses_bad_supports_by_name(tmp_path, part):
-    write_object(tmp_path / "data", "steel")
-    spoil(tmp_path / "data" / "steel" / "support" / part / "s.png", "truncated")
-    with pytest.raises(DataError, match=rf"support/{part}/s\.png"):
-        run(tmp_path / "data", tmp_path)
-    assert not (tmp_path / "log").exists() or not any((tmp_path / "log").iterdir())
-
-
-def test_an_open_domain_job_of_bad_queries_alone_is_refused(tmp_path):
-    write_object(tmp_path / "data", "steel")
-    for path in (tmp_path / "data" / "steel" / "query" / "image").iterdir():
-        spoil(path, "text")
-    with pytest.raises(DataError, match=r"steel: no query could be read: .*one\.png"):
-        run(tmp_path / "data", tmp_path)
-
-
-def test_anomaly_detection_leaves_out_images_and_names_them(tmp_path):
-    write_mvtec(tmp_path / "data")
-    options = {
-        "DATASET__name": "mvtec_ND",
-        "DATASET__test_objects": ["bottle"],
-        "DATASET__train_objects": [],
-    }
-    spoil(tmp_path / "data" / "bottle" / "test" / "spot" / "000.png", "truncated")
-    folder = run_test(tiny_config(tmp_path / "data", tmp_path / "log", **options), "")
-    (fault,) = json.loads((folder / "metrics.json").read_text())["unreadable"]
-    assert "spot/000.png" in fault
-    for path in (tmp_path / "data" / "bottle" / "train" / "good").iterdir():
-        spoil(path, "text")
-    with pytest.raises(DataError, match=r"train/good/\d+\.png"):
-        run_test(tiny_config(tmp_path / "data", tmp_path / "log", RUN_NAME="bad", **options), "")
-
-
 def tiny_products(root, size):
     """Two products of images of one size, in each of which one pixel is marked."""
     rng = np.random.default_rng(0)
@@ -151,58 +92,11 @@ def test_extreme_shapes_train_and_are_queries_and_supports(tmp_path, size, resiz
     assert report["failed_queries"] == 0 and report["unreadable"] == []
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 5000)])
-def test_extreme_shapes_in_the_open_domain(tmp_path, size):
-    write_object(
-        tmp_path / "data", "steel", {"tiny.png": SIZE, "good.png": SIZE}, labels=("tiny.png",)
-    )
-    folder = tmp_path / "data" / "steel"
-    rng = np.random.default_rng(0)
-    saved(folder / "query" / "image" / "tiny.png", surface(size, rng))
-    saved(folder / "query" / "true_label" / "tiny_mask.png", np.zeros(size, np.uint8))
-    saved(folder / "support" / "image" / "u.png", surface(size, rng))
-    saved(folder / "support" / "mask" / "u.png", np.full(size, 255, np.uint8))
-    done = run(tmp_path / "data", tmp_path, DATASET__crop_size=256)
-    for kind in ("masks", "scores", "overlays"):
-        assert written(done / "steel", kind, "tiny").shape[:2] == size
-
-
 def test_a_full_support_mask_is_used_with_a_warning(tmp_path, capsys):
     write_object(tmp_path / "data", "steel")
     saved(tmp_path / "data" / "steel" / "support" / "mask" / "s.png", np.full(SIZE, 255, np.uint8))
     run(tmp_path / "data", tmp_path)
     assert "support/mask/s.png: the mask marks every pixel" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("drawn_on", ["stored", "shown", "tagged"])
-def test_answers_do_not_depend_on_where_masks_of_turned_images_were_drawn(tmp_path, drawn_on):
-    """Support and query have EXIF orientation 8; masks of either frame, and those that are turned themselves (6), say
-    the same as those of upright images."""
-    folders = {}
-    for name in ("plain", "turned"):
-        write_object(tmp_path / name, "steel", {"one.png": SIZE}, labels=("one.png",))
-        root = tmp_path / name / "steel"
-        if name == "turned":
-            for image, mask in (
-                ("support/image/s", "support/mask/s"),
-                ("query/image/one", "query/true_label/one_mask"),
-            ):
-                with_orientation(
-                    root / f"{image}.png", np.array(Image.open(root / f"{image}.png")), 8
-                )
-                marks = np.array(Image.open(root / f"{mask}.png"))
-                if drawn_on == "tagged":
-                    with_orientation(root / f"{mask}.png", np.rot90(marks, 2), 6)
-                else:
-                    saved(root / f"{mask}.png", marks if drawn_on == "stored" else np.rot90(marks))
-        folders[name] = run(tmp_path / name, tmp_path, RUN_NAME=name)
-    plain, turned = (
-        json.loads((f / "metrics.json").read_text())["objects"] for f in folders.values()
-    )
-    assert plain == turned
-    np.testing.assert_array_equal(
-        *(written(f / "steel", "scores", "one") for f in folders.values())
-    )
 
 
 LABELS = ("one.png", "two.jpg", "three.bmp", "void.png", "whole.png")
@@ -212,7 +106,9 @@ PLAIN = dict.fromkeys(("one.png", "three.bmp", "void.png", "whole.png"), SIZE) |
 
 
 def odd_queries(folder, grey):
-    """Queries of many pixel types beside good ones; returns the stems of those that show the grey pixels (h, w)."""
+    """Queries of many pixel types beside good ones; returns the stems of those that show the grey
+    pixels (h, w).
+    """
     image = Image.fromarray(grey)
     saved(folder / "a_bit.png", grey, "1")
     saved(folder / "p_cmyk.jpg", grey, "CMYK", quality=95)
@@ -249,7 +145,9 @@ def odd_masks(folder):
 
 
 def test_answers_to_good_files_are_those_of_a_run_without_odd_ones(tmp_path):
-    """Supports: one of a defect, a normal one, and one of which all is marked; among the labels, too."""
+    """Supports: one of a defect, a normal one, and one of which all is marked; among the labels,
+    too.
+    """
     runs = {}
     for name in ("good", "odd"):
         folder = tmp_path / name / "steel"
@@ -289,62 +187,6 @@ def test_answers_to_good_files_are_those_of_a_run_without_odd_ones(tmp_path):
             assert written(runs["odd"] / "steel", kind, stem).shape == SIZE
 
 
-@pytest.mark.parametrize("mask", ["support/mask/s.png", "query/true_label/one_mask.png"])
-def test_a_mask_of_another_size_is_refused_before_anything_is_answered(tmp_path, mask):
-    write_object(tmp_path / "data", "steel", labels=("one.png",))
-    saved(tmp_path / "data" / "steel" / mask, np.zeros((SIZE[0] + 1, SIZE[1]), np.uint8))
-    with pytest.raises(DataError, match=rf"{mask} is 97 x 128 .* is 96 x 128"):
-        run(tmp_path / "data", tmp_path)
-    assert not (tmp_path / "log").exists() or not any((tmp_path / "log").iterdir())
-
-
-def test_a_support_mask_that_is_turned_itself_teaches_the_same(predictor, tmp_path):
-    rng = np.random.default_rng(0)
-    image, mask = surface(SIZE, rng), np.zeros(SIZE, np.uint8)
-    mask[10:30, 20:50] = 255
-    saved(tmp_path / "image.png", image)
-    with_orientation(tmp_path / "mask.png", np.rot90(mask, 2), 3)
-    answers = []
-    for support in ((image, mask), (tmp_path / "image.png", tmp_path / "mask.png")):
-        taught = variant(predictor)
-        taught.set_support([support[0]], [support[1]])
-        answers.append(taught.predict(image).score)
-    np.testing.assert_array_equal(*answers)
-
-
-NAMES = [
-    "a b.png",
-    "ü 漢字.png",
-    "a\nb.png",
-    os.fsdecode(b"\xff\xfe.png"),
-    "x" * 251 + ".png",
-    "%s{}'\".png",
-    "-rf.png",
-]
-
-
-def test_odd_names_of_files_and_types(tmp_path):
-    kinds = ("a b", "ü\n漢", os.fsdecode(b"\xff"), "k" * 250)
-    write_typed(tmp_path / "data", queries=dict.fromkeys(NAMES, SIZE))
-    support = tmp_path / "data" / "steel" / "support"
-    for kind, source in zip(kinds, ("line", "spot") * 2, strict=True):
-        shutil.copytree(support / source, support / kind)
-    for source in ("line", "spot"):
-        shutil.rmtree(support / source)
-    folder = run(tmp_path / "data", tmp_path)
-    inside = [p for p in (tmp_path / "log").rglob("*") if p.is_file()]
-    assert max(len(os.fsencode(p.name)) for p in inside) <= 255
-    for kind in kinds:
-        found = sorted(p.stem for p in (folder / "steel" / "masks" / kind).iterdir())
-        assert len(found) == len(NAMES) and set(found) >= {
-            Path(n).stem for n in NAMES if len(n) < 200
-        }
-    assert len(list((folder / "steel").glob("support_*.safetensors"))) == len(kinds)
-    assert list(json.loads((folder / "metrics.json").read_text())["objects"]) == [
-        f"steel/{k}" for k in sorted(kinds)
-    ]
-
-
 def test_odd_names_of_objects_and_categories(tmp_path):
     for name in ("Plate", "Di sk\n漢"):
         write_product(tmp_path / "data", name, {"spot": 2, "line": 2})
@@ -364,33 +206,3 @@ def test_odd_names_of_objects_and_categories(tmp_path):
     )
     assert len(list((folder / "figures").iterdir())) == 4
     assert {p.name for p in tmp_path.iterdir()} == {"data", "log"}
-
-
-def test_queries_over_the_size_that_is_read_at_once_among_small_ones(tmp_path, caplog):
-    """In strips; the second is broken half-way."""
-    write_object(tmp_path / "data", "steel")
-    folder = tmp_path / "data" / "steel" / "query" / "image"
-    saved(folder / "large.png", np.full((4200, 4100), 99, np.uint8))
-    saved(
-        folder / "broken.png",
-        np.random.default_rng(0).integers(0, 256, (4200, 4100), dtype=np.uint8),
-    )
-    os.truncate(folder / "broken.png", (folder / "broken.png").stat().st_size // 2)
-    with caplog.at_level(logging.WARNING):
-        done = run(tmp_path / "data", tmp_path, DATASET__crop_size=1400)
-    (fault,) = json.loads((done / "metrics.json").read_text())["objects"]["steel"]["unreadable"]
-    assert "broken.png" in fault
-    assert written(done / "steel", "masks", "large").shape == (4200, 4100)
-
-
-def test_an_image_over_the_bound_is_left_out_by_name(tmp_path):
-    write_object(tmp_path / "data", "steel")
-    saved(
-        tmp_path / "data" / "steel" / "query" / "image" / "large.png",
-        np.zeros((200, 200), np.uint8),
-    )
-    cfg = config(tmp_path / "data", tmp_path, DATASET__max_pixels=39_999)
-    (fault,) = json.loads((run_test(cfg, "") / "metrics.json").read_text())["objects"]["steel"][
-        "unreadable"
-    ]
-    assert "large.png: 200 x 200 pixels" in fault and "DATASET.max_pixels, 39999" in fault

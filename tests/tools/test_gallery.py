@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tools.prediction.answers import Prediction
 
 from tests.helpers import JOBS, tiny_config, write_product
 from tools.gallery import (
@@ -26,7 +27,6 @@ from tools.gallery import (
     shrunk,
     support_panels,
 )
-from tools.prediction.answers import Prediction
 from utils.visualize import heat
 
 PICTURE = np.full((700, 900, 3), (250, 20, 20), np.uint8)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,195 +13,368 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from datasets import large_images
 from datasets.images import read_image
-from tests.tools.open_domain_data import QUERIES, as_levels, config, run, write_object, written
-from tools.open_domain import output_names
-from tools.predictor import Predictor
-from tools.tester import run_test
+from datasets.large_images import ImageStrips
+from models.backbone import Backbone
+from tests.datasets.bad_files import saved, truncated, with_orientation
+from tests.helpers import SIZE, picture, surface
+from tests.tools.open_domain_data import (
+    QUERIES,
+    as_levels,
+    config,
+    run,
+    write_object,
+    write_typed,
+    written,
+)
+from tools import open_domain
+from tools.evaluator import run_test
+from tools.open_domain import SHOWN, output_names, write_answers
+from tools.predictor import Prediction, Predictor
+from utils import large_arrays
 from utils.errors import DataError, UserError
+from utils.visualize import colour_of, overlay_labels
+
+TWO = {"DATASET__open_domain_test_object": ["steel", "wood"]}
 
 
-def test_mask_score_and_overlay_of_each_query_at_its_size(tmp_path, capsys):
-    write_object(tmp_path / "data", "steel")
-    folder = run(tmp_path / "data", tmp_path)
-    for file, size in QUERIES.items():
-        image = read_image(tmp_path / "data" / "steel" / "query" / "image" / file)
-        mask, score, overlay = (
-            written(folder / "steel", kind, Path(file).stem)
-            for kind in ("masks", "scores", "overlays")
-        )
-        assert (mask.shape, mask.dtype) == (size, np.uint8) and set(np.unique(mask)) == {0, 255}
-        assert (score.shape, score.dtype) == (size, np.uint16)
-        assert (overlay.shape, overlay.dtype) == ((*size, 3), np.uint8)
-        assert np.array_equal(mask > 0, score.astype(np.float64) / 65535 > 0.5)
-        assert np.array_equal(overlay[mask == 0][:, ::-1], image[mask == 0])
-        assert not np.array_equal(overlay[mask > 0][:, ::-1], image[mask > 0])
-    report = json.loads((folder / "metrics.json").read_text())
-    assert report["objects"] == {
-        "steel": {"queries": 3, "labelled": 0, "iou": {}, "unreadable": []}
-    }
-    assert report["shot"] == [1]
-    assert "'prior'" in capsys.readouterr().out, (
-        "a notice: no checkpoint, so the method without training"
-    )
-    assert (folder / "test.log").is_file() and (folder / "config.yaml").is_file()
+@pytest.fixture
+def data(tmp_path):
+    return tmp_path / "data"
 
 
-def test_iou_is_that_of_the_masks_and_the_true_labels(tmp_path):
-    """Pooled over the labelled queries alone; several objects, each on its own."""
-    labels = ("one.png", "two.jpg")
-    truth = {
-        n: write_object(tmp_path / "data", n, labels=labels, seed=s)
-        for s, n in enumerate(("steel", "wood"))
-    }
-    folder = run(tmp_path / "data", tmp_path, DATASET__open_domain_test_object=["wood", "steel"])
-    report = json.loads((folder / "metrics.json").read_text())["objects"]
-    assert list(report) == ["wood", "steel"]
-    for name, masks in truth.items():
-        pairs = [(written(folder / name, "masks", Path(f).stem) > 0, masks[f]) for f in labels]
-        iou = sum((p & t).sum() for p, t in pairs) / sum((p | t).sum() for p, t in pairs)
-        assert report[name]["iou"] == {"prior": pytest.approx(iou)}
-        assert iou > 0.05
-    assert report["wood"]["iou"] != report["steel"]["iou"]
+def objects(folder):
+    return json.loads((folder / "metrics.json").read_text())["objects"]
 
 
-def test_one_of_several_categories(tmp_path):
-    """The category chooses the pixels of the support mask, one number for each object."""
-    write_object(tmp_path / "data", "steel")
-    path = tmp_path / "data" / "steel" / "support" / "mask" / "s.png"
-    mask = np.array(Image.open(path)) // 255
-    mask[:12, :12] = 2
-    Image.fromarray(mask).save(path)
-    several = {"DATASET__open_domain_object_category_num": [2]}
-    first, second = (
-        run(
-            tmp_path / "data",
-            tmp_path,
-            RUN_NAME=str(c),
-            DATASET__open_domain_specific_defect_category=[c],
-            **several,
-        )
-        for c in (0, 1)
-    )
-    scores = [written(f / "steel", "scores", "one") for f in (first, second)]
-    assert not np.array_equal(*scores)
+def pooled_iou(pairs):
+    return sum((p & t).sum() for p, t in pairs) / sum((p | t).sum() for p, t in pairs)
 
 
-def test_black_support_masks_leave_what_looks_unlike_the_supports(tmp_path, capsys):
-    """The answer of an image that is given without a mask."""
-    write_object(tmp_path / "data", "steel")
-    folder = tmp_path / "data" / "steel"
-    Image.new("L", (128, 96)).save(folder / "support" / "mask" / "s.png")
-    cfg = config(tmp_path / "data", tmp_path, TEST__threshold=0.2)
-    answers = run_test(cfg, "") / "steel"
-    assert "no support pixel is marked" in capsys.readouterr().out
+# --- Files of a query -----------------------------------------------------------------------------
+
+
+def test_masks_scores_and_overlays_are_the_answers_of_the_predictor(data, tmp_path):
+    """Of each query at its size, by the support file of the run."""
+    write_object(data, "steel")
+    cfg = config(data, tmp_path)
+    folder = run_test(cfg, "")
     predictor = Predictor.from_config(cfg)
-    predictor.set_support([folder / "support" / "image" / "s.png"], [None])
-    for file in QUERIES:
-        score = predictor.predict(folder / "query" / "image" / file).score
-        assert np.array_equal(written(answers, "scores", Path(file).stem), as_levels(score))
-        assert np.array_equal(written(answers, "masks", Path(file).stem) > 0, score > 0.2)
-        assert score.max() > 0.1
+    predictor.load_support(folder / "steel" / "support.safetensors")
+    for file, size in QUERIES.items():
+        path = data / "steel" / "query" / "image" / file
+        answer, image = predictor.predict(path), read_image(path)
+        mask, score, overlay = (
+            written(folder / "steel", kind, path.stem) for kind in ("masks", "scores", "overlays")
+        )
+        assert np.array_equal(score, as_levels(answer.score)) and score.dtype == np.uint16
+        assert np.array_equal(mask, answer.mask * np.uint8(255)) and mask.dtype == np.uint8
+        assert np.array_equal(mask > 0, answer.score > 0.5) and 0 < mask.mean() < 255
+        assert overlay.shape == (*size, 3)
+        assert np.array_equal(overlay[mask == 0][:, ::-1], image[mask == 0])
+        assert (overlay[mask > 0][:, ::-1] != image[mask > 0]).any(-1).mean() > 0.9
+    assert objects(folder)["steel"] == {"queries": 3, "labelled": 0, "iou": {}, "unreadable": []}
 
 
-def test_queries_that_differ_by_the_suffix_alone_keep_their_own_files(tmp_path):
-    write_object(
-        tmp_path / "data", "steel", {"a.png": (96, 128), "a.jpg": (40, 50), "b.png": (30, 30)}
-    )
-    folder = run(tmp_path / "data", tmp_path) / "steel"
-    assert written(folder, "masks", "a.png").shape == (96, 128)
-    assert written(folder, "masks", "a.jpg").shape == (40, 50)
-    for kind in ("masks", "scores", "overlays"):
-        assert len(list((folder / kind).iterdir())) == 3
+def test_every_type_has_its_files_and_labels_and_a_legend(data, tmp_path):
+    write_typed(data)
+    cfg = config(data, tmp_path, TEST__threshold=0.47)
+    folder = run_test(cfg, "") / "steel"
+    names = {"masks", "scores", "labels", "overlays"}
+    names |= {f"support_{kind}.safetensors" for kind in ("line", "spot")}
+    assert {path.name for path in folder.iterdir()} == names
+    predictor, both = Predictor.from_config(cfg), 0
+    for file, (height, width) in QUERIES.items():
+        name, path, answers = Path(file).stem, data / "steel" / "query" / "image" / file, []
+        for kind in ("line", "spot"):
+            predictor.load_support(folder / f"support_{kind}.safetensors")
+            answers.append(predictor.predict(path))
+            score = written(folder, f"scores/{kind}", name)
+            assert np.array_equal(score, as_levels(answers[-1].score))
+            assert np.array_equal(written(folder, f"masks/{kind}", name), answers[-1].mask * 255)
+        above = np.stack([np.where(a.mask, a.score - a.threshold, -1) for a in answers])
+        labels = written(folder, "labels", name)
+        assert np.array_equal(labels, np.where((above > -1).any(0), above.argmax(0) + 1, 0))
+        both += int((above > -1).all(0).sum())
+        shown, image = written(folder, "overlays", name)[:, :, ::-1], read_image(path)
+        assert shown.shape[1] == width and shown.shape[0] > height, "a legend below"
+        assert np.array_equal(shown[:height][labels == 0], image[labels == 0])
+        for number in (1, 2):
+            for part in (shown[:height], shown[height:]):
+                assert (part == colour_of(number)).all(-1).any()
+    assert both > 0, "pixels that both types claim"
 
 
-def test_names_of_outputs_never_collide():
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_pixel_has_the_type_furthest_above_its_threshold(tmp_path, monkeypatch, in_memory):
+    """Not that of the highest score; scores above 1 are written as 1, and only a vote of 1 counts.
+    The rows are more than are taken at once."""
+    monkeypatch.setattr(large_arrays, "IN_MEMORY", 10**6 if in_memory else 100)
+    rng, image, answers = np.random.default_rng(9), ImageStrips(picture(300, 90)), {}
+    for name, at in (("a", 0.3), ("b", 0.6), ("c", 1.1)):
+        score = 1.3 * rng.random((300, 90)).astype(np.float32)
+        votes = (score > at) * rng.choice([0.5, 1], score.shape).astype(np.float32)
+        answers[name] = Prediction(votes, score, 1, at)
+    write_answers(tmp_path, "q", image, answers)
+    above = [np.where(a.label == 1, a.score - a.threshold, 0) for a in answers.values()]
+    expected = np.where(np.max(above, 0) > 0, np.argmax(above, 0) + 1, 0)
+    assert np.array_equal(written(tmp_path, "labels", "q"), expected) and expected.max() == 3
+    for name, answer in answers.items():
+        assert np.array_equal(written(tmp_path, f"masks/{name}", "q") > 0, answer.label == 1)
+        assert np.array_equal(written(tmp_path, f"scores/{name}", "q"), as_levels(answer.score))
+
+
+@pytest.mark.parametrize("kinds", [[""], ["dent"], ["dent", "spot"]])
+def test_types_with_names_have_folders(tmp_path, kinds):
+    nothing = Prediction(np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.float32), 1, 0.5)
+    write_answers(tmp_path, "q", ImageStrips(picture(30, 40)), dict.fromkeys(kinds, nothing))
+    files = {f"{part}/{kind}/q.png" for part in ("masks", "scores") for kind in kinds}
+    files = {file.replace("//", "/") for file in files} | {"overlays/q.png"}
+    files |= {"labels/q.png"} if kinds != [""] else set()
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")} == files
+
+
+def test_names_of_files_never_collide(data, tmp_path):
     assert output_names([Path("a.png"), Path("b.jpg")]) == ["a", "b"]
     for names in (["a.png", "a.jpg"], ["a.jpg", "a.jpg.png", "a.png"]):
-        assert len(set(output_names([Path(n) for n in names]))) == len(names)
+        assert len(set(output_names([Path(name) for name in names]))) == len(names)
+    write_object(data, "steel", {"a.png": (40, 60), "a.jpg": (40, 50)})
+    folder = run(data, tmp_path) / "steel"
+    assert written(folder, "masks", "a.png").shape == (40, 60)
+    assert written(folder, "masks", "a.jpg").shape == (40, 50)
 
 
-def test_an_unreadable_query_is_reported_and_the_rest_goes_on(tmp_path, capsys):
-    write_object(tmp_path / "data", "steel", labels=("one.png",))
-    path = tmp_path / "data" / "steel" / "query" / "image" / "two.jpg"
-    path.write_bytes(path.read_bytes()[:100])
-    folder = run(tmp_path / "data", tmp_path)
-    report = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]
-    assert (
-        report["queries"] == 2
-        and len(report["unreadable"]) == 1
-        and str(path) in report["unreadable"][0]
-    )
-    assert capsys.readouterr().out.count(str(path)) == 1
-    assert {p.name for p in (folder / "steel" / "masks").iterdir()} == {"one.png", "three.png"}
+def test_odd_names_of_queries_and_types(data, tmp_path):
+    kinds = ("a b", "ü\n漢", os.fsdecode(b"\xff"), "k" * 250)
+    names = ["ü 漢字.png", "a\nb.png", os.fsdecode(b"\xff\xfe.png"), "x" * 251 + ".png"]
+    names += ["%s{}'\".png", "-rf.png"]
+    write_typed(data, queries=dict.fromkeys(names, (40, 60)))
+    support = data / "steel" / "support"
+    for kind in kinds:
+        shutil.copytree(support / "line", support / kind)
+    shutil.rmtree(support / "line")
+    shutil.rmtree(support / "spot")
+    folder = run(data, tmp_path)
+    assert max(len(os.fsencode(p.name)) for p in folder.rglob("*")) <= 255
+    for kind in kinds[:-1]:
+        stems = {path.stem for path in (folder / "steel" / "masks" / kind).iterdir()}
+        assert len(stems) == len(names) and {Path(n).stem for n in names if len(n) < 99} <= stems
+    assert len(list((folder / "steel").glob("support_*.safetensors"))) == len(kinds)
+    assert list(objects(folder)) == [f"steel/{kind}" for kind in sorted(kinds)]
 
 
-def test_no_readable_query_is_an_error_and_leaves_no_figures(tmp_path):
-    write_object(tmp_path / "data", "steel", {"one.png": (96, 128)})
-    (tmp_path / "data" / "steel" / "query" / "image" / "one.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"steel: no query could be read.*one\.png"):
-        run(tmp_path / "data", tmp_path)
-    left = {path.name for path in (tmp_path / "log" / "run").rglob("*") if path.is_file()}
-    assert left == {"config.yaml", "test.log", "support.safetensors"}
+def test_a_large_image_in_strips_gets_the_same_answers(data, tmp_path, monkeypatch):
+    """By types of different scale, its answers in temporary files; the overlay is shrunk and shows
+    every defect, and the gallery leaves the image out."""
+    write_typed(data, ("line", "stain"), {"one.png": (230, 301), "two.png": (97, 65)})
+    options = {"DATASET__area_resize_ratio": 0.02, "TEST__threshold": 0.47}
+    options |= {"TEST__window_overlap": 0.25}
+    whole = run(data, tmp_path, RUN_NAME="whole", **options)
+    monkeypatch.setattr(large_images, "AT_ONCE", 10_000)
+    monkeypatch.setattr(large_arrays, "IN_MEMORY", 10_000)
+    monkeypatch.setattr(open_domain, "OVERLAY_SIDE", 64)
+    pieces = run(data, tmp_path, RUN_NAME="pieces", **options)
+    for part in ("masks/line", "masks/stain", "scores/line", "scores/stain", "labels"):
+        for name in ("one", "two"):
+            one, other = (written(f / "steel", part, name) for f in (whole, pieces))
+            assert one.dtype == other.dtype and np.array_equal(one, other)
+    labels = written(whole / "steel", "labels", "one")
+    blocks = np.pad(labels, ((0, 0), (0, 4))).reshape(46, 5, 61, 5).max((1, 3))
+    image = ImageStrips(data / "steel" / "query" / "image" / "one.png").thumbnail(64)
+    expected = overlay_labels(image, blocks, ["line", "stain"])
+    assert np.array_equal(written(pieces / "steel", "overlays", "one")[:, :, ::-1], expected)
+    assert np.array_equal(*(written(f / "steel", "overlays", "two") for f in (whole, pieces)))
+    shown = json.loads((pieces / "gallery" / "index.json").read_text())
+    assert {entry["caption"] for entry in shown} == {"two.png"}
 
 
-def test_the_true_label_of_a_category_is_what_of_that_value(tmp_path):
-    """Supports and true labels hold two categories; each is measured against its own pixels."""
-    write_object(tmp_path / "data", "steel", labels=QUERIES)
-    several = {"DATASET__open_domain_object_category_num": [2]}
-    for path in (tmp_path / "data" / "steel").rglob("*.png"):
+# --- Figures --------------------------------------------------------------------------------------
+
+
+def test_figures_of_every_type_are_those_of_its_masks_and_labels(data, tmp_path):
+    labels = ("one.png", "two.jpg")
+    truth = write_typed(data, labels=labels)
+    (data / "steel" / "query" / "true_label" / "line" / "two_mask.png").unlink()
+    folder = run(data, tmp_path)
+    assert json.loads((folder / "metrics.json").read_text())["shot"] == [2]
+    with (folder / "queries.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    entries = json.loads((folder / "gallery" / "index.json").read_text())
+    assert [entry["class"] for entry in entries] == ["steel/line"] * 3 + ["steel/spot"] * 3
+    for kind, files, ranks in (
+        ("line", labels[:1], ["", "", ""]),
+        ("spot", labels, ["worst", "best", ""]),
+    ):
+        name = f"steel/{kind}"
+        masks = [written(folder / "steel", f"masks/{kind}", Path(f).stem) > 0 for f in files]
+        pairs = [(mask, truth[kind][file]) for mask, file in zip(masks, files, strict=True)]
+        counts = [(str((p & t).sum()), str((p | t).sum())) for p, t in pairs]
+        of_kind = [row for row in rows if row["class"] == name]
+        assert [(row["intersection"], row["union"]) for row in of_kind] == counts
+        assert [row["image"] for row in of_kind] == [f"steel/query/image/{f}" for f in files]
+        iou, about = pooled_iou(pairs), {"queries": 3, "labelled": len(files), "unreadable": []}
+        assert objects(folder)[name] == about | {"iou": {"prior": pytest.approx(iou)}}
+        shown = [entry for entry in entries if entry["class"] == name]
+        scores = [entry["scores"].get("prior") for entry in shown]
+        assert scores[len(files) :] == [None] * (3 - len(files)), "without a true label: last"
+        assert scores[: len(files)] == sorted(scores[: len(files)])
+        assert [entry["rank"] for entry in shown] == ranks
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert f'alt="query, {name}: three.bmp"' in page
+    panels = {panel["file"] for entry in entries for panel in entry["panels"]}
+    assert {p.name for p in (folder / "gallery").iterdir()} == {*panels, "index.json"}
+
+
+def test_the_gallery_shows_the_first_queries(data, tmp_path):
+    write_object(data, "steel", {f"{i:02}.png": (40, 40) for i in range(SHOWN + 2)})
+    entries = json.loads((run(data, tmp_path) / "gallery" / "index.json").read_text())
+    assert [entry["caption"] for entry in entries] == [f"{i:02}.png" for i in range(SHOWN)]
+
+
+def test_one_of_several_categories_is_segmented_and_measured(data, tmp_path):
+    """The mask's value chooses the pixels of supports and true labels, one category per object."""
+    write_object(data, "steel", labels=QUERIES)
+    several, scores = {"DATASET__open_domain_object_category_num": [2]}, []
+    for path in (data / "steel").rglob("*.png"):
         if path.parent.name in ("mask", "true_label"):
             mask = np.array(Image.open(path)) // 255
             mask[:12, :12] = 2
-            Image.fromarray(mask).save(path)
+            saved(path, mask)
+    labels = data / "steel" / "query" / "true_label"
     for category in (0, 1):
-        chosen = {
-            "DATASET__open_domain_specific_defect_category": [category],
-            "RUN_NAME": str(category),
-        }
-        folder = run(tmp_path / "data", tmp_path, **several, **chosen)
-        entry = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]
-        true, found = [], []
-        for name in QUERIES:
-            path = (
-                tmp_path / "data" / "steel" / "query" / "true_label" / f"{Path(name).stem}_mask.png"
-            )
-            true.append(np.array(Image.open(path)) == category + 1)
-            found.append(written(folder / "steel", "masks", Path(name).stem) > 0)
-        pairs = list(zip(found, true, strict=True))
-        iou = sum((p & t).sum() for p, t in pairs) / sum((p | t).sum() for p, t in pairs)
-        assert entry["iou"]["prior"] == pytest.approx(iou) and entry["labelled"] == len(QUERIES)
-    label = tmp_path / "data" / "steel" / "query" / "true_label" / "one_mask.png"
-    Image.fromarray(np.full((96, 128), 3, np.uint8)).save(label)
-    folder = run(tmp_path / "data", tmp_path, RUN_NAME="bad", **several)
-    (fault,) = json.loads((folder / "metrics.json").read_text())["objects"]["steel"]["unreadable"]
+        chosen = {"DATASET__open_domain_specific_defect_category": [category]}
+        folder = run(data, tmp_path, RUN_NAME=str(category), **several, **chosen)
+        pairs = []
+        for stem in (Path(name).stem for name in QUERIES):
+            truth = np.array(Image.open(labels / f"{stem}_mask.png")) == category + 1
+            pairs.append((written(folder / "steel", "masks", stem) > 0, truth))
+        assert objects(folder)["steel"]["iou"]["prior"] == pytest.approx(pooled_iou(pairs))
+        scores.append(written(folder / "steel", "scores", "one"))
+    assert not np.array_equal(*scores)
+    saved(labels / "one_mask.png", np.full((96, 128), 3, np.uint8))
+    (fault,) = objects(run(data, tmp_path, RUN_NAME="bad", **several))["steel"]["unreadable"]
     assert "one_mask.png: value 3" in fault and "open_domain_object_category_num is 2" in fault
 
 
-def test_an_object_that_fails_takes_nothing_from_the_others(tmp_path):
-    """Its fault ends the job, with the masks, the figures and the report of the others."""
+def test_several_processes_write_what_one_does(data, tmp_path, one_thread):
+    """Every file, byte for byte, also where passes are not full and a query cannot be read."""
+    sizes = {"a.png": (60, 60), "b.png": (96, 128), "c.png": (50, 190), "d.png": (60, 60)}
+    for seed, name in enumerate(("steel", "wood")):
+        write_object(data, name, sizes, labels=("a.png", "b.png"), seed=seed)
+    (data / "wood" / "query" / "image" / "c.png").write_bytes(b"text")
+    first, second = (run(data, tmp_path, RUN_NAME=f"of{n}", NUM_GPUS=n, **TWO) for n in (1, 2))
+    names, others = (
+        {path.relative_to(f) for path in f.rglob("*") if path.is_file()} for f in (first, second)
+    )
+    assert names == others
+    supports = [load_file(f / "steel" / "support.safetensors") for f in (first, second)]
+    assert all(torch.equal(supports[0][name], supports[1][name]) for name in supports[0])
+    # these name the run or the time; the order in a support file's header is not fixed
+    differ = {"config.yaml", "test.log", "run.json", "report.html", "support.safetensors"}
+    for name in names:
+        if name.name not in differ:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    rows = (first / "queries.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == ["0", "1", "4", "5"], "numbers go on"
+
+
+# --- Supports -------------------------------------------------------------------------------------
+
+
+def test_windows_are_encoded_once_for_all_types_of_one_scale(data, tmp_path, monkeypatch):
+    encoded, forward = [], Backbone.forward
+    monkeypatch.setattr(
+        Backbone,
+        "forward",
+        lambda self, x: encoded.append(len(x) * (not x.is_meta)) or forward(self, x),
+    )
+    counts, support = [], data / "steel" / "support"
+    write_typed(data)
+    for kinds in ("line spot", "line", "spot"):
+        for kind in {"line", "spot"} - set(kinds.split()):
+            shutil.move(support / kind, tmp_path / kind)
+        encoded.clear()
+        run(data, tmp_path, RUN_NAME=kinds)
+        counts.append(sum(encoded))
+        for kind in {"line", "spot"} - set(kinds.split()):
+            shutil.move(tmp_path / kind, support / kind)
+    assert counts[0] == counts[1] + counts[2] - 12 and counts[1] > 12, "three queries of 4 windows"
+
+
+def test_black_support_masks_show_what_is_unlike_the_supports(data, tmp_path, capsys):
+    """As an image that is given without a mask does."""
+    write_object(data, "steel")
+    Image.new("L", (128, 96)).save(data / "steel" / "support" / "mask" / "s.png")
+    cfg = config(data, tmp_path, TEST__threshold=0.2)
+    folder = run_test(cfg, "") / "steel"
+    assert "no support pixel is marked" in capsys.readouterr().out
+    predictor = Predictor.from_config(cfg)
+    predictor.set_support([data / "steel" / "support" / "image" / "s.png"], [None])
+    score = predictor.predict(data / "steel" / "query" / "image" / "one.png").score
+    assert np.array_equal(written(folder, "scores", "one"), as_levels(score))
+    assert np.array_equal(written(folder, "masks", "one") > 0, score > 0.2) and score.max() > 0.1
+
+
+@pytest.mark.parametrize("by_type", [True, False])
+def test_images_without_defect_take_back_what_they_show(data, tmp_path, by_type):
+    """What looked like a defect on a normal image is marked less, and nothing is marked more."""
+    kinds = ("line", "spot") if by_type else ("",)
+    queries, root = {"one.png": SIZE}, data / "steel"
+    write_typed(data, kinds, queries) if by_type else write_object(data, "steel", queries)
+    normal = surface(SIZE, np.random.default_rng(5))
+    normal[40:56, ::8] = 220  # a pattern of the product that the supports do not show
+    saved(root / "query" / "image" / "two.png", normal)
+    before = run(data, tmp_path, RUN_NAME="before") / "steel"
+    (root / "support" / "good").mkdir()
+    saved(root / "support" / "good" / "n.png", normal)
+    after = run(data, tmp_path, RUN_NAME="after") / "steel"
+    for kind in kinds:
+        for name in ("one", "two"):
+            scores = [written(f, f"scores/{kind}", name).astype(int) for f in (before, after)]
+            masks = [written(f, f"masks/{kind}", name) > 0 for f in (before, after)]
+            assert (scores[1] <= scores[0] + 1).all() and not (masks[1] & ~masks[0]).any()
+            assert name == "one" or (scores[1] < scores[0]).mean() > 0.99
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_query_is_left_out_with_a_warning(data, tmp_path, capsys):
+    """Be it broken, over DATASET.max_pixels, or of a label of another size."""
+    write_object(data, "steel", QUERIES | {"large.png": (140, 140)})
+    folder = data / "steel" / "query" / "image"
+    (folder / "two.jpg").write_bytes((folder / "two.jpg").read_bytes()[:100])
+    done = run(data, tmp_path, DATASET__max_pixels=19_000)
+    entry, out = objects(done)["steel"], capsys.readouterr().out
+    assert entry["queries"] == 2 and len(entry["unreadable"]) == 2
+    for name, fault in zip(("large.png", "two.jpg"), entry["unreadable"], strict=True):
+        assert name in fault and out.count(f"left out: {folder / name}") == 1
+    assert "140 x 140 pixels" in entry["unreadable"][0] and "19000" in entry["unreadable"][0]
+    assert {path.name for path in (done / "steel" / "masks").iterdir()} == {"one.png", "three.png"}
+
+
+def test_an_object_that_fails_leaves_the_others_whole(data, tmp_path):
     for number, name in enumerate(("steel", "wood")):
-        write_object(tmp_path / "data", name, labels=("one.png",), seed=number)
-    for path in (tmp_path / "data" / "wood" / "query" / "image").iterdir():
+        write_object(data, name, labels=("one.png",), seed=number)
+    for path in (data / "wood" / "query" / "image").iterdir():
         path.write_bytes(b"")
-    objects = {"DATASET__open_domain_test_object": ["steel", "wood"]}
-    with pytest.raises(
-        DataError, match=r"wood: no query could be read.*\(the results of the rest are in .*run\)"
-    ):
-        run(tmp_path / "data", tmp_path, **objects)
+    failure = "wood: no query could be read: .*one.png"
+    with pytest.raises(DataError, match=rf"{failure}.*\(the results of the rest are in .*run\)"):
+        run(data, tmp_path, **TWO)
     folder = tmp_path / "log" / "run"
     assert {p.stem for p in (folder / "steel" / "masks").iterdir()} == {"one", "two", "three"}
-    report = json.loads((folder / "metrics.json").read_text())["objects"]
-    assert report["steel"]["iou"]["prior"] > 0.05 and len(report["wood"]["unreadable"]) == 3
+    assert objects(folder)["steel"]["iou"]["prior"] > 0.05
+    assert len(objects(folder)["wood"]["unreadable"]) == 3
     assert (folder / "report.html").is_file() and (folder / "run.json").is_file()
+    with pytest.raises(DataError, match=failure):
+        run(data, tmp_path, DATASET__open_domain_test_object=["wood"], RUN_NAME="alone")
+    assert not (tmp_path / "log" / "alone" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("late", ["masks", "metrics.json", "report.html"])
-def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(
-    tmp_path, monkeypatch, late
-):
-    """The disk refuses the second mask, the figures or the report; what is found on another object is recorded."""
-    write_object(tmp_path / "data", "steel", labels=("one.png",))
+@pytest.mark.parametrize("late", ["masks", "metrics.json"])
+def test_a_file_that_cannot_be_written_leaves_those_before_it(data, tmp_path, monkeypatch, late):
+    """The disk refuses the second mask of an object, or the figures."""
     before = os.replace
 
     def refuse(source, target):
@@ -207,93 +382,91 @@ def test_a_file_that_cannot_be_written_takes_nothing_from_those_before_it(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         before(source, target)
 
-    write_object(tmp_path / "data", "wood")
-    for path in (tmp_path / "data" / "wood" / "query" / "image").iterdir():
-        path.rename(path.with_stem(f"wood_{path.stem}"))
+    write_object(data, "steel", labels=("one.png",))
+    write_object(data, "wood", {"a.png": SIZE})
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError, match=r"No space left on device"):
-        run(tmp_path / "data", tmp_path, DATASET__open_domain_test_object=["steel", "wood"])
+        run(data, tmp_path, **TWO)
     folder = tmp_path / "log" / "run"
-    masks = {p.name for p in (folder / "steel" / "masks").iterdir()}
-    assert masks == {"one.png"} | (set() if late == "masks" else {"three.png", "two.png"}), (
-        "and no part of one"
-    )
-    assert len(list((folder / "wood" / "masks").iterdir())) == 3
-    if late == "metrics.json":
-        assert not (folder / "metrics.json").exists()
-        return
-    report = json.loads((folder / "metrics.json").read_text())["objects"]
-    assert (
-        report["steel"]["queries"] == (1 if late == "masks" else 3)
-        and report["wood"]["queries"] == 3
-    )
+    masks = {path.name for path in (folder / "steel" / "masks").iterdir()}
+    assert masks == {"one.png"} | (set() if late == "masks" else {"three.png", "two.png"})
+    assert [path.name for path in (folder / "wood" / "masks").iterdir()] == ["a.png"]
     if late == "masks":
+        assert [objects(folder)[name]["queries"] for name in ("steel", "wood")] == [1, 1]
         assert "three.png" in json.loads((folder / "run.json").read_text())["failed"][0]
+    else:
+        assert not (folder / "metrics.json").exists()
 
 
-def test_a_second_run_of_the_same_name_leaves_its_own_files_alone(tmp_path):
-    """Other queries, no labels, no figures: nothing of the first run is among them, and nothing of it is lost."""
-    write_object(tmp_path / "data", "steel", labels=("one.png",))
-    first = run(tmp_path / "data", tmp_path)
-    kept = {p.relative_to(first) for p in first.rglob("*") if p.is_file()}
-    folder = tmp_path / "data" / "steel" / "query"
-    (folder / "image" / "one.png").rename(folder / "image" / "new.png")
-    (folder / "true_label" / "one_mask.png").unlink()
-    second = run(tmp_path / "data", tmp_path)
-    alone = run(tmp_path / "data", tmp_path, RUN_NAME="alone")
-    found = [{p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (second, alone)]
-    assert found[0] == found[1] and not any(
-        "one" in p.name or p.name == "queries.csv" for p in found[0]
-    )
-    earlier = tmp_path / "log" / "run.1"
-    assert {p.relative_to(earlier) for p in earlier.rglob("*") if p.is_file()} == kept
-    assert (
-        "one.png" in (earlier / "report.html").read_text()
-        and "one.png" not in (second / "report.html").read_text()
-    )
-
-
-@pytest.mark.parametrize("part", ["support/image", "support/mask"])
-def test_an_unreadable_support_is_an_error_before_anything_is_written(tmp_path, part):
-    write_object(tmp_path / "data", "steel")
-    path = tmp_path / "data" / "steel" / part / "s.png"
-    path.write_bytes(path.read_bytes()[:60])
+@pytest.mark.parametrize(
+    "part", ["support/image/s.png", "support/mask/s.png", "support/good/s.png"]
+)
+def test_a_bad_support_is_an_error_before_anything_is_written(data, tmp_path, part):
+    write_object(data, "steel")
+    path = data / "steel" / part
+    path.parent.mkdir(exist_ok=True)
+    truncated(path)
     with pytest.raises(DataError, match=str(path)):
-        run(tmp_path / "data", tmp_path)
+        run(data, tmp_path)
     assert not (tmp_path / "log").exists()
 
 
-def test_several_processes_write_what_one_does(tmp_path, monkeypatch):
-    """Every file, byte for byte; a query that cannot be read is left out by whoever has it. Sums over several threads
-    round differently."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for seed, name in enumerate(("steel", "wood")):
-        write_object(tmp_path / "data", name, labels=("one.png", "two.jpg"), seed=seed)
-    (tmp_path / "data" / "wood" / "query" / "image" / "three.bmp").write_bytes(b"text")
-    changes = {"DATASET__open_domain_test_object": ["steel", "wood"]}
-    folders = [
-        run(tmp_path / "data", tmp_path, RUN_NAME=f"of{n}", NUM_GPUS=n, **changes) for n in (1, 2)
-    ]
-    torch.set_num_threads(threads)
-    names = [
-        {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} for folder in folders
-    ]
-    assert (
-        names[0] == names[1]
-        and len(json.loads((folders[1] / "gallery" / "index.json").read_text())) == 5
-    )
-    known = [load_file(folder / "steel" / "support.safetensors") for folder in folders]
-    assert known[0].keys() == known[1].keys() and all(
-        torch.equal(known[0][k], known[1][k]) for k in known[0]
-    )
-    # of these some name the run or the time; the other's header has no fixed order
-    own = {"config.yaml", "test.log", "run.json", "report.html", "support.safetensors"}
-    for name in names[0]:
-        if name.name not in own:
-            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
-    rows = (folders[0] / "queries.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[1] for row in rows] == ["0", "2", "3", "5"], (
-        "numbers go on from object to object"
-    )
+@pytest.mark.parametrize("mask", ["support/mask/s.png", "query/true_label/one_mask.png"])
+def test_a_mask_of_another_size_is_an_error_before_anything_is_written(data, tmp_path, mask):
+    write_object(data, "steel", labels=("one.png",))
+    saved(data / "steel" / mask, np.zeros((SIZE[0] + 1, SIZE[1]), np.uint8))
+    with pytest.raises(DataError, match=rf"{mask} is 97 x 128 .* is 96 x 128"):
+        run(data, tmp_path)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_second_run_of_the_same_name_keeps_the_first(data, tmp_path):
+    write_object(data, "steel", labels=("one.png",))
+    first = run(data, tmp_path)
+    kept = {path.relative_to(first) for path in first.rglob("*")}
+    folder = data / "steel" / "query"
+    (folder / "image" / "one.png").rename(folder / "image" / "new.png")
+    (folder / "true_label" / "one_mask.png").unlink()
+    second, earlier = run(data, tmp_path), tmp_path / "log" / "run.1"
+    assert {path.relative_to(earlier) for path in earlier.rglob("*")} == kept
+    names = {path.name for path in second.rglob("*")}
+    assert "new.png" in names and not names & {"one.png", "queries.csv"}
+    pages = [(folder / "report.html").read_text() for folder in (earlier, second)]
+    assert "one.png" in pages[0] and "one.png" not in pages[1]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000)])
+def test_extreme_shapes_are_queries_and_supports(data, tmp_path, size):
+    write_object(data, "steel", {"tiny.png": SIZE, "good.png": SIZE}, labels=("tiny.png",))
+    folder, image = data / "steel", surface(size, np.random.default_rng(0))
+    saved(folder / "query" / "image" / "tiny.png", image)
+    saved(folder / "query" / "true_label" / "tiny_mask.png", np.zeros(size, np.uint8))
+    saved(folder / "support" / "image" / "u.png", image)
+    saved(folder / "support" / "mask" / "u.png", np.full(size, 255, np.uint8))
+    done = run(data, tmp_path, DATASET__crop_size=256)
+    for kind in ("masks", "scores", "overlays"):
+        assert written(done / "steel", kind, "tiny").shape[:2] == size
+
+
+@pytest.mark.parametrize("drawn_on", ["stored", "shown", "tagged"])
+def test_masks_of_turned_images_may_be_drawn_on_any_frame(data, tmp_path, drawn_on):
+    """Support and query have EXIF orientation 8; masks of either frame, and those that are turned
+    themselves (6), give the figures of upright images."""
+    folders = []
+    for name in ("plain", "turned"):
+        root = data / name / "steel"
+        write_object(data / name, "steel", {"one.png": SIZE}, labels=("one.png",))
+        pairs = [
+            ("support/image/s", "support/mask/s"),
+            ("query/image/one", "query/true_label/one_mask"),
+        ]
+        for image, mask in pairs if name == "turned" else ():
+            with_orientation(root / f"{image}.png", np.array(Image.open(root / f"{image}.png")), 8)
+            marks = np.array(Image.open(root / f"{mask}.png"))
+            if drawn_on == "tagged":
+                with_orientation(root / f"{mask}.png", np.rot90(marks, 2), 6)
+            else:
+                saved(root / f"{mask}.png", marks if drawn_on == "stored" else np.rot90(marks))
+        folders.append(run(data / name, tmp_path, RUN_NAME=name))
+    assert objects(folders[0]) == objects(folders[1])
+    assert np.array_equal(*(written(folder / "steel", "scores", "one") for folder in folders))

@@ -2,335 +2,295 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from datasets import large_images
 from datasets.views import SupportSet
+from datasets.windows import tile
+from models.memory import Memory
+from tests.datasets.bad_files import saved, truncated
 from tests.helpers import picture, variant
 from tools.predictor import Predictor
-from utils.errors import ConfigError, DataError, WeightsError
+from utils.errors import ConfigError, DataError
 
 
-def answers_of(predictor, image, supports, windowed=True):
-    memory = predictor.remember(replace(supports, windowed=windowed))
-    return next(predictor.segment([image], memory)).answers
+def spotted(size, seed, spots, side=6):
+    """A random image with bright spots at (top, left), and its mask."""
+    image, mask = picture(*size, seed=seed) // 2, np.zeros(size, np.uint8)
+    for top, left in spots:
+        image[top : top + side, left : left + side] = 250
+        mask[top : top + side, left : left + side] = 1
+    return image, mask
 
 
-def test_methods_share_each_pass_and_supports_are_seen_once(predictor, passes, supports):
-    assert list(predictor.methods) == ["SOFS", "prior"]
-    memory = predictor.remember(supports)
-    assert passes == [4, 1]
-    for _ in range(2):
-        passes.clear()
-        answers = next(predictor.segment([picture(150, 192)], memory)).answers
-        assert passes == [4, 4, 1], "nine windows"
-    assert not np.array_equal(answers["SOFS"].score, answers["prior"].score)
-    assert list(answers) == ["SOFS", "prior"] and {a.windows for a in answers.values()} == {9}
-    passes.clear()
-    list(predictor.segment([picture(150, 192)], replace(memory, windowed=False)))
-    assert passes == [1]
+def ask(predictor, image, memory=None, **options):
+    """Answers by method, by the predictor's memory or another one."""
+    return next(predictor.segment([(image, [memory or predictor.memory])], **options)).answers[0]
 
 
-def test_equal_support_views_are_encoded_once(predictor, passes, supports):
-    def some(places):
-        return SupportSet(supports.images[places], supports.masks[places])
+def scores(predictor, image):
+    return {name: answer.score for name, answer in ask(predictor, image).items()}
 
+
+def assert_same(one, other, atol=1e-5):
+    assert one.keys() == other.keys()
+    for name, score in one.items():
+        np.testing.assert_allclose(score, other[name], atol=atol)
+
+
+@pytest.fixture(scope="module")
+def memories(predictor):
+    """Three: of small defects with and without a normal image, and between them of a large one."""
+    small, large = spotted((100, 150), 0, [(30, 40)]), spotted((40, 40), 1, [(4, 4)], side=30)
+    other = spotted((100, 150), 2, [(50, 100)])
+    pairs = [[small], [large], [other, (picture(64, 64, seed=7), None)]]
+    taught = [variant(predictor).teach(supports) for supports in pairs]
+    assert [memory.windowed for memory in taught] == [True, False, True]
+    return taught
+
+
+# --- One image ------------------------------------------------------------------------------------
+
+
+def test_methods_share_each_pass_and_equal_supports_are_encoded_once(predictor, passes, supports):
     order = [0, 1, 0, 2, 0, 1]
-    repeated = predictor.remember(some(order))
+    repeated = predictor.remember(SupportSet(supports.images[order], supports.masks[order]))
     assert passes == [3]
-    each = [predictor.remember(some([i])).summary.prototype for i in order]
-    torch.testing.assert_close(repeated.summary.prototype, torch.stack(each).mean(0))
-
-
-def test_windows_of_several_images_share_a_pass_and_come_in_order(predictor, passes, supports):
-    memory = predictor.remember(supports)
-    images = [
-        picture(*size, seed=i) for i, size in enumerate([(64, 64), (150, 192), (30, 70), (64, 130)])
-    ]
-    alone = [next(predictor.segment([image], memory)).answers["SOFS"] for image in images]
     passes.clear()
-    together = [outcome.answers["SOFS"] for outcome in predictor.segment(images, memory)]
-    assert passes == [4, 4, 4, 3], "1 + 9 + 2 + 3 windows"
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one.score, other.score, atol=1e-5)
-
-
-def test_an_unreadable_image_is_reported_in_its_place(predictor, passes, supports, tmp_path):
-    before, good, bad = threading.active_count(), tmp_path / "good.png", tmp_path / "bad.png"
-    Image.fromarray(picture(64, 150)).save(good)
-    bad.write_bytes(good.read_bytes()[:100])
-    outcomes = list(predictor.segment([good, bad, good], predictor.remember(supports)))
-    assert [o.error is None for o in outcomes] == [True, False, True]
-    assert "bad.png" in str(outcomes[1].error) and not outcomes[1].answers
-    assert np.array_equal(outcomes[0].answers["SOFS"].score, outcomes[2].answers["SOFS"].score)
-    predictor.memory = predictor.remember(supports)
-    with pytest.raises(DataError, match=r"bad\.png"):
-        list(predictor.predict_many([good, bad]))
-    assert threading.active_count() == before, "the threads are gone"
-
-
-def test_leaving_off_early_stops_the_threads(predictor, supports):
-    before = threading.active_count()
-    answers = predictor.segment(
-        (picture(200, 200, seed=i) for i in range(1000)), predictor.remember(supports)
-    )
-    next(answers)
-    answers.close()
-    assert threading.active_count() == before
-
-
-def test_a_method_answers_alike_alone_and_beside_another(predictor, supports):
-    image, both = picture(70, 130), answers_of(predictor, picture(70, 130), supports)
+    memory = predictor.remember(supports)
+    assert passes == [4, 1] and memory.extras["SOFS"].keys() == repeated.extras["SOFS"].keys()
+    passes.clear()
+    answers = ask(predictor, picture(150, 192), memory)
+    assert passes == [4, 4, 1] and {a.windows for a in answers.values()} == {9}
+    assert list(answers) == list(predictor.methods) == ["SOFS", "prior"]
+    assert np.abs(answers["SOFS"].score - answers["prior"].score).max() > 0.01
     for name, method in predictor.methods.items():
         alone = Predictor({name: method}, predictor.settings, torch.device("cpu"))
-        np.testing.assert_allclose(
-            answers_of(alone, image, supports)[name].score, both[name].score, atol=1e-6
-        )
+        score = ask(alone, picture(150, 192), alone.remember(supports))[name].score
+        np.testing.assert_allclose(score, answers[name].score, atol=1e-6)
 
 
-def test_windows_per_pass_do_not_change_the_answer(predictor, supports):
-    scores = []
-    for count in (1, 3, 100):
-        answers = answers_of(variant(predictor, window_batch=count), picture(150, 192), supports)
-        scores.append([answers[name].score for name in answers])
-    for other in scores[1:]:
-        np.testing.assert_allclose(other, scores[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("merge", ["probability", "reference"])
-def test_a_window_over_a_small_image_is_the_whole_image(predictor, supports, merge):
-    asked = variant(predictor, merge=merge)
+@pytest.mark.parametrize("published", [True, False])
+def test_a_window_over_a_small_image_is_the_whole_image(predictor, memories, published):
+    asked = variant(predictor, published_stitching=published)
     windowed, resized = (
-        answers_of(asked, picture(40, 51), supports, windowed=w) for w in (True, False)
+        ask(asked, picture(40, 51), replace(memories[0], windowed=w)) for w in (True, False)
     )
     for name in asked.methods:
         assert np.array_equal(windowed[name].score, resized[name].score)
         assert np.array_equal(windowed[name].label, resized[name].label)
 
 
-@pytest.mark.parametrize("size", [(33, 201), (65, 64), (129, 131), (1, 7)])
-@pytest.mark.parametrize("windowed", [True, False])
-def test_answers_have_the_size_of_the_image(predictor, supports, size, windowed):
-    for answer in answers_of(predictor, picture(*size), supports, windowed=windowed).values():
-        assert answer.score.shape == answer.mask.shape == size
-        assert (
-            answer.score.dtype == np.float32
-            and answer.label.dtype == np.uint8
-            and answer.mask.dtype == bool
-        )
-        assert answer.score.min() >= 0 and answer.score.max() <= 1
-
-
-def test_windows_see_their_own_part_of_the_image(predictor, supports):
-    """A change in the lower right window leaves the scores of the upper left one as they are."""
+def test_windows_see_their_part_of_the_image(predictor, memories):
     image = picture(128, 128)
     changed = image.copy()
     changed[64:, 64:] = 0
-    before, after = (answers_of(predictor, i, supports)["prior"].score for i in (image, changed))
+    before, after = (ask(predictor, i, memories[0])["prior"].score for i in (image, changed))
     assert np.array_equal(before[:64, :64], after[:64, :64])
     assert np.abs(before[64:, 64:] - after[64:, 64:]).max() > 0.01
 
 
-def test_overlapping_windows_leave_no_seam(predictor, supports):
+def test_overlapping_windows_leave_no_seam(predictor, memories):
     """Across the borders of windows that overlap the score changes no more than elsewhere."""
-    image = cv2.GaussianBlur(picture(192, 192), (0, 0), 6)
-    steps = {}
+    image, steps = cv2.GaussianBlur(picture(192, 192), (0, 0), 6), {}
     for overlap in (0.0, 0.5):
-        score = answers_of(variant(predictor, overlap=overlap), image, supports)["prior"].score
-        change = np.abs(np.diff(score, axis=1)).mean(0)
+        asked = variant(predictor, overlap=overlap)
+        change = np.abs(np.diff(ask(asked, image, memories[0])["prior"].score, axis=1)).mean(0)
         steps[overlap] = change[[63, 127]].mean() / change.mean()
     assert steps[0.0] > 3 > 1.5 > steps[0.5]
 
 
-def test_threshold_cuts_the_score(predictor, supports):
-    answer = answers_of(variant(predictor, threshold=0.45), picture(64, 64), supports)["prior"]
-    assert np.array_equal(answer.mask, answer.score > 0.45)
-    assert 0 < answer.mask.mean() < 1
+def test_the_threshold_of_the_memory_goes_before_that_of_the_predictor(predictor, memories):
+    asked = variant(predictor, threshold=0.45)
+    given = [replace(memories[0], thresholds={"prior": at}) for at in (0.4, 0.55)]
+    (outcome,) = asked.segment([(picture(64, 64), [memories[0], *given])])
+    for answers, at in zip(outcome.answers, (0.45, 0.4, 0.55), strict=True):
+        answer = answers["prior"]
+        assert answer.threshold == at and answers["SOFS"].threshold == 0.45
+        assert np.array_equal(answer.mask, answer.score > at) and answer.mask.dtype == bool
+    assert 0 < outcome.answers[0]["prior"].mask.mean() < 1
 
 
 def test_half_precision_stays_near(predictor, supports):
     image, half = picture(64, 64), variant(predictor, precision="bf16")
-    exact = answers_of(predictor, image, supports)
-    for name, answer in answers_of(half, image, supports).items():
+    exact = ask(predictor, image, predictor.remember(supports))
+    for name, answer in ask(half, image, half.remember(supports)).items():
         assert answer.score.dtype == np.float32
         assert 0 < np.abs(answer.score - exact[name].score).max() < 0.1
 
 
-def test_memory_is_bounded_and_still_knows_the_supports(predictor, passes):
-    """Twenty views leave as many background tokens as asked for, and what they marked is all there."""
-    draw = torch.Generator().manual_seed(0)
-    images, masks = (
-        torch.randn(20, 3, 64, 64, generator=draw),
-        torch.zeros(20, 64, 64, dtype=torch.uint8),
-    )
-    masks[:, 8:16, 8:24] = 1
-    whole, bounded = (
-        variant(predictor, memory_tokens=n).remember(SupportSet(images, masks)) for n in (0, 100)
-    )
-    marked = int((whole.known.share > 0).sum())
-    assert [m.known.keys[0].shape[1] for m in (whole, bounded)] == [20 * 64, marked + 100]
-    assert torch.equal(whole.known.share, bounded.known.share)
-    torch.testing.assert_close(whole.known.mean, bounded.known.mean)
-    torch.testing.assert_close(whole.summary, bounded.summary)
+# --- Many images ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
-def test_mirrored_supports_are_known_in_the_mirror(predictor, passes, axes):
-    image, mask = picture(64, 64), np.zeros((64, 64), np.uint8)
-    mask[8:24, 40:56] = 1
-    plain, mirrored = variant(predictor), variant(predictor, mirrored=True)
-    for one, encoded in ((plain, 1), (mirrored, 4)):
-        passes.clear()
-        one.set_support([image], [mask])
-        assert sum(passes) == encoded
-    torch.testing.assert_close(plain.memory.summary, mirrored.memory.summary)
-    assert len(mirrored.memory.known.sizes) == len(plain.memory.known.sizes)
-    found, not_found = (
-        next(p.segment([np.flip(image, axes).copy()], p.memory)).answers["prior"].mask[4::8, 4::8]
-        for p in (mirrored, plain)
-    )
-    expected = np.flip(mask, axes)[4::8, 4::8] > 0
-    assert np.array_equal(found, expected) and not np.array_equal(not_found, expected)
+def test_windows_of_several_images_share_a_pass_and_no_answer_depends_on_it(
+    predictor, passes, memories
+):
+    """An answer is that of the image alone, to the last bit; a lone last window is encoded twice."""
+    memory, sizes = memories[0], [(64, 64), (150, 192), (30, 70), (64, 130), (40, 70)]
+    queries = [(picture(*size, seed=i), [memory]) for i, size in enumerate(sizes)]
+    alone = [next(predictor.segment([query], reproducible=True)) for query in queries]
+    assert passes[0] == 2, "the first image is one window"
+    passes.clear()
+    together = list(predictor.segment(queries, reproducible=True))
+    assert passes == [4, 4, 4, 4, 2], "1 + 9 + 2 + 3 + 2 windows"
+    for one, other in zip(alone, together, strict=True):
+        for method, answer in one.answers[0].items():
+            assert np.array_equal(answer.score, other.answers[0][method].score)
+    passes.clear()
+    assert len(list(predictor.segment(queries))) == 5 and passes == [4, 4, 4, 4, 1]
 
 
-def test_a_taught_defect_returns_from_its_file(predictor, tmp_path, monkeypatch):
-    image, file = picture(120, 200), tmp_path / "defects" / "scratch.safetensors"
-    mask = np.zeros((120, 200), np.uint8)
-    mask[50:56, 60:90] = 255
-    Image.fromarray(image).save(tmp_path / "image.png")
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    taught = variant(predictor)
-    taught.set_support([tmp_path / "image.png"], [tmp_path / "mask.png"])
-    taught.save_support(file)
-    other = variant(predictor)
-    other.load_support(file)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    other.save_support("~/again.safetensors")
-    other.load_support("~/again.safetensors")
-    assert (tmp_path / "again.safetensors").is_file()
-    for source in (tmp_path / "image.png", image, Image.fromarray(image)):
-        one, two = taught.predict(source), other.predict(source)
-        assert np.array_equal(one.score, two.score) and one.windows == two.windows == 8
-    by_arrays = variant(predictor)
-    by_arrays.set_support([image], [Image.fromarray(mask)])
-    assert np.array_equal(by_arrays.predict(image).score, one.score)
+SIZES = st.tuples(st.integers(1, 140), st.integers(1, 140))
+QUERY = st.tuples(SIZES, st.lists(st.integers(0, 2), max_size=3), st.sampled_from("apfb"))
 
 
-def test_a_support_file_of_other_settings_is_refused(predictor, supports, tmp_path, monkeypatch):
-    file = tmp_path / "a.safetensors"
-    with pytest.raises(ConfigError, match="set_support or load_support"):
-        variant(predictor).save_support(file)
-    taught = variant(predictor)
-    taught.memory = taught.remember(supports)
-    taught.save_support(file)
-    settings = replace(predictor.settings, crop_size=32)
-    with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
-        Predictor(predictor.methods, settings, torch.device("cpu")).load_support(file)
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            predictor.backbone, "layers", [layer - 1 for layer in predictor.backbone.layers]
-        )
-        with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
-            taught.load_support(file)
-    alone = Predictor(
-        {"prior": predictor.methods["prior"]}, predictor.settings, torch.device("cpu")
-    )
-    with pytest.raises(WeightsError, match="its weights are not those"):
-        alone.load_support(file)
-    for content in (b"", file.read_bytes()[:200], b"x" * 1000):
-        (tmp_path / "b.safetensors").write_bytes(content)
-        with pytest.raises(WeightsError, match=r"b\.safetensors: not a readable support file"):
-            taught.load_support(tmp_path / "b.safetensors")
-    with pytest.raises(WeightsError, match="no such support file"):
-        taught.load_support(tmp_path / "c.safetensors")
-
-
-def test_a_mask_of_another_size_than_its_support_is_refused(predictor):
-    with pytest.raises(
-        DataError, match=r"mask 1, .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"
-    ):
-        predictor.set_support([picture(64, 64)] * 2, [np.ones((64, 64)), np.ones((64, 65))])
-
-
-@pytest.mark.parametrize(
-    "one", ["a.png", Path("a.png"), Image.new("L", (64, 64)), picture(64, 64), None, 3]
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_one_picture_in_place_of_a_list_is_refused(predictor, one):
-    taught = variant(predictor)
-    with pytest.raises(
-        DataError, match=r"images is .*; expected a list of paths, PIL images or arrays"
-    ):
-        taught.set_support(one, [None])
-    with pytest.raises(DataError, match=r"masks is .*; expected a list"):
-        taught.set_support([picture(64, 64)], one)
-    taught.set_support([picture(64, 64)], [None])
-    with pytest.raises(DataError, match=r"images is .*; expected a list"):
-        list(taught.predict_many(one))
+@given(queries=st.lists(QUERY, max_size=6), batch=st.integers(1, 7))
+def test_every_image_gets_the_answers_it_gets_alone(predictor, memories, tmp_path, queries, batch):
+    """By any of the memories, whatever comes before and after, as array, PIL image, file or none;
+    windows that several memories look at are encoded once."""
+    asked, images, encoded = variant(predictor, window_batch=batch), [], []
+    given = []
+    for number, (size, chosen, kind) in enumerate(queries):
+        image, file = picture(*size, seed=number), tmp_path / f"{number}.png"
+        shown = {"a": image, "p": Image.fromarray(image)}.get(kind, file)
+        file.write_bytes(b"broken") if kind == "b" else saved(file, image)
+        images.append(image)
+        given.append((shown, [memories[i] for i in chosen]))
+    hook = asked.backbone.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    outcomes = list(asked.segment(query for query in given))
+    hook.remove()
+    expected = 0
+    for image, (_, chosen, kind), outcome in zip(images, queries, outcomes, strict=True):
+        assert (outcome.error is not None) == (outcome.image is None) == (kind == "b")
+        assert len(outcome.answers) == (0 if kind == "b" else len(chosen))
+        counts = {True: len(tile(*image.shape[:2], 64)), False: 1}
+        scales = {memories[i].windowed for i in chosen} if kind != "b" else ()
+        expected += sum(counts[windowed] for windowed in scales)
+        for place, answers in zip(chosen, outcome.answers, strict=False):
+            for name, answer in ask(predictor, image, memories[place]).items():
+                np.testing.assert_allclose(answers[name].score, answer.score, atol=1e-5)
+                assert answer.windows == counts[memories[place].windowed] == answers[name].windows
+                assert answer.score.shape == answer.label.shape == image.shape[:2]
+                assert (answer.score.dtype, answer.label.dtype) == (np.float32, np.uint8)
+                assert answer.score.min() >= 0 and answer.score.max() <= 1
+    assert sum(encoded) == expected
+    assert all(n == batch for n in encoded[:-1])
 
 
-def test_a_picture_that_cannot_be_meant_is_refused_by_its_number(predictor):
-    good, bad = picture(64, 64), picture(64, 64).transpose(2, 0, 1)
-    taught = variant(predictor)
-    with pytest.raises(
-        DataError,
-        match=r"support image 1, an array of uint8, shape \(3, 64, 64\): expected \(h, w\)",
-    ):
-        taught.set_support([good, bad], [None, None])
-    with pytest.raises(DataError, match=r"mask 1, an array of float64, .*whole numbers"):
-        taught.set_support([good, good], [None, np.full((64, 64), 0.5)])
-    with pytest.raises(
-        DataError,
-        match=r"there are 1 masks, but more images; .* None for one of the normal surface",
-    ):
-        taught.set_support([good, good], [None])
-    taught.set_support([good], [None])
-    answers = taught.predict_many([good, None])
-    assert next(answers).mask.shape == (64, 64)
-    with pytest.raises(DataError, match="image 1, a value of type NoneType"):
+def test_a_file_in_strips_gets_the_answers_of_the_whole(predictor, memories, tmp_path, monkeypatch):
+    """For memories of two scales; one that is broken half-way spoils nothing around it."""
+    image = picture(300, 200, seed=1)
+    good, bad = saved(tmp_path / "good.png", image), tmp_path / "bad.png"
+    truncated(bad, image)
+    (whole,) = predictor.segment([(image, memories)])
+    monkeypatch.setattr(large_images, "AT_ONCE", 10_000)
+    queries = [(good, memories), (bad, memories[:1]), (picture(30, 40), memories), (good, memories)]
+    outcomes = list(predictor.segment(queries))
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True, True]
+    assert "bad.png" in str(outcomes[1].error) and not outcomes[1].answers
+    for outcome in (outcomes[0], outcomes[3]):
+        assert outcome.image.pixels is None
+        for answers, expected in zip(outcome.answers, whole.answers, strict=True):
+            for name, answer in answers.items():
+                np.testing.assert_allclose(answer.score, expected[name].score, atol=1e-5)
+
+
+def test_predict_many_ends_at_an_image_that_cannot_be_read(predictor, memories, tmp_path):
+    asked, good = variant(predictor), saved(tmp_path / "good.png", picture(64, 150))
+    with pytest.raises(ConfigError, match="call set_support or load_support first"):
+        asked.predict(good)
+    asked.memory = memories[0]
+    truncated(tmp_path / "bad.png", picture(64, 150))
+    answers = asked.predict_many([good, tmp_path / "bad.png", good])
+    assert np.array_equal(next(answers).score, ask(asked, good)["SOFS"].score)
+    with pytest.raises(DataError, match=r"bad\.png"):
         next(answers)
-    for wrong in (None, bad, np.zeros((0, 64, 3), np.uint8), good / 255, [good]):
-        with pytest.raises(DataError):
-            taught.predict(wrong)
+    with pytest.raises(DataError, match="image 1, a value of type NoneType"):
+        list(asked.predict_many([picture(9, 9), None]))
+    with pytest.raises(DataError, match=r"images is .*; expected a list"):
+        list(asked.predict_many(good))
 
 
-@pytest.mark.parametrize("container", [np.stack, iter, tuple])
-def test_several_pictures_may_come_in_any_container(predictor, container):
-    taught, images = variant(predictor), container([picture(64, 70)] * 2)
-    taught.set_support((picture(64, 64),), [np.eye(64, dtype=bool)])
-    assert [p.mask.shape for p in taught.predict_many(images)] == [(64, 70)] * 2
+def test_an_error_of_the_generator_reaches_the_caller(predictor, memories):
+    before = threading.active_count()
+
+    def come():
+        yield picture(64, 64), memories
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        list(predictor.segment(come()))
+    assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "JPEG noise", "16 bit", "grey", "alpha"])
-def test_answers_are_the_same_whatever_way_the_pictures_come_in(predictor, tmp_path, kind):
-    image, mask = picture(96, 128), np.zeros((96, 128), np.uint8)
-    mask[20:40, 30:70] = 255
-    if kind == "RGBA":
-        opaque = np.full((96, 128), 255, np.uint8)
-        image, mask = np.dstack([image, opaque]), np.dstack([mask, mask, mask, opaque])
-    if kind == "JPEG noise":
-        noise = np.random.default_rng(0).integers(-9, 10, mask.shape)
-        mask = np.clip(mask.astype(int) + noise, 0, 255).astype(np.uint8)
-    if kind == "16 bit":
-        image = image[:, :, 0].astype(np.uint16) * 257
-    if kind == "grey":
-        image = image[:, :, 0]
-    if kind == "alpha":
-        mask = np.dstack([np.full((96, 128, 3), 255, np.uint8), mask])
-    scores = []
-    Image.fromarray(image).save(tmp_path / "image.png")
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    for way in (
-        lambda path, _: path,
-        lambda path, _: Image.open(path),
-        lambda path, pixels: pixels,
-    ):
-        taught = variant(predictor)
-        taught.set_support([way(tmp_path / "image.png", image)], [way(tmp_path / "mask.png", mask)])
-        assert float(taught.memory.known.share.gt(0).float().mean()) > 0.05, "something is marked"
-        scores.append(taught.predict(way(tmp_path / "image.png", image)).score)
-    assert np.array_equal(scores[0], scores[1]) and np.array_equal(scores[0], scores[2])
+def test_few_images_are_held_and_a_caller_may_stop_early(predictor, memories):
+    before, made = threading.active_count(), []
+
+    def come():
+        for number in range(1000):
+            made.append(number)
+            yield picture(30, 40, seed=number), memories
+
+    outcomes = predictor.segment(come())
+    for number in range(12):
+        next(outcomes)
+        assert len(made) - number < 10
+    assert threading.active_count() > before
+    outcomes.close()
+    assert threading.active_count() == before and len(made) < 22
+
+
+# --- Supports -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor, windowed):
+    """Its tokens join those of the supports; what it shows looks less like the defect."""
+    size = (100, 150) if windowed else (14, 14)
+    (image, mask), normal = spotted(size, 0, [(4, 5)]), picture(100, 150, seed=3)
+    one, other, without = (variant(predictor) for _ in range(3))
+    one.set_support([image, normal], [mask, None])
+    other.set_support([normal, image], [Image.new("1", (150, 100)), mask])
+    without.set_support([image], [mask])
+    for query in (picture(90, 130, seed=5), normal):
+        assert_same(scores(one, query), scores(other, query))
+        before, after = scores(without, query)["prior"], scores(one, query)["prior"]
+        assert (after <= before + 1e-6).all()
+    assert (after < before - 1e-6).mean() > 0.99
+    assert one.memory.windowed == other.memory.windowed == without.memory.windowed == windowed
+    assert len(one.memory.normal) == 1 and not without.memory.normal
+    assert one.memory.normal[0][0].shape[1] == (6 if windowed else 1) * 64
+
+
+@pytest.mark.parametrize("ratio", [0.02, None])
+def test_normal_images_alone_show_what_is_unlike_them(predictor, ratio):
+    """At the scale of the settings; every method answers with the abnormal prior."""
+    options = {"threshold": None}
+    changed = replace(predictor.settings, resize_ratio=ratio)
+    taught = Predictor(predictor.methods, changed, torch.device("cpu"), **options)
+    images = [picture(64, 64, seed=i) for i in range(2)]
+    memory = taught.set_support(images, [None, np.zeros((64, 64), np.uint8)])
+    assert memory.windowed == (ratio is not None) and not memory.thresholds
+    assert not memory.is_marked and not memory.normal
+    seen, new = scores(taught, images[1]), scores(taught, picture(64, 64, seed=9))
+    assert seen["prior"].max() < 1e-4 < 0.01 < new["prior"].min()
+    assert_same({"SOFS": new["prior"]}, {"SOFS": new["SOFS"]}, 0)
+
+
+def test_the_seed_decides_the_crops_of_the_supports(predictor):
+    pair, query = spotted((100, 150), 0, [(30, 40)]), picture(64, 64, seed=5)
+    taught = [variant(predictor, seed=seed) for seed in (0, 0, 1)]
+    for one in taught:
+        assert isinstance(one.teach([pair]), Memory)
+    first, again, other = (scores(one, query)["prior"] for one in taught)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)

@@ -12,8 +12,8 @@ from datasets.splits import CROSS_DOMAIN_TEST, DS_SPECTRUM_TEST, VISION_V1_TEST
 from method_config import load_config
 from tests.anomaly_data import write_mvtec
 from tests.helpers import TINY, draw_defect, own_logging, surface, write_product
-from tools.sweep import build_parser, build_sweep, carry_out, check_folders, is_finished, main
 from tools.evaluator import run_test
+from tools.sweep import build_parser, build_sweep, carry_out, check_folders, is_finished, main
 from tools.trainer import run_training
 from utils.errors import ConfigError, WeightsError
 

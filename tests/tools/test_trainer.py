@@ -18,8 +18,8 @@ from tests.helpers import EARLY_BEST, own_logging, tiny_config, train_without_dr
 from tools.checkpoint import STATE, load_head, load_state
 from tools.evaluator import SplitTest, run_test
 from tools.trainer import run_training, train_epochs
-from utils.errors import ConfigError, DataError
 from utils.distributed import launch
+from utils.errors import ConfigError, DataError
 from utils.precision import autocast
 
 NO_TESTS = {"TRAIN_SETUPS__TEST_SETUPS__test_state": False}

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from models.methods.sofs import SOFS
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from models.head import Head
 from models.losses import MixedNormalDiceLoss
+from models.methods.sofs import SOFS
 from models.priors import downsample_mask, upsample
 from utils.metrics.segmentation import SegmentationMeter
 

@@ -13,8 +13,8 @@ from tests.helpers import EARLY_BEST, signalled, tiny_config, training_of
 from tests.killing import Blow, Training, ended, equal, kill_somewhere, kill_while_it_saves
 from tools.checkpoint import STATE, epochs_done
 from tools.trainer import train_epochs
-from utils.errors import ConfigError, WeightsError
 from utils.distributed import launch
+from utils.errors import ConfigError, WeightsError
 from utils.signals import Interrupted
 
 CHANGES = EARLY_BEST | {

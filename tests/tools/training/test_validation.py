@@ -18,8 +18,8 @@ from datasets.rle import rle_encode
 from datasets.samples import Sample, SampleIndex
 from tests.helpers import EARLY_BEST, SIZE, surface, tiny_config, training_of, write_product
 from tools.checkpoint import BEST, HEAD, STATE
-from tools.evaluator import test_episodes as episodes_of
 from tools.evaluator import SplitTest
+from tools.evaluator import test_episodes as episodes_of
 from tools.trainer import predictor_of, run_training, train_epochs
 from tools.training.validation import held_out, validation_split
 from utils.errors import DataError

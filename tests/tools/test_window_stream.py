@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets import large_images
+from datasets.images import read_image
+from datasets.views import prepare_image
+from datasets.windows import tile
+from tests.datasets.bad_files import saved, truncated
+from tests.helpers import picture
+from tools.window_stream import AHEAD, ahead, windows
+
+SMALL, LARGE = (SimpleNamespace(windowed=windowed) for windowed in (True, False))
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+def cut(queries, pool):
+    """The queries, all their windows, and the network inputs of these."""
+    waiting = deque()
+    stream = list(windows(queries, waiting, pool, size=32, crop=64, overlap=0.25))
+    return list(waiting), stream, [window.pixels.result() for window in stream]
+
+
+def expected(image, windowed):
+    """Boxes and network inputs of an image."""
+    boxes = (
+        tile(*image.shape[:2], 64, 0.25) if windowed else [(0, image.shape[0], 0, image.shape[1])]
+    )
+    return boxes, [prepare_image(image[t:b, le:r], 32) for t, b, le, r in boxes]
+
+
+@pytest.mark.parametrize("in_strips", [False, True])
+def test_windows_come_in_order_for_each_scale_once(pool, tmp_path, monkeypatch, in_strips):
+    if in_strips:
+        monkeypatch.setattr(large_images, "AT_ONCE", 100)
+    files = [saved(tmp_path / f"{i}.png", picture(100 + 60 * i, 130, seed=i)) for i in range(2)]
+    asked = [(files[0], [SMALL, LARGE, SMALL]), (files[1], [LARGE, SMALL]), (files[0], [LARGE])]
+    queries, stream, pixels = cut(asked, pool)
+    place = 0
+    for query, (file, memories) in zip(queries, asked, strict=True):
+        assert query.complete and query.error is None and not query.is_answered
+        assert (query.image.pixels is None) == in_strips
+        for windowed in dict.fromkeys(memory.windowed for memory in memories):
+            boxes, inputs = expected(read_image(file), windowed)
+            part = slice(place, place := place + len(boxes))
+            assert [window.box for window in stream[part]] == query.boxes[windowed] == boxes
+            assert {(window.query is query, window.windowed) for window in stream[part]} == {
+                (True, windowed)
+            }
+            assert torch.equal(torch.stack(pixels[part]), torch.stack(inputs))
+    assert place == len(stream)
+
+
+def test_pixels_are_copied_before_their_array_is_filled_again(pool):
+    images, array = [picture(70, 70, seed=i) for i in range(4)], np.empty((70, 70, 3), np.uint8)
+
+    def frames():
+        for image in images:
+            array[:] = image
+            yield array, [LARGE]
+
+    for pixels, image in zip(cut(frames(), pool)[2], images, strict=True):
+        assert torch.equal(pixels, prepare_image(image, 32))
+
+
+def test_a_file_that_is_broken_half_way_keeps_its_first_windows(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "AT_ONCE", 10_000)
+    truncated(tmp_path / "bad.png", picture(400, 200))
+    asked = [(picture(64, 64), [SMALL]), (tmp_path / "bad.png", [SMALL, LARGE])]
+    queries, stream, _ = cut([*asked, (None, [SMALL]), asked[0]], pool)
+    assert [query.error is None for query in queries] == [True, False, False, True]
+    assert "bad.png" in str(queries[1].error) and "image 2, a value" in str(queries[2].error)
+    assert queries[1].taken > 3 and queries[1].complete
+    assert [window.query for window in stream][:: len(stream) - 1] == [queries[0], queries[3]]
+
+
+def test_few_images_are_open_ahead(pool):
+    """However many queries there are."""
+    waiting = deque()
+    endless = ((picture(64, 64, seed=i), [SMALL]) for i in range(10_000))
+    stream = windows(endless, waiting, pool, size=32, crop=64, overlap=0)
+    for count in range(1, 6):
+        next(stream)
+        assert len(waiting) == count + AHEAD
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(0, 6))
+def test_items_are_made_before_their_turn(items, count):
+    made = []
+    stream = ahead((made.append(item) or item for item in items), count)
+    for number, item in enumerate(stream):
+        assert item == items[number] and len(made) == min(len(items), number + count + 1)
+    assert made == items

@@ -39,15 +39,14 @@ def drawn_from(seed: int) -> Iterator[random.Random]:
 def read_sample(index: SampleIndex, sample: Sample) -> Pair:
     """Image (h, w, 3) uint8 RGB and mask (h, w) uint8 {0, 1} of a sample.
 
-    Raises:
-        DataError: the image cannot be read, or has another size than its mask.
+    Raises DataError where the image cannot be read, or has another size than its mask.
     """
     path = index.image_path(sample)
     image = read_image(path)
-    if image.shape[:2] != sample.size:
-        raise DataError(f"{path} has {image.shape[0]} x {image.shape[1]} pixels (height x width), "
-                        f"but its annotation says {sample.size[0]} x {sample.size[1]}; mend the "
-                        "annotation or the image")  # fmt: skip
+    (height, width), (h, w) = image.shape[:2], sample.size
+    if (height, width) != (h, w):
+        stated = f"but its annotation says {h} x {w}; mend the annotation or the image"
+        raise DataError(f"{path} has {height} x {width} pixels (height x width), {stated}")
     return image, sample.decode_mask()
 
 
@@ -58,9 +57,8 @@ class Episode:
     Attributes:
         index: number of the episode within its epoch or repeat.
         query: the sample to segment.
-        candidates: all other samples of its class, in drawn order, repeated where there are fewer
-            than shots; the first `shot` are the supports, the rest replace images that cannot be
-            read.
+        candidates: the other samples of its class in drawn order, repeated where there are fewer
+            than shots; the first `shot` are the supports, the rest replace unreadable ones.
         seed: of the crops and the augmentation.
     """
 
@@ -84,8 +82,7 @@ class EpisodeList:
         multiple: how often each query comes, with new supports each time.
         query_images: the images that are queries, all others being supports; empty: each is both.
 
-    Raises:
-        DataError: no category has two images.
+    Raises DataError where no category has two images.
     """
 
     def __init__(
@@ -97,29 +94,26 @@ class EpisodeList:
         query_images: Collection[str] = frozenset(),
     ) -> None:
         self.index, self.shot, self.seed = index, shot, seed
-        classes = index.classes()
-        single = [index.samples[m[0]].class_name for m in classes.values() if len(m) == 1]
+        samples, self.supports, single = index.samples, {}, []
+        for key, members in index.classes().items():
+            if len(members) > 1:
+                self.supports[key] = [i for i in members if samples[i].image not in query_images]
+            else:
+                single.append(samples[members[0]].class_name)
         if single:
             names = ", ".join(sorted(single))
             LOG.warning("left out, a single image each, which leaves no support: %s", names)
-        self.supports = {
-            key: [i for i in members if index.samples[i].image not in query_images]
-            for key, members in classes.items()
-            if len(members) > 1
-        }
         self.queries = [
             number
-            for number, sample in enumerate(index.samples)
+            for number, sample in enumerate(samples)
             if sample.class_key in self.supports
             and (not query_images or sample.image in query_images)
             for _ in range(multiple)
         ]
         if not self.queries:
-            raise DataError(
-                f"{index.root}: no category with two labelled images in {len(index)} samples of "
-                f"{', '.join(index.objects()) or 'no object'}; an episode needs a query and a "
-                "support"
-            )
+            among = f"in {len(index)} samples of {', '.join(index.objects()) or 'no object'}"
+            need = "an episode needs a query and a support"
+            raise DataError(f"{index.root}: no category with two labelled images {among}; {need}")
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -146,10 +140,6 @@ class TrainingEpisodes(Dataset):
     An item is asked for by `epoch * len + index`, so that a worker needs nothing but the number. It
     is a dict of query (3, S, S) float32, query_mask (S, S) uint8, supports (K, 3, S, S) float32,
     support_masks (K, S, S) uint8 with K = shot x (views + normal_views), and the class name.
-
-    Args:
-        episodes: which queries and supports.
-        crops: how they become inputs.
     """
 
     def __init__(self, episodes: EpisodeList, crops: TrainingCrops) -> None:
@@ -183,10 +173,9 @@ class EpisodeBatches:
     Attributes:
         length: episodes of an epoch.
         batch_size: numbers per batch; the last one of an epoch may be smaller.
-        seed: of the permutations.
         epochs: which ones, in a row: workers load the next epoch while one ends or a test runs.
-        rank, world: of this process.
         skip: batches of the first epoch that are left out.
+        per_epoch: batches of one whole epoch.
     """
 
     length: int
@@ -197,10 +186,9 @@ class EpisodeBatches:
     world: int = 1
     skip: int = 0
 
-    @property
-    def per_epoch(self) -> int:
-        """Batches of one whole epoch."""
-        return -(-self._share // self.batch_size)
+    def __post_init__(self) -> None:
+        self.share = -(-self.length // self.world)
+        self.per_epoch = -(-self.share // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for epoch in self.epochs:
@@ -212,9 +200,5 @@ class EpisodeBatches:
     def numbers(self, epoch: int) -> list[int]:
         """All numbers of this process in an epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-        positions = range(self.rank, self._share * self.world, self.world)
+        positions = range(self.rank, self.share * self.world, self.world)
         return [epoch * self.length + int(order[p % self.length]) for p in positions]
-
-    @property
-    def _share(self) -> int:
-        return -(-self.length // self.world)

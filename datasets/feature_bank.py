@@ -27,10 +27,6 @@ class BankCrops(Dataset):
 
     A crop is drawn from (seed, sample, role, number) alone. Item i is a dict of the place i, images
     (crops, 3, S, S) float32 and masks (crops, S, S) uint8 of the i-th sample, role by role.
-
-    Args:
-        episodes: the training whose samples are cropped.
-        count: crops per sample and role (`TRAIN.feature_bank`).
     """
 
     def __init__(self, episodes: TrainingEpisodes, count: int) -> None:
@@ -72,14 +68,10 @@ class BankCrops(Dataset):
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features and masks of crops in two memory-mapped files, a row per crop.
+    """Features and masks of crops in two memory-mapped files of a folder, a row per crop.
 
-    Attributes:
-        folder: of the two files.
-        rows: crops.
-        channels: of all layers together.
-        grid: tokens (h, w) of a crop.
-        image_size: side of a mask, pixels.
+    channels counts those of all layers, grid are the tokens (h, w) of a crop, image_size is the
+    side of a mask in pixels.
     """
 
     folder: Path
@@ -96,30 +88,24 @@ class FeatureBank:
     def create(self) -> None:
         """Make the files at their full size, in place of those that a killed run has left.
 
-        Raises:
-            ConfigError: the disk has too little space, or refuses.
+        Raises ConfigError where the disk has too little space, or refuses.
         """
         self.remove()
         self.folder.mkdir(parents=True)
-        free, masks, reason = (
-            shutil.disk_usage(self.folder).free,
-            self.rows * self.image_size**2,
-            "",
-        )
+        free, masks = shutil.disk_usage(self.folder).free, self.rows * self.image_size**2
+        reason = "" if self.nbytes <= free else "there"
         try:
             # reserved, not sparse: a map that finds the disk full kills the process
             for name, size in (("features.bf16", self.nbytes - masks), ("masks.uint8", masks)):
-                if self.nbytes <= free:
+                if not reason:
                     with (self.folder / name).open("wb") as file:
                         os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            reason = f" ({error.strerror})"
-        if self.nbytes > free or reason:
-            raise ConfigError(
-                f"TRAIN.feature_bank: {self.rows:,} crops need {self.nbytes:,} bytes in "
-                f"{self.folder}, and {free:,} are free there{reason}; lower TRAIN.feature_bank "
-                "(0: no bank), or set OUTPUT_DIR to a larger disk"
-            )
+            reason = f"there ({error.strerror})"
+        if reason:
+            need = f"need {self.nbytes:,} bytes in {self.folder}, and {free:,} are free {reason}"
+            remedy = "lower TRAIN.feature_bank (0: no bank), or set OUTPUT_DIR to a larger disk"
+            raise ConfigError(f"TRAIN.feature_bank: {self.rows:,} crops {need}; {remedy}")
 
     def remove(self) -> None:
         """Delete the files where there are any."""
@@ -127,8 +113,8 @@ class FeatureBank:
             shutil.rmtree(self.folder)
 
     def write(self, row: int, features: Tensor, masks: Tensor) -> None:
-        """Store crops from `row` on: CPU tensors (n, channels, h, w) float, kept as bfloat16, and
-        (n, S, S) uint8."""
+        """Store crops from `row` on: (n, channels, h, w) float, kept as bfloat16, and (n, S, S)
+        uint8, on the CPU."""
         part = slice(row, row + len(features))
         kept, marks = self._maps("r+")
         kept[part] = features.to(torch.bfloat16).view(torch.int16).numpy()
@@ -141,13 +127,10 @@ class FeatureBank:
 
     def _maps(self, mode: str) -> tuple[np.memmap, np.memmap]:
         # opened for each call: an open map would be copied whole into a process that is not forked
-        features, masks = self.folder / "features.bf16", self.folder / "masks.uint8"
         shape = (self.rows, self.channels, *self.grid)  # int16, as numpy has no bfloat16
         square = (self.rows, self.image_size, self.image_size)
-        return (
-            np.memmap(features, np.int16, mode, shape=shape),
-            np.memmap(masks, np.uint8, mode, shape=square),
-        )
+        features = np.memmap(self.folder / "features.bf16", np.int16, mode, shape=shape)
+        return features, np.memmap(self.folder / "masks.uint8", np.uint8, mode, shape=square)
 
 
 class BankEpisodes(Dataset):
@@ -158,10 +141,6 @@ class BankEpisodes(Dataset):
     query_features (C, h, w) bfloat16 of all layers, query_mask (S, S) uint8, support_features (K,
     C, h, w) bfloat16, support_masks (K, S, S) uint8, the class name and the number that it was
     asked for by.
-
-    Args:
-        crops: what the bank holds.
-        bank: the files.
     """
 
     def __init__(self, crops: BankCrops, bank: FeatureBank) -> None:
@@ -178,8 +157,7 @@ class BankEpisodes(Dataset):
                 "number": number}  # fmt: skip
 
     def images(self, number: int) -> dict[str, Tensor | str]:
-        """The same episode as `TrainingEpisodes` gives one: the images that its features were made
-        of, drawn again."""
+        """The episode as `TrainingEpisodes` gives one: the images of its features, drawn again."""
         class_name, rows = self._drawn(number)
         images, masks = (torch.cat(p) for p in zip(*map(self.crops.crop, rows), strict=True))
         return {"query": images[0], "query_mask": masks[0], "supports": images[1:],

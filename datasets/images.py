@@ -41,6 +41,13 @@ _FOREIGN = (
     (b"pk\x03\x04", "a ZIP archive", "unpack it"),
     (b"\x1f\x8b", "a gzip archive", "unpack it"),
 )
+_FAULTS = {
+    FileNotFoundError: "no such file; check the data set's path and whether it was copied whole",
+    PermissionError: "may not be read; see to the permissions of the file and its folders",
+    MemoryError: "does not fit into the memory; cut the image into parts, or lower "
+    "DATASET.max_pixels to have it refused",
+}
+_BROKEN_TAGS = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
 _PHONES = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
 _LOG = logging.getLogger(__name__)
 _most_pixels = 500_000_000
@@ -56,12 +63,12 @@ def limit_pixels(count: int) -> None:
 
 def check_pixels(where: object, size: tuple[int, int]) -> None:
     """Raises DataError for a size (h, w) without pixels, or above what `limit_pixels` set."""
-    fault = "" if min(size) > 0 else "; expected at least 1 x 1"
+    text = f"{where}: {size[0]} x {size[1]} pixels (h x w)"
+    if min(size) < 1:
+        raise DataError(f"{text}; expected at least 1 x 1")
     if size[0] * size[1] > _most_pixels:
-        fault = f" are more than DATASET.max_pixels, {_most_pixels}; cut the image into parts, or "
-        fault += "raise it where the memory suffices"
-    if fault:
-        raise DataError(f"{where}: {size[0]} x {size[1]} pixels (h x w){fault}")
+        remedy = "cut the image into parts, or raise it where the memory suffices"
+        raise DataError(f"{text} are more than DATASET.max_pixels, {_most_pixels}; {remedy}")
 
 
 def read_image(picture: Picture, name: str = "") -> np.ndarray:
@@ -84,12 +91,10 @@ def read_image(picture: Picture, name: str = "") -> np.ndarray:
             if image.mode == "F":
                 remedy = "save the image with 8 or 16 bits"
                 raise DataError(f"{where}: floating point pixels have no fixed range; {remedy}")
-            if image.mode.startswith("I"):
-                pixels = _rgb_of_array(np.asarray(image), where)
-            else:
-                pixels = rgb_pixels(image)
-                if has_16_bits:  # of which Pillow takes the upper 8
-                    _warn_unused_bits(where, pixels.astype(np.uint16) << 8)
+            is_grey = image.mode.startswith("I")
+            pixels = _rgb_of_array(np.asarray(image), where) if is_grey else rgb_pixels(image)
+            if has_16_bits and not is_grey:  # of which Pillow takes the upper 8
+                _warn_unused_bits(where, pixels.astype(np.uint16) << 8)
             pixels = np.ascontiguousarray(turned(pixels, turn, undo=True))
     if pixels.size > 3 and all((row == pixels[0, 0]).all() for row in pixels):
         warn_constant(where, pixels[0, 0])
@@ -111,9 +116,8 @@ def image_size(picture: Picture) -> tuple[int, int]:
 
 
 def exif_orientation(picture: Picture) -> int:
-    """How a viewer turns the stored pixels: EXIF orientation 1 (not at all) to 8.
-
-    Raises DataError as read_image.
+    """How viewers turn the stored pixels: EXIF 1 (not at all) to 8. Raises DataError as
+    read_image.
     """
     if isinstance(picture, np.ndarray):
         return 1
@@ -123,10 +127,10 @@ def exif_orientation(picture: Picture) -> int:
         if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
             return 1  # getexif would decode all pixels, to look behind them
         try:
-            found = image.getexif().get(_ORIENTATION, 1)
-        except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-            return 1  # broken EXIF says nothing; the pixels may be whole
-    return found if found in range(1, 9) else 1
+            turn = image.getexif().get(_ORIENTATION, 1)
+        except _BROKEN_TAGS:
+            return 1  # the pixels may be whole
+    return turn if turn in range(1, 9) else 1
 
 
 def turned(pixels: np.ndarray, orientation: int, *, undo: bool = False) -> np.ndarray:
@@ -167,17 +171,9 @@ def opened(picture: object, where: str) -> Iterator[tuple[Image.Image, int]]:
             yield image, turn if turn in range(1, 9) else 1
     except UserError:
         raise
-    except FileNotFoundError as error:
-        remedy = "check the data set's path and whether it was copied whole"
-        raise DataError(f"{where}: no such file; {remedy}") from error
-    except PermissionError as error:
-        remedy = "see to the permissions of the file and its folders"
-        raise DataError(f"{where}: may not be read; {remedy}") from error
-    except MemoryError as error:
-        remedy = "cut the image into parts, or lower DATASET.max_pixels to have it refused"
-        raise DataError(f"{where}: does not fit into the memory; {remedy}") from error
     except Exception as error:  # decoders raise of every kind
-        raise DataError(f"{where}: {unreadable(picture, error)}") from error
+        fault = next((text for kind, text in _FAULTS.items() if isinstance(error, kind)), "")
+        raise DataError(f"{where}: {fault or unreadable(picture, error)}") from error
 
 
 def shown(picture: object, name: str = "") -> str:
@@ -213,7 +209,7 @@ def unreadable(picture: object, error: Exception) -> str:
         return f"not an image but {other}"
     if kind := head[4:8] == b"ftyp" and _PHONES.get(head[8:12]):
         return f"an image in the format {kind}, which is not read; {_SAVE}"
-    if head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture, unknown)):
+    if unknown and head[:4] in (b"II*\0", b"MM\0*") and (kind := _kind_of_tiff(picture)):
         return f"a TIFF of {kind}, which the decoder does not know; {_SAVE}"
     lost = "copy it again where it is cut off or damaged"
     return f"{message}; {lost}; where other programs open it, {_SAVE}"
@@ -222,16 +218,12 @@ def unreadable(picture: object, error: Exception) -> str:
 def foreign(head: bytes) -> str:
     """What a file is that begins so and is no image or text, and the remedy; "" if unknown."""
     start = head.lower().lstrip()
-    return next(
-        (f"{kind}; {cure}" for known, kind, cure in _FOREIGN if start.startswith(known)), ""
-    )
+    kinds = (f"{kind}; {cure}" for first, kind, cure in _FOREIGN if start.startswith(first))
+    return next(kinds, "")
 
 
-def _kind_of_tiff(path: str | os.PathLike, unknown: bool) -> str:
-    """The pixel type of a TIFF, by its header, where the decoder lacks it; "" otherwise.
-
-    unknown: the header was refused, not the pixels.
-    """
+def _kind_of_tiff(path: str | os.PathLike) -> str:
+    """The pixel type of a TIFF, by its header; "" where that is cut off or broken."""
     tags = TiffImagePlugin
     try:
         with open(path, "rb") as file:
@@ -240,14 +232,10 @@ def _kind_of_tiff(path: str | os.PathLike, unknown: bool) -> str:
             directory.load(file)
         bands, bits = directory.get(tags.SAMPLESPERPIXEL, 1), directory[tags.BITSPERSAMPLE][0]
         form = directory.get(tags.SAMPLEFORMAT, (1,))[0]
-        packed = directory.get(tags.COMPRESSION, 1)
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return ""
-    if not unknown and packed in (1, 2, 3, 4, 5, 7, 8, 32773, 32946):  # always decoded
+    except _BROKEN_TAGS:
         return ""
     numbers = {1: "whole numbers", 2: "signed numbers", 3: "floating point"}.get(form, "numbers")
-    how = "" if packed == 1 else f", compression {tags.COMPRESSION_INFO.get(packed, packed)}"
-    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}{how}"
+    return f"{bands} band{'s' if bands > 1 else ''} of {bits}-bit {numbers}"
 
 
 def _check(image: Image.Image, where: str) -> None:
@@ -272,9 +260,8 @@ def _check(image: Image.Image, where: str) -> None:
 
 
 def checked_array(array: np.ndarray, where: str) -> np.ndarray:
-    """An array of the shape of a picture: (h, w), or (h, w, channels) with 1 to 4 channels.
-
-    Raises DataError for any other shape, for masked arrays, and as check_pixels.
+    """The array itself, (h, w) or (h, w, 1 to 4 channels); else raises DataError, as
+    check_pixels.
     """
     if isinstance(array, np.ma.MaskedArray):
         raise DataError(f"{where}: a masked array; give plain values, such as array.filled(0)")
@@ -289,11 +276,10 @@ def checked_array(array: np.ndarray, where: str) -> np.ndarray:
 def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
     array = checked_array(array, where)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    remedy = "all images by the same factor"
     if array.dtype not in _PIXELS:
-        raise DataError(
-            f"{where}: expected uint8 (0 to 255) or uint16 (0 to 65535); bring floats and other "
-            "integers to one of these, all images by the same factor"
-        )
+        expected = "expected uint8 (0 to 255) or uint16 (0 to 65535)"
+        raise DataError(f"{where}: {expected}; bring floats and other integers to one, {remedy}")
     channels = array.reshape(*array.shape[:2], -1)
     is_colour = channels.shape[2] >= 3
     channels = channels[:, :, : 3 if is_colour else 1]  # what follows is alpha
@@ -302,11 +288,8 @@ def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
     elif array.dtype != np.uint8:
         least, most = int(channels.min()), int(channels.max())
         if least < 0 or most > 65535:
-            raise DataError(
-                f"{where}: its values go from {least} to {most}; expected 8 bits (0 to 255) or 16 "
-                "bits (0 to 65535): bring them into one of these ranges, all images by the same "
-                "factor"
-            )
+            expected = "expected 8 bits (0 to 255) or 16 bits (0 to 65535): bring them there"
+            raise DataError(f"{where}: its values go from {least} to {most}; {expected}, {remedy}")
         _warn_unused_bits(where, channels)
         shorter = np.empty(channels.shape, np.uint8)
         upper = is_colour and array.dtype == np.uint16  # as Pillow reads files of 16-bit colours
@@ -327,13 +310,10 @@ def _warn_unused_bits(where: str, values: np.ndarray) -> None:
     if beyond > max(_STUCK * values.size, 1 if values.size > 1000 else 0):
         return
     most = int(values[values < _FULL_RANGE].max(initial=0))
-    warn_once(
-        _LOG,
-        f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that "
-        f"{(most + 128) // 257 + 1} of 256 grey levels are left; scale it to the full range, all "
-        "images by the same factor (12-bit images by 16)",
-        key=f"range {os.path.dirname(where) or where}",
-    )
+    left = f"{(most + 128) // 257 + 1} of 256 grey levels are left"
+    text = f"{where}: uses 0 to {most} of the 16-bit range 0 to 65535, so that {left}; scale it to "
+    text += "the full range, all images by the same factor (12-bit images by 16)"
+    warn_once(_LOG, text, key=f"range {os.path.dirname(where) or where}")
 
 
 def loaded(image: Image.Image) -> Image.Image:

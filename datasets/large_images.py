@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,29 +21,24 @@ BLOCK = 16  # rows of a thumbnail that are made at once
 
 
 class ImageStrips:
-    """An image whose rows are asked for from top to bottom.
+    """An image, a file or its pixels (h, w, 3) uint8 RGB, whose rows are asked for from the top.
 
-    Args:
-        image: a file, or its pixels (h, w, 3) uint8 RGB.
+    Raises DataError as `datasets.images.read_image`.
 
     Attributes:
         size: (h, w) in pixels.
         pixels: the whole image where it is in memory, else None.
-
-    Raises:
-        DataError: see `datasets.images.read_image`.
     """
 
     def __init__(self, image: str | os.PathLike | np.ndarray) -> None:
         self.path = None if isinstance(image, np.ndarray) else Path(image)
         self.pixels: np.ndarray | None = image if self.path is None else None
-        self._decoder: _Decoder | None = None
         self.size = image.shape[:2] if self.path is None else image_size(self.path)
-        if self.path is not None:
-            if self.size[0] * self.size[1] > AT_ONCE:
-                self._decoder = _in_strips(self.path, self.size)
-            if self._decoder is None:
-                self.pixels = read_image(self.path)
+        self._decode: Callable[[int, int], np.ndarray] | None = None
+        if self.path is not None and self.size[0] * self.size[1] > AT_ONCE:
+            self._decode = _decoder(self.path, self.size)
+        if self.path is not None and self._decode is None:
+            self.pixels = read_image(self.path)
         self._is_constant = True  # so far
         self._top, self._rows = 0, np.empty((0, self.size[1], 3), np.uint8)
 
@@ -56,22 +52,19 @@ class ImageStrips:
         done, self._top, self._rows = top + len(held), top, rows
         for start in range(done, bottom, PIECE):
             end = min(start + PIECE, bottom)
-            piece = rows[start - top : end - top] = self._read(start, end)
+            piece = rows[start - top : end - top] = self._decode(start, end)
             self._first = piece[0, 0].copy() if start == 0 else self._first
             self._is_constant = self._is_constant and bool((piece == self._first).all())
         if bottom == self.size[0]:
             if self._is_constant:
                 warn_constant(str(self.path), self._first)
             # all is read: what is held for the next strip can go
-            self._decoder, self._rows = None, rows[:0].copy()
+            self._decode, self._rows = None, rows[:0].copy()
         trim_heap()  # of what the decoder left
         return rows
 
     def thumbnail(self, side: int) -> np.ndarray:
-        """The image shrunk by a whole number to at most `side` pixels, (h', w', 3) uint8 RGB.
-
-        It is read once more.
-        """
+        """The image, read anew, shrunk by a whole number to at most `side`: (h', w', 3) uint8."""
         step = -(-max(self.size) // side)
         anew = ImageStrips(self.path if self.pixels is None else self.pixels)
         width, parts = -(-self.size[1] // step), []
@@ -81,43 +74,34 @@ class ImageStrips:
             parts.append(cv2.resize(rows, shape, interpolation=cv2.INTER_AREA))
         return np.concatenate(parts)
 
-    def _read(self, top: int, bottom: int) -> np.ndarray:
+
+def _decoder(path: Path, size: tuple[int, int]) -> Callable[[int, int], np.ndarray] | None:
+    """A function of (top, bottom) that decodes rows in order, (rows, w, 3 or 1) uint8.
+
+    None where they would not be read_image's pixels. The file is read as the decoder asks for
+    bytes: left to itself it maps the file, and what was read of it stays in memory.
+    """
+    file, source = path.open("rb"), pyvips.SourceCustom()
+    source.on_read(file.read)
+    source.on_seek(file.seek)
+    try:
+        image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="truncated")
+    except pyvips.Error:
+        image = None
+    is_plain = image and image.format == "uchar" and image.interpretation in ("srgb", "b-w")
+    if not is_plain or (image.height, image.width) != size:
+        file.close()
+        return None
+    # the region calls the source, but does not hold it
+    held = pyvips.Region.new(image), source
+
+    def rows(top: int, bottom: int) -> np.ndarray:
         try:
-            pixels = self._decoder.rows(top, bottom)
+            pixels = held[0].fetch(0, top, size[1], bottom - top)
         except pyvips.Error as error:
-            raise DataError(f"{self.path}: {unreadable(self.path, error)}") from error
+            raise DataError(f"{path}: {unreadable(path, error)}") from error
+        pixels = np.frombuffer(pixels, np.uint8).reshape(bottom - top, size[1], -1)
         return pixels[:, :, : 3 if pixels.shape[2] >= 3 else 1]  # alpha is dropped, grey is spread
 
-
-class _Decoder:
-    """A file that gives its rows in order, read as the decoder asks for bytes.
-
-    Left to itself the decoder maps the file, and what was read of it stays in memory.
-    Raises pyvips.Error where it cannot decode the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        # the source is kept: the region calls it, but does not hold it
-        file, self.source = path.open("rb"), pyvips.SourceCustom()
-        weakref.finalize(self, file.close)
-        self.source.on_read(file.read)
-        self.source.on_seek(file.seek)
-        options = {"access": "sequential", "fail_on": "truncated"}
-        self.image = pyvips.Image.new_from_source(self.source, "", **options)
-        self.region = pyvips.Region.new(self.image)
-
-    def rows(self, top: int, bottom: int) -> np.ndarray:
-        """(bottom - top, w, channels) uint8."""
-        pixels = self.region.fetch(0, top, self.image.width, bottom - top)
-        return np.frombuffer(pixels, np.uint8).reshape(bottom - top, self.image.width, -1)
-
-
-def _in_strips(path: Path, size: tuple[int, int]) -> _Decoder | None:
-    """The file, opened to be read in strips; None where that would not give read_image's pixels."""
-    try:
-        decoder = _Decoder(path)
-    except pyvips.Error:
-        return None
-    image = decoder.image
-    is_plain = image.format == "uchar" and image.interpretation in ("srgb", "b-w")
-    return decoder if is_plain and (image.height, image.width) == size else None
+    weakref.finalize(rows, file.close)
+    return rows

@@ -40,12 +40,9 @@ def read_mask(picture: Picture, name: str = "") -> np.ndarray:
         mask = (bright != 0).astype(np.uint8)
     else:
         share = 100 * np.count_nonzero((bright != 0) & (bright != most)) / bright.size
-        warn_once(
-            _LOG,
-            f"{where}: {share:.2g} % of the mask's pixels lie between 0 and {most} (smoothed, or "
-            f"saved with losses): those from {-(-most // 2)} on are taken for marked; save masks "
-            "as PNG with two values",
-        )
+        text = f"{share:.2g} % of the mask's pixels lie between 0 and {most} (smoothed, or saved "
+        text += f"with losses): those from {-(-most // 2)} on are taken for marked; save masks as "
+        warn_once(_LOG, f"{where}: {text}PNG with two values")
         mask = (bright >= most / 2).astype(np.uint8)
     warn_inverted(where, np.count_nonzero(mask) / mask.size)
     return mask
@@ -65,10 +62,9 @@ def read_labels(picture: Picture, name: str = "") -> np.ndarray:
     count = len(np.unique(values))
     if count > MOST_CLASSES or (lossy and _is_graded(values)):
         most = f", of which {MOST_CLASSES} are the most" if count > MOST_CLASSES else ""
-        raise DataError(
-            f"{where}: {count} different values in a mask of classes{most}: it was smoothed, or "
-            "saved with losses (JPEG); save the classes as PNG, without resizing them smoothly"
-        )
+        remedy = "saved with losses (JPEG); save the classes as PNG, without smooth resizing"
+        text = f"{count} different values in a mask of classes{most}: it was smoothed, or {remedy}"
+        raise DataError(f"{where}: {text}")
     _refuse_unsure(values, where)
     warn_inverted(where, np.count_nonzero(values) / values.size)
     return values
@@ -85,10 +81,8 @@ def warn_inverted(where: str, share: float) -> None:
 def _values(
     picture: Picture, where: str, *, classes: bool = False
 ) -> tuple[np.ndarray, bool, bool]:
-    """Values of a mask, unsigned integers (h, w), of true colours (h, w, 3); and two facts.
-
-    These are whether the values are surely labels, and whether their format loses values.
-    classes: of a palette the indices are wanted.
+    """Values of a mask, unsigned integers (h, w), of true colours (h, w, 3), whether these are
+    surely labels, and whether their format loses values. classes: indices of palettes are wanted.
     """
     are_labels = lossy = False
     if isinstance(picture, np.ndarray):
@@ -105,8 +99,8 @@ def _values(
         kind = values.dtype.kind
         is_whole = kind in "bui" or (kind == "f" and bool((values == np.rint(values)).all()))
         if not is_whole or not 0 <= float(values.min()) <= float(values.max()) < 2**32:
-            expected = "expected a mask of whole numbers, 0 for background and above 0 where"
-            raise DataError(f"{where}: {expected} the defect is")
+            expected = "a mask of whole numbers, 0 for background and above 0 where the defect is"
+            raise DataError(f"{where}: expected {expected}")
         values = values.astype(np.min_scalar_type(int(values.max())))
     if values.ndim == 3 and values.shape[2] in (2, 4):
         values = _seen_through(values[:, :, :-1], values[:, :, -1], where)
@@ -142,27 +136,23 @@ def _of_palette(image: Image.Image, classes: bool, where: str) -> tuple[np.ndarr
     *colours, alpha = np.moveaxis(np.array(image.convert("RGBA")), 2, 0)
     bright = np.maximum.reduce(colours)
     is_grey = bool((np.minimum.reduce(colours) == bright).all())
+    has_black = bright.min() == 0
     if not is_grey:
         _refuse_unsure(indices, where)
-    if bright.min() > 0:
-        values = indices
-    else:
-        values = bright if is_grey else np.where(bright > 0, indices + np.uint16(1), 0)
+    values = np.where(bright > 0, indices + np.uint16(1), 0) if has_black else indices
+    values = bright if has_black and is_grey else values
     if alpha.min() != alpha.max():
         values = np.dstack([values, alpha.astype(values.dtype)])
-    return values, not is_grey or bright.min() > 0
+    return values, not (is_grey and has_black)
 
 
 def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarray:
-    """Values (h, w, channels) without what is transparent; or alpha itself, where it is the mask.
-
-    It is where all that is visible has one colour, or so many that it is a photograph.
-    """
+    """Values (h, w, channels) without what is transparent; or alpha itself, where it is the mask:
+    where all that is visible has one colour, or so many that it is a photograph."""
     if alpha.min() == alpha.max():
         return values
     first = values[np.unravel_index(int((alpha > 0).argmax()), alpha.shape)]
-    kind = ""
-    rows = zip(values, alpha, strict=True)
+    rows, kind = zip(values, alpha, strict=True), ""
     if all(((row == first).all(axis=1) | (seen == 0)).all() for row, seen in rows):
         kind = "has one colour"
     elif alpha.min() == 0 and not _is_graded(alpha):
@@ -172,9 +162,7 @@ def _seen_through(values: np.ndarray, alpha: np.ndarray, where: str) -> np.ndarr
         fact = f"what is visible {kind}, so the mask is taken from its alpha channel"
         warn_once(_LOG, f"{where}: {fact}")
         return alpha
-    visible = values.copy()
-    visible[alpha == 0] = 0
-    return visible
+    return np.where(alpha[:, :, None] == 0, values.dtype.type(0), values)
 
 
 def _is_graded(values: np.ndarray) -> bool:
@@ -226,23 +214,16 @@ def _neighbours(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _refuse_unsure(values: np.ndarray, where: str) -> None:
-    """Raises DataError where 255 or 65535, the greatest value, is likely to be no class.
-
-    That is where the other ones are small, and fill areas or lie within it.
-    """
+    """Raises DataError where 255 or 65535, the greatest value, is likely to be no class: where the
+    other ones are small, and fill areas or lie within it."""
     unsure = int(values.max())
-    if unsure not in _UNSURE:
-        return
-    small = np.unique(values[(values != 0) & (values != unsure)])
-    if not len(small) or int(small.max()) >= _SMALL:
-        return
     chosen = (values != 0) & (values != unsure)
+    if unsure not in _UNSURE or not chosen.any() or values[chosen].max() >= _SMALL:
+        return
     amid = _neighbours(values)[1]
     by_background = _neighbours((values == 0).astype(np.uint8) + 1)[0]
     if np.count_nonzero(chosen & (amid | ~by_background)) > np.count_nonzero(chosen) / 2:
-        listed = ", ".join(map(str, small[:5].tolist()))
-        raise DataError(
-            f"{where}: holds {listed} and {unsure}, which stands for 'not sure' in most tools; "
-            f"save the mask with 0 where there is no defect, and elsewhere with {unsure} alone or "
-            "class values alone"
-        )
+        listed = ", ".join(map(str, np.unique(values[chosen])[:5].tolist()))
+        remedy = "save the mask with 0 where there is no defect, and elsewhere with"
+        text = f"which stands for 'not sure' in most tools; {remedy} {unsure} alone or class values"
+        raise DataError(f"{where}: holds {listed} and {unsure}, {text} alone")

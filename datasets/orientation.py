@@ -21,16 +21,13 @@ STORED = 1  # EXIF orientation of what is shown as it is stored
 def frame_of_mask(
     image: Picture, size: tuple[int, int], mask: Picture | None = None
 ) -> tuple[int, int] | None:
-    """How a mask or annotation of stored size (h, w) lies on its image, by the headers alone.
+    """How a mask (None: an annotation that is no file) of stored size (h, w) lies on its image.
 
-    A mask with an orientation of its own is taken to lie on its image as viewers show both; one
-    without refers to the stored pixels if it has their size. Where the sizes fit both ways, and it
-    matters, a warning says so.
-
-    mask: its file or picture; None for an annotation that is none.
-    Returns two EXIF orientations: the mask is to be shown by the first, then the second is to be
-    undone; None where no size fits. An image that cannot be read contradicts nothing: whoever needs
-    its pixels reports it. Raises DataError for a mask that cannot be read.
+    Two EXIF orientations: the mask is to be shown by the first, then the second is to be undone;
+    None where no size fits. A mask with an orientation of its own lies on its image as viewers show
+    both; one without refers to the stored pixels if it has their size. Where the sizes fit both
+    ways, and it matters, a warning says so. An image that cannot be read contradicts nothing:
+    whoever needs its pixels reports it. Raises DataError for a mask that cannot be read.
     """
     mask_turn = STORED if mask is None else exif_orientation(mask)
     try:
@@ -39,20 +36,14 @@ def frame_of_mask(
         return STORED, STORED
     fits_stored = stored == tuple(size)
     # orientations from 5 on exchange height and width
-    shown_mask, shown_image = (
-        tuple(sides[::-1] if turn > 4 else sides)
-        for sides, turn in ((size, mask_turn), (stored, image_turn))
-    )
-    fits_shown = shown_mask == shown_image
+    fits_shown = tuple(size) == (stored if (image_turn > 4) == (mask_turn > 4) else stored[::-1])
     as_stored = fits_stored and (mask_turn == STORED or not fits_shown)
     if fits_stored and mask_turn != image_turn and (fits_shown or mask_turn != STORED):
-        warn_once(
-            _LOG,
-            f"{shown(image if mask is None else mask)}: viewers turn the image by EXIF orientation "
-            f"{image_turn} and its mask by {mask_turn}, and the sizes fit as stored: the mask is "
-            f"taken to lie on the pixels as they are {'stored' if as_stored else 'shown'}; save "
-            "images and masks without EXIF orientation to be sure",
-        )
+        text = f"viewers turn the image by EXIF orientation {image_turn} and its mask by "
+        text += f"{mask_turn}, and the sizes fit as stored: the mask is taken to lie on the pixels "
+        text += f"as they are {'stored' if as_stored else 'shown'}; save images and masks without "
+        name = shown(image if mask is None else mask)
+        warn_once(_LOG, f"{name}: {text}EXIF orientation to be sure")
     if as_stored:
         return STORED, STORED
     return (mask_turn, image_turn) if fits_shown else None
@@ -61,8 +52,7 @@ def frame_of_mask(
 def turned_back(mask: np.ndarray, image: Picture, file: Picture | None = None) -> np.ndarray:
     """A mask (h, w) in the frame of its image's stored pixels, contiguous; unchanged if none fits.
 
-    file: where the mask was read from, as stored; None for an annotation that is no image file.
-    Raises DataError for a file that cannot be read.
+    file: where the mask was read from; None for an annotation. Raises DataError as frame_of_mask.
     """
     mask_turn, image_turn = frame_of_mask(image, mask.shape, file) or (STORED, STORED)
     return np.ascontiguousarray(turned(turned(mask, mask_turn), image_turn, undo=True))
@@ -76,7 +66,5 @@ def check_same_size(image: Picture, mask: Picture) -> None:
             (height, width), turn = image_size(path), exif_orientation(path)
             suffix = f" with EXIF orientation {turn}" if turn != STORED else ""
             texts.append(f"{shown(path)} is {height} x {width} (h x w){suffix}")
-        raise DataError(
-            f"{texts[0]}, but its image {texts[1]}; a mask needs the size of its image, as stored "
-            "or as viewers show both"
-        )
+        remedy = "a mask needs the size of its image, as stored or as viewers show both"
+        raise DataError(f"{texts[0]}, but its image {texts[1]}; {remedy}")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datasets.episodes import EpisodeList, derive_seed, read_sample
 from datasets.samples import Sample
-from datasets.views import SupportSet, ViewSettings, is_windowed, support_set
+from datasets.views import Pair, SupportSet, ViewSettings, is_windowed, support_set
 from utils.errors import DataError
 
 CROP_STREAM = 1
@@ -23,9 +23,7 @@ class Query:
 
     Attributes:
         number: of the query, the same in every repeat.
-        sample: the image and its true mask in the index.
-        image: (h, w, 3) uint8 RGB; None where it could not be read.
-        target: (h, w) uint8 {0, 1}; None likewise.
+        image, target: (h, w, 3) uint8 RGB and (h, w) uint8 {0, 1}; None where unreadable.
         supports: by repeat, where any could be read.
         faults: files that could not be read, with the reason; other images replace supports.
     """
@@ -70,29 +68,26 @@ class EvaluationQueries(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, position: int) -> Query:
-        number = self.numbers[position]
+        number, supports, faults = self.numbers[position], {}, {}
         drawn = {repeat: episodes.episode(number) for repeat, episodes in self.episodes.items()}
         sample = next(iter(drawn.values())).query
         try:
             image, target = read_sample(self.index, sample)
         except DataError as error:
             return Query(number, sample, faults=(str(error),))
-        windowed = (
-            is_windowed([target], self.settings.resize_ratio) if self.scale_by_query else None
-        )
-        faults: list[str] = []
-        supports: dict[int, SupportSet] = {}
+        by_query = is_windowed([target], self.settings.resize_ratio)
         for repeat, episode in drawn.items():
-            pairs: list[tuple[np.ndarray, np.ndarray]] = []
+            pairs: list[Pair] = []
             for candidate in episode.candidates:
                 if len(pairs) == self.shot:
                     break
                 try:
                     pairs.append(read_sample(self.index, candidate))
                 except DataError as error:
-                    faults.append(str(error))
+                    faults[str(error)] = None
             if pairs:
                 rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
+                windowed = by_query if self.scale_by_query else None
                 views = support_set(pairs, self.settings, rng, windowed)
                 supports[repeat] = views if self.keep_pairs else replace(views, pairs=())
-        return Query(number, sample, image, target, supports, tuple(dict.fromkeys(faults)))
+        return Query(number, sample, image, target, supports, tuple(faults))

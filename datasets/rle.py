@@ -34,8 +34,7 @@ def rle_of_polygons(polygons: Iterable[np.ndarray], size: tuple[int, int]) -> Rl
     """Run lengths of the union of polygons, given by corners (n, 2), in an image of size (h, w).
 
     Polygons are filled including their border, as the published figures have it; two corners make
-    a line, one a pixel, and parts outside the image are cut off. Only the bounding box of one
-    polygon at a time is held as pixels.
+    a line, one a pixel. Only the box of one polygon at a time is held as pixels.
     """
     height, width = size
     rles = []
@@ -88,9 +87,9 @@ def rle_of_annotation(segmentation: Rle, size: tuple[int, int]) -> Rle:
 
     Raises DataError if its size differs from the image's size (h, w), or the runs do not fill it.
     """
-    own_size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(own_size, list) or own_size != list(size):
-        raise DataError(f"run lengths of size {own_size}, but the image is {list(size)} (h, w)")
+    stated, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(stated, list) or stated != list(size):
+        raise DataError(f"run lengths of size {stated}, but the image is {list(size)} (h, w)")
     if isinstance(counts, str):
         _runs_of_string(counts, size)
         return {"size": list(size), "counts": counts}

@@ -55,7 +55,8 @@ class SupportSet:
 
     Attributes:
         images, masks: prepared views, as many of each image, (K, 3, S, S) float32 and (K, S, S)
-        uint8. windowed: queries are seen in windows at native resolution, not in the resized image.
+            uint8.
+        windowed: queries are seen in windows at native resolution, not in the resized image.
         pairs: the images and masks themselves, where they are needed.
     """
 
@@ -68,13 +69,9 @@ class SupportSet:
 def support_set(
     pairs: Sequence[Pair], settings: ViewSettings, rng: random.Random, windowed: bool | None = None
 ) -> SupportSet:
-    """Supports from images with masks that mark something.
+    """Supports from images with masks that mark something; `rng` draws the crops.
 
-    Args:
-        pairs: the images and masks.
-        settings: how they become inputs.
-        rng: source of the crops.
-        windowed: scale of the queries; None: by the area share of the defects.
+    windowed: scale of the queries; None: by the area share of the defects.
     """
     if windowed is None:
         windowed = is_windowed([mask for _, mask in pairs], settings.resize_ratio)
@@ -85,10 +82,8 @@ def support_set(
 def is_windowed(masks: Sequence[np.ndarray], resize_ratio: float | None) -> bool:
     """Whether queries are seen in windows: the mean area share of the masks that mark something is
     not over `resize_ratio`. Windows are the rule where no mask marks anything."""
-    if resize_ratio is None:
-        return False
     shares = [share for mask in masks if (share := float((mask > 0).mean()))]
-    return not shares or float(np.mean(shares)) <= resize_ratio
+    return resize_ratio is not None and (not shares or float(np.mean(shares)) <= resize_ratio)
 
 
 def support_views(
@@ -109,31 +104,29 @@ def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> l
 def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) -> list[Box]:
     """Boxes of the views of one support image, drawn from `rng`: `views` crops around random defect
     pixels of the (h, w) mask, then `normal_views` around random normal pixels, which show what else
-    is not a defect (ours). All are the whole image for a large defect, or for a mask without
-    defect."""
+    is not a defect (ours). All are the whole image for a large defect or none."""
     whole = (0, mask.shape[0], 0, mask.shape[1])
     if not needs_crops(mask, settings.resize_ratio):
         return [whole] * (settings.views + settings.normal_views)
+    side, may_miss = settings.crop_size, settings.crops_may_miss
     boxes = []
     for candidates, count in ((mask > 0, settings.views), (mask == 0, settings.normal_views)):
         for _ in range(count):
             pixel = random_pixel(candidates, rng)
-            crop = (settings.crop_size, rng, settings.crops_may_miss)
-            boxes.append(whole if pixel is None else crop_around(pixel, mask.shape, *crop))
+            box = whole if pixel is None else crop_around(pixel, mask.shape, side, rng, may_miss)
+            boxes.append(box)
     return boxes
 
 
 def needs_crops(mask: np.ndarray, resize_ratio: float | None) -> bool:
-    """Whether a mask has a defect and it is small: its share of the image is not over
-    `resize_ratio`."""
-    if resize_ratio is None or not mask.any():
-        return False
-    return float((mask > 0).mean()) <= resize_ratio
+    """Whether a mask has a defect whose share of the image is not over `resize_ratio`."""
+    return resize_ratio is not None and 0 < float((mask > 0).mean()) <= resize_ratio
 
 
 def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
-    """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None where
-    there is none."""
+    """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None
+    without.
+    """
     # a list of all pixels would take 8 bytes each
     up_to = np.cumsum([np.count_nonzero(row) for row in candidates])
     if not up_to[-1]:
@@ -145,21 +138,14 @@ def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] 
 
 
 def crop_around(
-    pixel: tuple[int, int],
-    shape: tuple[int, int],
-    side: int,
-    rng: random.Random,
+    pixel: tuple[int, int], shape: tuple[int, int], side: int, rng: random.Random,
     may_miss: bool = False,
-) -> Box:
-    """A random box of `side` native pixels around a pixel, moved inside the image and cut to it.
+) -> Box:  # fmt: skip
+    """A random box of `side` native pixels around a pixel (row, column), moved inside an image of
+    `shape` (h, w) and cut to it; drawn for rows, then for columns.
 
-    Args:
-        pixel: (row, column) that the box contains.
-        shape: (height, width) of the image.
-        side: of the box, pixels.
-        rng: drawn from twice, rows first.
-        may_miss: offsets of 0 to `side`, as published, of which 0 leaves the pixel just outside;
-            else 1 to `side`.
+    may_miss: offsets of 0 to `side`, as published, of which 0 leaves the pixel just outside; else 1
+    to `side`.
     """
     box: list[int] = []
     for position, length in zip(pixel, shape, strict=True):
@@ -181,15 +167,8 @@ def prepare_views(views: Sequence[Pair], size: int) -> tuple[Tensor, Tensor]:
 
 
 def prepare_image(image: np.ndarray, size: int) -> Tensor:
-    """Resize the longer side (bilinear, antialiased), normalise with ImageNet mean and std, pad
-    right and below with 0.
-
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        size: side of the network input, pixels.
-
-    Returns:
-        (3, size, size) float32.
+    """An image (h, w, 3) uint8 RGB as network input (3, size, size) float32: longer side resized
+    (bilinear, antialiased), normalised with ImageNet mean and std, padded right and below with 0.
     """
     pixels = _resized(image, size)
     rows, columns = pixels.shape[:2]
@@ -226,8 +205,7 @@ def _resized(array: np.ndarray, size: int) -> np.ndarray:
 
 
 class _Blur(v2.GaussianBlur):
-    """Leaves alone what is too small to be blurred: torch mirrors half a kernel beyond the
-    border."""
+    """Leaves alone what is too small: torch mirrors half a kernel beyond the border."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return super().transform(inpt, params) if min(inpt.shape[-2:]) > BLUR // 2 else inpt
@@ -242,50 +220,40 @@ class TrainingCrops:
     torch's generator only.
 
     Args:
-        settings: how samples become inputs.
         crop_ratio: range of the random factor on the crop size of a query.
         normal_probability: that a query crop is centred on a normal pixel (alpha of the paper).
         degrees: range of the rotation.
     """
 
     def __init__(
-        self,
-        settings: ViewSettings,
-        *,
-        crop_ratio: tuple[float, float],
-        normal_probability: float,
-        degrees: Sequence[float],
-    ) -> None:
+        self, settings: ViewSettings, *, crop_ratio: tuple[float, float],
+        normal_probability: float, degrees: Sequence[float],
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.crop_ratio, self.normal_probability = crop_ratio, normal_probability
         mean_colour = [round(255 * m) for m in IMAGENET_DEFAULT_MEAN]
         fill = {tv_tensors.Image: mean_colour, tv_tensors.Mask: 0}
         rotation = v2.RandomRotation(list(degrees), InterpolationMode.BILINEAR, fill=fill)
-        self.pipeline = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.3),
-                v2.RandomApply([rotation], p=0.5),
-                v2.RandomApply([_Blur(BLUR)], p=0.3),
-                v2.RandomHorizontalFlip(p=0.5),
-            ]
-        )
+        self.pipeline = v2.Compose([
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.3),
+            v2.RandomApply([rotation], p=0.5),
+            v2.RandomApply([_Blur(BLUR)], p=0.3),
+            v2.RandomHorizontalFlip(p=0.5),
+        ])  # fmt: skip
 
     def query(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> Pair:
         """One query view, native pixels, not augmented yet: the whole image for a large defect,
-        else a crop around a random defect pixel or, with `normal_probability`, around a random
-        normal one."""
+        else a crop around a random defect pixel or, with `normal_probability`, a normal one."""
         side = max(1, round(self.settings.crop_size * rng.uniform(*self.crop_ratio)))
         if needs_crops(mask, self.settings.resize_ratio):
             normal = rng.random() < self.normal_probability
-            pixel = random_pixel((mask == 0) if normal else (mask > 0), rng)
-            if pixel is not None:
+            if pixel := random_pixel((mask == 0) if normal else (mask > 0), rng):
                 box = crop_around(pixel, mask.shape, side, rng)
                 return cut(image, box), cut(mask, box)
         return image, mask
 
     def augment(self, image: np.ndarray, mask: np.ndarray) -> Pair:
-        """Augment an image and its mask alike; where a side is longer than LONGEST, shrunk to
-        it."""
+        """Augment an image and its mask alike; a side over LONGEST is shrunk to it."""
         if max(mask.shape) > LONGEST:
             small = _resized((mask > 0) * np.uint8(255), LONGEST) > 0
             image, mask = _resized(image, LONGEST), small.astype(np.uint8)

@@ -11,33 +11,29 @@ from torch.nn import functional as F
 from utils.large_arrays import allocate, let_go, pages, trim_heap
 
 Box = tuple[int, int, int, int]
-
-
-def starts(length: int, window: int, overlap: float = 0.0) -> list[int]:
-    """Starts of windows along one axis that share `overlap` of their side with the next.
-
-    The last one is moved back so that it ends with the image.
-    """
-    if length <= window:
-        return [0]
-    step = max(1, round(window * (1 - overlap)))
-    count = -(-(length - window) // step) + 1
-    return [min(i * step, length - window) for i in range(count)]
+ROWS = 64  # written at once
+PUBLISHED_CUT = 0.9
 
 
 def tile(height: int, width: int, window: int, overlap: float = 0.0) -> list[Box]:
     """Windows that cover an image, row by row; where a side is shorter than a window, its whole.
+
+    The last window of a row or column is moved back so that it ends with the image.
 
     Args:
         height, width: of the image, pixels.
         window: side of a window, pixels.
         overlap: share of its side that a window has in common with the next, 0 to less than 1.
     """
-    return [
-        (top, min(top + window, height), left, min(left + window, width))
-        for top in starts(height, window, overlap)
-        for left in starts(width, window, overlap)
-    ]
+    step = max(1, round(window * (1 - overlap)))
+    tops, lefts = (
+        [min(start, length - window) for start in range(0, length - window + step, step)]
+        if length > window
+        else [0]
+        for length in (height, width)
+    )
+    sides = min(window, height), min(window, width)
+    return [(top, top + sides[0], left, left + sides[1]) for top in tops for left in lefts]
 
 
 def fitted_shape(height: int, width: int, size: int) -> tuple[int, int]:
@@ -52,24 +48,19 @@ def to_native(maps: Tensor, box: Box, *, aligned: bool = False) -> Tensor:
     Args:
         maps: (S, S) float, the answer for the padded square.
         box: the window.
-        aligned: interpolate with aligned corners, as published; else with pixel centres, as images
-            are resized.
+        aligned: interpolate with aligned corners, as published; else as images are resized.
 
     Returns:
         (bottom - top, right - left) float.
     """
-    height, width = box[1] - box[0], box[3] - box[2]
-    rows, columns = fitted_shape(height, width, maps.shape[-1])
+    shape = box[1] - box[0], box[3] - box[2]
+    rows, columns = fitted_shape(*shape, maps.shape[-1])
     valid = maps[None, None, :rows, :columns].float()
-    if (rows, columns) != (height, width):
-        shrinks = rows > height and not aligned
-        valid = F.interpolate(
-            valid, (height, width), mode="bilinear", align_corners=aligned, antialias=shrinks
-        )
+    if (rows, columns) != shape:
+        shrinks = rows > shape[0] and not aligned
+        options = {"mode": "bilinear", "align_corners": aligned, "antialias": shrinks}
+        valid = F.interpolate(valid, shape, **options)
     return valid[0, 0]
-
-
-ROWS = 64  # written at once
 
 
 class Blender:
@@ -81,38 +72,30 @@ class Blender:
     Args:
         height, width: of the image, pixels.
         threshold: probability above which a pixel is defect.
-
-    Attributes:
-        score: (height, width) float32 in [0, 1], complete after `finish`.
-        label: (height, width) uint8 {0, 1}.
     """
 
     def __init__(self, height: int, width: int, threshold: float) -> None:
         self.threshold = threshold
         self.score = allocate((height, width), np.float32)
         self.label = allocate((height, width), np.uint8)
-        self.top = 0
-        self.total = np.zeros((0, width), np.float32)
-        self.weight = np.zeros((0, width), np.float32)
+        self.top, self.sums = 0, np.zeros((0, 2, width), np.float32)
 
     def add(self, window_map: Tensor, box: Box) -> None:
         """Add the (S, S) float answer for a window; windows come from top to bottom."""
         top, bottom, left, right = box
         self._close(top)
-        count = bottom - self.top
-        if count > len(self.total):
-            for name in ("total", "weight"):
-                before, rows = getattr(self, name), pages((count, self.score.shape[1]), np.float32)
-                rows[: len(before)] = before
-                setattr(self, name, rows)
+        if bottom - top > len(self.sums):
+            rows = pages((bottom - top, *self.sums.shape[1:]), np.float32)
+            rows[: len(self.sums)] = self.sums
+            self.sums = rows
         weight = fading(bottom - top, right - left)
-        region = np.s_[: bottom - top, left:right]
-        self.total[region] += to_native(window_map, box).cpu().numpy() * weight
-        self.weight[region] += weight
+        total, weights = self.sums[: bottom - top, :, left:right].swapaxes(0, 1)
+        total += to_native(window_map, box).cpu().numpy() * weight
+        weights += weight
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Close all rows: label and score."""
-        self._close(self.top + len(self.total))
+        """Label (height, width) uint8 {0, 1} and score (height, width) float32 in [0, 1]."""
+        self._close(self.top + len(self.sums))
         return self.label, self.score
 
     def _close(self, row: int) -> None:
@@ -120,40 +103,32 @@ class Blender:
         count = row - self.top
         if count <= 0:
             return
-        blended = np.divide(self.total[:count], self.weight[:count], out=self.total[:count])
         for start in range(0, count, ROWS):
-            rows = blended[start : start + ROWS]
-            final = np.s_[self.top + start : self.top + start + len(rows)]
-            self.score[final], self.label[final] = rows, rows > self.threshold
+            total, weights = self.sums[start : min(start + ROWS, count)].swapaxes(0, 1)
+            final = np.s_[self.top + start : self.top + start + len(total)]
+            self.score[final] = np.divide(total, weights, out=total)
+            self.label[final] = total > self.threshold
             let_go(self.score, self.label)
         if isinstance(self.score, np.memmap):
             trim_heap()
         # a copy of nothing, so that the rows above are given back
-        rest = np.s_[count:] if count < len(self.total) else np.s_[:0]
-        self.top, self.total, self.weight = row, self.total[rest], self.weight[rest]
-        if not len(self.total):
-            self.total, self.weight = self.total.copy(), self.weight.copy()
+        self.top, self.sums = (
+            row,
+            self.sums[count:] if count < len(self.sums) else self.sums[:0].copy(),
+        )
 
 
 @lru_cache(maxsize=8)
 def fading(height: int, width: int) -> np.ndarray:
     """Weights (height, width) float32 of a window's pixels, by distance to its borders."""
-    rows, columns = (
-        np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in (height, width)
-    )
+    steps = (np.arange(n) + 0.5 for n in (height, width))
+    rows, columns = (np.minimum(step, step[::-1]) / len(step) for step in steps)
     return np.outer(rows, columns).astype(np.float32)
 
 
-PUBLISHED_CUT = 0.9
-
-
 class PublishedStitching:
-    """The published stitching: windows binary, resized with aligned corners, cut at 0.9, averaged.
-
-    Args:
-        height, width: of the image, pixels.
-        threshold: probability above which a pixel of a window is defect.
-    """
+    """The published stitching, used as `Blender`: windows are made binary at the threshold, resized
+    with aligned corners, cut at 0.9 and averaged."""
 
     def __init__(self, height: int, width: int, threshold: float) -> None:
         self.threshold = threshold
@@ -168,5 +143,5 @@ class PublishedStitching:
         self.count[region] += 1
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Label (height, width) float32, a mean vote, and mean score (height, width) float32."""
+        """Label, the mean vote, and mean score, (height, width) float32 each."""
         return self.votes / self.count, self.total / self.count

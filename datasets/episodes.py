@@ -29,8 +29,7 @@ def derive_seed(*parts: int) -> int:
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[random.Random]:
-    """A block in which crops (by the generator given) and augmentation (by torch's) come from one
-    seed alone."""
+    """A block in which crops (by its generator) and augmentation (by torch's) follow one seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield random.Random(seed)
@@ -55,14 +54,12 @@ class Episode:
     """A query and its supports.
 
     Attributes:
-        index: number of the episode within its epoch or repeat.
         query: the sample to segment.
         candidates: the other samples of its class in drawn order, repeated where there are fewer
             than shots; the first `shot` are the supports, the rest replace unreadable ones.
         seed: of the crops and the augmentation.
     """
 
-    index: int
     query: Sample
     candidates: tuple[Sample, ...]
     seed: int
@@ -71,14 +68,10 @@ class Episode:
 class EpisodeList:
     """The episodes of a data set, one per query sample.
 
-    A category whose samples lie in a single image cannot form an episode: it is left out with one
-    warning that names it. A category with as few images as shots uses each of its other images,
-    repeated as needed (the published code searches for ever).
+    A category whose samples lie in a single image is left out with one warning that names it. One
+    with as few images as shots repeats its others (the published code searches for ever).
 
     Args:
-        index: the samples.
-        shot: supports per episode.
-        seed: of everything drawn.
         multiple: how often each query comes, with new supports each time.
         query_images: the images that are queries, all others being supports; empty: each is both.
 
@@ -103,13 +96,9 @@ class EpisodeList:
         if single:
             names = ", ".join(sorted(single))
             LOG.warning("left out, a single image each, which leaves no support: %s", names)
-        self.queries = [
-            number
-            for number, sample in enumerate(samples)
-            if sample.class_key in self.supports
-            and (not query_images or sample.image in query_images)
-            for _ in range(multiple)
-        ]
+        wanted = query_images or {sample.image for sample in samples}
+        queries = [i for i, sample in enumerate(samples) if sample.class_key in self.supports]
+        self.queries = [i for i in queries if samples[i].image in wanted for _ in range(multiple)]
         if not self.queries:
             among = f"in {len(index)} samples of {', '.join(index.objects()) or 'no object'}"
             need = "an episode needs a query and a support"
@@ -131,7 +120,7 @@ class EpisodeList:
         others = [i for i in self.supports[samples[query].class_key] if i != query]
         random.Random(seed).shuffle(others)
         repeats = -(-self.shot // len(others))
-        return Episode(index, samples[query], tuple(samples[i] for i in others * repeats), seed)
+        return Episode(samples[query], tuple(samples[i] for i in others * repeats), seed)
 
 
 class TrainingEpisodes(Dataset):

@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -68,11 +69,8 @@ class BankCrops(Dataset):
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features and masks of crops in two memory-mapped files of a folder, a row per crop.
-
-    channels counts those of all layers, grid are the tokens (h, w) of a crop, image_size is the
-    side of a mask in pixels.
-    """
+    """Features (channels of all layers, h, w of the grid) and masks of crops in two memory-mapped
+    files of a folder, a row per crop."""
 
     folder: Path
     rows: int
@@ -93,19 +91,18 @@ class FeatureBank:
         self.remove()
         self.folder.mkdir(parents=True)
         free, masks = shutil.disk_usage(self.folder).free, self.rows * self.image_size**2
-        reason = "" if self.nbytes <= free else "there"
         try:
+            if self.nbytes > free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # reserved, not sparse: a map that finds the disk full kills the process
             for name, size in (("features.bf16", self.nbytes - masks), ("masks.uint8", masks)):
-                if not reason:
-                    with (self.folder / name).open("wb") as file:
-                        os.posix_fallocate(file.fileno(), 0, size)
+                with (self.folder / name).open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            reason = f"there ({error.strerror})"
-        if reason:
-            need = f"need {self.nbytes:,} bytes in {self.folder}, and {free:,} are free {reason}"
+            need = f"{self.rows:,} crops need {self.nbytes:,} bytes in {self.folder}, and {free:,}"
             remedy = "lower TRAIN.feature_bank (0: no bank), or set OUTPUT_DIR to a larger disk"
-            raise ConfigError(f"TRAIN.feature_bank: {self.rows:,} crops {need}; {remedy}")
+            why = f"are free there ({error.strerror})"
+            raise ConfigError(f"TRAIN.feature_bank: {need} {why}; {remedy}") from error
 
     def remove(self) -> None:
         """Delete the files where there are any."""
@@ -134,13 +131,11 @@ class FeatureBank:
 
 
 class BankEpisodes(Dataset):
-    """Training episodes read from a bank: queries and supports are those of `TrainingEpisodes` of
-    the same seed.
+    """Training episodes read from a bank, with the queries and supports of `TrainingEpisodes`.
 
-    The crops are chosen by (seed, epoch, index). An item, asked for in the same way, is a dict of
-    query_features (C, h, w) bfloat16 of all layers, query_mask (S, S) uint8, support_features (K,
-    C, h, w) bfloat16, support_masks (K, S, S) uint8, the class name and the number that it was
-    asked for by.
+    The crops are chosen by (seed, epoch, index). An item is a dict of query_features (C, h, w)
+    bfloat16 of all layers, query_mask (S, S) uint8, support_features (K, C, h, w) bfloat16,
+    support_masks (K, S, S) uint8, the class name and the number that it was asked for by.
     """
 
     def __init__(self, crops: BankCrops, bank: FeatureBank) -> None:

@@ -88,12 +88,9 @@ def read_image(picture: Picture, name: str = "") -> np.ndarray:
         with opened(picture, where) as (image, turn):
             has_16_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
             image = loaded(image)
-            if image.mode == "F":
-                remedy = "save the image with 8 or 16 bits"
-                raise DataError(f"{where}: floating point pixels have no fixed range; {remedy}")
-            is_grey = image.mode.startswith("I")
-            pixels = _rgb_of_array(np.asarray(image), where) if is_grey else rgb_pixels(image)
-            if has_16_bits and not is_grey:  # of which Pillow takes the upper 8
+            is_number = image.mode[0] in "IF"
+            pixels = _rgb_of_array(np.asarray(image), where) if is_number else rgb_pixels(image)
+            if has_16_bits and not is_number:  # of which Pillow takes the upper 8
                 _warn_unused_bits(where, pixels.astype(np.uint16) << 8)
             pixels = np.ascontiguousarray(turned(pixels, turn, undo=True))
     if pixels.size > 3 and all((row == pixels[0, 0]).all() for row in pixels):
@@ -116,9 +113,7 @@ def image_size(picture: Picture) -> tuple[int, int]:
 
 
 def exif_orientation(picture: Picture) -> int:
-    """How viewers turn the stored pixels: EXIF 1 (not at all) to 8. Raises DataError as
-    read_image.
-    """
+    """How viewers turn the pixels, EXIF 1 (not at all) to 8. Raises DataError as read_image."""
     if isinstance(picture, np.ndarray):
         return 1
     with opened(picture, shown(picture)) as (image, turn):
@@ -134,10 +129,7 @@ def exif_orientation(picture: Picture) -> int:
 
 
 def turned(pixels: np.ndarray, orientation: int, *, undo: bool = False) -> np.ndarray:
-    """A view of stored pixels (h, w, ...) as EXIF has viewers show them (EXIF 2.32, 4.6.4).
-
-    undo: the way back, from the shown pixels to the stored ones.
-    """
+    """A view of stored pixels (h, w, ...) as viewers show them (EXIF 2.32, 4.6.4); undo: back."""
     if undo:  # all but these two undo themselves
         orientation = {6: 8, 8: 6}.get(orientation, orientation)
     if orientation > 4:
@@ -150,9 +142,8 @@ def turned(pixels: np.ndarray, orientation: int, *, undo: bool = False) -> np.nd
 def opened(picture: object, where: str) -> Iterator[tuple[Image.Image, int]]:
     """A file opened by Pillow, or a PIL image, with the EXIF orientation that its loading applies.
 
-    Pillow turns the pixels of TIFF files alone, which `turned` undoes; the orientation is 1 for all
-    others. An error of the decoder within the block is raised as a DataError with the remedy.
-    where: what messages call the picture.
+    Pillow turns the pixels of TIFF files alone; the orientation is 1 for all others. An error of
+    the decoder within the block becomes a DataError with the remedy, which says `where`.
     """
     try:
         if isinstance(picture, Image.Image):

@@ -41,8 +41,6 @@ class EvaluationQueries(Dataset):
 
     Args:
         episodes: draws the supports, in repeat r with its seed + r.
-        settings: how samples become inputs.
-        repeats: numbers of the repeats.
         scale_by_query: the true mask of the query decides between windows and the resized image,
             as in the published protocol; False: the mean area share of the supports.
         keep_pairs: keep the support images and masks beside their views.

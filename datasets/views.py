@@ -94,8 +94,7 @@ def support_views(
 
 
 def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> list[np.ndarray]:
-    """Views (h, w, 3) that cover a support image without defect, seen as the queries are: in
-    windows or whole."""
+    """Views (h, w, 3) that cover a support image without defect: windows, or the whole."""
     height, width = image.shape[:2]
     boxes = tile(height, width, settings.crop_size) if windowed else [(0, height, 0, width)]
     return [cut(image, box) for box in boxes]
@@ -180,8 +179,8 @@ def prepare_image(image: np.ndarray, size: int) -> Tensor:
 
 
 def prepare_mask(mask: np.ndarray, size: int) -> Tensor:
-    """Resize a (h, w) uint8 mask as its image, to (size, size) uint8 in {0, 1}; a pixel counts from
-    a tenth of the largest value on, so that no defect vanishes."""
+    """A (h, w) uint8 mask resized as its image, (size, size) uint8 in {0, 1}: a pixel counts from a
+    tenth of the largest value on, so that no defect vanishes."""
     if not mask.any():
         return torch.zeros(size, size, dtype=torch.uint8)
     resized = torch.from_numpy(_resized((mask > 0).astype(np.uint8) * 255, size)).float()

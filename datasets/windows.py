@@ -16,14 +16,8 @@ PUBLISHED_CUT = 0.9
 
 
 def tile(height: int, width: int, window: int, overlap: float = 0.0) -> list[Box]:
-    """Windows that cover an image, row by row; where a side is shorter than a window, its whole.
-
-    The last window of a row or column is moved back so that it ends with the image.
-
-    Args:
-        height, width: of the image, pixels.
-        window: side of a window, pixels.
-        overlap: share of its side that a window has in common with the next, 0 to less than 1.
+    """Windows of a side in pixels that cover an image row by row, the last ones moved back inside;
+    where the image is smaller, its whole. overlap: share of its side in common with the next, < 1.
     """
     step = max(1, round(window * (1 - overlap)))
     tops, lefts = (
@@ -43,15 +37,8 @@ def fitted_shape(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def to_native(maps: Tensor, box: Box, *, aligned: bool = False) -> Tensor:
-    """Bring a network map back to the pixels of its window: the inverse of resizing and padding.
-
-    Args:
-        maps: (S, S) float, the answer for the padded square.
-        box: the window.
-        aligned: interpolate with aligned corners, as published; else as images are resized.
-
-    Returns:
-        (bottom - top, right - left) float.
+    """Bring an answer (S, S) float back to the pixels of its window, (bottom - top, right - left):
+    the inverse of resizing and padding. aligned: interpolate with aligned corners, as published.
     """
     shape = box[1] - box[0], box[3] - box[2]
     rows, columns = fitted_shape(*shape, maps.shape[-1])
@@ -69,9 +56,7 @@ class Blender:
     Where windows overlap, a pixel is the mean of their probabilities, weighted by the distance to
     each window's border: a window fades out where another takes over, so that no seam shows.
 
-    Args:
-        height, width: of the image, pixels.
-        threshold: probability above which a pixel is defect.
+    threshold: probability above which a pixel is defect.
     """
 
     def __init__(self, height: int, width: int, threshold: float) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 import sys
@@ -34,20 +35,30 @@ def test_lossless_rgb_comes_back_exactly(tmp_path, name):
 
 def test_jpeg_and_cmyk_are_close_in_channel_order_and_shape(tmp_path):
     colour = np.zeros((20, 30, 3), np.uint8) + np.array([200, 90, 20], np.uint8)
-
     for mode in ("RGB", "CMYK"):
         image = read_image(saved(tmp_path / f"{mode}.JPG", colour, mode, quality=100)).astype(int)
         assert image.shape == (20, 30, 3) and np.abs(image - colour).max() <= 12
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
-def test_other_modes_become_rgb_and_alpha_is_dropped(tmp_path, mode):
-    image = Image.fromarray(RGB).convert(mode)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_every_mode_becomes_rgb_without_alpha_as_file_pil_image_and_array(tmp_path, mode):
+    image = Image.fromarray(DEEP if mode == "I;16" else RGB)
+    image = image if mode == "I;16" else image.convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(GREY))
-    image.save(tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    image.save(path)
     expected = np.array(image.convert("RGB"))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    if mode == "I;16":
+        expected = np.repeat(np.rint(DEEP / 257).astype(np.uint8)[..., None], 3, axis=2)
+    read = read_image(path)
+    np.testing.assert_array_equal(read, expected)
+    assert np.shares_memory(read_image(read), read), "RGB arrays are not copied"
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(read_image(opened), read)
+        if mode != "P":
+            np.testing.assert_array_equal(read_image(np.array(opened)), read)
+    assert image_size(np.array(image)) == image_size(path) == (12, 18)
 
 
 def test_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path):
@@ -72,11 +83,6 @@ def test_sixteen_bits_are_divided_by_257_and_colours_cut(tmp_path, name):
     np.testing.assert_array_equal(read_image(colours), colours >> 8)
 
 
-def signed(path):
-    """A grey TIFF of signed 16-bit values below zero."""
-    return tiff(path, 1, 16, 2, np.arange(-100, 116, dtype=np.int16).tobytes())
-
-
 def tiff(path, bands, bits, kind, content=None):
     """Write a TIFF of one strip: number of bands, bits of each, kind of number as TIFF counts."""
     height, width = RGB.shape[:2]
@@ -91,26 +97,22 @@ def tiff(path, bands, bits, kind, content=None):
         elif value is None:
             value = after + 4 * bands * (bands > 2)
         entries += struct.pack("<HHII", tag, form, count, value)
-    head = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(tags))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
     path.write_bytes(head + entries + bytes(4) + data + content)
     return path
 
 
 def test_whole_tiffs_of_rare_kinds_are_named_and_not_called_broken(tmp_path):
-    plain = tiff(tmp_path / "a.tif", 1, 8, 1, GREY.tobytes())
-    np.testing.assert_array_equal(read_image(plain)[:, :, 0], GREY)
-    kinds = {"5 bands of 8-bit whole numbers": (5, 8, 1)}
-    kinds |= {"1 band of 64-bit floating point": (1, 64, 3)}
-    kinds |= {"3 bands of 32-bit floating point": (3, 32, 3)}
-    for words, kind in kinds.items():
-        path = tiff(tmp_path / "b.tif", *kind)
-        with pytest.raises(DataError, match=rf"b\.tif: a TIFF of {words}, .*; save it") as error:
-            read_image(path)
+    path = tmp_path / "b.tif"
+    np.testing.assert_array_equal(read_image(tiff(path, 1, 8, 1, GREY.tobytes()))[:, :, 0], GREY)
+    kinds = {"5 bands of 8-bit whole numbers": (5, 8, 1), "1 band of 64-bit floating": (1, 64, 3)}
+    for words, kind in (kinds | {"3 bands of 32-bit floating point": (3, 32, 3)}).items():
+        with pytest.raises(DataError, match=rf"b\.tif: a TIFF of {words}.*; save it") as error:
+            read_image(tiff(path, *kind))
         assert "copy" not in str(error.value)
+    signed = tiff(path, 1, 16, 2, np.arange(-100, 116, dtype=np.int16).tobytes())
     with pytest.raises(DataError, match=r"its values go from -100 to 115; expected 8 bits"):
-        read_image(signed(path))
-    with pytest.raises(DataError, match="floating point pixels have no fixed range"):
-        read_image(saved(path, np.ones((4, 4), np.float32)))
+        read_image(signed)
 
 
 FOREIGN = {
@@ -154,50 +156,45 @@ def test_truncated_files_are_refused_with_the_remedy(tmp_path, name, share):
             read(path)
 
 
-@pytest.fixture
-def limit():
-    """Bound the pixels; afterwards the bound is the default."""
-    yield limit_pixels
-    limit_pixels(500_000_000)
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
-def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, limit, name):
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, request, name):
+    request.addfinalizer(lambda: limit_pixels(500_000_000))
     path = saved(tmp_path / name, RGB)
-    limit(12 * 18)
+    limit_pixels(12 * 18)
     assert read_image(path).shape == (12, 18, 3)
-    limit(12 * 18 - 1)
+    limit_pixels(12 * 18 - 1)
     path.write_bytes(path.read_bytes()[: 600 if name == "a.bmp" else None])
     for read in (read_image, read_mask, image_size, ImageStrips):
         with pytest.raises(DataError, match=rf"{name}: 12 x 18 pixels .*DATASET\.max_pixels, 215"):
             read(path)
 
 
-def read_with(path, memory):
-    """What reading prints in a process that may have so many bytes more than it has."""
-    code = (
-        "import re, resource, sys\n"
-        "from datasets.images import read_image\n"
-        "used = 1024 * int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)\n"
-        "try:\n    print(read_image(sys.argv[1]).shape)\n"
-        "except Exception as error:\n    print(type(error).__name__, error)\n"
-    )
-    command = [sys.executable, "-c", code, path, str(memory)]
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout
+READ = r"""
+import re, resource, sys
+from datasets.images import read_image
+used = 1024 * int(re.search(r"VmSize:\s+(\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+try:
+    print(read_image(sys.argv[1]).shape)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
 
 
-def test_reading_takes_at_most_eight_bytes_a_pixel_and_tells_what_does_not_fit(tmp_path):
-    Image.new("RGB", (5000, 4000)).save(tmp_path / "a.png")
-    enough = 8 * 5000 * 4000 + 20_000_000
-    assert read_with(tmp_path / "a.png", enough).strip().endswith("(4000, 5000, 3)")
-    told = read_with(tmp_path / "a.png", 40_000_000)
-    assert told.startswith("DataError") and "a.png: does not fit into the memory" in told, told
+def test_reading_takes_at_most_eight_bytes_a_pixel_and_refuses_what_does_not_fit(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (5000, 4000)).save(path)
+    enough, printed = 8 * 5000 * 4000 + 20_000_000, []
+    for memory in (enough, 40_000_000):
+        command = [sys.executable, "-c", READ, path, str(memory)]
+        printed.append(subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout)
+    assert printed[0].strip().endswith("(4000, 5000, 3)")
+    assert re.match(r"DataError .*a\.png: does not fit into the memory", printed[1]), printed[1]
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "lzw.tif", "a.webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_is_told_but_not_applied(tmp_path, name, orientation):
+def test_the_orientation_is_reported_but_not_applied(tmp_path, name, orientation):
     options = {"compression": "tiff_lzw"} if name == "lzw.tif" else {}
     path = with_orientation(tmp_path / name, RGB, orientation, **options)
     plain = saved(tmp_path / "plain" / name, RGB, **options)
@@ -227,25 +224,18 @@ def test_a_bmp_that_the_decoder_gets_wrong_is_refused(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "m.bmp"), GREY > 99)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 14])
-@pytest.mark.parametrize("colour", [False, True])
-def test_unused_bits_are_named_once_for_a_folder(tmp_path, caplog, bits, colour):
-    values = np.linspace(0, 2**bits - 1, 24 * 36).astype(np.uint16).reshape(24, 36)
-    for name in ("0.png", "1.png"):
-        cv2.imwrite(str(tmp_path / name), np.dstack([values] * 3) if colour else values)
-        read_image(tmp_path / name)
-    messages = [text for text in warnings_about(caplog, tmp_path) if "16-bit range" in text]
-    assert len(messages) == 1 and "scale it to the full range, all images by" in messages[0]
-
-
-@pytest.mark.parametrize("bright", ["a pixel", "a mark"])
-def test_few_bright_pixels_do_not_hide_that_bits_are_unused(tmp_path, caplog, bright):
-    values = np.random.default_rng(0).integers(0, 4096, (96, 96), np.uint16)
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("bright", ["pixel", "mark", "colour"])
+def test_unused_bits_are_named_once_for_a_folder(tmp_path, caplog, bits, bright):
+    """A stuck pixel, or a mark of 65535 burnt into the image, does not hide them."""
+    values = np.linspace(0, 2**bits - 1, 128 * 128).astype(np.uint16).reshape(128, 128)
     values[:1, :1] = 60000
-    if bright == "a mark":
-        values[5:15, 5:35] = 65535
-    read_image(saved(tmp_path / "a.png", values))
-    assert "of 256 grey levels are left" in caplog.text
+    values[5:15, 5:35] = 65535 if bright == "mark" else values[5:15, 5:35]
+    for name in ("0.png", "1.png"):
+        cv2.imwrite(str(tmp_path / name), np.dstack([values] * 3) if bright == "colour" else values)
+        read_image(tmp_path / name)
+    (message,) = warnings_about(caplog, tmp_path)
+    assert "of 256 grey levels are left; scale it to the full range, all images by" in message
 
 
 def test_the_full_range_is_not_named_however_dark_the_image(caplog):
@@ -267,22 +257,6 @@ def test_an_image_all_of_one_value_is_named_once(tmp_path, caplog):
     assert f"{path}: every pixel is 2 2 2; is this the image?" in record.getMessage()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "I;16"])
-def test_a_pil_image_and_an_array_are_read_as_their_file(tmp_path, mode):
-    image = Image.fromarray(DEEP if mode == "I;16" else RGB)
-    image = image if image.mode == mode else image.convert(mode)
-    image.save(tmp_path / "a.png")
-    expected = read_image(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as opened:
-        np.testing.assert_array_equal(read_image(opened), expected)
-        np.testing.assert_array_equal(read_image(np.array(opened)), expected)
-    assert image_size(np.array(image)) == (12, 18)
-
-
-def test_rgb_arrays_are_not_copied():
-    assert np.shares_memory(read_image(RGB), RGB)
-
-
 NO_PICTURES = {
     r"\(3, 24, 36\): .*array\.transpose\(1, 2, 0\)": np.zeros((3, 24, 36), np.uint8),
     r"\(2, 24, 36, 3\): expected \(h, w\) grey or": np.zeros((2, 24, 36, 3), np.uint8),
@@ -296,6 +270,7 @@ NO_PICTURES = {
 }
 NO_IMAGES = {
     r"float64, shape \(12, 18, 3\): expected uint8 .* or uint16": RGB / 255,
+    r"PIL image of mode F.*: expected uint8 .*floats": Image.new("F", (4, 4)),
     "int64": GREY.astype(np.int64),
     "go from 65400 to 656..; expected 8 bits": GREY.astype(np.int32) + 65400,
 }

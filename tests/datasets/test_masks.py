@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import struct
-import zlib
-
 import cv2
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image, ImageFilter
 
 from datasets.masks import read_labels, read_mask
@@ -56,23 +54,24 @@ def test_grey_values_that_fill_areas_are_classes(tmp_path, caplog, classes):
 
 
 def test_classes_that_touch_colours_and_instances_are_all_marked(tmp_path):
-    touching = np.zeros((60, 80), np.uint8)
+    touching, instances = np.zeros((60, 80), np.uint8), np.zeros((9, 9), np.uint16)
     touching[10:50, 10:40], touching[10:50, 40:70], touching[25:35, 30:50] = 90, 170, 250
+    instances[0, :2] = 1, 900
     colours = np.zeros((9, 9, 3), np.uint8)
     for number, colour in enumerate([[64, 0, 0], [0, 128, 0], [192, 0, 128]]):
         colours[1:, 3 * number : 3 * number + 3] = colour
-    instances = np.zeros((9, 9), np.uint16)
-    instances[0, :2] = 1, 900
-    for number, values in enumerate((touching, colours, instances)):
+    deep = np.dstack([DISC.astype(np.uint16) * 65535] * 3)
+    for number, values in enumerate((touching, colours, instances, deep)):
+        path = str(tmp_path / f"{number}.png")
+        cv2.imwrite(path, values)
         expected = values.max(axis=2) > 0 if values.ndim == 3 else values > 0
-        path = saved(tmp_path / f"{number}.png", values)
         np.testing.assert_array_equal(read_mask(path), expected)
     with pytest.raises(DataError, match=r"1\.png: a coloured mask; expected class values"):
         read_labels(tmp_path / "1.png")
 
 
-@pytest.mark.parametrize("colour", [(255, 0, 0), (255, 255, 255), (0, 200, 255)])
-@pytest.mark.parametrize("radius", [0.6, 1, 3])
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 200, 255)])
+@pytest.mark.parametrize("radius", [0.6, 3])
 def test_smoothed_drawings_are_cut_at_half_with_one_warning(tmp_path, caplog, colour, radius):
     """With few values, too: shades lie beside other ones."""
     sharp = np.zeros((60, 80), np.uint8)
@@ -90,69 +89,57 @@ def test_smoothed_drawings_are_cut_at_half_with_one_warning(tmp_path, caplog, co
         assert f"{100 * share:.2g} % of the mask's pixels lie between 0 and" in message
 
 
-def test_smoothed_masks_of_other_heights_and_depths_are_cut_at_half(tmp_path):
-    deep = blurred(DISC * np.uint8(255), 5).astype(np.uint16) * 16
-    for number, shades in enumerate((blurred(DISC * np.uint8(100), 5), deep)):
-        path = saved(tmp_path / f"{number}.png", shades)
-        np.testing.assert_array_equal(read_mask(path), shades >= shades.max() / 2)
+@pytest.mark.parametrize("height", [100, 255 * 16])
+def test_smoothed_masks_of_other_heights_and_depths_are_cut_at_half(tmp_path, height):
+    shades = blurred(DISC * np.uint8(min(height, 255)), 5)
+    shades = shades if height < 256 else shades.astype(np.uint16) * 16
+    mask = read_mask(saved(tmp_path / "m.png", shades))
+    np.testing.assert_array_equal(mask, shades >= shades.max() / 2)
 
 
-@pytest.mark.parametrize("quality", [30, 75, 95, 100])
+@pytest.mark.parametrize("quality", [30, 75, 100])
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_what_compression_leaves_is_no_class(tmp_path, quality, kind):
+def test_what_compression_leaves_is_no_class(tmp_path, caplog, quality, kind):
     """Values next to 0 and to the greatest one, scattered about the borders of small blobs."""
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        mask = np.zeros((96, 128), np.uint8)
-        for _ in range(3):
-            top, left = rng.integers(5, 80), rng.integers(5, 100)
-            mask[top : top + rng.integers(2, 12), left : left + rng.integers(3, 25)] = 255
-        path = saved(tmp_path / f"{seed}.{kind.lower()}", mask, None, kind, quality=quality)
-        read, meant = read_mask(path) > 0, mask > 0
-        assert (read & meant).sum() / (read | meant).sum() > (0.85 if quality < 90 else 0.93)
-
-
-def test_a_jpeg_holds_no_classes(tmp_path, caplog):
-    path = saved(tmp_path / "a.jpg", DISC * 20)
-    assert (read_mask(path) != DISC).mean() < 0.005 and "with losses" in caplog.text
+    mask = np.zeros((96, 128), np.uint8)
+    mask[7:16, 20:40] = mask[40:43, 60:84] = mask[70:80, 5:9] = 255
+    path = saved(tmp_path / "m", mask, None, kind, quality=quality)
+    read, meant = read_mask(path) > 0, mask > 0
+    assert (read & meant).sum() / (read | meant).sum() > (0.85 if quality < 90 else 0.93)
+    faint = saved(tmp_path / "a.jpg", DISC * 20)
+    assert (read_mask(faint) != DISC).mean() < 0.005 and "with losses" in caplog.text
     with pytest.raises(DataError, match=r"a\.jpg: .*saved with losses"):
-        read_labels(path)
+        read_labels(faint)
 
 
-def test_small_values_that_compression_leaves_beside_255_are_no_class(tmp_path, caplog):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[20:30, 20:37] = 255
-    mask[19, 22:30:3], mask[31, 20:37:4] = 1, 2
-    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", mask)), mask == 255)
-    assert "lie between 0 and 255" in caplog.text
-
-
-def test_classes_have_at_most_32_values(tmp_path):
+def test_classes_have_at_most_32_values_and_what_compression_leaves_beside_255_is_none(tmp_path):
     values = np.arange(33, dtype=np.uint8)[None]
     assert read_labels(saved(tmp_path / "a.png", values[:, :32])).max() == 31
     with pytest.raises(DataError, match=r"b\.png: 33 different values.*JPEG"):
         read_labels(saved(tmp_path / "b.png", values))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:30, 20:37] = 255
+    mask[19, 22:30:3], mask[31, 20:37:4] = 1, 2
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", mask)), mask == 255)
 
 
-@pytest.mark.parametrize("classes", [(1,), (1, 2, 3), (31,)])
+@pytest.mark.parametrize("classes", [(1, 2, 3), (31,)])
 @pytest.mark.parametrize("form", ["grey", "palette of greys", "16 bits", "PASCAL VOC"])
 def test_the_greatest_value_beside_small_classes_is_refused_as_not_sure(tmp_path, classes, form):
     values = np.zeros((40, 60), np.uint16 if form == "16 bits" else np.uint8)
-    unsure = np.iinfo(values.dtype).max
+    unsure, path = np.iinfo(values.dtype).max, tmp_path / "m.png"
     for number, value in enumerate(classes):
         values[5:15, 14 * number + 3 : 14 * number + 13] = unsure
         values[6:14, 14 * number + 4 : 14 * number + 12] = value
-    path = tmp_path / "m.png"
+    palette = np.arange(256, dtype=np.uint8).repeat(3)
+    if form == "PASCAL VOC":
+        palette[3 * classes[0] : 3 * classes[0] + 3], palette[-3:] = (128, 0, 0), (224, 224, 192)
     if form in ("grey", "16 bits"):
         saved(path, values)
     else:
-        palette = np.arange(256, dtype=np.uint8).repeat(3)
-        if form == "PASCAL VOC":
-            palette[3 * classes[0] : 3 * classes[0] + 3] = 128, 0, 0
-            palette[-3:] = 224, 224, 192
         paletted(path, values, palette.tobytes())
+    words = rf"m\.png: holds {classes[0]}.* and {unsure}, which stands for 'not sure'"
     for read in (read_mask, read_labels):
-        words = rf"m\.png: holds {classes[0]}.* and {unsure}, which stands for 'not sure'"
         with pytest.raises(DataError, match=words):
             read(path)
 
@@ -164,13 +151,11 @@ def test_a_palette_of_greys_is_read_as_it_is_shown(tmp_path, caplog, form):
         path = paletted(tmp_path / "m", indices.astype(np.uint8), palette, form)
         np.testing.assert_array_equal(read_mask(path), DISC)
     assert warnings_about(caplog, tmp_path) == []
-
-
-def test_a_mask_of_reduced_colours_is_the_mask(tmp_path):
     for colours in (2, 16):
         smooth = Image.fromarray(blurred(DISC * 255, 1 if colours > 2 else 0))
-        smooth.convert("RGB").quantize(colours).save(tmp_path / "m.png")
-        assert (read_mask(tmp_path / "m.png") != DISC).mean() < 0.01
+        path = tmp_path / f"{colours}.{form}"
+        smooth.convert("RGB").quantize(colours).save(path, form)
+        assert (read_mask(path) != DISC).mean() < 0.01
 
 
 def test_labels_of_a_palette_are_marked_wherever_black_is(tmp_path):
@@ -187,27 +172,12 @@ def test_labels_of_a_palette_are_marked_wherever_black_is(tmp_path):
     np.testing.assert_array_equal(read_mask(path), DISC)
 
 
-def packed_png(path, values, bits):
-    """A grey PNG of 2 or 4 bits a pixel, as programs that make PNGs small write them."""
-
-    def chunk(kind, content):
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    per = 8 // bits
-    shifts = np.arange(per)[::-1] * bits
-    rows = (values.reshape(len(values), -1, per).astype(np.int64) << shifts).sum(2)
-    body = b"".join(b"\0" + row.tobytes() for row in rows.astype(np.uint8))
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
-    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    return path
-
-
 @pytest.mark.parametrize("bits", [2, 4])
 def test_class_values_of_few_bits_are_those_of_the_file(tmp_path, bits):
-    file = packed_png(tmp_path / "a.png", 3 * DISC + RIM, bits)
-    np.testing.assert_array_equal(read_labels(file), 3 * DISC + RIM)
+    file, values = tmp_path / "a.png", 3 * DISC + RIM
+    image = pyvips.Image.new_from_array(values).copy(interpretation="b-w")
+    image.pngsave(str(file), bitdepth=bits)
+    np.testing.assert_array_equal(read_labels(file), values)
     np.testing.assert_array_equal(read_mask(file), DISC | RIM)
 
 
@@ -224,32 +194,24 @@ def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there(tmp_path, caplog, 
     (message,) = warnings_about(caplog, path)
     assert "the mask is taken from its alpha channel" in message
     np.testing.assert_array_equal(read_labels(path), DISC * 255)
+    for ground in (0, 255):  # soft ink on a transparent ground
+        drawing = with_alpha((ground,) * 3, alpha := blurred(DISC * 255, 2))
+        drawing[alpha > 0, :3] = colour
+        np.testing.assert_array_equal(read_mask(saved(path, drawing)), alpha >= 127.5)
 
 
-@pytest.mark.parametrize("ground", [(255, 255, 255), (0, 0, 0)])
-@pytest.mark.parametrize("ink", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
-def test_soft_ink_on_a_transparent_ground_is_its_alpha_cut_at_half(tmp_path, ground, ink):
-    alpha = blurred(DISC * 255, 2)
-    drawing = with_alpha(ground, alpha)
-    drawing[alpha > 0, :3] = ink
-    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), alpha >= 127.5)
-
-
-def test_what_is_transparent_is_not_marked(tmp_path):
-    """Of drawings in several colours; an alpha that is the same everywhere says nothing."""
-    drawing = with_alpha((255, 255, 255), DISC * 255)
+def test_what_is_transparent_is_not_marked_and_a_photograph_has_its_mask_in_alpha(tmp_path, caplog):
+    """An alpha that is the same everywhere says nothing."""
+    drawing, path = with_alpha((255, 255, 255), DISC * 255), tmp_path / "a.png"
     drawing[DISC > 0, :3] = 255, 0, 0
     drawing[28:32, 38:42, :3] = 0, 255, 0
-    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", drawing)), DISC)
-    for alpha in (np.full_like(DISC, 255), np.zeros_like(DISC)):
-        plain = np.dstack([DISC * 255] * 3 + [alpha])
-        np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", plain)), DISC)
-
-
-def test_of_a_photograph_with_alpha_the_alpha_channel_is_the_mask(tmp_path, caplog):
+    plain = [np.dstack([DISC * 255] * 3 + [np.full_like(DISC, alpha)]) for alpha in (0, 255)]
+    for values in (drawing, *plain):
+        np.testing.assert_array_equal(read_mask(saved(path, values)), DISC)
+    assert not caplog.records
     photo = np.random.default_rng(0).integers(0, 256, (*DISC.shape, 3), np.uint8)
-    file = saved(tmp_path / "a.png", np.dstack([photo, 255 * DISC]))
-    assert np.array_equal(read_mask(file), DISC) and "is a photograph" in caplog.text
+    assert np.array_equal(read_mask(saved(path, np.dstack([photo, 255 * DISC]))), DISC)
+    assert "is a photograph" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -266,11 +228,9 @@ def test_a_mask_of_nearly_everything_is_named_once(tmp_path, caplog, share, word
         assert all(f"the mask marks {words}" in text for text in messages)
 
 
-def test_arrays_full_masks_and_16_bit_colours_are_masks(tmp_path):
+def test_arrays_and_full_masks(tmp_path):
     for kind in (bool, np.uint8, np.int64, np.float64):
         np.testing.assert_array_equal(read_mask(DISC.astype(kind)), DISC)
     for value in (0, 1, 255):
         path = saved(tmp_path / f"{value}.png", np.full((4, 5), value, np.uint8))
         assert (read_mask(path) == (value > 0)).all()
-    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([DISC.astype(np.uint16) * 65535] * 3))
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), DISC)

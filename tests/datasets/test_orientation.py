@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from datasets.images import exif_orientation, turned
+from datasets.images import turned
 from datasets.masks import read_mask
 from datasets.orientation import check_same_size, turned_back
-from tests.datasets.bad_files import RGB, saved, warnings_about, with_orientation
+from tests.datasets.bad_files import RGB, warnings_about, with_orientation
 from utils.errors import DataError
 
 MARKS = np.zeros((12, 18), np.uint8)
@@ -29,24 +29,21 @@ def test_turning_is_that_of_viewers_and_can_be_undone(orientation):
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-@pytest.mark.parametrize("name", ["i.jpg", "i.png", "i.tif"])
+@pytest.mark.parametrize("name", ["i.jpg", "i.tif"])
 def test_a_mask_of_the_displayed_size_is_turned_back(tmp_path, orientation, name):
     image = with_orientation(tmp_path / name, RGB, orientation)
-    shown = shown_by(MARKS, orientation)
-    np.testing.assert_array_equal(turned_back(shown, image), MARKS)
-    np.testing.assert_array_equal(turned_back(MARKS, image), MARKS)
+    for mask in (shown_by(MARKS, orientation), MARKS):
+        np.testing.assert_array_equal(turned_back(mask, image), MARKS)
 
 
 @pytest.mark.parametrize(
-    ("orientation", "side", "warns"),
-    [(1, 12, False), (2, 12, True), (3, 12, True), (4, 12, True), (6, 12, False), (6, 18, True)],
+    ("orientation", "side", "warns"), [(1, 12, 0), (3, 12, 1), (6, 12, 0), (6, 18, 1)]
 )
-def test_where_sizes_cannot_tell_a_warning_names_the_image_once(
+def test_where_sizes_are_ambiguous_a_warning_names_the_image_once(
     tmp_path, orientation, side, warns, caplog
 ):
-    pixels = np.zeros((side, 18, 3), np.uint8)
+    pixels, mask = np.zeros((side, 18, 3), np.uint8), np.eye(side, 18, dtype=np.uint8)
     image = with_orientation(tmp_path / "i.png", pixels, orientation)
-    mask = np.eye(side, 18, dtype=np.uint8)
     for _ in range(2):
         np.testing.assert_array_equal(turned_back(mask, image), mask)
     messages = warnings_about(caplog, image)
@@ -56,23 +53,21 @@ def test_where_sizes_cannot_tell_a_warning_names_the_image_once(
 @pytest.mark.parametrize("name", ["m.png", "m.tif"])
 @pytest.mark.parametrize("own", [2, 3, 5, 6, 8])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("side", [12, 18])
 def test_a_mask_with_an_orientation_of_its_own_lies_on_its_image_as_shown(
-    tmp_path, orientation, own, name
+    tmp_path, orientation, own, name, side
 ):
-    for side in (12, 18):
-        marks = np.zeros((side, 18), np.uint8)
-        marks[1:4, 2:9] = 255
-        pixels = np.zeros((side, 18, 3), np.uint8)
-        image = with_orientation(tmp_path / "i.jpg", pixels, orientation)
-        stored = np.ascontiguousarray(turned(turned(marks, orientation), own, undo=True))
-        mask = with_orientation(tmp_path / name, stored, own)
-        check_same_size(image, mask)
-        np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), marks > 0)
-        with Image.open(image) as opened, Image.open(mask) as drawn:
-            if name == "m.png":  # Pillow turns a TIFF by itself, and forgets that it did
-                assert exif_orientation(drawn) == own
-                back = turned_back(read_mask(drawn), opened, drawn)
-                np.testing.assert_array_equal(back, marks > 0)
+    marks = np.zeros((side, 18), np.uint8)
+    marks[1:4, 2:9] = 255
+    image = with_orientation(tmp_path / "i.jpg", np.zeros((side, 18, 3), np.uint8), orientation)
+    stored = np.ascontiguousarray(turned(turned(marks, orientation), own, undo=True))
+    mask = with_orientation(tmp_path / name, stored, own)
+    check_same_size(image, mask)
+    np.testing.assert_array_equal(turned_back(read_mask(mask), image, mask), marks > 0)
+    with Image.open(image) as opened, Image.open(mask) as drawn:
+        if name == "m.png":  # Pillow turns a TIFF by itself, and forgets that it did
+            back = turned_back(read_mask(drawn), opened, drawn)
+            np.testing.assert_array_equal(back, marks > 0)
 
 
 @pytest.mark.parametrize(("orientation", "own"), [(1, 6), (6, 3)])
@@ -96,12 +91,7 @@ def test_a_mask_that_fits_no_way_is_refused_with_both_sizes(tmp_path, orientatio
     words = rf"m\.png is 18 x 1\d .*EXIF orientation {own}, but its image .*i\.png is 12"
     with pytest.raises(DataError, match=words):
         check_same_size(image, mask)
-
-
-def test_an_image_that_cannot_be_read_contradicts_nothing(tmp_path):
-    (tmp_path / "i.png").write_text("no image")
-    mask = saved(tmp_path / "m.png", MARKS)
-    check_same_size(tmp_path / "i.png", mask)
-    np.testing.assert_array_equal(turned_back(MARKS, tmp_path / "i.png"), MARKS)
+    image.write_text("no image")  # what cannot be read contradicts nothing
+    check_same_size(image, mask)
     with pytest.raises(DataError, match=r"i\.png"):
-        check_same_size(mask, tmp_path / "i.png")
+        check_same_size(mask, image)

@@ -27,46 +27,35 @@ def test_pictures_may_come_in_any_container(container):
     assert len(list(several(container([ONE] * 2), "images"))) == 2
     pairs = read_supports(container([ONE] * 2), (mask for mask in (None, np.eye(64, dtype=bool))))
     assert pairs[0][1] is None and np.array_equal(pairs[1][1], np.eye(64))
-    assert pairs[0][0] is not ONE and np.array_equal(pairs[0][0], ONE)
+    assert not np.shares_memory(pairs[0][0], ONE) and np.array_equal(pairs[0][0], ONE)
 
 
-@pytest.mark.parametrize(
-    ("images", "masks", "message"),
-    [
-        ([ONE, ONE.transpose(2, 0, 1)], [None, None],
-         r"support image 1, an array of uint8, shape \(3, 64, 64\): expected \(h, w\)"),
-        ([ONE, ONE], [None, np.full((64, 64), 0.5)], r"mask 1, an array of float64, .*whole num"),
-        ([ONE, ONE], [None], "there are 1 masks, but more images; .* None for an image of the nor"),
-        ([ONE], [None, None], "there are 1 images, but more masks"),
-        ([ONE, ONE], [None, np.ones((64, 65))],
-         r"mask 1, .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64"),
-        ([], [], "no support image is given; give at least one"),
-    ],
-)  # fmt: skip
-def test_a_picture_that_cannot_be_a_support_is_refused_by_its_number(images, masks, message):
+REFUSED = {
+    r"support image 1, an array of uint8, shape \(3, 64, 64\): expected \(h, w\)":
+        ([ONE, ONE.transpose(2, 0, 1)], [None, None]),
+    r"mask 1, an array of float64, .*whole num": ([ONE, ONE], [None, np.full((64, 64), 0.5)]),
+    r"mask 1, .*\(64, 65\) has 64 x 65 pixels .*, its image 64 x 64":
+        ([ONE, ONE], [None, np.ones((64, 65))]),
+    "2 support images and 1 masks: give one mask per image, None for": ([ONE, ONE], [None]),
+    "1 support images and 2 masks": ([ONE], [None, None]),
+    "no support image is given; give at least one": ([], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_picture_that_cannot_be_a_support_is_refused_by_its_number(message):
     with pytest.raises(DataError, match=message):
-        read_supports(images, masks)
+        read_supports(*REFUSED[message])
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "JPEG noise", "16 bit", "grey", "alpha"])
+@pytest.mark.parametrize("kind", ["RGB", "16 bit", "alpha"])
 def test_supports_are_the_same_as_files_as_pil_images_and_as_arrays(tmp_path, kind):
     image, mask = picture(96, 128), np.zeros((96, 128), np.uint8)
     mask[20:40, 30:70] = 255
-    if kind == "RGBA":
-        opaque = np.full((96, 128), 255, np.uint8)
-        image, mask = np.dstack([image, opaque]), np.dstack([mask, mask, mask, opaque])
-    if kind == "JPEG noise":
-        noise = np.random.default_rng(0).integers(-9, 10, mask.shape)
-        mask = np.clip(mask.astype(int) + noise, 0, 255).astype(np.uint8)
-    if kind == "16 bit":
-        image = image[:, :, 0].astype(np.uint16) * 257
-    if kind == "grey":
-        image = image[:, :, 0]
-    if kind == "alpha":
-        mask = np.dstack([np.full((96, 128, 3), 255, np.uint8), mask])
+    marked = mask // 255
+    image = image[:, :, 0].astype(np.uint16) * 257 if kind == "16 bit" else image
+    mask = np.dstack([np.full((96, 128, 3), 255, np.uint8), mask]) if kind == "alpha" else mask
     files = saved(tmp_path / "image.png", image), saved(tmp_path / "mask.png", mask)
-    marked = np.zeros((96, 128), np.uint8)
-    marked[20:40, 30:70] = 1
     ways = [(image, mask), files, [Image.open(file) for file in files]]
     read = [read_supports([one], [other])[0] for one, other in ways]
     for pixels, support_mask in read:

@@ -28,21 +28,16 @@ def queries(index, shot=1, **options):
 
 def test_a_query_is_the_image_as_it_is_with_prepared_supports(product):
     _, index = product
-    query, again = queries(index, shot=2)[0], queries(index, shot=2)[0].supports[0]
-    supports = query.supports[0]
-    assert query.faults == () and supports.windowed and supports.pairs == ()
+    data = queries(index, shot=2, keep_pairs=True)
+    query, supports, plain = data[0], data[0].supports[0], queries(index, shot=2)[0].supports[0]
+    assert query.faults == () and supports.windowed and plain.pairs == ()
     assert np.array_equal(query.image, read_image(index.image_path(index.samples[0])))
     assert np.array_equal(query.target, index.samples[0].decode_mask())
     assert query.target.dtype == np.uint8 and supports.images.shape == (4, 3, 64, 64)
     assert supports.masks.shape == (4, 64, 64) and supports.masks.flatten(1).any(1).all()
-    assert torch.equal(supports.images, again.images)
-
-
-def test_support_images_come_where_they_are_asked_for(product):
-    _, index = product
-    pairs = queries(index, shot=2, keep_pairs=True)[0].supports[0].pairs
-    samples = queries(index, shot=2).episodes[0].episode(0).candidates[:2]
-    for (image, mask), sample in zip(pairs, samples, strict=True):
+    assert torch.equal(supports.images, plain.images)
+    samples = data.episodes[0].episode(0).candidates[:2]
+    for (image, mask), sample in zip(supports.pairs, samples, strict=True):
         assert np.array_equal(image, read_image(index.image_path(sample)))
         assert np.array_equal(mask, sample.decode_mask())
 
@@ -88,20 +83,14 @@ def test_the_defect_of_the_supports_or_of_the_query_decides_the_scale(tmp_path, 
     assert query.sample.area_share > 0.01 and query.supports[0].windowed is not by_query
 
 
-def test_a_query_has_the_supports_of_several_repeats(product):
+def test_repeats_draw_other_supports_and_a_share_of_the_queries_is_as_among_all(product):
     _, index = product
-    together = queries(index, repeats=(0, 2))[1]
-    assert together.number == 1 and list(together.supports) == [0, 2]
+    part = queries(index, repeats=(0, 2), numbers=[1, 3])
+    assert [part[i].number for i in range(len(part))] == [1, 3]
+    together = part[0]
+    assert part[1].sample == index.samples[3] and list(together.supports) == [0, 2]
     for repeat, supports in together.supports.items():
         alone = EvaluationQueries(EpisodeList(index, 1, seed=3 + repeat), SETTINGS)[1].supports[0]
         assert torch.equal(supports.images, alone.images)
         assert torch.equal(supports.masks, alone.masks)
     assert not torch.equal(together.supports[0].images, together.supports[2].images)
-
-
-def test_a_share_of_the_queries_is_what_they_are_among_all(product):
-    _, index = product
-    part = queries(index, numbers=[1, 3])
-    assert [part[i].number for i in range(len(part))] == [1, 3]
-    assert part[1].sample == index.samples[3]
-    assert torch.equal(part[1].supports[0].images, queries(index)[3].supports[0].images)

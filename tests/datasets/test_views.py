@@ -17,7 +17,6 @@ from datasets.views import (
     crop_around,
     cut,
     is_windowed,
-    needs_crops,
     normal_views,
     prepare_image,
     prepare_mask,
@@ -27,7 +26,7 @@ from datasets.views import (
 )
 from datasets.windows import fitted_shape
 
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
 NATIVE = ViewSettings(image_size=32, crop_size=40, resize_ratio=0.1, views=3)
 
 
@@ -80,28 +79,28 @@ def test_a_pixel_is_drawn_by_its_number_in_row_major_order(share):
     assert random_pixel(np.zeros((5, 5), bool), random.Random(0)) is None
 
 
-def test_the_share_of_the_defect_decides_between_crops_and_the_whole():
-    mask = marked((10, 10), 0, slice(0, 5))
-    assert needs_crops(mask, 0.05) and not needs_crops(mask, 0.049)
-    assert not needs_crops(mask, None) and not needs_crops(0 * mask, 0.05)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_support_crops_of_a_small_defect_show_it_and_follow_the_seed(seed):
-    rng = random.Random(seed)
-    mask = marked((400, 600), [rng.randrange(400) for _ in range(3)], rng.choices(range(600), k=3))
+def test_support_crops_of_a_small_defect_show_it_and_follow_the_seed():
     settings = replace(NATIVE, views=4, crop_size=64)
-    boxes = support_boxes(mask, settings, random.Random(seed))
-    assert len(set(boxes)) > 1 and [cut(mask, box).shape for box in boxes] == [(64, 64)] * 4
-    assert all(cut(mask, box).any() for box in boxes)
-    assert boxes == support_boxes(mask, settings, random.Random(seed))
-    assert boxes != support_boxes(mask, settings, random.Random(seed + 1))
+    for seed in range(10):
+        rng = random.Random(seed)
+        mask = marked((400, 600), rng.choices(range(400), k=3), rng.choices(range(600), k=3))
+        boxes, again, other = (
+            support_boxes(mask, settings, random.Random(s)) for s in (seed, seed, seed + 1)
+        )
+        assert len(set(boxes)) > 1 and [cut(mask, box).shape for box in boxes] == [(64, 64)] * 4
+        assert all(cut(mask, box).any() for box in boxes) and boxes == again != other
 
 
-def test_support_views_are_the_whole_image_for_a_large_defect_or_none():
-    for mask in (marked((100, 200), slice(0, 30), slice(0, 100)), np.zeros((100, 200), np.uint8)):
-        boxes = support_boxes(mask, replace(NATIVE, normal_views=1), random.Random(0))
-        assert boxes == [(0, 100, 0, 200)] * 4
+@pytest.mark.parametrize(("share", "ratio"), [(0.11, 0.1), (0, 0.1), (0.05, None)])
+def test_support_views_are_the_whole_image_for_a_large_defect_or_none(share, ratio):
+    mask = marked((100, 200), slice(0, 100), slice(0, round(200 * share)))
+    settings = replace(NATIVE, normal_views=1, resize_ratio=ratio)
+    assert support_boxes(mask, settings, random.Random(0)) == [(0, 100, 0, 200)] * 4
+    assert (
+        support_boxes(mask, replace(settings, resize_ratio=share), random.Random(0))
+        != [(0, 100, 0, 200)] * 4
+        or not share
+    ), "a share of just the ratio is small"
 
 
 def test_supports_are_prepared_crops_with_normal_views_after_each_image():
@@ -156,7 +155,7 @@ def test_padding_right_and_below_is_zero(shape):
 def test_an_image_is_normalised_and_its_mean_survives_shrinking(side, tolerance):
     image = noise(side, side)
     image.flags.writeable = False
-    pixels = 255 * (prepare_image(image, 70) * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)).numpy()
+    pixels = 255 * (prepare_image(image, 70) * STD + MEAN).numpy()
     np.testing.assert_allclose(pixels.mean((1, 2)), image.mean((0, 1)), atol=tolerance)
     if side == 70:
         np.testing.assert_allclose(pixels.transpose(1, 2, 0), image, atol=tolerance)
@@ -178,24 +177,26 @@ def test_a_mask_is_binary_whatever_its_values():
     np.testing.assert_array_equal(prepare_mask(mask[:70, :50], 70)[:, :50], mask[:70, :50])
 
 
-def test_training_queries_are_normal_as_often_as_asked():
+def test_training_queries_are_normal_as_often_as_asked_and_whole_for_a_large_defect():
     """A lone defect pixel in a corner: a crop around a normal pixel rarely shows it."""
-    mask, rng = marked((1000, 1000), 0, 0), random.Random(0)
+    mask, rng = marked((400, 400), 0, 0), random.Random(0)
 
     def normal(probability, count):
-        draw = crops(normal_probability=probability, crop_size=20)
+        draw = crops(normal_probability=probability, crop_size=8)
         return sum(not draw.query(mask, mask, rng)[1].any() for _ in range(count))
 
     assert 240 < normal(0.3, 1000) < 360 and normal(0, 100) == 0
-
-
-def test_a_training_query_of_a_large_defect_or_without_a_normal_pixel_is_whole():
-    mask, rng = np.ones((40, 60), np.uint8), random.Random(0)
-    for ratio in (0.5, 1.0):
-        image, _ = crops(normal_probability=1.0, crop_size=20, resize_ratio=ratio).query(
-            noise(40, 60), mask, rng
-        )
+    for ratio in (0.5, 1.0):  # a large defect, and one without a normal pixel
+        draw = crops(normal_probability=1.0, crop_size=20, resize_ratio=ratio)
+        image, _ = draw.query(noise(40, 60), np.ones((40, 60), np.uint8), rng)
         assert np.array_equal(image, noise(40, 60))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_crop_ratio_scales_the_crop(ratio):
+    draw = crops(ratio=(ratio, ratio))
+    image, mask = draw.query(*small_pair(), random.Random(0))
+    assert image.shape[:2] == mask.shape == (40 * ratio, 40 * ratio)
 
 
 def test_the_augmentation_moves_image_and_mask_alike():
@@ -211,10 +212,8 @@ def test_the_augmentation_moves_image_and_mask_alike():
         moved, marks = crops((-30, 30)).augment(image, mask)
         grey = moved.mean(-1)[disk]
         bright = grey > (grey.min() + grey.max()) / 2
-        assert (bright == marks[disk].astype(bool)).mean() > 0.97 and set(np.unique(marks)) == {
-            0,
-            1,
-        }
+        assert (bright == marks[disk].astype(bool)).mean() > 0.97
+        assert set(np.unique(marks)) == {0, 1}
         kept += np.array_equal(marks, mask)
         mirrored += np.array_equal(marks, np.fliplr(mask))
     assert min(kept, mirrored) >= 4 and 40 - kept - mirrored >= 12

@@ -86,7 +86,7 @@ def test_a_bank_keeps_what_is_written(tmp_path):
 def test_too_large_a_bank_is_refused_before_anything_is_written(tmp_path):
     bank = FeatureBank(tmp_path / "bank", 10**9, 4608, (37, 37), 518)
     need = r"1,000,000,000 crops need 12,885,028,000,000,000 bytes in .*bank, and [\d,]+ are free"
-    remedy = r"there; lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"
+    remedy = r"there \(No space left.*\); lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"
     with pytest.raises(ConfigError, match=rf"TRAIN\.feature_bank: {need} {remedy}"):
         bank.create()
     assert not list(bank.folder.iterdir())
@@ -122,14 +122,12 @@ def test_episodes_are_those_without_the_bank(index, tmp_path, count):
 
 
 def test_crop_numbers_come_from_seed_epoch_and_index(index, tmp_path):
-    crops = bank_crops(index)
-    data, again = numbered(tmp_path / "a", crops), numbered(tmp_path / "b", bank_crops(index))
-    drawn, same = (
-        [origin(crops, d[n]["query_features"])[2] for n in range(8 * len(data))]
-        for d in (data, again)
-    )
-    assert drawn == same and min(np.bincount(drawn, minlength=3)) > len(drawn) / 5
-    assert len(set(drawn[:: len(data)])) > 1, "a query changes its crop from epoch to epoch"
+    crops, drawn = bank_crops(index), []
+    for data in (numbered(tmp_path / "a", crops), numbered(tmp_path / "b", bank_crops(index))):
+        numbers = range(8 * len(data))
+        drawn.append([origin(crops, data[n]["query_features"])[2] for n in numbers])
+    assert drawn[0] == drawn[1] and min(np.bincount(drawn[0], minlength=3)) > len(drawn[0]) / 5
+    assert len(set(drawn[0][:: len(data)])) > 1, "a query changes its crop from epoch to epoch"
 
 
 def test_images_of_an_episode_are_the_crops_that_the_bank_was_made_of(index, tmp_path):

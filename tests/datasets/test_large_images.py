@@ -59,34 +59,27 @@ def test_exif_turns_nothing(tmp_path, name):
     np.testing.assert_array_equal(rows(image), PIXELS[:, :, :3])
 
 
-def test_a_file_cut_off_is_refused_by_name(tmp_path):
+def test_a_file_cut_off_is_refused_by_name_and_one_value_is_named(tmp_path, caplog):
+    rows(ImageStrips(saved(tmp_path / "a.png", np.full((37, 53, 3), 7, np.uint8))))
+    (message,) = warnings_about(caplog, tmp_path)
+    assert "every pixel is 7 7 7" in message
     path = saved(tmp_path / "a.png", PIXELS)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"a\.png: cannot be read as an image"):
         rows(ImageStrips(path))
 
 
-def test_an_image_all_of_one_value_is_named(tmp_path, caplog):
-    rows(ImageStrips(saved(tmp_path / "a.png", np.full((37, 53, 3), 7, np.uint8))))
-    (message,) = warnings_about(caplog, tmp_path)
-    assert "every pixel is 7 7 7" in message
-
-
-def test_small_files_and_arrays_are_held_whole(tmp_path, monkeypatch):
+def test_small_files_and_arrays_are_held_whole_and_extreme_shapes_are_read(tmp_path, monkeypatch):
+    for size in [(1, 1), (3, 5000), (5000, 3)]:
+        pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+        image = ImageStrips(saved(tmp_path / "a.png", pixels))
+        tops = range(0, size[0], 999)
+        read = [image.strip(top, min(top + 999, size[0])) for top in tops]
+        np.testing.assert_array_equal(np.concatenate(read), pixels)
     monkeypatch.setattr(large_images, "AT_ONCE", 10**6)
-    path = saved(tmp_path / "a.png", PIXELS)
-    whole = ImageStrips(path)
-    np.testing.assert_array_equal(whole.pixels, read_image(path))
-    np.testing.assert_array_equal(rows(ImageStrips(whole.pixels)), whole.pixels)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
-def test_extreme_shapes_are_read(tmp_path, size):
-    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    image = ImageStrips(saved(tmp_path / "a.png", pixels))
-    tops = range(0, size[0], 999)
-    read = [image.strip(top, min(top + 999, size[0])) for top in tops]
-    np.testing.assert_array_equal(np.concatenate(read), pixels)
+    whole = ImageStrips(tmp_path / "a.png")
+    np.testing.assert_array_equal(whole.pixels, pixels)
+    np.testing.assert_array_equal(ImageStrips(pixels).strip(3, 9), pixels[3:9])
 
 
 def test_thumbnail_shows_the_image(tmp_path):

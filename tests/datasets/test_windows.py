@@ -13,8 +13,7 @@ from datasets.views import prepare_image
 from datasets.windows import Blender, PublishedStitching, fitted_shape, tile, to_native
 from utils import large_arrays
 
-lengths = st.integers(1, 200)
-windows = st.integers(1, 150)
+lengths, windows = st.integers(1, 200), st.integers(1, 150)
 overlaps = st.sampled_from([0.0, 0.3, 0.75])
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,15 +43,11 @@ class BankCrops(Dataset):
         return len(self.positions)
 
     def __getitem__(self, place: int) -> dict[str, int | Tensor]:
-        images, masks = self._drawn(place, range(self.per_sample))
+        images, masks = self.drawn(place, range(self.per_sample))
         return {"place": place, "images": images, "masks": masks}
 
-    def crop(self, row: int) -> tuple[Tensor, Tensor]:
-        """The crop of a row of the bank, drawn again: (1, 3, S, S) float32 and (1, S, S) uint8."""
-        place, within = divmod(row, self.per_sample)
-        return self._drawn(place, [within])
-
-    def _drawn(self, place: int, numbers: range | list[int]) -> tuple[Tensor, Tensor]:
+    def drawn(self, place: int, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Some crops of a sample, by number: (n, 3, S, S) float32 and (n, S, S) uint8."""
         crops, episodes = self.episodes.crops, self.episodes.episodes
         position = self.positions[place]
         image, mask = read_sample(episodes.index, episodes.index.samples[position])
@@ -154,7 +151,9 @@ class BankEpisodes(Dataset):
     def images(self, number: int) -> dict[str, Tensor | str]:
         """The episode as `TrainingEpisodes` gives one: the images of its features, drawn again."""
         class_name, rows = self._drawn(number)
-        images, masks = (torch.cat(p) for p in zip(*map(self.crops.crop, rows), strict=True))
+        places = (divmod(row, self.crops.per_sample) for row in rows)
+        drawn = [self.crops.drawn(place, [within]) for place, within in places]
+        images, masks = (torch.cat(part) for part in zip(*drawn, strict=True))
         return {"query": images[0], "query_mask": masks[0], "supports": images[1:],
                 "support_masks": masks[1:], "class": class_name}  # fmt: skip
 

@@ -171,14 +171,13 @@ def shown(picture: object, name: str = "") -> str:
     """What messages call a picture: the path of a file; else its name, if any, type and shape."""
     if isinstance(picture, str | os.PathLike):
         return str(picture)
+    shape = f", shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
+    kind = f"a value of type {type(picture).__name__}{shape}"
     if isinstance(picture, np.ndarray):
-        kind = f"an array of {picture.dtype}, shape {picture.shape}"
+        kind = f"an array of {picture.dtype}{shape}"
     elif isinstance(picture, Image.Image):
         size = f"{picture.height} x {picture.width} pixels (h x w)"
         kind = f"a PIL image of mode {picture.mode}, {size}"
-    else:
-        shape = f", shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
-        kind = f"a value of type {type(picture).__name__}{shape}"
     return f"{name}, {kind}" if name else kind
 
 

@@ -99,15 +99,7 @@ def test_supports_are_all_others_of_the_same_class(index):
     assert len(first) > 1, "supports change from epoch to epoch"
 
 
-def test_held_out_images_are_queries_and_all_others_supports(index):
-    images = {sample.image for sample in index.samples[:2]}
-    episodes = EpisodeList(index, shot=2, seed=1, query_images=images)
-    drawn = [episodes.episode(i) for i in range(len(episodes))]
-    assert {e.query.image for e in drawn} == images
-    assert not images & {s.image for e in drawn for s in e.candidates}
-
-
-def test_seed_and_repeats_change_the_supports_not_the_queries(index):
+def test_seed_and_repeats_change_the_supports_and_held_out_images_are_queries_alone(index):
     episodes = EpisodeList(index, shot=1, seed=1, multiple=3)
     assert len(episodes) == 3 * len(index)
     other = episodes.with_seed(2)
@@ -116,23 +108,23 @@ def test_seed_and_repeats_change_the_supports_not_the_queries(index):
     assert any(a.candidates != b.candidates for a, b in pairs)
     assert [a.query for a, _ in pairs[:4]] == [index.samples[0]] * 3 + [index.samples[1]]
     assert len({a.seed for a, _ in pairs}) == len(pairs)
-    assert EpisodeList(index, 1, 2, 3).episode(4) == other.episode(4)
+    images = {sample.image for sample in index.samples[:2]}
+    episodes = EpisodeList(index, shot=2, seed=1, query_images=images)
+    drawn = [episodes.episode(i) for i in range(len(episodes))]
+    assert {e.query.image for e in drawn} == images
+    assert not images & {s.image for e in drawn for s in e.candidates}
 
 
-def test_a_category_with_one_image_is_left_out_with_one_warning(tmp_path, caplog):
+def test_few_images_are_used_again_and_a_category_of_one_is_left_out(tmp_path, caplog):
     write_product(tmp_path, "Plate", {"spot": 3, "line": 1})
-    episodes = EpisodeList(read_index(tmp_path, "Plate"), shot=1, seed=0)
-    assert [episodes.episode(i).query.category_name for i in range(len(episodes))] == ["spot"] * 3
+    index = read_index(tmp_path, "Plate")
+    episodes = EpisodeList(index, shot=3, seed=0)
     (record,) = caplog.records
     assert "Plate/line" in record.getMessage() and "Plate/spot" not in record.getMessage()
-
-
-def test_few_images_are_used_again_and_no_category_of_two_is_refused(tmp_path):
-    write_product(tmp_path, "Plate", {"spot": 3})
-    index = read_index(tmp_path, "Plate")
-    episode = EpisodeList(index, shot=3, seed=0).episode(0)
-    others = {s.image for s in index.samples} - {episode.query.image}
-    assert len(others) == 2 and {s.image for s in episode.candidates[:3]} == others
+    drawn = [episodes.episode(number) for number in range(len(episodes))]
+    spots = {s.image for s in index.samples if s.category_name == "spot"}
+    assert {e.query.image for e in drawn} == spots and len(drawn) == 3
+    assert {s.image for s in drawn[0].candidates[:3]} == spots - {drawn[0].query.image}
     assert training(index, shot=5)[0]["supports"].shape[0] == 10
     write_product(tmp_path, "Disk", {"spot": 1, "line": 1})
     with pytest.raises(DataError, match=rf"{tmp_path}.*two labelled images.*Disk"):

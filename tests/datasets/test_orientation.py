@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from datasets.images import turned
+from datasets.images import exif_orientation, image_size, read_image, turned
 from datasets.masks import read_mask
 from datasets.orientation import check_same_size, turned_back
-from tests.datasets.bad_files import RGB, warnings_about, with_orientation
+from tests.datasets.bad_files import RGB, saved, warnings_about, with_orientation
 from utils.errors import DataError
 
 MARKS = np.zeros((12, 18), np.uint8)
@@ -26,6 +26,16 @@ def test_turning_is_that_of_viewers_and_can_be_undone(orientation):
     shown = turned(RGB, orientation)
     np.testing.assert_array_equal(shown, shown_by(RGB, orientation))
     np.testing.assert_array_equal(turned(shown, orientation, undo=True), RGB)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "lzw.tif", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_reported_but_not_applied(tmp_path, name, orientation):
+    options = {"compression": "tiff_lzw"} if name == "lzw.tif" else {}
+    path = with_orientation(tmp_path / name, RGB, orientation, **options)
+    plain = saved(tmp_path / "plain" / name, RGB, **options)
+    assert exif_orientation(path) == orientation and image_size(path) == (12, 18)
+    np.testing.assert_array_equal(read_image(path), read_image(plain))
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

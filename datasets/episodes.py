@@ -53,16 +53,13 @@ def read_sample(index: SampleIndex, sample: Sample) -> Pair:
 class Episode:
     """A query and its supports.
 
-    Attributes:
-        query: the sample to segment.
-        candidates: the other samples of its class in drawn order, repeated where there are fewer
-            than shots; the first `shot` are the supports, the rest replace unreadable ones.
-        seed: of the crops and the augmentation.
+    Candidates are the other samples of its class in drawn order, repeated where there are fewer
+    than shots; the first `shot` are the supports, the rest replace unreadable ones.
     """
 
     query: Sample
     candidates: tuple[Sample, ...]
-    seed: int
+    seed: int  # of the crops and the augmentation
 
 
 class EpisodeList:
@@ -158,22 +155,16 @@ class EpisodeBatches:
     An epoch is a permutation of (seed, epoch), dealt out in turn to `world` processes. Every
     process gets equally many, so that none waits for another: the first ones are dealt twice where
     it does not come out even.
-
-    Attributes:
-        length: episodes of an epoch.
-        batch_size: numbers per batch; the last one of an epoch may be smaller.
-        epochs: which ones, in a row: workers load the next epoch while one ends or a test runs.
-        skip: batches of the first epoch that are left out.
-        per_epoch: batches of one whole epoch.
+    `per_epoch` is the number of batches of a whole epoch.
     """
 
-    length: int
-    batch_size: int
+    length: int  # episodes of an epoch
+    batch_size: int  # numbers per batch; the last one of an epoch may be smaller
     seed: int
-    epochs: range
+    epochs: range  # in a row: workers load the next epoch while one ends or a test runs
     rank: int = 0
     world: int = 1
-    skip: int = 0
+    skip: int = 0  # batches of the first epoch that are left out
 
     def __post_init__(self) -> None:
         self.share = -(-self.length // self.world)

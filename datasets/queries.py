@@ -19,21 +19,14 @@ CROP_STREAM = 1
 
 @dataclass(frozen=True)
 class Query:
-    """One evaluation query.
+    """One evaluation query."""
 
-    Attributes:
-        number: of the query, the same in every repeat.
-        image, target: (h, w, 3) uint8 RGB and (h, w) uint8 {0, 1}; None where unreadable.
-        supports: by repeat, where any could be read.
-        faults: files that could not be read, with the reason; other images replace supports.
-    """
-
-    number: int
+    number: int  # the same in every repeat
     sample: Sample
-    image: np.ndarray | None = None
-    target: np.ndarray | None = None
-    supports: dict[int, SupportSet] = field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    image: np.ndarray | None = None  # (h, w, 3) uint8 RGB; None where unreadable
+    target: np.ndarray | None = None  # (h, w) uint8 {0, 1}; None likewise
+    supports: dict[int, SupportSet] = field(default_factory=dict)  # by repeat, if any is readable
+    faults: tuple[str, ...] = ()  # unreadable files with the reason; others replace supports
 
 
 class EvaluationQueries(Dataset):

@@ -30,40 +30,24 @@ Pair = tuple[np.ndarray, np.ndarray]  # image (h, w, 3) uint8 RGB and mask (h, w
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How samples become network inputs.
+    """How samples become network inputs."""
 
-    Attributes:
-        image_size: side of the square network input, pixels.
-        crop_size: side of crops and windows, native pixels.
-        resize_ratio: area share above which a defect is seen in the whole image; None: always.
-        views: crops per support image around its defect.
-        normal_views: further crops per support image around normal pixels.
-        crops_may_miss: a support crop may miss its defect, as published.
-    """
-
-    image_size: int
-    crop_size: int
-    resize_ratio: float | None
-    views: int
-    normal_views: int = 0
-    crops_may_miss: bool = False
+    image_size: int  # side of the square network input, pixels
+    crop_size: int  # side of crops and windows, native pixels
+    resize_ratio: float | None  # area share above which a defect is seen whole; None: always
+    views: int  # crops per support image around its defect
+    normal_views: int = 0  # further crops per support image around normal pixels
+    crops_may_miss: bool = False  # a support crop may miss its defect, as published
 
 
 @dataclass(frozen=True)
 class SupportSet:
-    """Support images with a defect, as they are shown to a method.
+    """Support images with a defect, as they are shown to a method: K prepared views."""
 
-    Attributes:
-        images, masks: prepared views, as many of each image, (K, 3, S, S) float32 and (K, S, S)
-            uint8.
-        windowed: queries are seen in windows at native resolution, not in the resized image.
-        pairs: the images and masks themselves, where they are needed.
-    """
-
-    images: Tensor
-    masks: Tensor
-    windowed: bool = True
-    pairs: tuple[Pair, ...] = ()
+    images: Tensor  # (K, 3, S, S) float32, as many of each image
+    masks: Tensor  # (K, S, S) uint8
+    windowed: bool = True  # queries are seen in windows at native resolution, not resized
+    pairs: tuple[Pair, ...] = ()  # the images and masks themselves, where they are needed
 
 
 def support_set(

@@ -83,16 +83,13 @@ def test_a_bank_keeps_what_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_large_a_bank_is_refused_before_anything_is_written(tmp_path):
+def test_too_large_a_bank_and_a_disk_that_refuses_are_one_error(tmp_path, request):
     bank = FeatureBank(tmp_path / "bank", 10**9, 4608, (37, 37), 518)
     need = r"1,000,000,000 crops need 12,885,028,000,000,000 bytes in .*bank, and [\d,]+ are free"
     remedy = r"there \(No space left.*\); lower TRAIN\.feature_bank \(0: no bank\).*OUTPUT_DIR"
     with pytest.raises(ConfigError, match=rf"TRAIN\.feature_bank: {need} {remedy}"):
         bank.create()
-    assert not list(bank.folder.iterdir())
-
-
-def test_a_disk_that_refuses_is_the_same_error(tmp_path, request):
+    assert not list(bank.folder.iterdir()), "refused before anything is written"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

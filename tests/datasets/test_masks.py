@@ -35,6 +35,10 @@ def test_any_two_values_are_taken_without_a_warning(tmp_path, mode, top, caplog)
     assert mask.dtype == np.uint8 and (mask == DISC).all()
     with Image.open(path) as image:
         np.testing.assert_array_equal(read_mask(image), mask)
+    for kind in (bool, np.int64, np.float64):
+        np.testing.assert_array_equal(read_mask((DISC * top).astype(kind)), DISC)
+    full = np.full((4, 5), top, np.uint8)
+    assert read_mask(full).all() and not read_mask(0 * full).any()
     assert warnings_about(caplog, tmp_path) == []
 
 
@@ -71,30 +75,25 @@ def test_classes_that_touch_colours_and_instances_are_all_marked(tmp_path):
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 200, 255)])
-@pytest.mark.parametrize("radius", [0.6, 3])
-def test_smoothed_drawings_are_cut_at_half_with_one_warning(tmp_path, caplog, colour, radius):
+@pytest.mark.parametrize(("radius", "levels"), [(0.6, 256), (0.6, 8), (3, 256), (3, 8)])
+def test_smoothed_drawings_are_cut_at_half_with_one_warning(
+    tmp_path, caplog, colour, radius, levels
+):
     """With few values, too: shades lie beside other ones."""
     sharp = np.zeros((60, 80), np.uint8)
     sharp[10:14, 8:30], sharp[30:50, 40:45], sharp[52, 5:60] = 255, 255, 255
-    grown = blurred(sharp, radius)
-    for levels in (256, 8):
-        shades = (grown // (256 // levels) * (255 // (levels - 1))).clip(0, 255)
-        picture = (shades[:, :, None] / 255 * np.array(colour)).round().astype(np.uint8)
-        bright = picture.max(axis=2)
-        path = saved(tmp_path / f"{levels}.png", picture)
-        for _ in range(2):
-            np.testing.assert_array_equal(read_mask(path), bright >= bright.max() / 2)
-        (message,) = warnings_about(caplog, path)
-        share = ((bright > 0) & (bright < bright.max())).mean()
-        assert f"{100 * share:.2g} % of the mask's pixels lie between 0 and" in message
-
-
-@pytest.mark.parametrize("height", [100, 255 * 16])
-def test_smoothed_masks_of_other_heights_and_depths_are_cut_at_half(tmp_path, height):
-    shades = blurred(DISC * np.uint8(min(height, 255)), 5)
-    shades = shades if height < 256 else shades.astype(np.uint16) * 16
-    mask = read_mask(saved(tmp_path / "m.png", shades))
-    np.testing.assert_array_equal(mask, shades >= shades.max() / 2)
+    shades = blurred(sharp, radius) // (256 // levels) * (255 // (levels - 1))
+    picture = (shades[:, :, None] / 255 * np.array(colour)).round().astype(np.uint8)
+    bright, path = picture.max(axis=2), saved(tmp_path / "m.png", picture)
+    for _ in range(2):
+        np.testing.assert_array_equal(read_mask(path), bright >= bright.max() / 2)
+    (message,) = warnings_about(caplog, path)
+    share = ((bright > 0) & (bright < bright.max())).mean()
+    assert f"{100 * share:.2g} % of the mask's pixels lie between 0 and" in message
+    faint = blurred(DISC * np.uint8(100), 5)
+    for shades in (faint, faint.astype(np.uint16) * 40):
+        mask = read_mask(saved(tmp_path / "faint.png", shades))
+        np.testing.assert_array_equal(mask, shades >= shades.max() / 2)
 
 
 @pytest.mark.parametrize("quality", [30, 75, 100])
@@ -226,11 +225,3 @@ def test_a_mask_of_nearly_everything_is_named_once(tmp_path, caplog, share, word
         messages = warnings_about(caplog, path)
         assert len(messages) == (words is not None)
         assert all(f"the mask marks {words}" in text for text in messages)
-
-
-def test_arrays_and_full_masks(tmp_path):
-    for kind in (bool, np.uint8, np.int64, np.float64):
-        np.testing.assert_array_equal(read_mask(DISC.astype(kind)), DISC)
-    for value in (0, 1, 255):
-        path = saved(tmp_path / f"{value}.png", np.full((4, 5), value, np.uint8))
-        assert (read_mask(path) == (value > 0)).all()

@@ -223,18 +223,18 @@ def loss_and_rate(history: list[dict[str, Any]]) -> Drawing | None:
 
 def miou_by_epoch(history: list[dict[str, Any]]) -> Drawing | None:
     """mIoU of training and validation, where they were measured."""
-    methods = dict.fromkeys(method for entry in history for method in entry["validation"])
+    tests = [(entry["epoch"], entry.get("validation") or {}) for entry in history]
+    methods = dict.fromkeys(method for _, measured in tests for method in measured)
     series = [
-        (f"validation, {method}", i, SOLID, [e["validation"].get(method) for e in history])
+        (f"validation, {method}", i, SOLID, [(epoch, miou.get(method)) for epoch, miou in tests])
         for i, method in enumerate(methods)
     ]
-    series.append(("training", 0, DOTS, [entry["train_miou"] for entry in history]))
+    series.append(("training", 0, DOTS, [(e["epoch"], e.get("train_miou")) for e in history]))
     axes, lines = _axes(), {}
-    for name, i, style, values in series:
-        pairs = [(e["epoch"], v) for e, v in zip(history, values, strict=True) if v is not None]
+    for name, i, style, pairs in series:
+        pairs = [(epoch, 100 * miou) for epoch, miou in pairs if miou is not None]
         if pairs:
-            x, y = zip(*pairs, strict=True)
-            lines[name] = _line(axes, i, x, _percent(y), style)
+            lines[name] = _line(axes, i, *zip(*pairs, strict=True), style)
     if not lines:
         return None
     axes.set(ylabel="mIoU, %", ylim=(0, None))

@@ -110,7 +110,8 @@ def read_test(folder: Path, suffix: str = "") -> Test:
     test.curves = parsed(curves, lambda text: json.loads(text)["curves"], [])
     test.gallery = parsed(folder / f"gallery{suffix}" / "index.json", read_gallery, {})
     for panel in panels_of(test):
-        panel["file"] = folder / f"gallery{suffix}" / panel["file"]
+        # a name alone: no index leads out of the folder
+        panel["file"] = folder / f"gallery{suffix}" / Path(panel["file"]).name
     return test
 
 

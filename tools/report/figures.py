@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from cycler import cycler
 from matplotlib import rcParams
 from matplotlib.artist import Artist
@@ -112,8 +113,7 @@ def class_bars(test: Test) -> Drawing | None:
     axes.grid(axis="y", visible=False)
     note = "; lines are standard deviations over repeats." if test.repeats > 1 else "."
     alt = f"Bars: IoU of {len(rows)} classes, as in the table"
-    figure = _with_legend(axes, handles, test.columns)
-    return Drawing(figure, alt, f"Sorted by {test.columns[0]}{note}")
+    return _drawing(axes, handles, test.columns, alt, f"Sorted by {test.columns[0]}{note}")
 
 
 def size_scatter(test: Test) -> Drawing | None:
@@ -126,10 +126,10 @@ def size_scatter(test: Test) -> Drawing | None:
     shares = [share for values in points.values() for share, _ in values]
     left, right = min(shares) / 1.3, max(shares) * 1.3
     for i, (method, values) in enumerate(points.items()):
-        x, y = zip(*((share, 100 * iou) for share, iou in values), strict=True)
         style = {"markerfacecolor": "none", "markeredgewidth": 0.8} if i else {"markeredgewidth": 0}
         style |= {"color": f"C{i}", "markersize": 4, "alpha": 0.65, "zorder": 3 - i / 10}
-        handles += axes.plot(x, y, "os"[i], rasterized=True, **style)
+        x, y = np.array(values).T
+        handles += axes.plot(x, 100 * y, "os"[i], rasterized=True, **style)
         ranges = test.sizes.get(method, ())
         for part in ranges:
             ends = max(part["low"], left), min(part["high"], right)
@@ -153,7 +153,7 @@ def size_scatter(test: Test) -> Drawing | None:
     if test.without_defect:
         caption += f" Queries without a defect, not shown: {test.without_defect}."
     alt = "Scatter: IoU of each query against the share of the image that is defect"
-    return Drawing(_with_legend(axes, handles, points), alt, caption)
+    return _drawing(axes, handles, points, alt, caption)
 
 
 def precision_recall(test: Test) -> Drawing | None:
@@ -167,7 +167,7 @@ def precision_recall(test: Test) -> Drawing | None:
         names.append(_name(curve["name"]) + ("" if ap is None else f", AP {100 * ap:.1f} %"))
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="recall, %", ylabel="precision, %")
     text = "Precision and recall of all pixels together, at every threshold. AP: average precision."
-    return Drawing(_with_legend(axes, lines, names), "Curves: precision against recall", text)
+    return _drawing(axes, lines, names, "Curves: precision against recall", text)
 
 
 def iou_by_threshold(test: Test) -> Drawing | None:
@@ -182,12 +182,12 @@ def iou_by_threshold(test: Test) -> Drawing | None:
         if used is not None:
             axes.axvline(used, color=f"C{i}", linewidth=1.1, linestyle=GUIDE)
     axes.set(xlabel="threshold", ylabel="IoU, %", ylim=(0, None))
-    figure = _with_legend(axes, lines, [_name(curve["name"]) for curve in curves])
+    names = [_name(curve["name"]) for curve in curves]
     alt = "Curves: IoU against the threshold, and the threshold used"
     text = (
         "IoU of all pixels together. Dashed upright lines: the threshold used, mean over queries."
     )
-    return Drawing(figure, alt, text)
+    return _drawing(axes, lines, names, alt, text)
 
 
 def loss_and_rate(history: list[dict[str, Any]]) -> Drawing | None:
@@ -197,8 +197,8 @@ def loss_and_rate(history: list[dict[str, Any]]) -> Drawing | None:
     figure = Figure()
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for axes, key, label in ((upper, "loss", "loss"), (lower, "learning_rate", "learning\nrate")):
-        values = [float("nan") if entry[key] is None else entry[key] for entry in history]
-        _line(axes, 0, [entry["epoch"] for entry in history], values)
+        epochs, values = zip(*((entry["epoch"], entry[key]) for entry in history), strict=True)
+        _line(axes, 0, epochs, np.array(values, float))
         axes.set(ylabel=label, ylim=(0, None))
     lower.yaxis.set_major_locator(MaxNLocator(3))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
@@ -226,8 +226,8 @@ def miou_by_epoch(history: list[dict[str, Any]]) -> Drawing | None:
         return None
     axes.set(ylabel="mIoU, %", ylim=(0, None))
     _epochs(axes, history)
-    figure = _with_legend(axes, lines.values(), lines)
-    return Drawing(figure, "Curves: mIoU per epoch", "mIoU on the training and validation objects.")
+    text = "mIoU on the training and validation objects."
+    return _drawing(axes, lines.values(), lines, "Curves: mIoU per epoch", text)
 
 
 # by the section of the page
@@ -249,11 +249,14 @@ def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], style: Any
     return axes.plot(x, y, color=f"C{i}", linestyle=style or in_turn, marker=marker)[0]
 
 
-def _with_legend(axes: Axes, handles: Iterable[Artist], names: Iterable[str]) -> Figure:
+def _drawing(
+    axes: Axes, handles: Iterable[Artist], names: Iterable[str], alt: str, caption: str
+) -> Drawing:
+    """The figure of the axes with a legend above it."""
     labels = [_name(name, LEGEND) for name in names]
     columns = 1 if max(map(len, labels)) > LABEL else 2
     axes.figure.legend(list(handles), labels, loc="outside upper left", ncols=columns)
-    return axes.figure
+    return Drawing(axes.figure, alt, caption)
 
 
 def _epochs(axes: Axes, history: list[dict[str, Any]]) -> None:
@@ -262,8 +265,8 @@ def _epochs(axes: Axes, history: list[dict[str, Any]]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _percent(values: Iterable[float | None]) -> list[float]:
-    return [float("nan") if value is None else 100 * value for value in values]
+def _percent(values: Sequence[float | None]) -> np.ndarray:
+    return 100 * np.array(values, float)
 
 
 def _name(name: str, most: int = LABEL) -> str:

@@ -83,7 +83,7 @@ def _read_counts(file: Path, method: str) -> dict[tuple[str, str], np.ndarray]:
                 if row["method"] == method:
                     rows[row["class"], row["image"]].append((part, whole))
         except BROKEN as error:
-            cause = f"line {reader.line_num}: {type(error).__name__}: {error}"
+            cause = f"line {reader.reader.line_num}: {type(error).__name__}: {error}"
             raise DataError(f"{file}, {cause}; run the test again") from error
     if not rows:
         methods = ", ".join(sorted(methods)) or "no rows"

@@ -143,9 +143,7 @@ def test_a_detail_holds_all_that_is_marked_and_lies_in_the_image(shape, part):
 def test_no_detail_of_nothing_or_of_defects_far_from_each_other():
     mask = np.zeros((1000, 1200), np.uint8)
     assert detail(mask) is None
-    mask[100:200, 100:110] = 1
-    assert detail(mask) is not None
-    mask[900, 1100] = 1
+    mask[[100, 900], [100, 1100]] = 1
     assert detail(mask) is None
 
 
@@ -154,20 +152,13 @@ def test_a_mask_is_as_small_as_its_picture_and_keeps_every_defect_in_its_place(s
     mask = rectangle(shape, part)
     small = marks(mask)
     assert small.shape == shrunk(np.zeros((*shape, 3), np.uint8)).shape[:2]
+    assert max(small.shape) == min(SIDE, max(shape))
     for axis in (1, 0):
         scale = mask.shape[1 - axis] / small.shape[1 - axis]
         first, last = np.flatnonzero(small.any(axis))[[0, -1]]
         true_first, true_last = np.flatnonzero(mask.any(axis))[[0, -1]]
         assert true_first - 2 * scale <= first * scale <= true_first + 1
         assert last * scale - 1 <= true_last <= (last + 1) * scale
-
-
-@pytest.mark.parametrize("size", [(480, 480), (481, 30), (2000, 3000), (5, 5000), (96, 128)])
-def test_pictures_are_shrunk_to_the_longer_side(size):
-    picture = shrunk(np.full((*size, 3), 7, np.uint8))
-    assert max(picture.shape) == min(SIDE, max(size)) and (picture == 7).all()
-    ratio = size[1] / size[0]
-    assert picture.shape[1] == pytest.approx(picture.shape[0] * ratio, abs=1 + ratio)
 
 
 def test_scores_are_spread_around_the_threshold():

@@ -66,9 +66,6 @@ def test_bars_are_the_means_sorted_by_the_first_method_with_their_deviations():
         ends = [segment[:, 0] for segment in bars.errorbar.lines[2][0].get_segments()]
         assert [(b - a) / 2 for a, b in ends] == pytest.approx([known[name][1] for name in at])
     assert legend(drawing) == ["SOFS", "prior"]
-
-
-def test_bars_of_one_repeat_have_no_deviations():
     (axes,) = figures.class_bars(data("ab", repeats=1)).figure.axes
     assert [bars.errorbar for bars in axes.containers] == [None, None]
 

@@ -80,12 +80,8 @@ def extremes(entries: Sequence[Entry]) -> Ranked:
 
 
 class GalleryWriter:
-    """Writes the pictures of queries into a folder; several processes may write into the same one.
-
-    Attributes:
-        folder: of the gallery; nothing is written before the first query.
-        entries: of the queries added in this process, small enough to send to another one.
-    """
+    """Writes the pictures of queries into a folder that several processes may share; `entries` are
+    those of this process, small enough to send to another one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,12 +98,10 @@ class GalleryWriter:
         panels: Iterable[Panel],
         normal: bool = False,
     ) -> None:
-        """Write the pictures of a query; the arguments are those of `Entry`.
+        """Write the pictures of a query; no two of a class have the same number.
 
-        Args:
-            number: with the class's name it is this query's alone.
-            panels: (caption, picture): (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2],
-                that `finish` colours with the highest value of its class as 1.
+        A panel's picture is (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2], that
+        `finish` colours with the highest value of its class as 1. The rest is as in `Entry`.
 
         Raises:
             OutputError: a file cannot be written.
@@ -190,13 +184,8 @@ def support_panels(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Panel
 def query_panels(
     image: np.ndarray, target: np.ndarray | None, answers: dict[str, Prediction]
 ) -> list[Panel]:
-    """The query, its truth, mask and score of each method; a small defect as a detail.
-
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        target: (h, w) uint8 {0, 1}, the true mask, or None.
-        answers: of each method, at the size of the image.
-    """
+    """A query, (h, w, 3) uint8 RGB, its true mask if there is one, (h, w) uint8 {0, 1}, and each
+    method's mask and score at its size; a small defect as a detail."""
     box = None if target is None else detail(target)
     note, whole, part = "" if box is None else ", detail", shrunk(image), shrunk(image, box)
     panels = [("query", whole)]

@@ -16,11 +16,9 @@ from utils.output_files import whole_file
 Colour = tuple[int, int, int]
 PREDICTION: Colour = (255, 64, 64)
 TRUTH: Colour = (64, 255, 64)
-# eight colours that colour-blind people tell apart (Okabe and Ito)
-TYPES: tuple[Colour, ...] = (
-    *((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167)),
-    *((230, 159, 0), (86, 180, 233), (240, 228, 66), (128, 128, 128)),
-)
+# colours that colour-blind people tell apart (Okabe and Ito)
+TYPES = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167),
+         (230, 159, 0), (86, 180, 233), (240, 228, 66), (128, 128, 128))  # fmt: skip
 PANEL = 640  # pixels, height of a panel
 
 

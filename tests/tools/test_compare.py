@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import csv
 import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from tests.tools.report.example import write_queries
 from tools.compare import compare, main, read_run, table
 from utils.errors import DataError
-
-COUNTS = "intersection_background,intersection,union_background,union"
-HEADER = f"repeat,query,class,image,method,share,threshold,{COUNTS}".split(",")
 
 
 def queries(gain=0, repeats=2, seed=0):
@@ -31,11 +28,8 @@ def write_run(folder, rows, suffix="", content=None):
     folder.mkdir(parents=True, exist_ok=True)
     content = content or {"methods": {"SOFS": {}, "prior": {}}}
     (folder / f"metrics{suffix}.json").write_text(json.dumps(content))
-    with (folder / f"queries{suffix}.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(HEADER)
-        for repeat, query, name, image, method, part, whole in rows:
-            writer.writerow([repeat, query, name, image, method, 0.01, 0.5, 7, part, 900, whole])
+    file = folder / f"queries{suffix}.csv"
+    write_queries(file, [(*about, 0.01, 0.5, 7, part, 900, n) for *about, part, n in rows])
     return str(folder)
 
 
@@ -97,20 +91,17 @@ def test_queries_that_are_not_in_all_runs_are_left_out_and_counted(pair, tmp_pat
     assert f"3 of {pair[0]}:SOFS, 0 of {fewer}:SOFS" in table(report)
 
 
-def test_two_methods_of_one_run(pair):
-    report = compared(f"{pair[0]}:prior", f"{pair[0]}:SOFS")
-    assert [run["name"] for run in report["runs"]] == [f"{pair[0]}:prior", f"{pair[0]}:SOFS"]
-    expected = [mean(by_hand(queries(), m)) for m in ("prior", "SOFS")]
-    assert [run["value"] for run in report["miou"]["runs"]] == pytest.approx(expected)
-
-
 def test_a_run_is_a_folder_with_or_without_a_method(tmp_path):
     """Without one it is the first of the metrics file; a folder may have a colon in its name."""
+    rows = queries()
     objects = {"wood": {"iou": {}}, "steel": {"iou": {"prior": None, "SOFS": 0.1}}}
     for content in ({"methods": {"prior": {}, "SOFS": {}}}, {"objects": objects}):
-        folder = write_run(tmp_path / "lr:1", queries(), content=content)
+        folder = write_run(tmp_path / "lr:1", rows, content=content)
         assert read_run(folder).name == f"{folder}:prior"
         assert read_run(f"{folder}:SOFS").name == f"{folder}:SOFS"
+        report = compared(folder, f"{folder}:SOFS")
+        expected = [mean(by_hand(rows, method)) for method in ("prior", "SOFS")]
+        assert [run["value"] for run in report["miou"]["runs"]] == pytest.approx(expected)
 
 
 def test_a_further_test_set_is_read_from_its_own_files(tmp_path):

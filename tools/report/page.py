@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from PIL import Image
 
 from method_config.values import leaves
 from tools.report.figures import TEST_FIGURES, TRAINING_FIGURES, pictures
-from tools.report.read import Test, panels_of, parsed, read_test, reading
+from tools.report.read import panels_of, parsed, read_test, reading
 from utils.errors import DataError
 from utils.metrics import BY_SIZE
 from utils.output_files import write_text
@@ -26,13 +26,10 @@ from utils.output_files import write_text
 GALLERY_BYTES = 12 << 20  # of the pictures of a page together; a third more as base64
 SIDES = (360, 270, 200, 150, 110)  # pixels, tried in turn for a picture above its share of that
 OPEN_CLASSES = 12  # of a gallery; those after are folded
-# label of a fact: its key in metrics.json or run.json, and in config.yaml if those lack it
-FACTS = {
-    "data set": ("data_set", "DATASET.name"), "split": ("split", ""), "shot": ("shot", ""),
-    "seed": ("seed", "RNG_SEED"), "backbone": ("backbone", "TRAIN.backbone"),
-    "epochs": ("epochs", ""), "finished": ("finished", ""), "duration": ("duration", ""),
-    "device": ("device", ""),
-}  # fmt: skip
+# keys of metrics.json and run.json at the head of the page, and where config.yaml has the like
+FACTS = ("data_set", "split", "shot", "seed", "backbone",
+         "epochs", "finished", "duration", "device")  # fmt: skip
+SETTINGS = {"data_set": "DATASET.name", "seed": "RNG_SEED", "backbone": "TRAIN.backbone"}
 
 
 def write_report(folder: Path) -> Path:
@@ -57,20 +54,20 @@ def write_report(folder: Path) -> Path:
     config, settings = parsed(
         folder / "config.yaml", lambda text: (text, dict(leaves(yaml.safe_load(text)))), ("", {})
     )
-    record = (tests[0].record if tests else {}) | parsed(folder / "run.json", _read_run, {})
+    record = {key: str(settings[name]) for key, name in SETTINGS.items() if name in settings}
+    record |= (tests[0].record if tests else {}) | parsed(folder / "run.json", _read_run, {})
+    facts = {key.replace("_", " "): record[key] for key in FACTS if record.get(key)}
+    if tests:
+        repeats = f" in {tests[0].repeats} repeats" if tests[0].repeats > 1 else ""
+        label = "images" if tests[0].kind == "anomaly" else "queries"
+        facts[label] = f"{sum(row.queries or 0 for row in tests[0].rows)}{repeats}"
     panels = [panel for test in tests for panel in panels_of(test)]
     for panel in panels:
         panel["image"] = embed_image(panel["file"], GALLERY_BYTES // len(panels))
-    environment = Environment(
-        autoescape=True, loader=FileSystemLoader(Path(__file__).parent), lstrip_blocks=True,
-        trim_blocks=True, undefined=StrictUndefined,
-    )  # fmt: skip
-    environment.filters |= {"breakable": breakable, "shown": shown}
-    environment.globals |= {"by_size": BY_SIZE, "open_classes": OPEN_CLASSES, "is_best": is_best}
-    page = environment.get_template("template.html").render(
+    page = _template().render(
         name=folder.resolve().name,
-        facts=_facts(record, settings, tests),
-        versions={k: v for k, v in record.items() if k not in {key for key, _ in FACTS.values()}},
+        facts=facts,
+        versions={key: value for key, value in record.items() if key not in FACTS},
         warnings=[f"{t.name}: {w}" if t.name else w for t in tests for w in t.warnings],
         tests=[(t, {part: pictures(draws, t) for part, draws in TEST_FIGURES.items()})
                for t in tests],
@@ -82,16 +79,14 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _facts(record: dict[str, str], settings: dict[str, Any], tests: list[Test]) -> dict[str, str]:
-    facts = {
-        label: record.get(key) or str(settings.get(setting, ""))
-        for label, (key, setting) in FACTS.items()
-    }
-    if tests:
-        repeats = f" in {tests[0].repeats} repeats" if tests[0].repeats > 1 else ""
-        label = "images" if tests[0].kind == "anomaly" else "queries"
-        facts[label] = f"{sum(row.queries or 0 for row in tests[0].rows)}{repeats}"
-    return {label: value for label, value in facts.items() if value}
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, loader=FileSystemLoader(Path(__file__).parent), lstrip_blocks=True,
+        trim_blocks=True, undefined=StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {"breakable": breakable, "shown": shown}
+    environment.globals |= {"by_size": BY_SIZE, "open_classes": OPEN_CLASSES, "is_best": is_best}
+    return environment.get_template("template.html")
 
 
 def _read_run(text: str) -> dict[str, str]:

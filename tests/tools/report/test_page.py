@@ -105,17 +105,14 @@ def test_the_table_by_size_has_the_values_of_the_metrics_and_marks_the_better(wh
     assert marks == (alarms == alarms.min(0)).ravel().tolist(), "fewer alarms are better"
 
 
-def test_the_head_shows_the_settings_and_what_was_left_out(whole):
+def test_the_head_and_further_test_sets_are_on_the_page(whole):
+    page = whole[1]
+    assert [row[0] for row in page.tables[2]][3:] == ["Only/here"]
+    assert {"results-2", "gallery-1", "gallery-2", "curves-2", "sizes-2"} <= set(page.ids())
     for part in ("VISION_V1_ND", "tiny", "54", "21 in 3 repeats", "2026-01-02 03:04 UTC", "2.0",
                  "left out: a.jpg: cut short", "2 queries failed", "backbone: other", "1 min 2 s",
-                 "cpu, 2 processes"):  # fmt: skip
-        assert part in whole[1].text, part
-
-
-def test_settings_that_the_metrics_lack_come_from_the_config(run):
-    write_metrics(run, {"objects": {"a": {"queries": 2, "iou": {}}}, "shot": [1]})
-    text = page_of(run).text.partition("config.yaml")[0]
-    assert text.count("other") == 2 and "split" not in text
+                 "cpu, 2 processes", "Results: validation", "validation: left out"):  # fmt: skip
+        assert part in page.text, part
 
 
 def test_the_page_loads_nothing_from_outside_and_its_links_lead_somewhere(whole):
@@ -163,14 +160,10 @@ def test_metrics_alone_or_a_training_alone_make_a_page(tmp_path, run):
         del method["sizes"]
     assert page_of(write_metrics(tmp_path / "a", content)).ids() == ["results-1", "settings"]
     (run / "metrics.json").unlink()
-    assert page_of(run).ids() == ["training", "settings"]
-
-
-def test_further_test_sets_follow_on_the_same_page(whole):
-    page = whole[1]
-    assert [row[0] for row in page.tables[2]][3:] == ["Only/here"]
-    assert "Results: validation" in page.text and "validation: left out" in page.text
-    assert {"gallery-1", "gallery-2", "curves-2", "sizes-2"} <= set(page.ids())
+    page = page_of(run)
+    assert page.ids() == ["training", "settings"]
+    head = page.text.partition("config.yaml")[0]
+    assert head.count("other") == 2 and "split" not in head, "settings come from config.yaml"
 
 
 def test_the_gallery_embeds_every_picture_worst_first(whole):

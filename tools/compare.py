@@ -13,11 +13,12 @@ import argparse
 import csv
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,12 +28,10 @@ from utils.errors import BROKEN, ConfigError, DataError
 from utils.metrics.bootstrap import paired_bootstrap
 from utils.output_files import write_json
 
-COLUMNS = ("class", "image", "method", "intersection", "union")
 FEW = 20  # queries of a class; intervals over fewer are notably too narrow
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Counts of one method of a run.
 
     Attributes:
@@ -45,68 +44,47 @@ class Run:
 
 
 def read_run(argument: str, suffix: str = "") -> Run:
-    """Read `FOLDER` or `FOLDER:METHOD`, without a method the first of its metrics file.
-
-    Args:
-        argument: of the command line.
-        suffix: of the files of a further test set, such as `_validation`.
+    """Read `FOLDER` or `FOLDER:METHOD`, without a method the first of its metrics file; `suffix` is
+    that of the files of a further test set, such as `_validation`.
 
     Raises:
         DataError: no such folder, file or method, or a broken file.
     """
     whole = Path(argument).is_dir() or ":" not in argument
     folder, method = (argument, "") if whole else argument.rsplit(":", 1)
-    file, metrics = (
-        Path(folder, name) for name in (f"queries{suffix}.csv", f"metrics{suffix}.json")
-    )
+    file, metrics = Path(folder, f"queries{suffix}.csv"), Path(folder, f"metrics{suffix}.json")
     if not file.is_file():
         raise DataError(
             f"{file}: no such file; compare needs a run with queries.csv, which tests of a split "
             "and open domain runs with true labels leave; anomaly detection runs have none"
         )
-    if not method:
-        try:
+    try:
+        if not method:
             content = json.loads(metrics.read_text(encoding="utf-8"))
             of_objects = [name for o in content.get("objects", {}).values() for name in o["iou"]]
             method, *_ = of_objects or content["methods"]
-        except BROKEN as error:
-            raise DataError(
-                f"{metrics}: no methods of a run ({type(error).__name__}: {error}); name one, "
-                f"{folder}:METHOD"
-            ) from error
-    return Run(f"{Path(folder)}:{method}", read_counts(file, method))
+    except BROKEN as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{metrics}: no methods of a run ({cause}); name one, {folder}:METHOD"
+        ) from error
+    return Run(f"{Path(folder)}:{method}", _read_counts(file, method))
 
 
-def read_counts(file: Path, method: str) -> dict[tuple[str, str], np.ndarray]:
-    """The `queries` of a `Run`, from the rows of a method in queries.csv.
-
-    Raises:
-        DataError: a broken file, or none of its rows is of the method.
-    """
-    rows: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    methods = set()
+def _read_counts(file: Path, method: str) -> dict[tuple[str, str], np.ndarray]:
+    """The `queries` of a `Run`, from the rows of a method in queries.csv."""
+    rows, methods = defaultdict[tuple[str, str], list](list), set[str]()
     with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
-            if missing := set(COLUMNS).difference(reader.fieldnames or ()):
-                raise ValueError(f"no column {', '.join(sorted(missing))}")
             for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError("more or fewer cells than columns")
-                part, whole = row["intersection"], row["union"]
-                if not (part + whole).isdecimal() or int(part) > int(whole):
-                    raise ValueError(
-                        f"intersection {part!r} and union {whole!r}: expected numbers of pixels, "
-                        "the first not over the second"
-                    )
+                part, whole = int(row["intersection"]), int(row["union"])
                 methods.add(row["method"])
                 if row["method"] == method:
-                    rows.setdefault((row["class"], row["image"]), []).append(
-                        (int(part), int(whole))
-                    )
-        except (ValueError, csv.Error) as error:
-            line = reader.reader.line_num
-            raise DataError(f"{file}, line {line}: {error}; run the test again") from error
+                    rows[row["class"], row["image"]].append((part, whole))
+        except BROKEN as error:
+            cause = f"line {reader.reader.line_num}: {type(error).__name__}: {error}"
+            raise DataError(f"{file}, {cause}; run the test again") from error
     if not rows:
         methods = ", ".join(sorted(methods)) or "no rows"
         raise DataError(f"{file}: no rows of method {method}; it has {methods}")
@@ -114,13 +92,11 @@ def read_counts(file: Path, method: str) -> dict[tuple[str, str], np.ndarray]:
 
 
 def compare(runs: Sequence[Run], samples: int = 10000, seed: int = 0) -> dict[str, Any]:
-    """mIoU and class IoU of the runs over the queries that all have, as plain JSON.
+    """mIoU and class IoU of the runs over the queries that all have, as plain JSON: fractions, None
+    where undefined.
 
     A query is a pair of class and image; its pixel counts are means over repeats, so IoU pools the
     pixels of all repeats, where metrics.json has the mean of each repeat's IoU.
-
-    Returns:
-        fractions, None where undefined.
 
     Raises:
         DataError: no query is in all runs.
@@ -138,15 +114,9 @@ def compare(runs: Sequence[Run], samples: int = 10000, seed: int = 0) -> dict[st
     miou, classes = paired_bootstrap(strata, samples, seed)
     return {
         "runs": [{"name": run.name, "left_out": len(run.queries) - len(common)} for run in runs],
-        "queries": len(common),
-        "samples": samples,
-        "seed": seed,
-        "miou": asdict(miou),
-        "classes": {
-            name: {"queries": len(strata[name])} | asdict(comparison)
-            for name, comparison in classes.items()
-        },
-    }
+        "queries": len(common), "samples": samples, "seed": seed, "miou": asdict(miou),
+        "classes": {c: {"queries": len(strata[c])} | asdict(iou) for c, iou in classes.items()},
+    }  # fmt: skip
 
 
 def table(report: dict[str, Any]) -> str:
@@ -156,43 +126,36 @@ def table(report: dict[str, Any]) -> str:
     lines = {"mIoU": {"queries": report["queries"]} | report["miou"], **report["classes"]}
     for label, line in lines.items():
         first = (label, str(line["queries"]))
-        for name, iou, difference in zip(
-            names, line["runs"], [None, *line["differences"]], strict=True
-        ):
-            cells = ("", "")
-            if difference:
-                p = difference["p"]
-                cells = (_interval(difference, "+"), "-" if p is None else f"{p:.2g}")
+        differences = [("", "")]
+        for difference in line["differences"]:
+            p = "-" if difference["p"] is None else f"{difference['p']:.2g}"
+            differences.append((_interval(difference, "+"), p))
+        for name, iou, cells in zip(names, line["runs"], differences, strict=True):
             rows.append((*first, name, _interval(iou), *cells))
             first = ("", "")
-    a, b, c, d, e, f = (max(map(len, column)) for column in zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left_out = ", ".join(f"{run['left_out']} of {run['name']}" for run in report["runs"])
     text = [f"{report['queries']} queries in common; left out: {left_out}", ""]
-    for label, queries, name, iou, difference, p in rows:
-        line = f"{label:<{a}}  {queries:>{b}}  {name:<{c}}  {iou:>{d}}  {difference:>{e}}  {p:>{f}}"
-        text.append(line.rstrip())
+    for row in rows:
+        cells = [f"{c:{side}{n}}" for c, side, n in zip(row, "<><>>>", widths, strict=True)]
+        text.append("  ".join(cells).rstrip())
     text.append("")
     for name, difference in zip(names[1:], report["miou"]["differences"], strict=True):
         text.append(f"{name} against {names[0]}: {_verdict(difference)}")
     text.append("p values are not corrected for multiplicity, neither over classes nor over runs.")
     if few := sum(line["queries"] < FEW for line in report["classes"].values()):
-        text.append(
-            f"{few} of {len(report['classes'])} classes have under {FEW} queries: their own "
-            "intervals are too narrow, p values too small."
-        )
-    text.append(
-        "Covered is which query images were taken; which supports, only so far as repeats average "
-        "over them."
-    )
-    return "\n".join(text)
+        classes = f"{few} of {len(report['classes'])} classes have under {FEW} queries"
+        text.append(f"{classes}: their own intervals are too narrow, p values too small.")
+    covered = "Covered is which query images were taken; which supports, only so far as repeats"
+    return "\n".join([*text, f"{covered} average over them."])
 
 
 def _interval(estimate: dict[str, float | None], sign: str = "") -> str:
-    value, low, high = (
+    value, *ends = (
         "-" if estimate[key] is None else f"{100 * estimate[key]:{sign}.2f}"
         for key in ("value", "low", "high")
     )
-    return value if estimate["low"] is None else f"{value} [{low}, {high}]"
+    return value if estimate["low"] is None else f"{value} [{', '.join(ends)}]"
 
 
 def _verdict(difference: dict[str, float | None]) -> str:
@@ -210,12 +173,11 @@ def _verdict(difference: dict[str, float | None]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for faults that the user can mend."""
     summary, _, covers = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare", description=summary, epilog=covers
-    )
+    parser = argparse.ArgumentParser("python -m tools.compare", None, summary, covers)
     add, default = parser.add_argument, "(default: %(default)s)"
-    help_runs = "log/<run>, or log/<run>:METHOD; without one the first method of its metrics.json; "
-    add("runs", nargs="+", metavar="RUN", help=f"{help_runs}the first run is the reference")
+    kind = "log/<run>, or log/<run>:METHOD; without one the first method of its metrics.json"
+    add("reference", metavar="REFERENCE", help=kind)
+    add("runs", nargs="+", metavar="RUN", help="compared with the reference; as it")
     add("--set", default="", metavar="NAME", help="a further test set, such as validation")
     add("--samples", type=int, default=10000, help=f"bootstrap samples {default}")
     add("--seed", type=int, default=0, help=f"of the bootstrap {default}")
@@ -223,13 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         args = parser.parse_args(argv)
-        if len(args.runs) < 2:
-            raise ConfigError("compare needs two runs or more, such as log/a:SOFS log/a:prior")
         if args.samples < 1 or args.seed < 0:
             got = f"--samples {args.samples}, --seed {args.seed}"
             raise ConfigError(f"{got}: expected at least 1 sample and no seed below 0")
         suffix = f"_{args.set}" if args.set else ""
-        report = compare([read_run(run, suffix) for run in args.runs], args.samples, args.seed)
+        runs = [read_run(name, suffix) for name in (args.reference, *args.runs)]
+        report = compare(runs, args.samples, args.seed)
         say(table(report))
         if args.json is not None:
             write_json(args.json, report)

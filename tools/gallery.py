@@ -29,7 +29,7 @@ FRAME = (255, 176, 0)
 LEAST = 0.1  # range of scores that is spread over all colours at the least
 LEVELS = 65535 / 2  # grey levels of a score of 1 in a map that is coloured in the end
 
-Box = tuple[int, int, int, int]  # top, bottom, left, right, pixels
+Box = tuple[slice, slice]  # rows and columns, pixels
 Panel = tuple[str, np.ndarray]
 
 
@@ -39,7 +39,6 @@ class Entry:
 
     Attributes:
         number: orders queries of equal value.
-        class_key, class_name: of its class.
         value: IoU or, of anomaly detection, highest score of the image; None where undefined.
         caption, scores: shown with the pictures.
         panels: (caption, name of the file in the gallery's folder).
@@ -59,21 +58,6 @@ class Entry:
 Ranked = list[tuple[str, Entry]]
 
 
-def extremes(entries: Sequence[Entry]) -> Ranked:
-    """Worst, median and best of a class by (value, number), each query once, those without a value
-    left out; of the normal ones the one with the highest score is added."""
-    ordered = sorted(
-        (entry for entry in entries if entry.value is not None),
-        key=lambda entry: (entry.value, entry.number),
-    )
-    normal = [("highest of the normal ones", entry) for entry in ordered if entry.normal]
-    ordered = [entry for entry in ordered if not entry.normal]
-    places = {"worst": 0, "median": len(ordered) // 2, "best": len(ordered) - 1}
-    if len(ordered) < 3:
-        places = dict(zip(("worst", "best"), range(len(ordered)), strict=False))
-    return [(rank, ordered[place]) for rank, place in places.items()] + normal[-1:]
-
-
 def all_ranked(entries: Sequence[Entry]) -> Ranked:
     """All of a class by (value, number), those without a value last; the first and the last with
     one are worst and best where they differ."""
@@ -83,15 +67,21 @@ def all_ranked(entries: Sequence[Entry]) -> Ranked:
     return [(ranks.get(place, ""), entry) for place, entry in enumerate(ordered)]
 
 
+def extremes(entries: Sequence[Entry]) -> Ranked:
+    """Worst, median and best of a class by (value, number), each query once, those without a value
+    left out; of the normal ones the one with the highest score is added."""
+    ordered = [entry for _, entry in all_ranked(entries) if entry.value is not None]
+    normal = [("highest of the normal ones", entry) for entry in ordered if entry.normal]
+    ordered = [entry for entry in ordered if not entry.normal]
+    places = {"worst": 0, "median": len(ordered) // 2, "best": len(ordered) - 1}
+    if len(ordered) < 3:
+        places = dict(zip(("worst", "best"), range(len(ordered)), strict=False))
+    return [(rank, ordered[place]) for rank, place in places.items()] + normal[-1:]
+
+
 class GalleryWriter:
-    """Writes the pictures of queries into a folder; several processes may write into the same one.
-
-    Args:
-        folder: of the gallery; nothing is written before the first query.
-
-    Attributes:
-        entries: of the queries added in this process, small enough to send to another one.
-    """
+    """Writes the pictures of queries into a folder that several processes may share; `entries` are
+    those of this process, small enough to send to another one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,13 +98,10 @@ class GalleryWriter:
         panels: Iterable[Panel],
         normal: bool = False,
     ) -> None:
-        """Write the pictures of a query.
+        """Write the pictures of a query; no two of a class have the same number.
 
-        Args:
-            number: with the class's name it is this query's alone.
-            panels: (caption, picture): (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2],
-                that `finish` colours with the highest value of its class as 1.
-            class_key, class_name, value, caption, scores, normal: see `Entry`.
+        A panel's picture is (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2], that
+        `finish` colours with the highest value of its class as 1. The rest is as in `Entry`.
 
         Raises:
             OutputError: a file cannot be written.
@@ -149,20 +136,18 @@ class GalleryWriter:
             most = max((entry.value for entry in group if entry.value is not None), default=1.0)
             for rank, entry in choose(group):
                 files = self._write(entry.class_name, f"{entry.number:05d}_0", before(entry))
-                panels = [
-                    {"caption": caption, "file": self._coloured(file, most)}
-                    for caption, file in (*files, *entry.panels)
-                ]
+                files += [(caption, self._coloured(file, most)) for caption, file in entry.panels]
+                panels = [{"caption": caption, "file": file} for caption, file in files]
                 about = {"class": entry.class_name, "rank": rank, "caption": entry.caption}
                 index.append(about | {"scores": entry.scores, "panels": panels})
+        if not index:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
         kept = {panel["file"] for item in index for panel in item["panels"]}
-        for file in self.folder.glob("*"):
+        for file in self.folder.iterdir():
             if file.name not in kept:
                 file.unlink()
-        if index:
-            write_json(self.folder / "index.json", index)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        write_json(self.folder / "index.json", index)
 
     def _write(self, name: str, number: str, panels: Iterable[Panel]) -> list[tuple[str, str]]:
         """Write pictures as JPEG, score maps as PNG of 16 bits; returns (caption, file) of each."""
@@ -186,10 +171,10 @@ class GalleryWriter:
         return file
 
 
-def support_panels(pairs: Sequence[tuple[np.ndarray, np.ndarray]], most: int = 2) -> list[Panel]:
-    """The first supports (image, mask) with their outlined defects, a detail of small ones."""
+def support_panels(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Panel]:
+    """The first two supports (image, mask) with their defects outlined, small ones as a detail."""
     panels = []
-    for image, mask in pairs[:most]:
+    for image, mask in pairs[:2]:
         box = detail(mask)
         picture = outline(shrunk(image, box), marks(mask, box), TRUTH)
         panels.append(("support" if box is None else "support, detail", picture))
@@ -199,21 +184,21 @@ def support_panels(pairs: Sequence[tuple[np.ndarray, np.ndarray]], most: int = 2
 def query_panels(
     image: np.ndarray, target: np.ndarray | None, answers: dict[str, Prediction]
 ) -> list[Panel]:
-    """The query, its truth, mask and score of each method; a small defect as a detail.
-
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        target: (h, w) uint8 {0, 1}, the true mask, or None.
-        answers: of each method, at the size of the image.
-    """
+    """A query, (h, w, 3) uint8 RGB, its true mask if there is one, (h, w) uint8 {0, 1}, and each
+    method's mask and score at its size; a small defect as a detail."""
     box = None if target is None else detail(target)
-    note = "" if box is None else ", detail"
-    whole, part = shrunk(image), shrunk(image, box)
-    panels = [("query", _framed(whole, box, image.shape))]
+    note, whole, part = "" if box is None else ", detail", shrunk(image), shrunk(image, box)
+    panels = [("query", whole)]
     if box is not None:
         main, answer = next(iter(answers.items()))
-        picture = overlay(whole, marks(answer.mask))
-        panels.append((f"{main}, whole", _framed(picture, box, image.shape)))
+        panels.append((f"{main}, whole", overlay(whole, marks(answer.mask))))
+        scale = max(whole.shape[:2]) / max(image.shape[:2])
+        rows, columns = box
+        ends = scale * np.array([[columns.start, rows.start], [columns.stop, rows.stop]])
+        first, last = np.rint(ends).astype(int).tolist()
+        panels = [
+            (c, cv2.rectangle(picture.copy(), first, last, FRAME, 2)) for c, picture in panels
+        ]
     if target is not None:
         panels.append((f"truth{note}", outline(part, marks(target, box), TRUTH)))
     for method, answer in answers.items():
@@ -233,22 +218,20 @@ def around(score: np.ndarray, threshold: float, box: Box | None = None) -> np.nd
 def detail(mask: np.ndarray) -> Box | None:
     """A box around all that is marked with as much again around it; None where it would be most of
     the image, or nothing is marked."""
-    left, top, width, height = cv2.boundingRect(np.asarray(mask).view(np.uint8))
-    if not width:
-        return None
-    box: list[int] = []
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    box, area = [], 1
     for first, marked, length in ((top, height, mask.shape[0]), (left, width, mask.shape[1])):
         side = min(length, max(DETAIL, 2 * marked))
         start = min(max(0, (2 * first + marked - 1) // 2 - side // 2), length - side)
-        box += [start, start + side]
-    small = (box[1] - box[0]) * (box[3] - box[2]) < SMALL * mask.size
-    return (box[0], box[1], box[2], box[3]) if small else None
+        box.append(slice(start, start + side))
+        area *= side
+    return (box[0], box[1]) if width and area < SMALL * mask.size else None
 
 
 def shrunk(picture: np.ndarray, box: Box | None = None) -> np.ndarray:
     """A picture or map, or a part of it, with its longer side at most SIDE pixels; of large ones
     about four pixels make one, as it would take ten times as long to look at all."""
-    part = picture if box is None else picture[box[0] : box[1], box[2] : box[3]]
+    part = picture if box is None else picture[box]
     rows, columns = _small(part.shape)
     if min(part.shape[0] / rows, part.shape[1] / columns) > 2:
         part = cv2.resize(part, (2 * columns, 2 * rows), interpolation=cv2.INTER_NEAREST)
@@ -260,24 +243,15 @@ def shrunk(picture: np.ndarray, box: Box | None = None) -> np.ndarray:
 def marks(mask: np.ndarray, box: Box | None = None) -> np.ndarray:
     """A mask, (h, w) bool or uint8, or a part of it, as small as `shrunk` makes the picture; a
     pixel is marked where any of its pixels is, so that small defects do not vanish."""
-    part = mask if box is None else mask[box[0] : box[1], box[2] : box[3]]
+    part = mask if box is None else mask[box]
     rows, columns = _small(part.shape)
     if part.shape == (rows, columns):
         return part > 0
-    around = np.ones(-(-np.array(part.shape) // (rows, columns)) + 1, np.uint8)
-    grown = cv2.dilate(part.view(np.uint8), around, anchor=(0, 0))
+    kernel = np.ones(-(-np.array(part.shape) // (rows, columns)) + 1, np.uint8)
+    grown = cv2.dilate(part.view(np.uint8), kernel, anchor=(0, 0))
     return cv2.resize(grown, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
 
 
 def _small(shape: tuple[int, ...]) -> tuple[int, int]:
     scale = min(1, SIDE / max(shape[:2]))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
-def _framed(picture: np.ndarray, box: Box | None, shape: tuple[int, ...]) -> np.ndarray:
-    """A copy of a shrunk picture of an image of `shape` with a frame around a part of the image."""
-    if box is None:
-        return picture
-    scale = max(picture.shape[:2]) / max(shape[:2])
-    top, bottom, left, right = (round(edge * scale) for edge in box)
-    return cv2.rectangle(picture.copy(), (left, top), (right, bottom), FRAME, 2)

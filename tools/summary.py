@@ -20,15 +20,8 @@ def summarise(folder: Path) -> str:
     Raises:
         DataError: there is no metrics file, or one that no run wrote.
     """
-    files = sorted(folder.glob("metrics*.json"))
-    if not files:
-        hint = f", {folder.parent} for instance" if folder.is_file() else ""
-        raise DataError(
-            f"{folder}: no metrics.json; give the folder of a finished run of train.py or "
-            f"test.py{hint}"
-        )
     lines = []
-    for file in files:
+    for file in sorted(folder.glob("metrics*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             (kind,) = TABLES.keys() & content.keys()
@@ -36,22 +29,20 @@ def summarise(folder: Path) -> str:
         except BROKEN as error:
             cause = f"{type(error).__name__}: {error}"
             raise DataError(f"{file}: no metrics of a run ({cause}); run the test again") from error
-    if (folder / "report.html").is_file():
-        lines.append(f"report: {folder / 'report.html'}")
-    pictures = {
-        p.parent for part in ("figures*", "*/overlays") for p in folder.glob(f"{part}/*.png")
-    }
-    return "\n".join([*lines, *(f"pictures: {path}" for path in sorted(pictures))])
+    if not lines:
+        remedy = "give the folder of a finished run of train.py or test.py"
+        raise DataError(f"{folder}: no metrics.json; {remedy}")
+    lines += [f"report: {file}" for file in folder.glob("report.html")]
+    pictures = (*folder.glob("figures*/*.png"), *folder.glob("*/overlays/*.png"))
+    lines += [f"pictures: {path}" for path in sorted({picture.parent for picture in pictures})]
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for faults that the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.summary", description="Print the results of runs."
-    )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, log/<run>"
-    )
+    parser = argparse.ArgumentParser("python -m tools.summary", description=__doc__)
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run, log/<run>")
     return exit_code(lambda: say("\n\n".join(map(summarise, parser.parse_args(argv).folders))))
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from utils.metrics import ANOMALY, CLASS_IOU, SEGMENTATION
-
-FIRST, NEXT = 32, 16  # characters of the first column and of each further one
 
 
 def method_table(methods: dict[str, Any]) -> str:
     """Class IoU with the number of queries, mIoU and FB-IoU of the `methods` of a metrics file."""
     first, *_ = methods.values()
-    lines = [_line("class", ["queries", *methods])]
+    lines = [_line("class", "queries", *methods)]
     for name, entry in first["classes"].items():
         cells = [_percent(m["classes"][name], CLASS_IOU.name) for m in methods.values()]
-        lines.append(_line(name, [str(entry["queries"]), *cells]))
+        lines.append(_line(name, str(entry["queries"]), *cells))
     for measure in SEGMENTATION:
         cells = [_percent(m[measure.name]) for m in methods.values()]
-        lines.append(_line(measure.label, ["", *cells]))
+        lines.append(_line(measure.label, "", *cells))
     return "\n".join(lines)
 
 
@@ -28,8 +25,8 @@ def object_table(objects: dict[str, Any]) -> str:
     lines = []
     for name, entry in objects.items():
         cells = [_percent({"mean": iou}) for iou in entry["iou"].values()]
-        lines.append(_line(name, ["queries", *entry["iou"]]))
-        lines.append(_line(CLASS_IOU.label, [str(measured_queries(entry)), *cells]))
+        lines.append(_line(name, "queries", *entry["iou"]))
+        lines.append(_line(CLASS_IOU.label, str(measured_queries(entry)), *cells))
     return "\n".join(lines)
 
 
@@ -40,9 +37,9 @@ def measured_queries(entry: dict[str, Any]) -> int:
 
 def anomaly_table(anomaly: dict[str, Any]) -> str:
     """The `anomaly` part of a metrics file: a line per object, and the mean over objects."""
-    lines = [_line("object", [measure.label for measure in ANOMALY])]
+    lines = [_line("object", *(measure.label for measure in ANOMALY))]
     for name, entry in (anomaly["objects"] | {"mean": anomaly["mean"]}).items():
-        lines.append(_line(name, [_percent(entry[measure.name]) for measure in ANOMALY]))
+        lines.append(_line(name, *(_percent(entry[measure.name]) for measure in ANOMALY)))
     return "\n".join(lines)
 
 
@@ -57,5 +54,5 @@ def _percent(summary: dict[str, Any], key: str = "mean") -> str:
     return f"{100 * summary[key]:.2f}{spread}"
 
 
-def _line(name: str, cells: Iterable[str]) -> str:
-    return f"{name:<{FIRST}}" + "".join(f"{cell:>{NEXT}}" for cell in cells)
+def _line(name: str, *cells: str) -> str:
+    return f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells)

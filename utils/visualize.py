@@ -16,17 +16,15 @@ from utils.output_files import whole_file
 Colour = tuple[int, int, int]
 PREDICTION: Colour = (255, 64, 64)
 TRUTH: Colour = (64, 255, 64)
-# eight colours that colour-blind people tell apart (Okabe and Ito)
-TYPES: tuple[Colour, ...] = (
-    *((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167)),
-    *((230, 159, 0), (86, 180, 233), (240, 228, 66), (128, 128, 128)),
-)
+# colours that colour-blind people tell apart (Okabe and Ito)
+TYPES = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167),
+         (230, 159, 0), (86, 180, 233), (240, 228, 66), (128, 128, 128))  # fmt: skip
 PANEL = 640  # pixels, height of a panel
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colour: Colour = PREDICTION) -> np.ndarray:
     """Tint a mask, (h, w) bool or {0, 1}, in a copy of an image and draw its outline."""
-    marked = np.asarray(mask).astype(bool)
+    marked = mask.astype(bool)
     # a table of the 256 levels: large images as floating point numbers take 8 times the memory
     levels = (0.6 * np.arange(256)[:, None] + 0.4 * np.array(colour)).astype(np.uint8)
     tinted = cv2.LUT(image, levels.reshape(256, 1, 3))
@@ -35,24 +33,15 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: Colour = PREDICTION) ->
 
 def outline(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
     """Draw the contours of a mask into a copy of an image, so wide that they show in a panel."""
-    contours, _ = cv2.findContours(
-        np.asarray(mask).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
-    )
+    marked, method = mask.astype(np.uint8), cv2.CHAIN_APPROX_NONE
+    contours, _ = cv2.findContours(marked, cv2.RETR_LIST, method)
     width = max(1, round(max(image.shape[:2]) / PANEL))
     return cv2.drawContours(np.ascontiguousarray(image.copy()), contours, -1, colour, width)
 
 
 def overlay_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Tint several types of defect, each in its colour, and explain the colours in a bar below.
-
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        labels: (h, w) uint8, 0 background, i the i-th type.
-        names: of the types.
-
-    Returns:
-        (h + bar, w, 3) uint8 RGB.
-    """
+    """Tint several types of defect, each in its colour, above a bar that explains the colours;
+    `labels` is (h, w) uint8, 0 background, i the type with the i-th name."""
     for number in range(1, len(names) + 1):
         if (labels == number).any():
             image = overlay(image, labels == number, colour_of(number))
@@ -93,17 +82,16 @@ def heat(score: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
 
 
-def panels(pictures: Sequence[tuple[str, np.ndarray]], height: int = PANEL) -> np.ndarray:
+def panels(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Pictures with their captions side by side, scaled to one height or three times that width."""
     canvases = []
     for caption, picture in pictures:
-        scale = min(height / picture.shape[0], 3 * height / picture.shape[1])
+        scale = min(PANEL / picture.shape[0], 3 * PANEL / picture.shape[1])
         rows, columns = (max(1, round(scale * n)) for n in picture.shape[:2])
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-        canvas = np.full((height + 28, columns + 4, 3), 255, np.uint8)
-        canvas[28 : 28 + rows, 2 : 2 + columns] = cv2.resize(
-            picture, (columns, rows), interpolation=method
-        )
+        small = cv2.resize(picture, (columns, rows), interpolation=method)
+        canvas = np.full((PANEL + 28, columns + 4, 3), 255, np.uint8)
+        canvas[28 : 28 + rows, 2 : 2 + columns] = small
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(canvas, drawable(caption), (6, 20), font, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
         canvases.append(canvas)

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import csv
 import json
-from pkgutil import resolve_name
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tools.prediction.answers import Prediction
 
-from tests.helpers import JOBS, tiny_config, write_product
 from tools.gallery import (
     DETAIL,
     SIDE,
@@ -26,34 +22,36 @@ from tools.gallery import (
     query_panels,
     shrunk,
     support_panels,
-)
+)  # fmt: skip
+from tools.predictor import Prediction
 from utils.visualize import heat
 
 PICTURE = np.full((700, 900, 3), (250, 20, 20), np.uint8)
-CASES = [
-    ([0.5, 0.3, 0.9, 0.1, 0.7], [("worst", 3), ("median", 0), ("best", 2)]),
-    ([0.4, None, 0.2], [("worst", 2), ("best", 0)]),
-    ([0.6], [("worst", 0)]),
-    ([None], []),
-    ([0.8, 0.8, 0.8, 0.2], [("worst", 3), ("median", 1), ("best", 2)]),  # equal ones in their order
-]
+HIGHEST = "highest of the normal ones"
 
 
 def entries(values, normal=()):
     """Queries with these IoU, in an order that does not matter."""
-    found = [Entry(i, "key", "a", v, f"{i}.png", {}, []) for i, v in enumerate(values)]
-    found += [Entry(90 + i, "key", "a", v, "", {}, [], normal=True) for i, v in enumerate(normal)]
-    return found[::-1]
+    made = [Entry(i, "key", "a", v, f"{i}.png", {}, []) for i, v in enumerate(values)]
+    made += [Entry(90 + i, "key", "a", v, "", {}, [], normal=True) for i, v in enumerate(normal)]
+    return made[::-1]
 
 
-@pytest.mark.parametrize(("values", "expected"), CASES)
-def test_worst_median_and_best_of_a_class(values, expected):
-    assert [(rank, entry.number) for rank, entry in extremes(entries(values))] == expected
-
-
-def test_of_normal_images_the_one_with_the_highest_score_is_shown_last():
-    shown = [(rank, e.number) for rank, e in extremes(entries([0.5, 0.3], normal=[0.1, 0.9, 0.2]))]
-    assert shown == [("worst", 1), ("best", 0), ("highest of the normal ones", 91)]
+@pytest.mark.parametrize(
+    ("values", "normal", "expected"),
+    [
+        ([0.5, 0.3, 0.9, 0.1, 0.7], [], [("worst", 3), ("median", 0), ("best", 2)]),
+        ([0.4, None, 0.2], [], [("worst", 2), ("best", 0)]),
+        ([0.6], [], [("worst", 0)]),
+        ([None], [], []),
+        ([0.8, 0.8, 0.8, 0.2], [], [("worst", 3), ("median", 1), ("best", 2)]),
+        ([0.5, 0.3], [0.1, 0.9, 0.2], [("worst", 1), ("best", 0), (HIGHEST, 91)]),
+    ],
+)
+def test_worst_median_and_best_of_a_class(values, normal, expected):
+    """Equal ones stay in their order."""
+    shown = extremes(entries(values, normal))
+    assert [(rank, entry.number) for rank, entry in shown] == expected
 
 
 def test_all_queries_of_a_class_in_the_order_of_their_iou():
@@ -98,25 +96,15 @@ def test_the_index_lists_the_chosen_queries_of_all_processes_and_other_files_go(
             assert (folder / panel["file"]).read_bytes()[:2] == b"\xff\xd8", "JPEG"
 
 
-def test_supports_may_be_added_to_the_chosen_queries_alone(tmp_path):
+def test_supports_are_added_and_score_maps_coloured_by_the_highest_value_of_their_class(tmp_path):
     gallery, asked = GalleryWriter(tmp_path), []
-    for number in range(4):
-        add(gallery, number, "dent", number / 10)
+    for number, value in enumerate((0.3, 0.6, 0.7, 1.2)):
+        add(gallery, number, "dent", value, [("score", np.full((40, 50), value, np.float32))])
     gallery.finish(before=lambda entry: asked.append(entry.number) or [("support", PICTURE)])
     assert asked == [0, 2, 3]
-    assert [[p["caption"] for p in e["panels"]] for e in index_of(tmp_path)] == [
-        ["support", "query"]
-    ] * 3
-
-
-def test_score_maps_are_coloured_by_the_highest_value_of_their_class(tmp_path):
-    gallery = GalleryWriter(tmp_path)
-    maps = {0: np.full((40, 50), 0.3, np.float32), 1: np.full((40, 50), 1.2, np.float32)}
-    for number, score in maps.items():
-        add(gallery, number, "dent", float(score.max()), [("score", score)])
-    gallery.finish()
-    for entry, share in zip(index_of(tmp_path), (0.25, 1), strict=True):
-        picture = cv2.imread(str(tmp_path / entry["panels"][0]["file"]))[..., ::-1]
+    for entry, share in zip(index_of(tmp_path), (0.25, 0.7 / 1.2, 1), strict=True):
+        assert [panel["caption"] for panel in entry["panels"]] == ["support", "score"]
+        picture = cv2.imread(str(tmp_path / entry["panels"][1]["file"]))[..., ::-1]
         assert np.abs(picture - heat(np.full((40, 50), share)).astype(int)).max() < 6
 
 
@@ -147,44 +135,30 @@ def test_a_detail_holds_all_that_is_marked_and_lies_in_the_image(shape, part):
     sides = [min(n, max(DETAIL, 2 * m)) for n, m in zip(shape, lengths, strict=True)]
     assert (box is None) == (sides[0] * sides[1] >= SMALL * mask.size)
     if box is not None:
-        top, bottom, left, right = box
-        assert 0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]
-        assert [bottom - top, right - left] == sides
-        assert mask[top:bottom, left:right].sum() == mask.sum()
+        assert all(0 <= s.start < s.stop <= n for s, n in zip(box, shape, strict=True))
+        assert list(mask[box].shape) == sides and mask[box].sum() == mask.sum()
+        assert marks(mask.astype(bool), box).any()
 
 
-def test_no_detail_of_nothing_of_a_large_defect_or_of_a_small_image():
+def test_no_detail_of_nothing_or_of_defects_far_from_each_other():
     mask = np.zeros((1000, 1200), np.uint8)
     assert detail(mask) is None
-    mask[100:200, 100:110] = 1
-    assert detail(mask) is not None
-    mask[900, 1100] = 1
-    assert detail(mask) is None, "two defects far from each other"
-    assert detail(np.pad([[True]], ((7, 292), (7, 292)))) is None
+    mask[[100, 900], [100, 1100]] = 1
+    assert detail(mask) is None
 
 
 @given(SIDES, PARTS)
 def test_a_mask_is_as_small_as_its_picture_and_keeps_every_defect_in_its_place(shape, part):
     mask = rectangle(shape, part)
-    small, box = marks(mask), detail(mask)
+    small = marks(mask)
     assert small.shape == shrunk(np.zeros((*shape, 3), np.uint8)).shape[:2]
-    assert small.any()
+    assert max(small.shape) == min(SIDE, max(shape))
     for axis in (1, 0):
         scale = mask.shape[1 - axis] / small.shape[1 - axis]
-        first, *_, last = np.repeat(np.flatnonzero(small.any(axis)), 2)
-        true_first, *_, true_last = np.repeat(np.flatnonzero(mask.any(axis)), 2)
-        assert first * scale <= true_first + 1 and (last + 1) * scale >= true_last
-        assert first * scale >= true_first - 2 * scale and last * scale <= true_last + 1
-    if box is not None:
-        assert marks(mask.astype(bool), box).any()
-
-
-@pytest.mark.parametrize("size", [(480, 480), (481, 30), (2000, 3000), (5, 5000), (96, 128)])
-def test_pictures_are_shrunk_to_the_longer_side(size):
-    picture = shrunk(np.full((*size, 3), 7, np.uint8))
-    assert max(picture.shape) == min(SIDE, max(size)) and (picture == 7).all()
-    ratio = size[1] / size[0]
-    assert picture.shape[1] == pytest.approx(picture.shape[0] * ratio, abs=1 + ratio)
+        first, last = np.flatnonzero(small.any(axis))[[0, -1]]
+        true_first, true_last = np.flatnonzero(mask.any(axis))[[0, -1]]
+        assert true_first - 2 * scale <= first * scale <= true_first + 1
+        assert last * scale - 1 <= true_last <= (last + 1) * scale
 
 
 def test_scores_are_spread_around_the_threshold():
@@ -210,12 +184,11 @@ def test_panels_show_a_small_defect_as_a_detail():
     box = detail(mask)
     pictures = [picture for _, picture in panels]
     framed = (pictures[0] != shrunk(image)).any(-1)
-    rows, columns = (np.flatnonzero(framed.any(axis))[[0, -1]] for axis in (1, 0))
-    scale = max(image.shape) / SIDE
-    np.testing.assert_allclose([*rows, *columns], np.array(box) / scale, atol=2)
+    for axis, edges in zip((1, 0), box, strict=True):
+        ends = np.flatnonzero(framed.any(axis))[[0, -1]] * max(image.shape) / SIDE
+        np.testing.assert_allclose(ends, [edges.start, edges.stop], atol=6)
     assert all(picture.shape == (DETAIL, DETAIL, 3) for picture in pictures[2:])
-    part = image[box[0] : box[1], box[2] : box[3]]
-    assert np.array_equal(pictures[2][:50], part[:50])
+    assert np.array_equal(pictures[2][:50], image[box][:50])
     pairs = [(image, mask), (image, np.ones_like(mask)), (image, mask)]
     assert [caption for caption, _ in support_panels(pairs)] == ["support, detail", "support"]
 
@@ -229,44 +202,3 @@ def test_panels_of_a_large_defect_and_without_a_truth(has_truth):
     methods = ["SOFS", "SOFS score", "prior", "prior score"]
     assert [caption for caption, _ in panels] == ["query", *truth, *methods]
     assert all(picture.shape == image.shape for _, picture in panels)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Run folder of a test with two repeats, in which a query image of two cannot be read."""
-    root = tmp_path_factory.mktemp("data")
-    write_product(root, "Disk", {"spot": 5, "line": 3, "stain": 2}, size=(700, 600))
-    (root / "Disk" / "train" / "line_0.png").write_bytes(b"")
-    options = {
-        "DATASET__few_shot_repeated_multiple": 2,
-        "TEST__threshold": "auto",
-        "DATASET__crop_size": 256,
-    }
-    run_test = resolve_name(JOBS["test"])
-    return run_test(tiny_config(root, tmp_path_factory.mktemp("log"), **options), "")
-
-
-def test_a_run_shows_the_queries_that_its_counts_rank(finished):
-    classes = {}
-    with (finished / "queries.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["repeat"] == "0" and row["method"] == "prior" and int(row["union"]):
-                iou = int(row["intersection"]) / int(row["union"])
-                query = (iou, int(row["query"]), row["image"])
-                classes.setdefault(row["class"], []).append(query)
-    expected = []
-    for name, queries in classes.items():
-        queries.sort()
-        ranks = {"worst": 0, "median": len(queries) // 2, "best": -1}
-        for rank, place in ranks.items():
-            if rank != "median" or len(queries) > 2:
-                iou, _, image = queries[place]
-                expected.append((name, rank, image, {"prior": iou}))
-    index = json.loads((finished / "gallery" / "index.json").read_text())
-    assert [(e["class"], e["rank"], e["caption"], e["scores"]) for e in index] == expected
-    assert len(index) == 3 + 2 + 2, "five spots, two lines that can be read, two stains"
-    for entry in index:
-        captions = [panel["caption"] for panel in entry["panels"]]
-        assert captions[0].startswith("support") and "query" in captions
-        for panel in entry["panels"]:
-            assert max(cv2.imread(str(finished / "gallery" / panel["file"])).shape) <= SIDE

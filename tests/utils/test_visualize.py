@@ -21,7 +21,7 @@ from utils.visualize import (
     overlay_labels,
     panels,
     write_image,
-)
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -54,76 +54,52 @@ def shows(picture, number):
     return (picture == colour_of(number)).all(-1)
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_overlay_of_labels_tints_each_type_in_its_colour_above_a_legend(image, count):
+def test_overlay_of_labels_tints_each_type_in_its_colour_above_a_legend(image):
+    """The outlines of types that touch do not run into each other."""
     labels = np.zeros((90, 120), np.uint8)
-    for number in range(1, count + 1):
-        labels[20:50, 14 * number - 10 : 14 * number] = number
-    before, names = image.copy(), [f"type {i}" for i in range(count)]
+    labels[20:50, 20:100] = np.repeat([[1, 2]], 40, 1)
+    before, names = image.copy(), ["dent", "rust"]
     out = overlay_labels(image, labels, names)
-    assert np.array_equal(image, before) and out.dtype == np.uint8 and out.shape[1:] == (120, 3)
+    assert np.array_equal(image, before) and out.dtype == np.uint8
     upper, bar = out[:90], out[90:]
     assert np.array_equal(upper[labels == 0], image[labels == 0])
     assert np.array_equal(bar, legend(names, 120))
-    for number in range(1, count + 1):
+    for number in (1, 2):
         alone = overlay(image, labels == number, colour_of(number))
         assert np.array_equal(upper[labels == number], alone[labels == number])
-        assert shows(bar, number).any()
-
-
-def test_neighbours_keep_their_own_pixels(image):
-    """Types that touch: the outline of one does not run into the other."""
-    labels = np.ones((90, 120), np.uint8)
-    labels[:, 60:] = 2
-    upper = overlay_labels(image, labels, ["a", "b"])[:90]
-    assert np.array_equal(shows(upper, 1).any(0).nonzero()[0], np.arange(60))
-    assert np.array_equal(shows(upper, 2).any(0).nonzero()[0], np.arange(60, 120))
-
-
-def test_colours_repeat_after_the_last():
-    colours = [colour_of(number) for number in range(1, 3 * len(TYPES) + 1)]
-    assert len(set(colours)) == len(TYPES) == 8 and colours[:8] * 3 == colours
 
 
 @pytest.mark.parametrize("width", [14, 120, 4096])
-@pytest.mark.parametrize(
-    "names", [["a"], [f"type {i}" for i in range(20)], ["x" * 200, "打痕"], []]
-)
+@pytest.mark.parametrize("names", [[f"type {i}" for i in range(20)], ["x" * 200, "打痕"], []])
 def test_the_legend_shows_the_colour_of_every_name_at_any_width(names, width):
-    bar = legend(names, width)
+    """The eight colours repeat after the last."""
+    bar, squares = legend(names, width), 0
     assert bar.shape[1:] == (width, 3) and bar.dtype == np.uint8 and len(bar) >= 14
-    squares = 0
-    for number in range(1, min(len(names), 8) + 1):
-        *_, stats, _ = cv2.connectedComponentsWithStats(shows(bar, number).astype(np.uint8))
+    for number in range(1, min(len(names), len(TYPES)) + 1):
+        square = (bar == colour_of(number)).all(-1).astype(np.uint8)
+        *_, stats, _ = cv2.connectedComponentsWithStats(square)
         # smaller ones are edges of letters, for grey
         squares += int((stats[1:, cv2.CC_STAT_AREA] > 60).sum())
-    assert squares == len(names), "a square for each, also where colours repeat"
-    assert len(names) == 0 or (bar < 100).all(-1).any() or width == 14, "names are written in black"
+    assert squares == len(names)
+    assert not names or (bar < 100).all(-1).any() or width == 14, "names are written in black"
 
 
 def test_the_legend_takes_as_many_rows_as_its_names_need():
     names = ["scratch", "dent", "stain", "hole"]
     heights = [len(legend(names, width)) for width in (400, 200, 100, 60)]
-    assert heights == sorted(heights) and len(set(heights)) > 2
     assert heights[0] == 14 and heights[-1] == 14 * len(names), "one row, and a row for each"
-    bar = legend(names, 100)
-    for top in range(0, len(bar), 14):
-        assert any(shows(bar[top : top + 14], i).any() for i in range(1, 5)), "no row is empty"
-    assert (bar[:, -1] == 255).all(), "no name is cut off"
+    assert (legend(names, 100)[:, -1] == 255).all(), "no name is cut off"
     assert len(legend(["dent"], 4000)) == 5 * len(legend(["dent"], 800)), "it grows with the image"
 
 
-def test_outline_leaves_the_inside(image, mask):
+def test_outline_leaves_the_inside_and_is_wide_enough_to_be_shown_small(image, mask):
     out = outline(image, mask, TRUTH)
     assert (out[20:50, 30] == TRUTH).all() and (out[20:50, 79] == TRUTH).all()
     assert np.array_equal(out[22:28, 35:75], image[22:28, 35:75])
     assert np.array_equal(out[mask == 0], image[mask == 0])
-
-
-def test_outline_of_a_large_image_is_wide_enough_to_be_shown_small():
-    mask = np.zeros((2000, 2600), np.uint8)
-    mask[900:1100, 900:1100] = 1
-    line = outline(np.zeros((2000, 2600, 3), np.uint8), mask, TRUTH)[1000, 880:940].any(-1)
+    large = np.zeros((2000, 2600), np.uint8)
+    large[900:1100, 900:1100] = 1
+    line = outline(np.zeros((2000, 2600, 3), np.uint8), large, TRUTH)[1000, 880:940].any(-1)
     assert 3 <= line.sum() <= 6
 
 
@@ -136,7 +112,7 @@ def test_heat_rises_in_brightness_and_bears_values_out_of_range():
     assert colours[0, 0, 2] > colours[0, 0, 1], "dark violet: RGB"
 
 
-@pytest.mark.parametrize("size", [(90, 120), (2000, 300), (20, 3000), (1, 1), (1300, 1000)])
+@pytest.mark.parametrize("size", [(90, 120), (2000, 300), (20, 3000), (1, 1)])
 def test_panels_stand_side_by_side_at_one_height(size):
     tall = np.zeros((*size, 3), np.uint8)
     out = panels([("a", tall), ("b", np.full((64, 64, 3), 200, np.uint8))])
@@ -151,18 +127,17 @@ def test_panels_stand_side_by_side_at_one_height(size):
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("in_file", [False, True])
-def test_grey_images_come_back(tmp_path, kind, in_file):
+def test_images_come_back(tmp_path, image, kind, in_file):
     values = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (600, 70), endpoint=True)
-    image = values.astype(kind)
+    grey = values.astype(kind)
     if in_file:
-        image = np.memmap(tmp_path / "map", kind, "w+", shape=values.shape)
-        image[:] = values
-    write_image(tmp_path / "new" / "x.png", image)
+        grey = np.memmap(tmp_path / "map", kind, "w+", shape=values.shape)
+        grey[:] = values
+    write_image(tmp_path / "new" / "x.png", grey)
     read = cv2.imread(str(tmp_path / "new" / "x.png"), cv2.IMREAD_UNCHANGED)
     assert read.dtype == kind and np.array_equal(read, values)
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(OutputError, match=r"folder\.png cannot be written"):
-        write_image(tmp_path / "folder.png", image)
+    write_image(tmp_path / "colour.png", image)
+    assert np.array_equal(np.array(Image.open(tmp_path / "colour.png")), image)
 
 
 def test_a_full_disk_is_an_error_also_for_a_map_in_a_file(tmp_path):
@@ -176,8 +151,3 @@ def test_a_full_disk_is_an_error_also_for_a_map_in_a_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name for file in tmp_path.iterdir()} == {"map"}
-
-
-def test_colours_come_back(tmp_path, image):
-    write_image(tmp_path / "x.png", image)
-    assert np.array_equal(np.array(Image.open(tmp_path / "x.png")), image)

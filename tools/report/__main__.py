@@ -14,12 +14,9 @@ from utils.console import say
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for faults that the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.report", description="Write the reports of finished runs."
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, log/<run>"
-    )
+    parser = argparse.ArgumentParser("python -m tools.report", description=__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, log/<run>")
     return exit_code(lambda: [say(str(write_report(run))) for run in parser.parse_args(argv).runs])
 
 

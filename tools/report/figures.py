@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from cycler import cycler
 from matplotlib import rcParams
 from matplotlib.artist import Artist
@@ -94,16 +95,15 @@ def class_bars(test: Test) -> Drawing | None:
         return None
     rows.sort(key=lambda row: -1 if row.values[0].mean is None else row.values[0].mean)
     axes = _axes(1.0 + len(rows) * (0.09 + 0.09 * len(test.columns)))
-    thickness = 0.8 / len(test.columns)
-    handles = []
+    thickness, handles = 0.8 / len(test.columns), []
     for i in range(len(test.columns)):
         cells = [(y, row.values[i]) for y, row in enumerate(rows)]
         cells = [(y, value) for y, value in cells if value.mean is not None]
-        several = any(value.repeats > 1 for _, value in cells)
+        spread = [100 * (value.std or 0.0) for _, value in cells]
         handles.append(axes.barh(
             [y + 0.4 - thickness * (i + 0.5) for y, _ in cells],
             [100 * value.mean for _, value in cells], thickness * 0.9, color=f"C{i}",
-            xerr=[100 * (value.std or 0.0) for _, value in cells] if several else None,
+            xerr=spread if any(value.repeats > 1 for _, value in cells) else None,
             error_kw={"ecolor": rcParams["text.color"], "elinewidth": 0.9},
         ))  # fmt: skip
     axes.set_yticks(range(len(rows)), [_name(row.name) for row in rows])
@@ -111,12 +111,9 @@ def class_bars(test: Test) -> Drawing | None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labeltop=len(rows) > LONG)
     axes.grid(axis="y", visible=False)
-    spread = "; lines are standard deviations over repeats." if test.repeats > 1 else "."
-    return Drawing(
-        _with_legend(axes, handles, test.columns),
-        f"Bars: IoU of {len(rows)} classes, as in the table",
-        f"Sorted by {test.columns[0]}{spread}",
-    )
+    note = "; lines are standard deviations over repeats." if test.repeats > 1 else "."
+    alt = f"Bars: IoU of {len(rows)} classes, as in the table"
+    return _drawing(axes, handles, test.columns, alt, f"Sorted by {test.columns[0]}{note}")
 
 
 def size_scatter(test: Test) -> Drawing | None:
@@ -125,24 +122,22 @@ def size_scatter(test: Test) -> Drawing | None:
     points = {method: test.points[method] for method in test.columns[:2] if test.points.get(method)}
     if not points:
         return None
-    axes = _axes()
+    axes, handles, bounds = _axes(), [], []
     shares = [share for values in points.values() for share, _ in values]
     left, right = min(shares) / 1.3, max(shares) * 1.3
-    handles, bounds = [], []
     for i, (method, values) in enumerate(points.items()):
         style = {"markerfacecolor": "none", "markeredgewidth": 0.8} if i else {"markeredgewidth": 0}
-        x, y = [share for share, _ in values], [100 * iou for _, iou in values]
-        handles += axes.plot(
-            x, y, "os"[i], color=f"C{i}", markersize=4, alpha=0.65, rasterized=True,
-            zorder=3 - i / 10, **style,
-        )  # fmt: skip
-        for part in test.sizes.get(method, ()):
+        style |= {"color": f"C{i}", "markersize": 4, "alpha": 0.65, "zorder": 3 - i / 10}
+        x, y = np.array(values).T
+        handles += axes.plot(x, 100 * y, "os"[i], rasterized=True, **style)
+        ranges = test.sizes.get(method, ())
+        for part in ranges:
             ends = max(part["low"], left), min(part["high"], right)
             if part["iou"] is not None and ends[0] < ends[1]:
                 level = [100 * part["iou"]] * 2
                 axes.plot(ends, level, color=rcParams["text.color"], linewidth=4.2, zorder=4)
                 axes.plot(ends, level, color=f"C{i}", linewidth=2.6, zorder=5)
-        bounds = bounds or [part["low"] for part in test.sizes.get(method, ()) if part["low"] > 0]
+        bounds = bounds or [part["low"] for part in ranges if part["low"] > 0]
     axes.set(xscale="log", xlabel="defect, share of the image", ylabel="IoU of a query, %")
     for bound in bounds:
         axes.axvline(bound, color=rcParams["text.color"], linewidth=0.8, linestyle=GUIDE, zorder=1)
@@ -158,26 +153,21 @@ def size_scatter(test: Test) -> Drawing | None:
     if test.without_defect:
         caption += f" Queries without a defect, not shown: {test.without_defect}."
     alt = "Scatter: IoU of each query against the share of the image that is defect"
-    return Drawing(_with_legend(axes, handles, points), alt, caption)
+    return _drawing(axes, handles, points, alt, caption)
 
 
 def precision_recall(test: Test) -> Drawing | None:
     """Precision against recall, with the average precision of each curve in percent."""
     if not test.curves:
         return None
-    axes = _axes(HEIGHT + 0.09 * len(test.curves))
-    handles, names = [], []
+    axes, lines, names = _axes(HEIGHT + 0.09 * len(test.curves)), [], []
     for i, curve in enumerate(test.curves):
-        x, y = _percent(curve["recall"]), _percent(curve["precision"])
-        handles.append(_line(axes, i, x, y))
+        lines.append(_line(axes, i, _percent(curve["recall"]), _percent(curve["precision"])))
         ap = curve["average_precision"]
         names.append(_name(curve["name"]) + ("" if ap is None else f", AP {100 * ap:.1f} %"))
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="recall, %", ylabel="precision, %")
-    return Drawing(
-        _with_legend(axes, handles, names),
-        "Curves: precision against recall",
-        "Precision and recall of all pixels together, at every threshold. AP: average precision.",
-    )
+    text = "Precision and recall of all pixels together, at every threshold. AP: average precision."
+    return _drawing(axes, lines, names, "Curves: precision against recall", text)
 
 
 def iou_by_threshold(test: Test) -> Drawing | None:
@@ -185,19 +175,19 @@ def iou_by_threshold(test: Test) -> Drawing | None:
     curves = [curve for curve in test.curves if "iou" in curve]
     if not curves:
         return None
-    axes = _axes(HEIGHT + 0.09 * len(curves))
-    handles = []
+    axes, lines = _axes(HEIGHT + 0.09 * len(curves)), []
     for i, curve in enumerate(curves):
-        handles.append(_line(axes, i, curve["threshold"], _percent(curve["iou"])))
+        lines.append(_line(axes, i, curve["threshold"], _percent(curve["iou"])))
         used = test.thresholds.get(curve["name"])
         if used is not None:
             axes.axvline(used, color=f"C{i}", linewidth=1.1, linestyle=GUIDE)
     axes.set(xlabel="threshold", ylabel="IoU, %", ylim=(0, None))
-    return Drawing(
-        _with_legend(axes, handles, [_name(curve["name"]) for curve in curves]),
-        "Curves: IoU against the threshold, and the threshold used",
-        "IoU of all pixels together. Dashed upright lines: the threshold used, mean over queries.",
+    names = [_name(curve["name"]) for curve in curves]
+    alt = "Curves: IoU against the threshold, and the threshold used"
+    text = (
+        "IoU of all pixels together. Dashed upright lines: the threshold used, mean over queries."
     )
+    return _drawing(axes, lines, names, alt, text)
 
 
 def loss_and_rate(history: list[dict[str, Any]]) -> Drawing | None:
@@ -207,50 +197,44 @@ def loss_and_rate(history: list[dict[str, Any]]) -> Drawing | None:
     figure = Figure()
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for axes, key, label in ((upper, "loss", "loss"), (lower, "learning_rate", "learning\nrate")):
-        values = [float("nan") if entry[key] is None else entry[key] for entry in history]
-        _line(axes, 0, [entry["epoch"] for entry in history], values)
+        epochs, values = zip(*((entry["epoch"], entry[key]) for entry in history), strict=True)
+        _line(axes, 0, epochs, np.array(values, float))
         axes.set(ylabel=label, ylim=(0, None))
     lower.yaxis.set_major_locator(MaxNLocator(3))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     figure.align_ylabels()
     _epochs(lower, history)
-    return Drawing(
-        figure,
-        "Curves: training loss and learning rate per epoch",
-        "Mean loss of each epoch, and the learning rate.",
-    )
+    alt = "Curves: training loss and learning rate per epoch"
+    return Drawing(figure, alt, "Mean loss of each epoch, and the learning rate.")
 
 
 def miou_by_epoch(history: list[dict[str, Any]]) -> Drawing | None:
     """mIoU of training and validation, where they were measured."""
-    methods = dict.fromkeys(method for entry in history for method in entry["validation"])
+    tests = [(entry["epoch"], entry.get("validation") or {}) for entry in history]
+    methods = dict.fromkeys(method for _, measured in tests for method in measured)
     series = [
-        (f"validation, {method}", i, SOLID, [e["validation"].get(method) for e in history])
+        (f"validation, {method}", i, SOLID, [(epoch, miou.get(method)) for epoch, miou in tests])
         for i, method in enumerate(methods)
     ]
-    series.append(("training", 0, DOTS, [entry["train_miou"] for entry in history]))
+    series.append(("training", 0, DOTS, [(e["epoch"], e.get("train_miou")) for e in history]))
     axes, lines = _axes(), {}
-    for name, i, style, values in series:
-        pairs = [(e["epoch"], v) for e, v in zip(history, values, strict=True) if v is not None]
+    for name, i, style, pairs in series:
+        pairs = [(epoch, 100 * miou) for epoch, miou in pairs if miou is not None]
         if pairs:
-            x, y = zip(*pairs, strict=True)
-            lines[name] = _line(axes, i, x, _percent(y), style)
+            lines[name] = _line(axes, i, *zip(*pairs, strict=True), style)
     if not lines:
         return None
     axes.set(ylabel="mIoU, %", ylim=(0, None))
     _epochs(axes, history)
-    return Drawing(
-        _with_legend(axes, lines.values(), lines),
-        "Curves: mIoU per epoch",
-        "mIoU on the training and validation objects.",
-    )
+    text = "mIoU on the training and validation objects."
+    return _drawing(axes, lines.values(), lines, "Curves: mIoU per epoch", text)
 
 
+# by the section of the page
 TEST_FIGURES: dict[str, Sequence[Draw]] = {
-    "results": (class_bars,),
-    "sizes": (size_scatter,),
+    "results": (class_bars,), "sizes": (size_scatter,),
     "curves": (precision_recall, iou_by_threshold),
-}
+}  # fmt: skip
 TRAINING_FIGURES: Sequence[Draw] = (loss_and_rate, miou_by_epoch)
 
 
@@ -265,11 +249,14 @@ def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], style: Any
     return axes.plot(x, y, color=f"C{i}", linestyle=style or in_turn, marker=marker)[0]
 
 
-def _with_legend(axes: Axes, handles: Iterable[Artist], names: Iterable[str]) -> Figure:
+def _drawing(
+    axes: Axes, handles: Iterable[Artist], names: Iterable[str], alt: str, caption: str
+) -> Drawing:
+    """The figure of the axes with a legend above it."""
     labels = [_name(name, LEGEND) for name in names]
     columns = 1 if max(map(len, labels)) > LABEL else 2
     axes.figure.legend(list(handles), labels, loc="outside upper left", ncols=columns)
-    return axes.figure
+    return Drawing(axes.figure, alt, caption)
 
 
 def _epochs(axes: Axes, history: list[dict[str, Any]]) -> None:
@@ -278,8 +265,8 @@ def _epochs(axes: Axes, history: list[dict[str, Any]]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _percent(values: Iterable[float | None]) -> list[float]:
-    return [float("nan") if value is None else 100 * value for value in values]
+def _percent(values: Sequence[float | None]) -> np.ndarray:
+    return 100 * np.array(values, float)
 
 
 def _name(name: str, most: int = LABEL) -> str:

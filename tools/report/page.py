@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from PIL import Image
 
+from method_config.values import leaves
 from tools.report.figures import TEST_FIGURES, TRAINING_FIGURES, pictures
-from tools.report.read import (
-    Test,
-    optional,
-    read_config,
-    read_history,
-    read_run,
-    read_test,
-    reading,
-)
+from tools.report.read import panels_of, parsed, read_test, reading
 from utils.errors import DataError
 from utils.metrics import BY_SIZE
 from utils.output_files import write_text
@@ -30,90 +26,79 @@ from utils.output_files import write_text
 GALLERY_BYTES = 12 << 20  # of the pictures of a page together; a third more as base64
 SIDES = (360, 270, 200, 150, 110)  # pixels, tried in turn for a picture above its share of that
 OPEN_CLASSES = 12  # of a gallery; those after are folded
-# label of a fact: its key in metrics.json or run.json, and in config.yaml if those lack it
-FACTS = {
-    "data set": ("data_set", "DATASET.name"), "split": ("split", ""), "shot": ("shot", ""),
-    "seed": ("seed", "RNG_SEED"), "backbone": ("backbone", "TRAIN.backbone"),
-    "epochs": ("epochs", ""), "finished": ("finished", ""), "duration": ("duration", ""),
-    "device": ("device", ""),
-}  # fmt: skip
+# keys of metrics.json and run.json at the head of the page, and where config.yaml has the like
+FACTS = ("data_set", "split", "shot", "seed", "backbone",
+         "epochs", "finished", "duration", "device")  # fmt: skip
+SETTINGS = {"data_set": "DATASET.name", "seed": "RNG_SEED", "backbone": "TRAIN.backbone"}
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html: one file that needs neither a connection nor a script.
+    """Write `folder`/report.html, one file that needs neither a connection nor a script, and
+    return its path.
 
     Its size is bounded: the pictures of the gallery take 16 MiB together at most (larger ones are
     shrunk; only above some two thousand pictures does the page grow with them, by 8 KiB each), a
     figure some 0.1 MiB, that of ten thousand queries 1.5 MiB.
-
-    Returns:
-        The file.
 
     Raises:
         DataError: the folder is none of a run, or a file in it is broken.
         OutputError: the page cannot be written.
     """
     files = sorted(folder.glob("metrics*.json"), key=lambda file: file.stem)
-    history = optional(folder / "history.json", read_history)
+    history = parsed(folder / "history.json", json.loads)
     if not files and history is None:
         raise DataError(
             f"{folder}: no metrics.json; give the folder of a finished run of train.py or test.py"
         )
     tests = [read_test(folder, file.stem.removeprefix("metrics")) for file in files]
-    config, tree = optional(folder / "config.yaml", read_config) or ("", {})
-    record = tests[0].record if tests else {}
-    record = record | (optional(folder / "run.json", read_run) or {})
-    panels = [
-        panel
-        for test in tests
-        for items in test.gallery.values()
-        for item in items
-        for panel in item["panels"]
-    ]
+    config, settings = parsed(
+        folder / "config.yaml", lambda text: (text, dict(leaves(yaml.safe_load(text)))), ("", {})
+    )
+    record = {key: str(settings[name]) for key, name in SETTINGS.items() if name in settings}
+    record |= (tests[0].record if tests else {}) | parsed(folder / "run.json", _read_run, {})
+    facts = {key.replace("_", " "): record[key] for key in FACTS if record.get(key)}
+    if tests:
+        repeats = f" in {tests[0].repeats} repeats" if tests[0].repeats > 1 else ""
+        label = "images" if tests[0].kind == "anomaly" else "queries"
+        facts[label] = f"{sum(row.queries or 0 for row in tests[0].rows)}{repeats}"
+    panels = [panel for test in tests for panel in panels_of(test)]
     for panel in panels:
         panel["image"] = embed_image(panel["file"], GALLERY_BYTES // len(panels))
     page = _template().render(
         name=folder.resolve().name,
-        facts=_facts(record, tree, tests),
-        versions={k: v for k, v in record.items() if k not in {key for key, _ in FACTS.values()}},
+        facts=facts,
+        versions={key: value for key, value in record.items() if key not in FACTS},
         warnings=[f"{t.name}: {w}" if t.name else w for t in tests for w in t.warnings],
-        tests=[
-            (test, {section: pictures(draws, test) for section, draws in TEST_FIGURES.items()})
-            for test in tests
-        ],
+        tests=[(t, {part: pictures(draws, t) for part, draws in TEST_FIGURES.items()})
+               for t in tests],
         training=pictures(TRAINING_FIGURES, history) if history else [],
         config=config,
-    )
+    )  # fmt: skip
     # "replace", as file names may hold what UTF-8 cannot
     write_text(folder / "report.html", page.encode("utf-8", "replace").decode())
     return folder / "report.html"
 
 
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(Path(__file__).parent),
-        lstrip_blocks=True,
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
+        autoescape=True, loader=FileSystemLoader(Path(__file__).parent), lstrip_blocks=True,
+        trim_blocks=True, undefined=StrictUndefined,
+    )  # fmt: skip
     environment.filters |= {"breakable": breakable, "shown": shown}
     environment.globals |= {"by_size": BY_SIZE, "open_classes": OPEN_CLASSES, "is_best": is_best}
     return environment.get_template("template.html")
 
 
-def _facts(record: dict[str, str], tree: dict[str, Any], tests: list[Test]) -> dict[str, str]:
-    facts = {}
-    for label, (key, setting) in FACTS.items():
-        value: Any = tree
-        for part in setting.split("."):
-            value = value.get(part, "") if isinstance(value, dict) else ""
-        facts[label] = record.get(key) or str(value)
-    if tests:
-        repeats = f" in {tests[0].repeats} repeats" if tests[0].repeats > 1 else ""
-        label = "images" if tests[0].kind == "anomaly" else "queries"
-        facts[label] = f"{tests[0].queries}{repeats}"
-    return {label: value for label, value in facts.items() if value}
+def _read_run(text: str) -> dict[str, str]:
+    """run.json: when, how long and on what a run ran, as text."""
+    run = json.loads(text)
+    minutes, seconds = divmod(round(run["seconds"]), 60)
+    processes = f", {run['processes']} processes" if run["processes"] > 1 else ""
+    return {
+        "finished": f"{datetime.fromisoformat(run['finished']):%Y-%m-%d %H:%M %Z}".strip(),
+        "duration": f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
+        "device": f"{run['device']}{processes}",
+    }
 
 
 def breakable(name: str) -> Markup:
@@ -140,7 +125,7 @@ def embed_image(file: Path, most: int) -> dict[str, Any]:
         uri, width and height in pixels; the smallest has a longer side of 110 pixels.
 
     Raises:
-        DataError: the file is no such picture.
+        DataError: there is no such picture.
     """
     with reading(file):
         data = file.read_bytes()

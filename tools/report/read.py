@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from utils.errors import BROKEN, DataError
-from utils.metrics import ANOMALY, BY_SIZE, SEGMENTATION
-from utils.tables import measured_queries
+from utils.metrics import ANOMALY, SEGMENTATION
+from utils.tables import TABLES, measured_queries
 
 RANKS = ("worst", "median", "best")
 
@@ -71,11 +71,6 @@ class Test:
     gallery: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
-    def queries(self) -> int:
-        """Number of queries over all rows and repeats."""
-        return sum(row.queries or 0 for row in self.rows)
-
-    @property
     def repeats(self) -> int:
         """The most repeats of any value."""
         rows = (*self.totals, *self.rows)
@@ -92,182 +87,105 @@ def reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: not as a run writes it ({cause}); run it again") from error
 
 
-def optional(file: Path, parse: Callable[[Path], Any]) -> Any:
-    """`parse(file)`, whose faults name the file; None where there is no such file."""
+def parsed(file: Path, parse: Callable[[str], Any], missing: Any = None) -> Any:
+    """What `parse` makes of the text of a file, or `missing` where there is no such file."""
     if not file.exists():
-        return None
+        return missing
     with reading(file):
-        return parse(file)
+        return parse(file.read_bytes().decode())
 
 
 def read_test(folder: Path, suffix: str = "") -> Test:
-    """Everything about one test set: its metrics file and those of its other files that exist.
-
-    Args:
-        folder: of the run.
-        suffix: of the names of the files, such as "_validation".
+    """One test set of a run, its files ending in `suffix`, such as "_validation"; only its metrics
+    file has to exist.
 
     Raises:
         DataError: a file is broken.
     """
-    file = folder / f"metrics{suffix}.json"
-    with reading(file):
-        test = read_metrics(file, suffix.removeprefix("_"))
-    if queries := optional(folder / f"queries{suffix}.csv", read_queries):
-        test.points, test.without_defect, test.thresholds = queries
-    test.curves = optional(folder / f"curves{suffix}.json", read_curves) or []
-    test.gallery = optional(folder / f"gallery{suffix}" / "index.json", read_gallery) or {}
+    test = parsed(folder / f"metrics{suffix}.json", read_metrics)
+    test.name = suffix.removeprefix("_")
+    queries = parsed(folder / f"queries{suffix}.csv", read_queries, ({}, 0, {}))
+    test.points, test.without_defect, test.thresholds = queries
+    curves = folder / f"curves{suffix}.json"
+    test.curves = parsed(curves, lambda text: json.loads(text)["curves"], [])
+    test.gallery = parsed(folder / f"gallery{suffix}" / "index.json", read_gallery, {})
+    for panel in panels_of(test):
+        # a name alone: no index leads out of the folder
+        panel["file"] = folder / f"gallery{suffix}" / Path(panel["file"]).name
     return test
 
 
-def read_queries(file: Path) -> tuple[dict[str, list[tuple[float, float]]], int, dict[str, float]]:
+def panels_of(test: Test) -> list[dict[str, Any]]:
+    """All panels of the gallery."""
+    entries = (entry for items in test.gallery.values() for entry in items)
+    return [panel for entry in entries for panel in entry["panels"]]
+
+
+def read_queries(text: str) -> tuple[dict[str, list[tuple[float, float]]], int, dict[str, float]]:
     """queries.csv as points, without_defect and thresholds of a `Test`."""
     pixels: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(dict)
     thresholds: dict[str, list[float]] = defaultdict(list)
-    with file.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines, strict=True):
-            query = pixels[row["method"]].setdefault((row["class"], row["query"]), [0, 0, 0])
-            query[0] = number(float(row["share"]))
-            query[1] += int(row["intersection"])
-            query[2] += int(row["union"])
-            if row["threshold"]:
-                thresholds[row["method"]].append(number(float(row["threshold"])))
-    points = {
-        method: [(share, part / whole) for share, part, whole in queries.values() if share > 0]
-        for method, queries in pixels.items()
-    }
-    without = {
-        key for queries in pixels.values() for key, (share, *_) in queries.items() if not share
-    }
-    means = {method: math.fsum(values) / len(values) for method, values in thresholds.items()}
+    for row in csv.DictReader(io.StringIO(text), strict=True):
+        query = pixels[row["method"]].setdefault((row["class"], row["query"]), [0, 0, 0])
+        query[0] = float(row["share"])
+        query[1] += int(row["intersection"])
+        query[2] += int(row["union"])
+        if row["threshold"]:
+            thresholds[row["method"]].append(float(row["threshold"]))
+    points, without = {}, set()
+    for method, queries in pixels.items():
+        points[method] = [(share, part / n) for share, part, n in queries.values() if share > 0]
+        without |= {key for key, (share, *_) in queries.items() if not share}
+    means = {method: fsum(values) / len(values) for method, values in thresholds.items()}
     return points, len(without), means
 
 
-def read_curves(file: Path) -> list[dict[str, Any]]:
-    """curves.json: name, threshold, precision, recall, average_precision and, of methods, iou."""
-    curves = json.loads(file.read_text(encoding="utf-8"))["curves"]
-    for curve in curves:
-        columns = [curve[key] for key in ("threshold", "precision", "recall")]
-        columns += [curve["iou"]] if "iou" in curve else []
-        if len({len([number(value) for value in column]) for column in columns}) != 1:
-            raise ValueError(f"the columns of curve {curve['name']!r} differ in length")
-        if None in curve["threshold"]:
-            raise ValueError(f"curve {curve['name']!r} has a threshold of null")
-        number(curve["average_precision"])
-    return curves
-
-
-def read_history(file: Path) -> list[dict[str, Any]]:
-    """history.json: epoch, loss and learning_rate per epoch, train_miou and validation (mIoU by
-    method) of some."""
-    history = json.loads(file.read_text(encoding="utf-8"))
-    for entry in history:
-        entry.setdefault("train_miou", None)
-        entry["validation"] = entry.get("validation") or {}
-        numbers = (entry[key] for key in ("epoch", "loss", "learning_rate", "train_miou"))
-        for value in (*numbers, *entry["validation"].values()):
-            number(value)
-    return history
-
-
-def read_gallery(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """A gallery's index.json: its entries per class, classes in the order of the file.
-
-    Raises:
-        ValueError: it names a file that is missing or lies outside its folder.
-    """
+def read_gallery(text: str) -> dict[str, list[dict[str, Any]]]:
+    """A gallery's index.json: its entries per class, classes in the order of the file."""
     classes: dict[str, list[dict[str, Any]]] = {}
-    for entry in json.loads(file.read_text(encoding="utf-8")):
+    for entry in json.loads(text):
         classes.setdefault(entry["class"], []).append(entry)
-        for value in entry["scores"].values():
-            number(value)
-        for panel in entry["panels"]:
-            panel["file"] = file.parent / panel["file"]
-            if not panel["file"].resolve().is_relative_to(file.parent.resolve()):
-                raise ValueError(f"{panel['file']} lies outside the gallery's folder")
-            if not panel["file"].is_file():
-                raise ValueError(f"{panel['file']} is missing")
     for entries in classes.values():
         entries.sort(key=lambda entry: (*RANKS, entry["rank"]).index(entry["rank"]))
     return classes
 
 
-def read_config(file: Path) -> tuple[str, dict[str, Any]]:
-    """config.yaml as it stands, and its tree."""
-    content = file.read_text(encoding="utf-8")
-    return content, dict(yaml.safe_load(content))
-
-
-def read_run(file: Path) -> dict[str, str]:
-    """run.json: when, how long and on what a run ran, as text."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    minutes, seconds = divmod(round(content["seconds"]), 60)
-    processes = f", {content['processes']} processes" if content["processes"] > 1 else ""
-    return {
-        "finished": f"{datetime.fromisoformat(content['finished']):%Y-%m-%d %H:%M %Z}".strip(),
-        "duration": f"{minutes} min {seconds} s" if minutes else f"{seconds} s",
-        "device": f"{content['device']}{processes}",
-    }
-
-
-def number(value: Any) -> float | None:
-    """A finite number or None, unchanged; TypeError for anything else."""
-    if isinstance(value, bool) or (value is not None and not math.isfinite(value)):
-        raise TypeError(f"{value!r} is no number")
-    return value
-
-
-def read_metrics(file: Path, name: str = "") -> Test:
-    """metrics.json of any kind of test as the `Test` called `name`."""
+def read_metrics(text: str) -> Test:
+    """metrics.json of any kind of test."""
 
     def value(summary: dict[str, Any], key: str = "mean") -> Value:
-        return Value(number(summary[key]), number(summary["std"]), len(summary["repeats"]))
+        return Value(summary[key], summary["std"], len(summary["repeats"]))
 
-    content = json.loads(file.read_text(encoding="utf-8"))
-    kinds = [kind for kind in ("methods", "objects", "anomaly") if kind in content]
-    if len(kinds) != 1:
-        raise ValueError(f"expected one of methods, objects, anomaly in it, found {len(kinds)}")
-    kind, table, totals, sizes = kinds[0], content.pop(kinds[0]), [], {}
+    content = json.loads(text)
+    (kind,) = TABLES.keys() & content.keys()
+    table, totals, rows, sizes = content.pop(kind), [], [], {}
     warnings = [f"left out: {fault}" for fault in content.pop("unreadable", [])]
     if kind == "methods":
         first, *_ = columns = list(table)
-        rows = [
-            Row(c, [value(m["classes"][c], "iou") for m in table.values()], entry["queries"])
-            for c, entry in table[first]["classes"].items()
-        ]
-        totals = [
-            Row(measure.label, [value(m[measure.name]) for m in table.values()], None)
-            for measure in SEGMENTATION
-        ]
+        for name, entry in table[first]["classes"].items():
+            values = [value(m["classes"][name], "iou") for m in table.values()]
+            rows.append(Row(name, values, entry["queries"]))
+        for measure in SEGMENTATION:
+            values = [value(m[measure.name]) for m in table.values()]
+            totals.append(Row(measure.label, values, None))
         sizes = {method: entry["sizes"] for method, entry in table.items() if entry.get("sizes")}
-        for part in (part for parts in sizes.values() for part in parts):
-            for key in ("low", "high", "queries", "defects", *(m.name for m in BY_SIZE)):
-                number(part[key])
     elif kind == "objects":
         columns = list(dict.fromkeys(method for entry in table.values() for method in entry["iou"]))
-        rows = [
-            Row(o, [Value(number(e["iou"].get(m))) for m in columns], measured_queries(e))
-            for o, e in table.items()
-        ]
-        for o, entry in table.items():
-            warnings += [f"{o}, left out: {fault}" for fault in entry.get("unreadable", [])]
+        for name, entry in table.items():
+            values = [Value(entry["iou"].get(method)) for method in columns]
+            rows.append(Row(name, values, measured_queries(entry)))
+            warnings += [f"{name}, left out: {fault}" for fault in entry.get("unreadable", [])]
     else:
         columns = [measure.label for measure in ANOMALY]
-        rows = [
-            Row(o, [value(entry[m.name]) for m in ANOMALY], entry["images"])
-            for o, entry in table["objects"].items()
-        ]
+        for name, entry in table["objects"].items():
+            rows.append(Row(name, [value(entry[m.name]) for m in ANOMALY], entry["images"]))
         totals = [Row("mean", [value(table["mean"][m.name]) for m in ANOMALY], None)]
     if failed := content.pop("failed_queries", 0):
         lost = "1 query failed and is" if failed == 1 else f"{failed} queries failed and are"
         warnings.insert(0, f"{lost} not in the figures")
-    record = {key: _plain(value) for key, value in content.items()}
-    record = {key: value for key, value in record.items() if value}
-    return Test(name, kind, columns, totals, rows, sizes, warnings, record)
-
-
-def _plain(value: Any) -> str:
-    """Text of a value that fits a line, of a list its parts; "" for None and anything nested."""
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return "" if value is None or isinstance(value, dict) else str(value)
+    record = {
+        key: ", ".join(map(str, part)) if isinstance(part, list) else str(part)
+        for key, part in content.items()
+        if part not in (None, "", []) and not isinstance(part, dict)
+    }
+    return Test("", kind, columns, totals, rows, sizes, warnings, record)

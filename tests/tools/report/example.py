@@ -11,19 +11,19 @@ from PIL import Image
 
 from utils.metrics import BY_SIZE
 
-VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
-BOUNDS = [0.0, 3e-4, 3e-3, 3e-2, 1.0]
-NAMES = ["under 0.03 %", "0.03-0.3 %", "0.3-3 %", "over 3 %"]
-RANGES = list(zip(NAMES, BOUNDS[:-1], BOUNDS[1:], strict=True))
+VOID = {"img", "link", "meta", "source", "wbr"}
+RANGES = [("under 0.03 %", 0.0, 3e-4), ("0.03-0.3 %", 3e-4, 3e-3), ("over 0.3 %", 3e-3, 1.0)]
 COUNTS = "intersection_background,intersection,union_background,union"
 HEADER = f"repeat,query,class,image,method,share,threshold,{COUNTS}".split(",")
-RANKS = ("worst", "median", "best")
 RUN = {"finished": "2026-01-02T03:04:05+0000", "seconds": 61.8, "processes": 2, "device": "cpu"}
 HISTORY = [
     {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3},
     {"epoch": 2, "loss": 0.4, "learning_rate": 5e-4, "train_miou": 0.3,
      "validation": {"SOFS": 0.2, "prior": 0.1}},
 ]  # fmt: skip
+CURVE = {"threshold": [0.0, 0.5, 1.0], "precision": [0.1, 0.5, None], "recall": [1.0, 0.6, 0.2],
+         "iou": [0.1, 0.4, 0.0], "average_precision": 0.345}  # fmt: skip
+CURVES = [CURVE | {"name": name} for name in ("SOFS", "prior")]
 
 
 class Page(HTMLParser):
@@ -62,34 +62,32 @@ class Page(HTMLParser):
         return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
 
 
-def summary(rng, key, repeats, **more):
-    values = rng.random(repeats).tolist()
-    return {key: float(np.mean(values)), "std": float(np.std(values)), "repeats": values} | more
+def summary(key, *values):
+    """A figure of metrics.json from its repeats."""
+    mean, std = (float(np.mean(values)), float(np.std(values))) if values else (None, None)
+    return {key: mean, "std": std, "repeats": list(values) or [None]}
 
 
 def metrics(classes, repeats=3):
     """metrics.json of a split test."""
     rng, methods = np.random.default_rng(0), {}
     for method in ("SOFS", "prior"):
-        sizes = [
+        methods[method] = {key: summary("mean", *rng.random(repeats)) for key in ("miou", "fb_iou")}
+        methods[method]["classes"] = {
+            name: summary("iou", *rng.random(repeats)) | {"queries": 7} for name in classes
+        }
+        methods[method]["sizes"] = [
             {"name": name, "low": low, "high": high, "queries": 4, "defects": 9}
             | {measure.name: rng.random() for measure in BY_SIZE}
             for name, low, high in RANGES
         ]
-        methods[method] = {
-            "miou": summary(rng, "mean", repeats),
-            "fb_iou": summary(rng, "mean", repeats),
-            "classes": {
-                n: summary(rng, "iou", repeats, queries=7 + i) for i, n in enumerate(classes)
-            },
-            "sizes": sizes,
-        }
     head = {"data_set": "VISION_V1_ND", "split": 2, "shot": 1, "seed": 54, "backbone": "tiny"}
     faults = {"unreadable": ["a.jpg: cut short"], "failed_queries": 2}
     return head | {"torch": "2.0"} | faults | {"methods": methods}
 
 
 def query_rows(classes, repeats=3):
+    """Rows of queries.csv; the first query has no defect."""
     rng = np.random.default_rng(0)
     for repeat in range(repeats):
         for query in range(3 * len(classes)):
@@ -105,34 +103,27 @@ def write_queries(file, rows):
         csv.writer(target).writerows([HEADER, *rows])
 
 
-def write_gallery(folder, classes, side=24, captions=("support", "query", "truth")):
+def write_gallery(folder, classes):
     """Best first in the file; every panel another picture."""
     folder.mkdir()
     rng, index = np.random.default_rng(0), []
     for name in classes:
-        for rank in reversed(RANKS):
-            panels = [
-                {"caption": caption, "file": f"{len(index):04d}_{place}.jpg"}
-                for place, caption in enumerate(captions)
-            ]
-            for panel in panels:
-                picture = Image.fromarray(rng.integers(0, 255, (side, side + 2, 3), np.uint8))
-                picture.save(folder / panel["file"], quality=95)
-            scores = {"SOFS": 0.1234, "prior": None}
-            about = {"class": name, "rank": rank, "caption": "x.jpg"}
-            index.append(about | {"scores": scores, "panels": panels})
+        for rank in ("best", "median", "worst"):
+            panels = []
+            for caption in ("support", "query", "truth"):
+                panels.append({"caption": caption, "file": f"{len(index):04d}_{caption}.jpg"})
+                picture = Image.fromarray(rng.integers(0, 255, (24, 26, 3), np.uint8))
+                picture.save(folder / panels[-1]["file"], quality=95)
+            about = {"class": name, "rank": rank, "caption": "x.jpg", "panels": panels}
+            index.append(about | {"scores": {"SOFS": 0.1234, "prior": None}})
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def curves():
-    columns = {
-        "threshold": [0.0, 0.5, 1.0],
-        "precision": [0.1, 0.5, None],
-        "recall": [1.0, 0.5, 0.0],
-        "iou": [0.1, 0.4, 0.0],
-        "average_precision": 0.3,
-    }
-    return {"curves": [columns | {"name": name} for name in ("SOFS", "prior")]}
+def write_metrics(folder, content):
+    """A run of nothing but metrics.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(content))
+    return folder
 
 
 def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""):
@@ -140,7 +131,7 @@ def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""
     folder.mkdir(exist_ok=True)
     (folder / f"metrics{suffix}.json").write_text(json.dumps(metrics(classes)))
     write_queries(folder / f"queries{suffix}.csv", query_rows(classes))
-    (folder / f"curves{suffix}.json").write_text(json.dumps(curves()))
+    (folder / f"curves{suffix}.json").write_text(json.dumps({"curves": CURVES}))
     (folder / "history.json").write_text(json.dumps(HISTORY))
     (folder / "run.json").write_text(json.dumps(RUN))
     config = "DATASET:\n  name: other\nTRAIN:\n  backbone: other\nRNG_SEED: 3\n"

@@ -9,33 +9,21 @@ import matplotlib
 import numpy as np
 import pytest
 
+from tests.tools.report.example import CURVE, RANGES
 from tools.report import figures
 from tools.report.read import Row, Test, Value
 
 Test.__test__ = False  # no class of tests
 NAN = float("nan")
 CURVES = [
-    {"name": "SOFS", "threshold": [0.0, 0.5, 1.0], "precision": [0.1, 0.5, None],
-     "recall": [1.0, 0.6, 0.2], "iou": [0.1, 0.4, 0.0], "average_precision": 0.345},
+    CURVE | {"name": "SOFS"},
     {"name": "_$odd$", "threshold": [0.0, 1.0], "precision": [0.2, 0.3], "recall": [1.0, 0.0],
      "average_precision": None},
 ]  # fmt: skip
 HISTORY = [
-    {
-        "epoch": 1,
-        "loss": 0.5,
-        "learning_rate": 1e-3,
-        "train_miou": None,
-        "validation": {"SOFS": 0.2},
-    },
-    {"epoch": 2, "loss": None, "learning_rate": 5e-4, "train_miou": 0.3, "validation": {}},
-    {
-        "epoch": 3,
-        "loss": 0.3,
-        "learning_rate": 0.0,
-        "train_miou": None,
-        "validation": {"SOFS": 0.4},
-    },
+    {"epoch": 1, "loss": 0.5, "learning_rate": 1e-3, "validation": {"SOFS": 0.2}},
+    {"epoch": 2, "loss": None, "learning_rate": 5e-4, "train_miou": 0.3},
+    {"epoch": 3, "loss": 0.3, "learning_rate": 0.0, "validation": {"SOFS": 0.4}},
 ]
 
 
@@ -44,14 +32,6 @@ def data(names=(), repeats=3, columns=("SOFS", "prior"), **more):
     values = ([Value(0.1 * i, 0.01 * i, repeats), Value(0.5, 0.02, repeats)] for i in range(1, 99))
     rows = [Row(name, v[: len(columns)], 5) for name, v in zip(names, values, strict=False)]
     return Test("", "methods", list(columns), [], rows, **more)
-
-
-def ranges(*iou):
-    bounds = [0.0, 3e-4, 3e-3, 3e-2, 1.0]
-    return [
-        {"low": low, "high": high, "iou": value}
-        for low, high, value in zip(bounds, bounds[1:], iou, strict=False)
-    ]
 
 
 def lines(axes):
@@ -86,9 +66,6 @@ def test_bars_are_the_means_sorted_by_the_first_method_with_their_deviations():
         ends = [segment[:, 0] for segment in bars.errorbar.lines[2][0].get_segments()]
         assert [(b - a) / 2 for a, b in ends] == pytest.approx([known[name][1] for name in at])
     assert legend(drawing) == ["SOFS", "prior"]
-
-
-def test_bars_of_one_repeat_have_no_deviations():
     (axes,) = figures.class_bars(data("ab", repeats=1)).figure.axes
     assert [bars.errorbar for bars in axes.containers] == [None, None]
 
@@ -103,23 +80,20 @@ def test_the_names_of_sixty_classes_have_room_and_differ():
 
 def test_points_are_the_queries_and_bars_the_pooled_ranges():
     points = {"SOFS": [(2e-4, 0.1), (5e-2, 0.9)], "prior": [(1e-3, 0.3)]}
-    sizes = {"SOFS": ranges(0.2, None, 0.4, 0.6)}
+    ious = zip(RANGES, (0.2, None, 0.6), strict=True)
+    sizes = {"SOFS": [{"low": low, "high": high, "iou": iou} for (_, low, high), iou in ious]}
     (axes,) = figures.size_scatter(data(points=points, sizes=sizes)).figure.axes
     drawn = lines(axes)
     assert axes.get_xscale() == "log"
     assert drawn[0] == [[2e-4, 10.0], [5e-2, 90.0]] and [[1e-3, 30.0]] in drawn
     flat = [line for line in drawn if len(line) == 2 and line[0][1] == line[1][1]]
-    assert {line[0][1] for line in flat} == {20.0, 40.0, 60.0}
-    assert [[3e-3, 40.0], [3e-2, 40.0]] in drawn
-    upright = [line[0][0] for line in drawn if len(line) == 2 and line[0][0] == line[-1][0]]
-    assert upright == [3e-4, 3e-3, 3e-2]
     low, high = axes.get_xlim()
-    assert low <= 2e-4 and high >= 5e-2
-
-
-def test_points_without_ranges_are_drawn_alone():
+    assert [[low, 20.0], [3e-4, 20.0]] in flat and [[3e-3, 60.0], [high, 60.0]] in flat
+    assert {line[0][1] for line in flat} == {20.0, 60.0}
+    upright = [line[0][0] for line in drawn if len(line) == 2 and line[0][0] == line[-1][0]]
+    assert upright == [3e-4, 3e-3] and low <= 2e-4 and high >= 5e-2
     drawing = figures.size_scatter(data(points={"SOFS": [(2e-4, 0.1)]}, without_defect=3))
-    assert lines(drawing.figure.axes[0]) == [[[2e-4, 10.0]]]
+    assert lines(drawing.figure.axes[0]) == [[[2e-4, 10.0]]], "without ranges"
     assert "Bars" not in drawing.caption and "not shown: 3." in drawing.caption
 
 
@@ -178,9 +152,9 @@ def test_a_picture_is_sound_svg_in_both_themes_whatever_the_names():
 def test_many_points_take_little_room():
     rng = np.random.default_rng(0)
     shares = 10 ** -rng.uniform(1, 4, (2, 5000))
-    points = dict(
-        zip(("SOFS", "prior"), (list(zip(s, s, strict=True)) for s in shares), strict=True)
-    )
+    points = {
+        m: np.stack([s, s], 1).tolist() for m, s in zip(("SOFS", "prior"), shares, strict=True)
+    }
     (picture,) = figures.pictures((figures.size_scatter,), data(points=points))
     assert len(picture["light"]) + len(picture["dark"]) < 1_500_000
 

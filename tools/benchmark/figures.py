@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 AT_MOST, AT_LEAST, EXACTLY = "at most", "at least", "exactly"
+HOLDS = {AT_MOST: operator.le, AT_LEAST: operator.ge, EXACTLY: operator.eq}
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,7 @@ class Figure:
     @property
     def kept(self) -> bool:
         """Whether the value keeps its bound."""
-        if self.bound is None:
-            return True
-        holds = {AT_MOST: self.value <= self.bound, AT_LEAST: self.value >= self.bound}
-        return holds.get(self.kind, self.value == self.bound)
+        return self.bound is None or HOLDS[self.kind](self.value, self.bound)
 
     def line(self) -> str:
         """The figure as one line of text."""

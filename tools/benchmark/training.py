@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import closing
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -27,44 +25,35 @@ MOST_OVERHEAD = 1.15
 EPOCHS = 3  # of a loader: the first starts it, the second is measured, the third keeps it at work
 
 
-def measure_training(
-    cfg: CfgNode, *, iterations: int, repeats: int = 1, slack: float = 1.0
-) -> list[Figure]:
+def measure_training(cfg: CfgNode, *, iterations: int, slack: float = 1.0) -> list[Figure]:
     """Measure a training on procedural data in a temporary folder, on the device that there is.
 
-    Each repeat trains an epoch as train.py does, loader and all; then runs the backbone alone on
-    the same batches, and the head alone on their features; then trains an epoch from a feature
-    bank of `TRAIN.feature_bank` crops, at least one. Medians of the repeats are compared. An epoch
-    has `iterations`, 2 or more; the fewer, the more the unsteady flow of a loader shows. `slack` is
-    a factor on the bounds of time. The data and the first weights that `cfg` names are not used.
+    It trains an epoch as train.py does, loader and all; then runs the backbone alone on the same
+    batches, and the head alone on their features; then trains an epoch from a feature bank of
+    `TRAIN.feature_bank` crops, at least one. An epoch has `iterations`, 2 or more; the fewer, the
+    more the unsteady flow of a loader shows. `slack` is a factor on the bounds of time. The data
+    and the first weights that `cfg` names are not used.
     """
-    loops, parts, banked_loops, passes, bank_passes = [], [], [], [], []
     with TemporaryDirectory(prefix="sofs_benchmark_") as scratch:
         online, banked = _trainings(cfg, Path(scratch), iterations)
         start = clock(banked.device)
         with filled(banked.cfg, banked.episodes, banked.model.backbone, banked.device):
             building = clock(banked.device) - start
-            for _ in range(repeats):
-                seconds, passes, batches = _train(online, keep=iterations)
-                loops.append(seconds)
-                parts.append(_run_parts(online, batches))
-                seconds, counted, _ = _train(banked, keep=0)
-                banked_loops.append(seconds)
-                bank_passes += counted
+            loop, passes, batches = _train(online)
+            backbone, head = _run_parts(online, batches)
+            banked_loop, bank_passes, _ = _train(banked)
     images = sum(len(b["query"]) + b["supports"].shape[:2].numel() for b in batches)
-    overhead = median(loop / sum(both) for loop, both in zip(loops, parts, strict=True))
-    faster = median(one / other for one, other in zip(loops, banked_loops, strict=True))
-    backbone, head = (median(values) for values in zip(*parts, strict=True))
     per_step, share = len(passes) / len(batches), sum(passes) / images
+    overhead, faster = loop / (backbone + head), loop / banked_loop
     figures = [
-        ("iteration, loader and all", median(loops), "s"),
+        ("iteration, loader and all", loop, "s"),
         ("bare passes through the backbone", backbone, "s"),
         ("head alone: forward, backward, step", head, "s"),
         ("iteration / (backbone + head)", overhead, "", MOST_OVERHEAD * slack),
         ("passes through the backbone per iteration", per_step, "", 1, EXACTLY),
         ("images encoded / images of the episodes", share, "", 1, EXACTLY),
         ("feature bank: encoding it once", building, "s"),
-        ("feature bank: iteration", median(banked_loops), "s"),
+        ("feature bank: iteration", banked_loop, "s"),
         ("feature bank: epoch without it / epoch with it", faster, "", 1 / slack, AT_LEAST),
         ("feature bank: passes in an epoch", len(bank_passes), "", 0, EXACTLY),
     ]
@@ -94,20 +83,20 @@ def _trainings(cfg: CfgNode, folder: Path, iterations: int) -> tuple[Training, T
     return online, banked
 
 
-def _train(run: Training, keep: int) -> tuple[float, list[int], list[Batch]]:
+def _train(run: Training) -> tuple[float, list[int], list[Batch]]:
     """An epoch in the midst of others: seconds per iteration, images of each pass through the
-    backbone, and the last `keep` batches on the device."""
-    batches: deque[Batch] = deque(maxlen=keep)
-    collect = run.loss.register_forward_pre_hook(lambda _, args: batches.append(args[0]))
+    backbone, and the batches on the device."""
+    batches: list[Batch] = []
     run.batches.epochs = range(run.epoch, run.epoch + EPOCHS)
     with closing(iter(run.loader())) as loaded:
         train_epoch(run, loaded)
+        collect = run.loss.register_forward_pre_hook(lambda _, args: batches.append(args[0]))
         start = clock(run.device)
         with counted_passes(run.model.backbone) as passes:
             train_epoch(run, loaded)
         seconds = (clock(run.device) - start) / run.batches.per_epoch
-    collect.remove()
-    return seconds, passes, list(batches)
+        collect.remove()
+    return seconds, passes, batches
 
 
 def _run_parts(run: Training, batches: list[Batch]) -> tuple[float, float]:

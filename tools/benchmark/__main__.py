@@ -49,7 +49,8 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
 
     cfg = config(SMALL if quick else {})
     wide = cfg if quick else config({"DATASET.crop_size": WINDOW})
-    training = config((SMALL if quick else {}) | ALONE | {"TRAIN_SETUPS.batch_size": 1 + quick})
+    batch = {"TRAIN_SETUPS.batch_size": 2 if quick else 1}
+    training = config((SMALL if quick else {}) | ALONE | batch)
     bounds, slack = ((3, 3), 2) if quick else ((1.25, 1.10), 1)
     images = [(cfg, (256, 1600), 3 if quick else 5)]
     images += [] if quick else [(wide, (1080, 1920), 3), (wide, (2748, 3840), 2)]

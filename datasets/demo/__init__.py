@@ -12,23 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 
 from datasets.demo.defects import STROKES, outlines
-from datasets.demo.products import (
-    OPEN_DOMAIN_OBJECTS,
-    PRODUCTS,
-    TEST_PRODUCTS,
-    TRAIN_PRODUCTS,
-    Product,
-)
+from datasets.demo.products import OPEN_DOMAIN_OBJECTS, PRODUCTS, Product
 from datasets.demo.render import render
 from utils.errors import DataError, UserError
 
@@ -44,7 +38,7 @@ def write_demo_data(
     root: str | Path,
     seed: int = 54,
     images_per_class: int = 8,
-    products: Sequence[str] = (*TRAIN_PRODUCTS, *TEST_PRODUCTS, *OPEN_DOMAIN_OBJECTS),
+    products: Sequence[str] = tuple(PRODUCTS),
 ) -> dict:
     """Write the demo data under `root`, or reuse what an earlier call with these arguments wrote.
 
@@ -62,18 +56,16 @@ def write_demo_data(
     present = _present(root)
     if wanted.items() <= present.items():
         return present
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
-        summary = _write(partial, **wanted)
-        if root.exists():
-            shutil.rmtree(root)
-        partial.rename(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
+            data = Path(scratch, "data")
+            summary = _write(data, **wanted)
+            if root.exists():
+                shutil.rmtree(root)
+            data.rename(root)
     except OSError as error:
-        remedy = "give a place that can be written"
-        raise DataError(f"cannot write {root} ({error}); {remedy}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise DataError(f"cannot write {root} ({error}); give another place") from error
     return summary
 
 
@@ -87,9 +79,12 @@ def _present(root: Path) -> dict:
         what = f"it contains {', '.join(strange[:3])}" if strange else f"it has no {MARKER}"
         raise DataError(f"{root} is not a demo folder ({what}); give a new or empty folder")
     marker = json.loads((root / MARKER).read_text())
-    files = sum(path.is_file() for path in root.rglob("*"))
-    complete = marker.get("version") == VERSION and marker.get("files") == files - 1
+    complete = marker["version"] == VERSION and marker["files"] == _count_files(root) - 1
     return marker["summary"] if complete else {}
+
+
+def _count_files(root: Path) -> int:
+    return sum(path.is_file() for path in root.rglob("*"))
 
 
 def _write(root: Path, seed: int, images_per_class: int, products: list[str]) -> dict:
@@ -103,23 +98,17 @@ def _write(root: Path, seed: int, images_per_class: int, products: list[str]) ->
         first_val = max(len(product.looks), count * 3 // 4)
         for split, indices in (("train", range(first_val)), ("val", range(first_val, count))):
             folder = root / "VISION_V1" / product.name / split
-            document = _write_vision(folder, product, seed, indices)
-            images += len(document["images"])
-            annotations += len(document["annotations"])
+            entries = _write_vision(folder, product, seed, indices)
+            images += len(indices)
+            annotations += len(entries)
             areas: Counter[tuple[int, int]] = Counter()
-            for entry in document["annotations"]:
+            for entry in entries:
                 areas[entry["image_id"], entry["category_id"]] += entry["area"]
             shares += [area / math.prod(product.size) for area in areas.values()]
-    summary = {
-        "seed": seed,
-        "images_per_class": images_per_class,
-        "products": products,
-        "images": images,
-        "annotations": annotations,
-        "median_area_share": float(np.median(shares)) if shares else 0.0,
-    }
-    files = sum(path.is_file() for path in root.rglob("*"))
-    marker = {"version": VERSION, "files": files, "summary": summary}
+    share = float(np.median(shares)) if shares else 0.0
+    summary = {"seed": seed, "images_per_class": images_per_class, "products": products}
+    summary |= {"images": images, "annotations": annotations, "median_area_share": share}
+    marker = {"version": VERSION, "files": _count_files(root), "summary": summary}
     (root / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     return summary
 
@@ -140,13 +129,12 @@ def wanted_shares(product: Product, index: int) -> dict[int, float]:
     return shares
 
 
-def _write_vision(folder: Path, product: Product, seed: int, indices: range) -> dict:
-    """Write one split of a product: JPEG images and the COCO document, which is returned."""
-    folder.mkdir(parents=True)
-    looks, images, annotations = product.looks, [], []
+def _write_vision(folder: Path, product: Product, seed: int, indices: range) -> list[dict]:
+    """Write one split of a product, JPEG images and the COCO file; returns its annotations."""
+    images, annotations, (h, w) = [], [], product.size
     for image_id, index in enumerate(indices):
         image, defects = render(product, seed, index, wanted_shares(product, index))
-        name, (h, w) = f"{index:06d}.jpg", product.size
+        name = f"{index:06d}.jpg"
         _save(folder / name, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         images.append({"id": image_id, "file_name": name, "height": h, "width": w})
         for category, mask in defects:
@@ -154,14 +142,15 @@ def _write_vision(folder: Path, product: Product, seed: int, indices: range) -> 
             annotation = {"id": len(annotations), "image_id": image_id, "category_id": category}
             annotation |= {"segmentation": polygons, "bbox": list(cv2.boundingRect(mask))}
             annotations.append(annotation | {"area": int(mask.sum()), "iscrowd": 0})
+    names = enumerate(look.name for look in product.looks)
     document = {
         "info": {"description": f"procedural demo data, {product.name}, {folder.name}"},
-        "categories": [{"id": k, "name": x.name, "supercategory": ""} for k, x in enumerate(looks)],
+        "categories": [{"id": k, "name": name, "supercategory": ""} for k, name in names],
         "images": images,
         "annotations": annotations,
     }
     (folder / "_annotations.coco.json").write_text(json.dumps(document))
-    return document
+    return annotations
 
 
 def _write_open_domain(folder: Path, product: Product, seed: int) -> int:
@@ -170,15 +159,15 @@ def _write_open_domain(folder: Path, product: Product, seed: int) -> int:
     for index in range(total):
         image, defects = render(product, seed, index, wanted_shares(product, index))
         mask = 255 * np.any([mask for _, mask in defects], axis=0).astype(np.uint8)
-        support = index < OPEN_DOMAIN_SUPPORTS
-        place = folder / ("support" if support else "query")
-        for kind, content in (("image", image), ("mask" if support else "true_label", mask)):
-            (place / kind).mkdir(parents=True, exist_ok=True)
+        place = folder / ("support" if index < OPEN_DOMAIN_SUPPORTS else "query")
+        label = "mask" if place.name == "support" else "true_label"
+        for kind, content in (("image", image), (label, mask)):
             _save(place / kind / f"{index:03d}.png", content, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     return total
 
 
 def _save(path: Path, image: np.ndarray, options: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image, options):
         raise DataError(f"could not write {path}; is the disk full or the folder write-protected?")
 
@@ -194,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = write_demo_data(args.root, args.seed, args.images_per_class)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
+    images, annotations = summary["images"], summary["annotations"]
     print(
-        f"{args.root}: {summary['images']} images of {len(summary['products'])} products, "
-        f"{summary['annotations']} annotations, median area share "
-        f"{100 * summary['median_area_share']:.3f} %"
+        f"{args.root}: {images} images of {len(summary['products'])} products, {annotations} "
+        f"annotations, median area share {100 * summary['median_area_share']:.3f} %"
     )

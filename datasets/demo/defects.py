@@ -1,8 +1,7 @@
 """Defects of the demo products, each drawn in a small window with its exact mask.
 
-Two geometries carry every kind: blobs (pit, stain, dent, chip, bubble) and strokes (scratch, crack,
-burr, weave). A `Look` holds what stays the same for one defect category of one product; position,
-direction, size and contrast are drawn anew for every instance.
+Blobs are pit, stain, dent, chip, bubble; strokes are scratch, crack, burr, weave. A `Look` is what
+all defects of one category share; position, direction, size and contrast are drawn anew for each.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ import numpy as np
 from datasets.demo.surfaces import Canvas, blur, smoothstep
 
 REACH = 8  # pixels past its mask within which a defect may still change the picture
-SCALE = (
-    4  # strokes are drawn this many times larger, then averaged: fractional widths, smooth borders
-)
+SCALE = 4  # strokes are drawn this many times larger, then averaged: smooth borders
 STROKES = ("scratch", "crack", "burr", "weave")
 
 # A defect in its window: its mask, the cover 0..1 by `Look.tone`, and the shade added to the tone.
@@ -86,18 +83,13 @@ def _blob(c: Canvas, look: Look, area: float) -> Patch:
     spread = 1.6 * math.sqrt(area / math.pi) if count > 1 else 0.0
     half = math.ceil(1.7 * radii.max() * math.sqrt(look.aspect) + 1.5 * spread) + REACH
     c = replace(c, h=2 * half + 1, w=2 * half + 1, cx=half, cy=half)
-    field = np.full((c.h, c.w), 9, np.float32)
+    field = np.full((c.h, c.w), 9, np.float32)  # distance in units of the outline
     for radius in radii:
         middle = np.clip(rng.normal(0, 0.6, 2), -1.4, 1.4) * spread
         field = np.minimum(field, _ellipse(c, look, middle, radius))
     gx, gy = cv2.Sobel(field, cv2.CV_32F, 1, 0), cv2.Sobel(field, cv2.CV_32F, 0, 1)
     # -1..1: how far the outward direction of the blob's wall points along the light
     slope = (gx * c.light[0] + gy * c.light[1]) / (np.sqrt(gx * gx + gy * gy) + 1e-4)
-    return _blob_patch(c, look, field, slope)
-
-
-def _blob_patch(c: Canvas, look: Look, field: np.ndarray, slope: np.ndarray) -> Patch:
-    """The blob of a distance `field` (1 on the outline) whose walls face the light by `slope`."""
 
     def ridge(distance: np.ndarray, at: float, breadth: float) -> np.ndarray:
         return np.exp(-np.square((distance - at) / breadth))
@@ -126,8 +118,8 @@ def _blob_patch(c: Canvas, look: Look, field: np.ndarray, slope: np.ndarray) -> 
     raise ValueError(f"unknown kind of defect {look.kind!r}")
 
 
-def _stroke_paths(c: Canvas, look: Look, area: float) -> tuple[list[np.ndarray], float]:
-    """Centre lines (n, 2), the stem first, and the line width that together cover about `area`."""
+def _stroke(c: Canvas, look: Look, area: float) -> Patch:
+    """A line with its branches, lit from the side, which covers about `area`."""
     rng = c.rng
     width = look.width * rng.uniform(0.85, 1.2)
     length = min(max(area / width, 4 * width), look.longest)
@@ -146,12 +138,6 @@ def _stroke_paths(c: Canvas, look: Look, area: float) -> tuple[list[np.ndarray],
         start = stem[int(rng.integers(len(stem) // 4, len(stem) - 1))]
         side = c.angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
         paths.append(wander(start, 0.3 * length, side))
-    return paths, width
-
-
-def _stroke(c: Canvas, look: Look, area: float) -> Patch:
-    """A line with its branches, lit from the side."""
-    paths, width = _stroke_paths(c, look, area)
     points = np.concatenate(paths)
     low = points.min(0) - width - REACH
     w, h = np.ceil(points.max(0) + width + REACH - low).astype(int).tolist()
@@ -160,7 +146,7 @@ def _stroke(c: Canvas, look: Look, area: float) -> Patch:
         t = np.linspace(0.12, 0.95, len(path) - 1)
         swell = np.ones_like(t)
         if look.kind != "weave":
-            swell = np.sqrt(np.sin(t * math.pi)) * c.rng.uniform(0.8, 1.2, len(t))
+            swell = np.sqrt(np.sin(t * math.pi)) * rng.uniform(0.8, 1.2, len(t))
         pixels = np.round((path - low) * SCALE).astype(int).tolist()
         for (start, end), s in zip(pairwise(pixels), swell, strict=True):
             thickness = max(round(1.6 * SCALE), round(float(width * s * SCALE)))
@@ -181,7 +167,6 @@ def draw_defect(c: Canvas, look: Look, area: float) -> Patch:
     Returns mask, uint8 {0, 1}, cover and shade, float32, of one size (h, w).
     """
     contrast = c.rng.uniform(0.8, 1.15)
-    draw = _stroke if look.kind in STROKES else _blob
-    mask, cover, shade = draw(c, look, area)
+    mask, cover, shade = (_stroke if look.kind in STROKES else _blob)(c, look, area)
     cover = np.clip(np.clip(cover, 0, 1) * contrast, 0, 1).astype(np.float32)
     return clean_mask(mask), cover, (shade * contrast).astype(np.float32)

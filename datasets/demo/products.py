@@ -1,12 +1,11 @@
 """The demo's products as one table: surface, outline, palette, harmless marks and defects of each.
 
 An outline is a tuple of drawing steps (value, size, points): one point is a disc of radius `size`,
-two points are a line of thickness `size`, more are a polygon. Value 255 is part, 0 ground. Points
-are shares of the picture's width and height from the part's centre, sizes are shares of its height.
+two are a line of thickness `size`, more are a polygon. Value 255 is part, 0 ground. Points are
+shares of the picture's width and height from the part's centre, sizes are shares of its height.
 
-A mark is a function (rng, image shape). It yields (hides, layers): what `hides` lies where the part
-is bare and keeps defects away, the rest may lie anywhere; the layers (cover 0..1, tone 0..1) of one
-size are blended in turn.
+A mark is a function (rng, image shape) that yields (hides, layers): what `hides` lies where the
+part is bare and keeps defects away; layers (cover 0..1, tone 0..1) of one size are blended in turn.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ def _flange(bore: float, bolts: int) -> tuple[Step, ...]:
 
 
 _FLANGE, _CAP = _flange(0.1598, 6), _flange(0.094, 4)
-_FULL = (_plate(1, -1, 1),)
-_STRIP = (_plate(1, -0.4, 0.4),)
+_FULL, _STRIP = (_plate(1, -1, 1),), (_plate(1, -0.4, 0.4),)
 _SLAB = (_plate(0.455, -0.455, 0.455),)
 # A ring with one keyway, larger than the picture is high.
 _KEYWAY = (0, 0, ((-0.0392, 0), (0.0392, 0), (0.0392, -0.34462), (-0.0392, -0.34462)))

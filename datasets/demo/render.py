@@ -32,11 +32,11 @@ def render(
         return np.random.default_rng(keys)
 
     image, part, canvas = _surface(product, stream("pose"), stream("surface"))
-    room, rng = part.copy(), stream("marks")
+    room, rng, defects = part.copy(), stream("marks"), []
     for mark in product.marks:
         if rng.random() < 0.75:
             _draw_mark(rng, image, room, mark)
-    rng, defects = stream("defects"), []
+    rng = stream("defects")
     face = _Face(replace(canvas, rng=rng), image, part, room)
     for category, share in shares.items():
         look, area = product.looks[category], share * part.size
@@ -159,16 +159,13 @@ class _Face:
             self.image[there] += cover * (tone - self.image[there]) + shade
             whole = np.zeros_like(self.part)
             whole[there] = mask
-            margin = np.ones((6 * REACH + 1, 6 * REACH + 1), np.uint8)
-            self.free &= 1 - cv2.dilate(whole, margin)
+            self.free &= 1 - cv2.dilate(whole, np.ones((6 * REACH + 1, 6 * REACH + 1), np.uint8))
             return whole
         return None
 
     def _find(self, look: Look, mask: np.ndarray):
-        """Slices of the image and of the window where they overlap, and the mask visible there.
-
-        Returns None where 30 draws find no place.
-        """
+        """Slices of the image and of the window where they overlap, and the mask visible there;
+        None where 30 draws find no place."""
         rng, (h, w), (rows, columns) = self.canvas.rng, mask.shape, self.part.shape
         allowed = self.free if look.at_edge else self.free & self.inner
         for _ in range(30):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+Pair = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -26,15 +28,13 @@ class Canvas:
     cx: float = 0.0
     cy: float = 0.0
     angle: float = 0.0
-    light: tuple[float, float] = (1.0, 0.0)
+    light: Pair = (1.0, 0.0)
 
-    def grid(
-        self, angle: float = 0.0, middle: tuple[float, float] = (0, 0)
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def grid(self, angle: float = 0.0, middle: Pair = (0, 0)) -> tuple[np.ndarray, np.ndarray]:
         """x and y (h, w) relative to the part's centre + `middle`, in axes turned by `angle`."""
-        x = np.arange(self.w, dtype=np.float32) - np.float32(self.cx) - np.float32(middle[0])
-        y = np.arange(self.h, dtype=np.float32) - np.float32(self.cy) - np.float32(middle[1])
-        x, y = x[None], y[:, None]
+        x = np.arange(self.w, dtype=np.float32)[None] - np.float32(self.cx) - np.float32(middle[0])
+        y = np.arange(self.h, dtype=np.float32)[:, None] - np.float32(self.cy)
+        y -= np.float32(middle[1])
         c, s = math.cos(angle), math.sin(angle)
         return c * x + s * y, c * y - s * x
 
@@ -177,13 +177,14 @@ def mesh(c: Canvas) -> np.ndarray:
     wobble = 0.05 * c.noise(120)
     tone = 0.10 + 0.02 * c.fractal(60)
     u, v = x / period + wobble, y / period + wobble
-    bars = []
-    for along, side in ((u, v), (v, u)):
+
+    def bar(along: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         off = (side - np.floor(side) - 0.5) / (wire / 2)
         bend = np.cos((along - np.floor(along) - 0.5) * (2 * math.pi))
         lit = 0.5 + 0.28 * np.sqrt(np.maximum(1 - off * off, 0)) - 0.14 * off + 0.05 * bend
-        bars.append((smoothstep(1.0, 0.8, np.abs(off)), lit))
-    (in_a, lit_a), (in_b, lit_b) = bars
+        return smoothstep(1.0, 0.8, np.abs(off)), lit
+
+    (in_a, lit_a), (in_b, lit_b) = bar(u, v), bar(v, u)
     a_on_top = np.mod(np.floor(u) + np.floor(v), 2) < 1
     for cover, lit in ((in_a, lit_a), (in_b, lit_b), (in_a * a_on_top, lit_a)):
         tone = tone * (1 - cover) + (lit - 0.18) * cover

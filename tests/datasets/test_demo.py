@@ -30,10 +30,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-def union(defects, shape) -> np.ndarray:
-    return np.any([np.zeros(shape[:2]), *(mask for _, mask in defects)], axis=0)
-
-
 def test_same_seed_gives_the_same_bytes_and_another_seed_replaces_them(root, tmp_path):
     demo.write_demo_data(tmp_path / "d", images_per_class=2, products=SOME)
     assert contents(tmp_path / "d") == contents(root)
@@ -59,23 +55,22 @@ def test_coco_document_agrees_with_the_images_and_gives_back_the_masks(root):
     assert len(files) == 4
     for file in files:
         document, product = json.loads(file.read_text()), PRODUCTS[file.parts[-3]]
-        images = {image["file_name"] for image in document["images"]}
-        assert images == {path.name for path in file.parent.glob("*.jpg")}
+        names = {image["file_name"] for image in document["images"]}
+        assert names == {path.name for path in file.parent.glob("*.jpg")}
         assert [x["name"] for x in document["categories"]] == [x.name for x in product.looks]
         for image in document["images"]:
-            name, size = image["file_name"], (image["height"], image["width"])
-            assert cv2.imread(str(file.parent / name)).shape[:2] == size
-            index = int(Path(name).stem)
-            _, defects = render(product, 54, index, demo.wanted_shares(product, index))
+            path, size = file.parent / image["file_name"], (image["height"], image["width"])
+            assert cv2.imread(str(path)).shape[:2] == size
+            shares = demo.wanted_shares(product, int(path.stem))
+            _, defects = render(product, 54, int(path.stem), shares)
             entries = [a for a in document["annotations"] if a["image_id"] == image["id"]]
             for entry, (category, mask) in zip(entries, defects, strict=True):
-                polygons = [np.reshape(p, (-1, 2)).astype(np.int32) for p in entry["segmentation"]]
-                drawn, points = np.zeros(size, np.uint8), np.concatenate(polygons)
-                for polygon in polygons:
-                    cv2.fillPoly(drawn, [polygon], 1)
+                drawn = np.zeros(size, np.uint8)
+                for polygon in entry["segmentation"]:
+                    cv2.fillPoly(drawn, [np.reshape(polygon, (-1, 2)).astype(np.int32)], 1)
                 np.testing.assert_array_equal(drawn, mask)
                 assert (entry["category_id"], entry["area"]) == (category, mask.sum())
-                assert entry["bbox"] == [*points.min(0), *(np.ptp(points, axis=0) + 1)]
+                assert tuple(entry["bbox"]) == cv2.boundingRect(drawn)
 
 
 def test_open_domain_layout(root):
@@ -111,12 +106,13 @@ def test_defects_show_within_their_masks_and_nowhere_else(name):
     clean, none = render(product, 54, 0, {})
     assert none == []
     change = np.abs(image.astype(np.float32) - clean).mean(2)
-    marked = union(defects, image.shape)
+    masks = {k: np.any([mask for c, mask in defects if c == k], axis=0) for k in shares}
+    marked = np.any([*masks.values()], axis=0)
     distance = cv2.distanceTransform(1 - marked.astype(np.uint8), cv2.DIST_L2, 5)
     far = distance > REACH + 4  # 4 more for the lens's blur
     assert change[far].max() == 0
     for category, share in shares.items():
-        mask = union([x for x in defects if x[0] == category], image.shape)
+        mask = masks[category]
         assert change[mask].mean() > max(8, 3 * change[~marked & ~far].mean())
         assert 0.15 * share < mask.mean() < 2 * share
 
@@ -129,22 +125,18 @@ def test_test_products_share_no_surface_with_training_products_that_has_the_same
     assert train and test and train.isdisjoint(test)
 
 
-def test_foreign_folder_is_left_alone(tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("keep")
+def test_foreign_folders_are_left_alone_and_wrong_arguments_are_named(tmp_path, capsys):
+    file = tmp_path / "thesis.txt"
+    file.write_text("keep")
     with pytest.raises(SystemExit, match="2"):
         demo.main([str(tmp_path)])
     assert f"{tmp_path} is not a demo folder (it contains thesis.txt)" in capsys.readouterr().err
-    with pytest.raises(DataError, match="not a demo folder"):
-        demo.write_demo_data(tmp_path / "thesis.txt", **FABRIC)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_wrong_arguments_are_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="Teapot"):
-        demo.write_demo_data(tmp_path / "d", products=["Teapot"])
-    with pytest.raises(DataError, match="images_per_class"):
-        demo.write_demo_data(tmp_path / "d", images_per_class=1)
-    with pytest.raises(DataError, match="cannot write"):
-        demo.write_demo_data(tmp_path / "file" / "d", **FABRIC)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for folder, changes, message in (
+        (file, {}, "not a demo folder"),
+        (file / "below", {}, "cannot write"),
+        (tmp_path / "new", {"products": ["Teapot"]}, "Teapot"),
+        (tmp_path / "new", {"images_per_class": 1}, "images_per_class"),
+    ):
+        with pytest.raises(DataError, match=message):
+            demo.write_demo_data(folder, **FABRIC | changes)
+    assert list(tmp_path.iterdir()) == [file] and file.read_text() == "keep"

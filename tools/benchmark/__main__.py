@@ -1,4 +1,4 @@
-"""Measure what inference, training and indexing cost, and hold it against bounds.
+"""Measure what inference and training cost, and hold it against bounds.
 
 `python -m tools.benchmark`: ratios are taken in turn within one run, on whatever device is there;
 `--quick` takes a small backbone and small images, with generous bounds on time. It prints a line
@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,8 @@ import torch
 from yacs.config import CfgNode
 
 from method_config import load_config
+from tools.benchmark import inference
 from tools.benchmark.figures import Figure
-from tools.benchmark.index import measure_index
-from tools.benchmark.inference import (
-    measure_growth,
-    measure_inference,
-    measure_published,
-    measure_supports,
-)
 from tools.benchmark.training import measure_training
 from tools.cli import exit_code
 from utils.console import say
@@ -41,81 +37,46 @@ SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_si
 SMALL |= {"TRAIN.backbone": "dinov2_vits14"}
 ALONE = {"NUM_GPUS": 1, "TRAIN_SETUPS.num_workers": 2, "TRAIN.feature_bank": 2}
 WINDOW = 518  # native pixels of the larger images' windows, so that their number stays small
-Sections = dict[str, Callable[[], list[Figure]]]
+SECTIONS = ("inference", "published", "growth", "training")
+Measure = Callable[[], list[Figure]]
 
 
-def sections(quick: bool, opts: list[str]) -> Sections:
-    """The sections at the sizes that users have, or small ones in under a minute."""
+def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
+    """The measurements at the sizes that users have, or small ones in under a minute."""
 
-    def config(*changes: dict[str, Any]) -> CfgNode:
-        settings = [
-            part for change in (RANDOM, *changes) for pair in change.items() for part in pair
-        ]
-        return load_config(CONFIG, settings + opts)
+    def config(changes: dict[str, Any]) -> CfgNode:
+        return load_config(CONFIG, [*chain(*(RANDOM | changes).items()), *opts])
 
-    if quick:
-        cfg, training = config(SMALL), config(SMALL, ALONE, {"TRAIN_SETUPS.batch_size": 2})
-        return {
-            "inference": lambda: measure_inference(cfg, (256, 1600), repeats=3, most=(3, 3)),
-            "published": lambda: measure_published(cfg, (224, 800), repeats=1, least=2),
-            "growth": lambda: [
-                *measure_growth(cfg, (4, 7, 60), slack=2),
-                *measure_supports(cfg, 5, 8, slack=2),
-            ],
-            "training": lambda: measure_training(training, iterations=4, repeats=1, slack=2),
-            "index": lambda: measure_index(images=100),
-        }
-    cfg, wide = config(), config({"DATASET.crop_size": WINDOW})
-    training = config(ALONE, {"TRAIN_SETUPS.batch_size": 1})
-    most = (1.25, 1.10)
-    return {
-        "inference": lambda: [
-            *measure_inference(cfg, (256, 1600), repeats=5, most=most),
-            *measure_inference(wide, (1080, 1920), repeats=3, most=most),
-            *measure_inference(wide, (2748, 3840), repeats=2, most=most),
-        ],
-        "published": lambda: measure_published(cfg, (256, 1600), repeats=2, least=9),
-        "growth": lambda: [
-            *measure_growth(wide, (4, 7, 200), slack=1),
-            *measure_supports(cfg, 20, 8, slack=1),
-        ],
-        "training": lambda: measure_training(training, iterations=8, repeats=1),
-        "index": measure_index,
-    }
+    cfg = config(SMALL if quick else {})
+    wide = cfg if quick else config({"DATASET.crop_size": WINDOW})
+    batch = {"TRAIN_SETUPS.batch_size": 2 if quick else 1}
+    training = config((SMALL if quick else {}) | ALONE | batch)
+    bounds, slack = ((3, 3), 2) if quick else ((1.25, 1.10), 1)
+    images = [(cfg, (256, 1600), 3 if quick else 5)]
+    images += [] if quick else [(wide, (1080, 1920), 3), (wide, (2748, 3840), 2)]
+    size, repeats, least = ((224, 800), 1, 2) if quick else ((256, 1600), 2, 9)
+    most_windows, supports, iterations = (60, 5, 4) if quick else (200, 20, 8)
+    inferences = [
+        partial(inference.measure_inference, c, s, repeats=n, most=bounds) for c, s, n in images
+    ]
+    published = partial(inference.measure_published, cfg, size, repeats=repeats, least=least)
+    growth = partial(inference.measure_growth, wide, (4, 7, most_windows), slack=slack)
+    more = partial(inference.measure_supports, cfg, supports, 8, slack=slack)
+    trained = partial(measure_training, training, iterations=iterations, slack=slack)
+    measures = (inferences, [published], [growth, more], [trained])
+    return dict(zip(SECTIONS, measures, strict=True))
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, generous bounds on time")
-    parser.add_argument("--only", nargs="+", metavar="SECTION", help="some of the sections")
-    parser.add_argument(
-        "--json", type=Path, default=Path("log/benchmark.json"), help="file to write"
-    )
-    parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings that win"
-    )
-    args = parser.parse_args()
-    logging.disable(logging.INFO)
-    available = sections(args.quick, args.opts)
-    if unknown := set(args.only or ()) - set(available):
-        names = ", ".join(available)
-        parser.error(f"--only: no section {', '.join(sorted(unknown))}; there are {names}")
-    hold([available[name] for name in args.only or available], args.json)
-
-
-def hold(measures: Iterable[Callable[[], list[Figure]]], file: Path) -> None:
+def hold(measures: Iterable[Measure], file: Path) -> None:
     """Measure, print a line per figure as it comes, and write all as JSON.
 
-    Raises:
-        SystemExit: with 1, a bound is missed.
+    Raises SystemExit with 1 if a bound is missed.
     """
     figures: list[Figure] = []
     start = time.perf_counter()
-    for measure in measures:
-        for figure in measure():
-            say(figure.line())
-            figures.append(figure)
+    for figure in chain.from_iterable(measure() for measure in measures):
+        say(figure.line())
+        figures.append(figure)
     missed = sum(not figure.kept for figure in figures)
     say(f"{len(figures)} figures in {time.perf_counter() - start:.0f} s, {missed} bounds missed")
     device = f"CPU, {torch.get_num_threads()} threads"
@@ -125,6 +86,20 @@ def hold(measures: Iterable[Callable[[], list[Figure]]], file: Path) -> None:
     write_json(file, {"figures": content, "device": device, **provenance()})
     if missed:
         raise SystemExit(1)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m tools.benchmark", description=__doc__)
+    add, to = parser.add_argument, Path("log/benchmark.json")
+    add("--quick", action="store_true", help="small sizes, generous bounds on time")
+    add("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="some of the sections")
+    add("--json", type=Path, default=to, help="file to write")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings that win")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    available = sections(args.quick, args.opts)
+    hold(chain.from_iterable(available[name] for name in args.only), args.json)
 
 
 if __name__ == "__main__":

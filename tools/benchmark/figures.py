@@ -1,24 +1,24 @@
-"""What a benchmark reports: figures, each with the bound that it must keep."""
+"""What all sections of the benchmark share: figures with bounds, a clock, counted passes."""
 
 from __future__ import annotations
 
+import operator
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 AT_MOST, AT_LEAST, EXACTLY = "at most", "at least", "exactly"
+HOLDS = {AT_MOST: operator.le, AT_LEAST: operator.ge, EXACTLY: operator.eq}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value.
-
-    Attributes:
-        section: part of the benchmark.
-        name: what was measured.
-        value: in `unit`.
-        unit: empty for a ratio or a count.
-        bound: what the value is held against; None: it is only reported.
-        kind: how, one of `at most`, `at least`, `exactly`.
-    """
+    """One measured value; `unit` is empty for a ratio or a count. Without a bound it is only
+    reported; `kind` says how a bound holds."""
 
     section: str
     name: str
@@ -30,10 +30,7 @@ class Figure:
     @property
     def kept(self) -> bool:
         """Whether the value keeps its bound."""
-        if self.bound is None:
-            return True
-        holds = {AT_MOST: self.value <= self.bound, AT_LEAST: self.value >= self.bound}
-        return holds.get(self.kind, self.value == self.bound)
+        return self.bound is None or HOLDS[self.kind](self.value, self.bound)
 
     def line(self) -> str:
         """The figure as one line of text."""
@@ -41,3 +38,21 @@ class Figure:
         if self.bound is not None:
             bound = f"{self.kind} {self.bound:g}: {'kept' if self.kept else 'MISSED'}"
         return f"{self.section:<10} {self.name:<62} {value:>16}  {bound}".rstrip()
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextmanager
+def counted_passes(backbone: nn.Module) -> Iterator[list[int]]:
+    """Images of each pass through a backbone, in order."""
+    sizes: list[int] = []
+    hook = backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    try:
+        yield sizes
+    finally:
+        hook.remove()

@@ -1,18 +1,10 @@
-"""What an image costs beside the bare backbone: time, passes and memory, from file to mask file.
-
-    python -m tools.benchmark.inference WINDOWS ... < config
-
-is the process whose memory is measured: it segments an image of so many windows after the other.
-"""
+"""What an image costs beside the bare backbone: time, passes and memory, from file to mask file."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,7 +12,7 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from datasets.images import read_image
@@ -31,7 +23,7 @@ from models.comparison import Comparison
 from models.memory import Memory, label
 from models.methods.sofs import SOFS
 from models.priors import unit_tokens
-from tools.benchmark.figures import AT_LEAST, EXACTLY, Figure
+from tools.benchmark.figures import AT_LEAST, EXACTLY, Figure, clock, counted_passes
 from tools.open_domain import write_answers
 from tools.predictor import Predictor
 from utils.precision import arithmetic, autocast
@@ -48,9 +40,7 @@ Size = tuple[int, int]
 def random_predictor(cfg: CfgNode, memory_tokens: int | None = None) -> Predictor:
     """A predictor of a random head alone, which takes as long as a trained one.
 
-    Args:
-        cfg: the config.
-        memory_tokens: background tokens that it keeps; None: as the config says.
+    It keeps `memory_tokens` background tokens; None: as many as the config says.
     """
     torch.manual_seed(cfg.RNG_SEED)
     cfg = cfg.clone()
@@ -76,71 +66,61 @@ def teach(predictor: Predictor, supports: int = 1) -> Memory:
     return predictor.set_support(images, [mask] * supports)
 
 
-def measure_inference(cfg: CfgNode, size: Size, *, repeats: int, most: Size) -> list[Figure]:
-    """Figures of a whole image beside the bare backbone on the same windows, in turn within one
-    run.
+def measure_inference(
+    cfg: CfgNode, size: Size, *, repeats: int, most: tuple[float, float]
+) -> list[Figure]:
+    """Figures of an image of `size` (h, w) beside the bare backbone on the same windows.
 
-    Args:
-        cfg: the config; weights may be random.
-        size: (h, w) of the image.
-        repeats: of each measurement. Each time is held against the bare backbone right before and
-            after it, as the speed of a machine drifts, and the median of these ratios counts.
-        most: bounds of the time in backbones, with all support tokens and with `BOUNDED` of them.
+    Each time is held against the bare backbone right before and after it, as the speed of a machine
+    drifts, and the median of these ratios counts. `most` bounds it with all support tokens and with
+    `BOUNDED` of them.
     """
-    label = f"{size[0]} x {size[1]}"
-    asked = {"exact": random_predictor(cfg, 0)}
-    asked[f"{BOUNDED} tokens"] = random_predictor(cfg, BOUNDED)
-    kept = [teach(predictor).background[0].shape[1] for predictor in asked.values()][1]
-    figures = [Figure("inference", f"{label}: background tokens kept", kept, "", BOUNDED, EXACTLY)]
-    bare_predictor = asked["exact"]
+    exact, bounded = random_predictor(cfg, 0), random_predictor(cfg, BOUNDED)
+    teach(exact)
+    kept = teach(bounded).background[0].shape[1]
+    asked = {"exact": exact, f"{BOUNDED} tokens": bounded}
     ratios: dict[str, list[float]] = {name: [] for name in asked}
     passes: list[int] = []
     with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
         file = Path(folder) / "image.jpg"
         cv2.imwrite(str(file), random_image(size))
-        windows = _windows(bare_predictor, read_image(file))
-        bare = [_seconds(lambda: _bare(bare_predictor, windows), bare_predictor)]
+        windows = _windows(exact, read_image(file))
+        bare = [_seconds(lambda: _bare(exact, windows), exact)]
         for _ in range(repeats):
             for name, predictor in asked.items():
                 with counted_passes(predictor.backbone) as count:
                     taken = _seconds(lambda p=predictor: _file_to_file(p, file), predictor)
-                bare.append(_seconds(lambda: _bare(bare_predictor, windows), bare_predictor))
+                bare.append(_seconds(lambda: _bare(exact, windows), exact))
                 ratios[name].append(2 * taken / (bare[-2] + bare[-1]))
                 passes.append(sum(count))
     number = len(windows)
     worst = max(passes, key=lambda count: abs(count - number))
-    precision = arithmetic(bare_predictor.device, bare_predictor.precision)
-    speed = number / median(bare)
-    figures += [
-        Figure("inference", f"{label}: windows", number),
-        Figure("inference", f"{label}: backbone passes", worst, "", number, EXACTLY),
-        Figure("inference", f"{label}: bare backbone, {precision}", speed, "windows/s"),
+    speed, precision = number / median(bare), arithmetic(exact.device, exact.precision)
+    figures = [
+        ("background tokens kept", kept, "", BOUNDED, EXACTLY),
+        ("windows", number),
+        ("backbone passes", worst, "", number, EXACTLY),
+        (f"bare backbone, {precision}", speed, "windows/s"),
     ]
     for (name, values), bound in zip(ratios.items(), most, strict=True):
-        title = f"{label}: file to mask file, {name}, in backbones"
-        figures.append(Figure("inference", title, median(values), "", bound))
-    return figures
+        figures.append((f"file to mask file, {name}, in backbones", median(values), "", bound))
+    about = f"{size[0]} x {size[1]}"
+    return [Figure("inference", f"{about}: {name}", *rest) for name, *rest in figures]
 
 
 def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -> list[Figure]:
-    """Our time for an image beside that of the published schedule, in turn within one run.
+    """Our time for an image of `size` (h, w) beside that of the published schedule, in turn.
 
     The published schedule encodes the supports again for every window of each batch of four, runs
     all blocks of the backbone, takes two products with all support tokens per layer, has all of
-    them take part in the fusion, and computes in fp32.
-
-    Args:
-        cfg: the config; weights may be random.
-        size: (h, w) of the image.
-        repeats: of each measurement; the least times are compared.
-        least: bound of published over ours.
+    them take part in the fusion, and computes in fp32. The least times are compared.
     """
     predictor, image = random_predictor(cfg), random_image(size)
     model = build_model(cfg).to(predictor.device).eval()
     windows = torch.stack(_windows(predictor, image)).to(predictor.device)
     teach(predictor)
-    side, draw = predictor.settings.image_size, torch.Generator().manual_seed(0)
-    supports = torch.randn(1, PUBLISHED_VIEWS, 3, side, side, generator=draw).to(windows.device)
+    side = predictor.settings.image_size
+    supports = torch.randn(1, PUBLISHED_VIEWS, 3, side, side).to(windows.device)
     masks = torch.zeros(1, PUBLISHED_VIEWS, side, side, device=windows.device)
     masks[..., side // 3 : side // 3 + side // 10, side // 3 : side // 3 + side // 10] = 1
     predictor.predict(image)  # the first time is dearer
@@ -149,21 +129,20 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
         ours.append(_seconds(lambda: predictor.predict(image), predictor))
         schedule = lambda: published_schedule(model, windows, supports, masks)  # noqa: E731
         published.append(_seconds(schedule, predictor))
-    label, ratio = f"{size[0]} x {size[1]}, {len(windows)} windows", min(published) / min(ours)
-    return [
-        Figure("published", f"{label}: ours", min(ours), "s"),
-        Figure("published", f"{label}: published schedule", min(published), "s"),
-        Figure("published", f"{label}: published schedule / ours", ratio, "", least, AT_LEAST),
+    figures = [
+        ("ours", min(ours), "s"),
+        ("published schedule", min(published), "s"),
+        ("published schedule / ours", min(published) / min(ours), "", least, AT_LEAST),
     ]
+    about = f"{size[0]} x {size[1]}, {len(windows)} windows"
+    return [Figure("published", f"{about}: {name}", *rest) for name, *rest in figures]
 
 
 class _TwoProducts(Comparison):
     """Priors as the published code computes them: either by a product with all support tokens.
 
-    Args:
-        features: per layer (B, C_l, h, w) of the windows.
-        supports: per layer (B * K, C_l, h, w), those of each window.
-        share: (B, K, h, w).
+    Per layer, features are (B, C_l, h, w) of the windows and supports (B * K, C_l, h, w) those of
+    each window; share is (B, K, h, w).
     """
 
     def __init__(self, features: list[Tensor], supports: list[Tensor], share: Tensor) -> None:
@@ -184,9 +163,8 @@ class _TwoProducts(Comparison):
 
 @torch.inference_mode()
 def published_schedule(model: SOFS, windows: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
-    """Log-odds (B, h, w) of windows (B, 3, H, W), the supports (1, K, 3, H, W) encoded anew for
-    each.
-    """
+    """Log-odds (B, h, w) of windows (B, 3, H, W) with supports (1, K, 3, H, W) and their masks
+    (1, K, H, W)."""
     share, answers = model.shares(masks).clamp(min=TINY), []
 
     def whole(images: Tensor) -> list[Tensor]:
@@ -208,11 +186,7 @@ def published_schedule(model: SOFS, windows: Tensor, supports: Tensor, masks: Te
 def measure_supports(cfg: CfgNode, supports: int, windows: int, *, slack: float) -> list[Figure]:
     """Time per window with many supports beside that with one, both with bounded memory, in turn.
 
-    Args:
-        cfg: the config; weights may be random.
-        supports: support images, each in several views.
-        windows: of the image.
-        slack: factor on the bound.
+    `slack` is a factor on the bound.
     """
     predictor = random_predictor(cfg)
     memories = [teach(predictor, count) for count in (1, supports)]
@@ -222,40 +196,42 @@ def measure_supports(cfg: CfgNode, supports: int, windows: int, *, slack: float)
         for seconds, predictor.memory in zip(times, memories, strict=True):
             seconds.append(_seconds(lambda: predictor.predict(image), predictor))
     kept, ratio = memories[1].background[0].shape[1], min(times[1]) / min(times[0])
-    name, most = f"time per window, {supports} supports over 1", MOST_SUPPORTS * slack
+    name, tokens = f"time per window, {supports} supports over 1", cfg.TEST.memory_tokens
     return [
-        Figure(
-            "growth", f"background tokens, {supports} supports", kept, "", cfg.TEST.memory_tokens
-        ),
-        Figure("growth", name, ratio, "", most),
+        Figure("growth", f"background tokens, {supports} supports", kept, "", tokens),
+        Figure("growth", name, ratio, "", MOST_SUPPORTS * slack),
     ]
 
 
 def measure_growth(cfg: CfgNode, counts: tuple[int, int, int], *, slack: float) -> list[Figure]:
     """Peak memory from one batch to many windows, and time per window, in a process of its own.
 
-    Args:
-        cfg: the config; weights may be random.
-        counts: windows of three images: the memory of the first is the reference, the time per
-            window of the second.
-        slack: factor on the bound of the time.
+    `counts` are the windows of three images: the memory of the first is the reference, the time per
+    window of the second. `slack` is a factor on the bound of the time. Needs Linux.
     """
-    command = [sys.executable, "-m", "tools.benchmark.inference", *map(str, counts)]
-    done = subprocess.run(command, input=cfg.dump(), text=True, stdout=subprocess.PIPE, check=True)
-    first, some, many = json.loads(done.stdout.splitlines()[-1])
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        first, some, many = process.submit(_segment_images, cfg.dump(), counts).result()
     more, name = (many["peak"] - first["peak"]) / 1e6, f"{counts[2]} windows"
     ratio = many["seconds"] / counts[2] / (some["seconds"] / counts[1])
-    return [
-        Figure("growth", f"peak memory, {counts[0]} windows", first["peak"] / 1e6, "MB"),
-        Figure("growth", f"peak memory, {name}, more than that", more, "MB", MOST_MEMORY),
-        Figure("growth", f"backbone passes, {name}", many["passes"], "", counts[2], EXACTLY),
-        Figure("growth", f"time per window, {name} over {counts[1]}", ratio, "", MOST_TIME * slack),
+    figures = [
+        (f"peak memory, {counts[0]} windows", first["peak"] / 1e6, "MB"),
+        (f"peak memory, {name}, more than that", more, "MB", MOST_MEMORY),
+        (f"backbone passes, {name}", many["passes"], "", counts[2], EXACTLY),
+        (f"time per window, {name} over {counts[1]}", ratio, "", MOST_TIME * slack),
     ]
+    return [Figure("growth", *figure) for figure in figures]
 
 
-def _measure_here(cfg: CfgNode, counts: list[int]) -> list[dict[str, float]]:
-    predictor = random_predictor(cfg)
+def _segment_images(config: str, counts: tuple[int, ...]) -> list[dict[str, float]]:
+    """Peak memory (bytes), seconds and passes of images of so many windows, one after the other."""
+    predictor = random_predictor(CfgNode.load_cfg(config))
     memory, side, measured = teach(predictor), predictor.settings.crop_size, []
+
+    def segment(file: Path) -> None:
+        (outcome,) = predictor.segment([(file, [memory])])
+        answers = {"": outcome.answers[0][SOFS.name]}
+        write_answers(file.parent, file.stem, outcome.image, answers)
+
     with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
         for count in counts:
             rows = next(n for n in range(int(count**0.5), 0, -1) if count % n == 0)
@@ -263,15 +239,10 @@ def _measure_here(cfg: CfgNode, counts: list[int]) -> list[dict[str, float]]:
             cv2.imwrite(str(file), random_image((rows * side, count // rows * side)))
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
             with counted_passes(predictor.backbone) as passes:
-                start = time.perf_counter()
-                (outcome,) = predictor.segment([(file, [memory])])
-                answers = {"": outcome.answers[0][SOFS.name]}
-                write_answers(Path(folder), str(count), outcome.image, answers)
-                seconds = time.perf_counter() - start
-            status = Path("/proc/self/status").read_text().splitlines()
-            peak = next(int(li.split()[1]) * 1024 for li in status if li.startswith("VmHWM"))
+                seconds = _seconds(lambda f=file: segment(f), predictor)
+            status = Path("/proc/self/status").read_text()
+            peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
             measured.append({"peak": peak, "seconds": seconds, "passes": sum(passes)})
-            del outcome, answers
     return measured
 
 
@@ -294,26 +265,7 @@ def _file_to_file(predictor: Predictor, file: Path) -> None:
     write_image(file.with_suffix(".mask.png"), prediction.mask.astype(np.uint8) * 255)
 
 
-@contextmanager
-def counted_passes(backbone: nn.Module) -> Iterator[list[int]]:
-    """Images of each pass through a backbone, in order."""
-    sizes: list[int] = []
-    hook = backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    try:
-        yield sizes
-    finally:
-        hook.remove()
-
-
 def _seconds(call: Callable[[], object], predictor: Predictor) -> float:
-    """Seconds of a call, all that it started on the device included."""
-    start = time.perf_counter()
+    start = clock(predictor.device)
     call()
-    if predictor.device.type == "cuda":
-        torch.cuda.synchronize(predictor.device)
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    config = CfgNode.load_cfg(sys.stdin.read())
-    print(json.dumps(_measure_here(config, [int(n) for n in sys.argv[1:]])))
+    return clock(predictor.device) - start

@@ -1,15 +1,10 @@
-"""How fast a training runs: its loop beside its parts, and with a feature bank beside without
-one.
-"""
+"""How fast a training runs: its loop beside its parts, and beside one with a feature bank."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from contextlib import closing
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -19,7 +14,7 @@ from datasets.build import build_train_index
 from datasets.demo import write_demo_data
 from datasets.demo.products import TEST_PRODUCTS, TRAIN_PRODUCTS
 from datasets.samples import SampleIndex
-from tools.benchmark.figures import AT_LEAST, EXACTLY, Figure
+from tools.benchmark.figures import AT_LEAST, EXACTLY, Figure, clock, counted_passes
 from tools.trainer import train_epoch
 from tools.training.feature_bank import filled
 from tools.training.state import Training
@@ -30,51 +25,36 @@ MOST_OVERHEAD = 1.15
 EPOCHS = 3  # of a loader: the first starts it, the second is measured, the third keeps it at work
 
 
-def measure_training(
-    cfg: CfgNode, *, iterations: int, repeats: int, slack: float = 1.0
-) -> list[Figure]:
+def measure_training(cfg: CfgNode, *, iterations: int, slack: float = 1.0) -> list[Figure]:
     """Measure a training on procedural data in a temporary folder, on the device that there is.
 
-    Each repeat trains an epoch as train.py does, loader and all; then runs the backbone alone on
-    the same batches, and the head alone on their features; then trains an epoch from a feature
-    bank.
-
-    Args:
-        cfg: of a training in one process; its data and the weights that its head starts from are
-            replaced. The bank has `TRAIN.feature_bank` crops, at least one.
-        iterations: of an epoch, 2 or more; the fewer, the more the unsteady flow of a loader shows.
-        repeats: of the measurement; medians are compared.
-        slack: factor on the bounds of time.
+    It trains an epoch as train.py does, loader and all; then runs the backbone alone on the same
+    batches, and the head alone on their features; then trains an epoch from a feature bank of
+    `TRAIN.feature_bank` crops, at least one. An epoch has `iterations`, 2 or more; the fewer, the
+    more the unsteady flow of a loader shows. `slack` is a factor on the bounds of time. The data
+    and the first weights that `cfg` names are not used.
     """
-    loops, parts, banked_loops, passes, bank_passes = [], [], [], [], []
     with TemporaryDirectory(prefix="sofs_benchmark_") as scratch:
         online, banked = _trainings(cfg, Path(scratch), iterations)
-        start = _now(banked)
+        start = clock(banked.device)
         with filled(banked.cfg, banked.episodes, banked.model.backbone, banked.device):
-            building = _now(banked) - start
-            for _ in range(repeats):
-                seconds, passes, batches = _train(online, keep=iterations)
-                loops.append(seconds)
-                parts.append(_run_parts(online, batches))
-                seconds, counted, _ = _train(banked, keep=0)
-                banked_loops.append(seconds)
-                bank_passes += counted
+            building = clock(banked.device) - start
+            loop, passes, batches = _train(online)
+            backbone, head = _run_parts(online, batches)
+            banked_loop, bank_passes, _ = _train(banked)
     images = sum(len(b["query"]) + b["supports"].shape[:2].numel() for b in batches)
-    overhead = median(loop / sum(both) for loop, both in zip(loops, parts, strict=True))
-    faster = median(one / other for one, other in zip(loops, banked_loops, strict=True))
-    backbone, head = (median(values) for values in zip(*parts, strict=True))
-    most, least = MOST_OVERHEAD * slack, 1 / slack
     per_step, share = len(passes) / len(batches), sum(passes) / images
+    overhead, faster = loop / (backbone + head), loop / banked_loop
     figures = [
-        ("iteration, loader and all", median(loops), "s"),
+        ("iteration, loader and all", loop, "s"),
         ("bare passes through the backbone", backbone, "s"),
         ("head alone: forward, backward, step", head, "s"),
-        ("iteration / (backbone + head)", overhead, "", most),
+        ("iteration / (backbone + head)", overhead, "", MOST_OVERHEAD * slack),
         ("passes through the backbone per iteration", per_step, "", 1, EXACTLY),
         ("images encoded / images of the episodes", share, "", 1, EXACTLY),
         ("feature bank: encoding it once", building, "s"),
-        ("feature bank: iteration", median(banked_loops), "s"),
-        ("feature bank: epoch without it / epoch with it", faster, "", least, AT_LEAST),
+        ("feature bank: iteration", banked_loop, "s"),
+        ("feature bank: epoch without it / epoch with it", faster, "", 1 / slack, AT_LEAST),
         ("feature bank: passes in an epoch", len(bank_passes), "", 0, EXACTLY),
     ]
     return [Figure("training", *figure) for figure in figures]
@@ -103,31 +83,20 @@ def _trainings(cfg: CfgNode, folder: Path, iterations: int) -> tuple[Training, T
     return online, banked
 
 
-def _now(run: Training) -> float:
-    """Seconds on a clock, when the device has done what it was given."""
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)
-    return time.perf_counter()
-
-
-def _train(run: Training, keep: int) -> tuple[float, list[int], list[Batch]]:
+def _train(run: Training) -> tuple[float, list[int], list[Batch]]:
     """An epoch in the midst of others: seconds per iteration, images of each pass through the
-    backbone, and the last `keep` batches on the device."""
-    passes: list[int] = []
-    batches: deque[Batch] = deque(maxlen=keep)
-    backbone = run.model.backbone
-    count = backbone.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
-    collect = run.loss.register_forward_pre_hook(lambda _, args: batches.append(args[0]))
+    backbone, and the batches on the device."""
+    batches: list[Batch] = []
     run.batches.epochs = range(run.epoch, run.epoch + EPOCHS)
     with closing(iter(run.loader())) as loaded:
         train_epoch(run, loaded)
-        passes.clear()
-        start = _now(run)
-        train_epoch(run, loaded)
-        seconds = (_now(run) - start) / run.batches.per_epoch
-    count.remove()
-    collect.remove()
-    return seconds, passes, list(batches)
+        collect = run.loss.register_forward_pre_hook(lambda _, args: batches.append(args[0]))
+        start = clock(run.device)
+        with counted_passes(run.model.backbone) as passes:
+            train_epoch(run, loaded)
+        seconds = (clock(run.device) - start) / run.batches.per_epoch
+        collect.remove()
+    return seconds, passes, batches
 
 
 def _run_parts(run: Training, batches: list[Batch]) -> tuple[float, float]:
@@ -136,15 +105,15 @@ def _run_parts(run: Training, batches: list[Batch]) -> tuple[float, float]:
     backbone = head = 0.0
     for batch in batches:
         images = torch.cat([batch["query"], batch["supports"].flatten(0, 1)])
-        start = _now(run)
+        start = clock(run.device)
         with autocast(run.device, run.cfg.TRAIN.precision):
             maps = run.model.backbone(images)
-        backbone += _now(run) - start
+        backbone += clock(run.device) - start
         features, count = torch.cat(maps, dim=1), len(batch["query"])
         masks = {key: batch[key] for key in ("query_mask", "support_masks")}
         supports = features[count:].unflatten(0, (count, -1))
-        start = _now(run)
+        start = clock(run.device)
         run.update(masks | {"query_features": features[:count], "support_features": supports})
-        head += _now(run) - start
+        head += clock(run.device) - start
     run.step, run.losses = 0, []  # these steps are of no epoch
     return backbone / len(batches), head / len(batches)

@@ -42,13 +42,8 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg FILE ... and --opts KEY VALUE ..., the arguments of `load_config`, to `parser`."""
-    cfg_help = "YAML files; a later one wins"
-    parser.add_argument(
-        "--cfg", nargs="+", action="extend", required=True, metavar="FILE", help=cfg_help
-    )
-    opts_help = (
-        "settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1"
-    )
-    parser.add_argument(
-        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help=opts_help
-    )
+    several = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    parser.add_argument("--cfg", required=True, help="YAML files; a later one wins", **several)
+    text = "settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1"
+    several |= {"nargs": "*", "metavar": "KEY VALUE"}
+    parser.add_argument("--opts", default=[], help=text, **several)

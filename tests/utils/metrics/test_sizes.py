@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -22,7 +20,7 @@ def blobs(rng, shape, largest):
     return mask
 
 
-def make_queries(fractions=False):
+def make_queries(fractions):
     """(prediction, target) with defects of all sizes, some without, some pixels ignored."""
     rng, queries = np.random.default_rng(0), []
     for i in range(60):
@@ -43,6 +41,11 @@ def rank(share):
     return next(i for i, (_, low, high) in enumerate(SIZES) if low <= share < high or share == 1)
 
 
+def components(mask):
+    labels, number = ndimage.label(mask, np.ones((3, 3)))
+    return [((labels == i).sum(), labels == i) for i in range(1, number + 1)]
+
+
 def by_hand(queries):
     """COLUMNS of each range, component by component."""
     rows = [dict.fromkeys(COLUMNS, 0) for _ in SIZES]
@@ -53,22 +56,19 @@ def by_hand(queries):
         for row in rows:
             row["images"] += 1
         if defect.any():
-            row, hit = rows[rank(defect.sum() / pixels)], int((defect & (prediction == 1)).sum())
+            row, hit = rows[rank(defect.sum() / pixels)], (defect & (prediction == 1)).sum()
             row["queries"] += 1
             row["intersection"] += hit
-            row["union"] += int(defect.sum() + foreground.sum() - hit)
-            row["defect_pixels"] += int(defect.sum())
-            row["false_positive_pixels"] += int((foreground & ~defect).sum())
+            row["union"] += defect.sum() + foreground.sum() - hit
+            row["defect_pixels"] += defect.sum()
+            row["false_positive_pixels"] += (foreground & ~defect).sum()
             row["pixels"] += pixels
-        labels, number = ndimage.label(defect, np.ones((3, 3)))
-        for i in range(1, number + 1):
-            area, row = (labels == i).sum(), rows[rank((labels == i).sum() / pixels)]
+        for area, part in components(defect):
+            row = rows[rank(area / pixels)]
             row["defects"] += 1
-            row["found"] += int((foreground & (labels == i)).sum() * 10 >= area)
-        labels, number = ndimage.label(foreground, np.ones((3, 3)))
-        for i in range(1, number + 1):
-            is_alarm = not (defect & (labels == i)).any()
-            rows[rank((labels == i).sum() / pixels)]["false_alarms"] += is_alarm
+            row["found"] += (foreground & part).sum() * 10 >= area
+        for area, part in components(foreground):
+            rows[rank(area / pixels)]["false_alarms"] += not (defect & part).any()
     return rows
 
 
@@ -111,13 +111,9 @@ def test_counts_are_those_of_loops_and_figures_their_shares(fractions):
         assert figures == shares
 
 
-@pytest.mark.parametrize(
-    ("pixels", "expected"),
-    [(1, 0), (5, 0), (6, 1), (59, 1), (60, 2), (599, 2), (600, 3), (20000, 3)],
-)
+@pytest.mark.parametrize(("pixels", "expected"), [(1, 0), (5, 0), (6, 1), (60, 2), (20000, 3)])
 def test_a_limit_belongs_to_the_range_above(pixels, expected):
     """Of an image of 20000 pixels; a defect, its query and a false alarm of that size."""
-    assert all(a[2] == b[1] for a, b in pairwise(SIZES))
     mask = drawn(pixels)
     for name in ("queries", "defects", "found", "false_alarms"):
         counts = column([(mask, mask), (mask, NOTHING)], name)

@@ -42,17 +42,15 @@ def test_the_result_is_frozen_and_the_defaults_stay(load):
     assert load() == get_defaults() and load().DATASET.train_objects == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing", "TRAIN:", "TRAIN: {}", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"]
-)
+@pytest.mark.parametrize("text", ["", "# nothing", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"])
 def test_empty_files_sections_and_strings_change_nothing(write, text):
     assert load_config(write(text)) == get_defaults()
 
 
 def test_dotted_keys_and_merged_mappings_in_yaml(write):
-    assert load_config(write("TRAIN.SOFS.smooth_r: 2")).TRAIN.SOFS.smooth_r == 2.0
     text = "TEST_SETUPS: &t {batch_size: 2}\nTRAIN_SETUPS: {<<: *t, epochs: 1}"
-    assert load_config(write(text)).TRAIN_SETUPS.batch_size == 2
+    cfg = load_config(write(f"TRAIN.SOFS.smooth_r: 2\n{text}"))
+    assert (cfg.TRAIN.SOFS.smooth_r, cfg.TRAIN_SETUPS.batch_size) == (2.0, 2)
 
 
 @pytest.mark.parametrize(
@@ -103,38 +101,27 @@ def test_every_value_loads_again_from_opts_and_from_its_dump(pair):
 
 
 WRONG = {
-    "TEST.baseline": ["yes please", 1, None, [True]],
-    "RNG_SEED": ["abc", True, 1.5, None, [1], float("inf"), 10**400, {"a": 1}, {}],
-    "TRAIN.SOFS.smooth_r": ["abc", True, None, [0.5], float("nan")],
+    "TEST.baseline": ["yes please", "1+1", 1, None, [True]],
+    "RNG_SEED": ["1+1", "!!python/object/apply:os.getpid []", True, 1.5, None, [1], 10**400, {}],
+    "TRAIN.SOFS.smooth_r": ["abc", True, None, [0.5], float("nan"), {"a": 1}],
+    "TEST.threshold": ["automatic", "", "[auto]", ".nan"],
+    "TEST.window_overlap": ["auto"],
     "RUN_NAME": [1, True, 0.5, ["a"]],
-    "DATASET.crop_ratio": [["a", 1], [True], [[1]], {"a": 1}],
+    "DATASET.crop_ratio": [["a", 1], [True], [[1]], {"a": 1}, "[a"],
     "DATASET.train_objects": [[1], {"a": 1}],
-    "TEST.enable": ["x"],
 }
 
 
 @pytest.mark.parametrize("key", WRONG)
 def test_a_wrong_type_is_refused_naming_source_key_value_and_type(key, write, fault):
+    """Text is not evaluated."""
     for value in WRONG[key]:
         path = write(nested(key, value))
         message = fault(path)
         assert message.startswith(f"{path}: ") and key in message
         if not isinstance(value, dict):
             assert f"{key} is {value!r}"[:150] in message and "takes" in message
-
-
-@pytest.mark.parametrize("text", ["automatic", "", "[auto]", ".nan"])
-def test_other_words_than_auto_are_no_threshold(fault, text):
-    message = fault([], "TEST.threshold", text)
-    assert "TEST.threshold is " in message and "a finite number, or auto" in message
-    assert "or auto" not in fault([], "TEST.window_overlap", "auto")
-
-
-@pytest.mark.parametrize("text", ["1+1", "[a", "!!python/object/apply:os.getpid []"])
-def test_text_is_not_evaluated(fault, text):
-    for key in ("TRAIN_SETUPS.epochs", "TRAIN.SOFS.prior_layer_pointer", "TEST.baseline"):
-        message = fault([], key, text)
-        assert message.startswith(f"command line: {key} is ") and "takes" in message
+            assert message.endswith("or auto.") == (key == "TEST.threshold")
 
 
 def test_opts_without_a_value_and_values_for_sections_are_refused(write, fault):
@@ -161,7 +148,6 @@ def test_faulty_yaml_is_refused_naming_the_file(write, fault, text, words):
 
 def test_files_that_cannot_be_read_are_named(tmp_path, fault):
     assert "absent.yaml: cannot be read (No such file" in fault(tmp_path / "absent.yaml")
-    assert f"{tmp_path}: cannot be read" in fault(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\x80\xff")
     assert "binary.yaml: not a valid YAML file" in fault(tmp_path / "binary.yaml")
 

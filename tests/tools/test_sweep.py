@@ -122,7 +122,10 @@ def test_other_settings_in_the_same_folder_are_refused(finished, tmp_path, capsy
 
 
 def test_an_interrupted_sweep_goes_on(small):
-    """Only what is missing runs: the training from its last whole epoch, then tests."""
+    """Only what is missing runs: the training from its last whole epoch, then tests.
+
+    A training is left out if its tests are there; a new one has its tests done again.
+    """
     words, folder, (training, first, second) = small
     with own_logging():
         run_training(training.config({"TRAIN_SETUPS.epochs": 1}), str(training.file))
@@ -137,19 +140,13 @@ def test_an_interrupted_sweep_goes_on(small):
     assert main(words) == 0
     after, redone = stamps(folder), f"{second.folder.name}/metrics.json"
     assert {name for name in after if after[name] != before[name]} == {redone}
-
-
-def test_a_new_training_has_its_tests_done_again_and_is_left_out_if_they_are_there(small):
-    _, folder, (training, first, second) = small
-    carry_out([training, first, second])
-    before = stamps(folder)
     shutil.rmtree(training.folder)
     carry_out([training, first, second])
     assert not training.folder.exists()
     shutil.rmtree(second.folder)
     carry_out([training, first, second])
-    after = stamps(folder)
-    assert set(after) == set(before) and all(after[name] > before[name] for name in before)
+    last = stamps(folder)
+    assert set(last) == set(after) and all(last[name] > after[name] for name in after)
 
 
 def test_a_test_that_is_not_whole_is_done_again(small):

@@ -11,7 +11,8 @@ from yacs.config import CfgNode
 
 from method_config.checks import check_config
 from method_config.defaults import get_defaults
-from method_config.values import decode_opts, leaves, merge, read_yaml
+from method_config.values import leaves, merge, read_yaml, shown
+from utils.errors import ConfigError
 
 __all__ = ["add_config_arguments", "get_defaults", "load_config"]
 
@@ -32,8 +33,12 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
     """
     files = [path] if isinstance(path, str | Path) else path
     parts = [(str(file), leaves(read_yaml(Path(file).expanduser()))) for file in files]
+    if len(opts) % 2:
+        fault = f"--opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone."
+        raise ConfigError(f"command line: {fault}")
+    parts.append(("command line", zip(map(str, opts[::2]), opts[1::2], strict=True)))
     cfg, sources = get_defaults(), {}
-    for source, pairs in [*parts, ("command line", decode_opts(opts))]:
+    for source, pairs in parts:
         sources |= dict.fromkeys(merge(cfg, pairs, source), source)
     check_config(cfg, sources)
     cfg.freeze()

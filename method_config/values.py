@@ -143,14 +143,6 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     return tree or {}
 
 
-def decode_opts(opts: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """The pairs of KEY VALUE KEY VALUE ...; ConfigError for a KEY without VALUE."""
-    if len(opts) % 2:
-        fault = f"--opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone."
-        raise ConfigError(f"command line: {fault}")
-    return zip(map(str, opts[::2]), opts[1::2], strict=True)
-
-
 def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
     """Set `pairs` of (full dotted key, value) in the whole tree `cfg`; return the keys set.
 

@@ -11,7 +11,8 @@ from yacs.config import CfgNode
 
 from method_config.checks import check_config
 from method_config.defaults import get_defaults
-from method_config.values import decode_opts, leaves, merge, read_yaml
+from method_config.values import leaves, merge, read_yaml, shown
+from utils.errors import ConfigError
 
 __all__ = ["add_config_arguments", "get_defaults", "load_config"]
 
@@ -32,8 +33,12 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
     """
     files = [path] if isinstance(path, str | Path) else path
     parts = [(str(file), leaves(read_yaml(Path(file).expanduser()))) for file in files]
+    if len(opts) % 2:
+        fault = f"--opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone."
+        raise ConfigError(f"command line: {fault}")
+    parts.append(("command line", zip(map(str, opts[::2]), opts[1::2], strict=True)))
     cfg, sources = get_defaults(), {}
-    for source, pairs in [*parts, ("command line", decode_opts(opts))]:
+    for source, pairs in parts:
         sources |= dict.fromkeys(merge(cfg, pairs, source), source)
     check_config(cfg, sources)
     cfg.freeze()
@@ -42,13 +47,8 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg FILE ... and --opts KEY VALUE ..., the arguments of `load_config`, to `parser`."""
-    cfg_help = "YAML files; a later one wins"
-    parser.add_argument(
-        "--cfg", nargs="+", action="extend", required=True, metavar="FILE", help=cfg_help
-    )
-    opts_help = (
-        "settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1"
-    )
-    parser.add_argument(
-        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help=opts_help
-    )
+    several = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+    parser.add_argument("--cfg", required=True, help="YAML files; a later one wins", **several)
+    text = "settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1"
+    several |= {"nargs": "*", "metavar": "KEY VALUE"}
+    parser.add_argument("--opts", default=[], help=text, **several)

@@ -13,34 +13,27 @@ MARKS = "<!-- tables made by python -m method_config -->\n", "<!-- end of the ta
 _KEY = re.compile(r"""(?:_C\.|    ")?([\w.]+)(?: =|":) (.+?),?(?:  # (.*))?""")
 
 
-def tables() -> str:
-    """The headings (## in a comment) and keys of defaults.py and published.py as Markdown."""
-    text, comment = "", []
+def page(text: str) -> str:
+    """`text` with new tables between the two marks, from the headings (## in a comment) and keys of
+    defaults.py and published.py."""
+    made, comment = "", []
     for name in ("defaults.py", "published.py"):
         for line in Path(__file__).with_name(name).read_text("utf-8").splitlines():
             setting = _KEY.fullmatch(line)
             if line.startswith("# ## "):
-                text += f"\n{line[2:]}\n\n| key | default | meaning |\n|---|---|---|\n"
+                made += f"\n{line[2:]}\n\n| key | default | meaning |\n|---|---|---|\n"
             elif line.startswith("# "):
                 comment.append(line[2:])
                 continue
             elif setting and setting[1] in SCHEMA:
-                text += _row(setting[1], setting[2], " ".join([*comment, setting[3] or ""]).strip())
+                default = setting[2].replace('"', "") or '""'
+                meaning = " ".join([*comment, setting[3] or ""]).strip()
+                meaning = re.sub(r"docs/(\w+\.md)(#[\w-]+)?", r"[\1](\1\2)", meaning)
+                meaning = re.sub("^ours: ", "*ours*: ", meaning)
+                made += f"| `{setting[1]}` | `{default}` | {meaning} |\n"
             comment = []
-    return text + "\n"
-
-
-def _row(key: str, default: str, meaning: str) -> str:
-    default = default.replace('"', "") or '""'
-    meaning = re.sub(r"docs/(\w+\.md)(#[\w-]+)?", r"[\1](\1\2)", meaning)
-    meaning = re.sub("^ours: ", "*ours*: ", meaning)
-    return f"| `{key}` | `{default}` | {meaning} |\n"
-
-
-def page(text: str) -> str:
-    """`text` with new tables between the two marks."""
     before, _, rest = text.partition(MARKS[0])
-    return before + MARKS[0] + tables() + MARKS[1] + rest.partition(MARKS[1])[2]
+    return f"{before}{MARKS[0]}{made}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
 
 
 if __name__ == "__main__":

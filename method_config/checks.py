@@ -72,26 +72,22 @@ CHOICES = {
 
 # Keys of DATASET that hold folders of the data set.
 _FOLDERS = ("train_objects", "test_objects", "open_domain_test_object", "sub_datasets")
-Problem = tuple[str, str]  # key, what is wrong with its value and how to mend it
+_Problem = tuple[str, str]  # key, what is wrong with its value and how to mend it
 
 
 def check_config(cfg: CfgNode, sources: Mapping[str, str]) -> None:
     """Raise a ConfigError with one line per fault if a tree of right types has impossible values.
 
-    Args:
-        cfg: the whole tree.
-        sources: key -> the file that set it, for the messages; keys left out have their defaults.
+    `sources` maps a key to the file that set it, for the messages; other keys have their defaults.
     """
     # relations divide by values that the bounds have let through
-    for rules in ((_alone,), (_sizes, _training, _objects, _open_domain, _paths)):
-        problems = [problem for rule in rules for problem in rule(cfg)]
-        if problems:
-            raise ConfigError(
-                "\n".join(
-                    f"{sources.get(key, 'defaults')}: {key} is {shown(get(cfg, key))}: {text}"
-                    for key, text in problems
-                )
+    for rules in ((_alone,), (_networks, _folders, _paths)):
+        if problems := [problem for rule in rules for problem in rule(cfg)]:
+            lines = (
+                f"{sources.get(key, 'defaults')}: {key} is {shown(get(cfg, key))}: {text}"
+                for key, text in problems
             )
+            raise ConfigError("\n".join(lines))
 
 
 def leads_out(path: str) -> bool:
@@ -99,7 +95,7 @@ def leads_out(path: str) -> bool:
     return PurePath(path).is_absolute() or ".." in PurePath(path).parts
 
 
-def _alone(cfg: CfgNode) -> Iterator[Problem]:
+def _alone(cfg: CfgNode) -> Iterator[_Problem]:
     """Values that are wrong whatever the others are."""
     for words, (allowed, keys) in BOUNDS.items():
         for key in keys.split():
@@ -112,7 +108,8 @@ def _alone(cfg: CfgNode) -> Iterator[Problem]:
             yield key, f"it must be one of {', '.join(options)}."
 
 
-def _sizes(cfg: CfgNode) -> Iterator[Problem]:
+def _networks(cfg: CfgNode) -> Iterator[_Problem]:
+    """Sizes, the head, the loss, resuming."""
     data, sofs = cfg.DATASET, cfg.TRAIN.SOFS
     size, patch = data.image_size, sofs.vit_patch_size
     if size % patch:
@@ -128,30 +125,26 @@ def _sizes(cfg: CfgNode) -> Iterator[Problem]:
         yield "DATASET.rotate_min", f"it must not exceed DATASET.rotate_max = {data.rotate_max}."
     layers = sofs.prior_layer_pointer
     if not layers or layers != sorted(set(layers)):
-        key = "TRAIN.SOFS.prior_layer_pointer"
-        yield key, "it must hold one layer or more, ascending, each once."
+        text = "it must hold one layer or more, ascending, each once."
+        yield "TRAIN.SOFS.prior_layer_pointer", text
     width = sofs.transformer_embed_dim
     if width % sofs.transformer_nums_heads:
         divisors = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
-        key = "TRAIN.SOFS.transformer_nums_heads"
-        yield key, f"it must divide TRAIN.SOFS.transformer_embed_dim = {width}: {divisors}."
-
-
-def _training(cfg: CfgNode) -> Iterator[Problem]:
+        text = f"it must divide TRAIN.SOFS.transformer_embed_dim = {width}: {divisors}."
+        yield "TRAIN.SOFS.transformer_nums_heads", text
     if cfg.TRAIN.LOSS.dice_weight == 0 and cfg.TRAIN.LOSS.ce_weight == 0:
         yield "TRAIN.LOSS.dice_weight", "TRAIN.LOSS.ce_weight is 0, too; one must be more than 0."
     if cfg.TRAIN.resume == "auto" and not cfg.RUN_NAME:
         yield "TRAIN.resume", "RUN_NAME is empty, so that no earlier run has its name; set it."
-    if cfg.DATASET.normal_shot and cfg.TEST.protocol == "published":
+    if data.normal_shot and cfg.TEST.protocol == "published":
         text = "the published protocol has no normal supports; set TEST.protocol to ours."
         yield "DATASET.normal_shot", text
 
 
-def _objects(cfg: CfgNode) -> Iterator[Problem]:
+def _folders(cfg: CfgNode) -> Iterator[_Problem]:
     """Folders of the data set: each once and in its plain spelling, so that none is two objects."""
     data = cfg.DATASET
-    for name in _FOLDERS:
-        key, folders = f"DATASET.{name}", data[name]
+    for key, folders in ((f"DATASET.{name}", data[name]) for name in _FOLDERS):
         for folder in folders:
             if leads_out(folder):
                 yield key, f"{shown(folder)} leads out of the data set; name a folder in it."
@@ -162,10 +155,6 @@ def _objects(cfg: CfgNode) -> Iterator[Problem]:
     if both := sorted(set(data.train_objects) & set(data.test_objects)):
         text = f"{', '.join(both)} is in DATASET.train_objects, too; drop it in one."
         yield "DATASET.test_objects", text
-
-
-def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
-    data = cfg.DATASET
     count = len(data.open_domain_test_object)
     if not count:
         yield "DATASET.open_domain_test_object", "it must name one object or more."
@@ -175,7 +164,7 @@ def _open_domain(cfg: CfgNode) -> Iterator[Problem]:
             yield f"DATASET.{name}", text
 
 
-def _paths(cfg: CfgNode) -> Iterator[Problem]:
+def _paths(cfg: CfgNode) -> Iterator[_Problem]:
     if leads_out(cfg.DATASET.normal_folder):
         yield "DATASET.normal_folder", "it leads out of the data set; name a folder in it."
     name = cfg.RUN_NAME

@@ -20,12 +20,8 @@ from utils.errors import ConfigError
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # of the parser; ValueError: not UTF-8
 _LONGEST = 200  # characters of a value that an error shows
-_TYPES = {
-    bool: "True or False",
-    int: "an integer",
-    float: "a finite number",
-    str: "a string (quote it in YAML)",
-}
+_TYPES = {bool: "True or False", int: "an integer", float: "a finite number"}
+_TYPES[str] = "a string (quote it in YAML)"
 
 
 def shown(value: Any) -> str:
@@ -73,8 +69,7 @@ SCHEMA = dict(leaves(get_defaults())) | WITHOUT_EFFECT
 def coerce(key: str, value: Any, source: str) -> Any:
     """`value` in the type of its key, paths written out; text for a number or a list is read.
 
-    Raises:
-        ConfigError: naming source, key, value and expected type, where the value has another type.
+    A value of another type raises a ConfigError.
     """
     default = SCHEMA[key]
     several = isinstance(default, list)
@@ -133,17 +128,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The tree in a YAML file; an empty file is an empty tree.
-
-    Raises:
-        ConfigError: the file cannot be read, is no YAML, has a key twice or holds no mapping.
-    """
+    """The tree in a YAML file, empty in an empty one; ConfigError for an unreadable file, one that
+    is no YAML, has a key twice, or holds no mapping."""
     try:
         with path.open(encoding="utf-8") as file:
             tree = yaml.load(file, _Loader)  # noqa: S506
     except OSError as error:
-        advice = "--cfg takes the path of a YAML file."
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+        fault = f"{path}: cannot be read ({error.strerror})"
+        raise ConfigError(f"{fault}; --cfg takes the path of a YAML file.") from error
     except _NOT_YAML as error:
         raise ConfigError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(tree, Mapping | None):
@@ -151,19 +143,10 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     return tree or {}
 
 
-def decode_opts(opts: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """The pairs of KEY VALUE KEY VALUE ...; ConfigError for a KEY without VALUE."""
-    if len(opts) % 2:
-        fault = f"--opts takes KEY VALUE pairs, but {shown(opts[-1])} stands alone."
-        raise ConfigError(f"command line: {fault}")
-    return zip(map(str, opts[::2]), opts[1::2], strict=True)
-
-
 def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
     """Set `pairs` of (full dotted key, value) in the whole tree `cfg`; return the keys set.
 
-    Raises:
-        ConfigError: naming `source`, for an unknown key, with the nearest one, or a wrong type.
+    An unknown key or a wrong type raises a ConfigError, which names `source`.
     """
     changed = []
     for key, value in pairs:

@@ -14,12 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
 from method_config import get_defaults, load_config
+from method_config.checks import leads_out
 from method_config.values import expanded, get, hint, leaves, merge, read_yaml
 from models.methods import BASELINE, method_class
 from models.weights import require_file
@@ -30,7 +31,7 @@ from tools.sweep_summary import write_summary
 from tools.trainer import run_training
 from utils.console import say
 from utils.distributed import started_by_torchrun
-from utils.errors import ConfigError, WeightsError
+from utils.errors import ConfigError
 from utils.logging import setup_logging
 from utils.output_files import sha256_of
 
@@ -60,10 +61,8 @@ class Run:
     """One training or test.
 
     Attributes:
-        file: YAML file that the config starts from.
-        settings: what differs from it.
+        file, settings: the YAML file that its config starts from, and what differs from it.
         cfg: the whole, frozen tree.
-        trains: a training rather than a test.
         training: of a test, the training whose head it loads; None: it has a given head, or none.
     """
 
@@ -101,113 +100,98 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A protocol, method_config/protocols/PROTOCOL.yaml, and what the command line asks of it.
+    """A protocol and what the command line asks of it.
 
     Attributes:
-        protocol: name of the file, without suffix.
-        config: YAML file that all runs start from; in the protocol relative to method_config/.
+        args: of `build_parser`.
+        config: YAML file that all runs start from.
         splits: settings of the runs of each split; the one key None where the data have no splits.
         shots: supports per query, a test for each.
-        train: settings of the trainings; None: nothing is trained.
-        test: settings of the tests.
-        seeds: RNG_SEED of a training and its tests; empty: that of the config.
-        heads: file of trained weights, in which {split} and {seed} are replaced; empty: trained.
-        name: of the folder below OUTPUT_DIR.
-        opts: KEY VALUE ..., settings that win over the protocol's.
+        train, test: settings of the trainings (None: nothing is trained) and of the tests.
     """
 
-    protocol: str
+    args: argparse.Namespace
     config: Path
     splits: dict[int | None, Settings]
     shots: list[int]
     train: Settings | None
     test: Settings
-    seeds: list[int]
-    heads: str
-    name: str
-    opts: list[str]
 
     @cached_property
     def _draft(self) -> CfgNode:
         """The config of tests but for what differs from run to run."""
-        for key in self.opts[::2]:
+        for key in self.args.opts[::2]:
             if key in SET_BY_SWEEP:
                 fault = f"command line: {key} differs from run to run of a sweep"
                 raise ConfigError(f"{fault}; use {SET_BY_SWEEP[key]}")
-        return load_config(self.config, [*_flat(self.test), *self.opts])
+        return load_config(self.config, [*_flat(self.test), *self.args.opts])
 
     def folder(self) -> Path:
-        """Where its runs and its summary lie.
-
-        Raises:
-            ConfigError: `opts` have a key that the sweep sets itself, or do not load; `name` leads
-                out of OUTPUT_DIR.
-        """
-        path = PurePath(self.name)
-        if path.is_absolute() or ".." in path.parts or self.name.startswith("~"):
+        """Where its runs and its summary lie; ConfigError for an impossible --name or --opts."""
+        name = self.args.name or self.args.protocol
+        if leads_out(name) or name.startswith("~"):
             advice = "choose a plain name, and set OUTPUT_DIR to the rest"
-            raise ConfigError(f"--name: {self.name} is no folder below OUTPUT_DIR; {advice}")
-        return Path(self._draft.OUTPUT_DIR) / path
+            raise ConfigError(f"--name: {name} is no folder below OUTPUT_DIR; {advice}")
+        return Path(self._draft.OUTPUT_DIR) / name
 
     def runs(self) -> list[Run]:
         """All runs in their order: by seed and split, a training before its tests.
 
         Raises:
             ConfigError: a setting is impossible or the sweep's own; there is no head to test.
-            WeightsError: a file of `heads` is missing.
+            WeightsError: a file of --heads is missing.
         """
-        trains, runs = self._trains(), list[Run]()
-        for seed in dict.fromkeys(self.seeds or [self._draft.RNG_SEED]):
+        folder, trains, heads = str(self.folder()), self._trains(), self.args.heads
+        runs = []
+        for seed in dict.fromkeys(self.args.seeds or [self._draft.RNG_SEED]):
             for split in self.splits:
                 where = f"seed{seed}" if split is None else f"split{split}_seed{seed}"
-                own: Settings = {"OUTPUT_DIR": str(self.folder()), "RNG_SEED": seed}
+                own: Settings = {"OUTPUT_DIR": folder, "RNG_SEED": seed}
                 own |= {} if split is None else {"DATASET.split": split}
-                training = self._training(own | {"RUN_NAME": f"train_{where}"}) if trains else None
-                runs += [training] if training else []
-                head = training.head if training else None
-                if self.heads:
-                    file = self.heads.replace("{split}", str(split)).replace("{seed}", str(seed))
-                    head = require_file(expanded(file), "--heads")
-                own |= {LOAD_HEAD: True, HEAD: str(head)} if head else {}
+                training = None
+                if trains:
+                    training = self._run(own | {"RUN_NAME": f"train_{where}"}, trains=True)
+                    runs.append(training)
+                    own |= {LOAD_HEAD: True, HEAD: str(training.head)}
+                elif heads:
+                    file = heads.replace("{split}", str(split)).replace("{seed}", str(seed))
+                    own |= {LOAD_HEAD: True, HEAD: str(require_file(expanded(file), "--heads"))}
                 for shot in dict.fromkeys(self.shots):
                     named = {"RUN_NAME": f"test_{where}_{shot}shot", "DATASET.shot": shot}
-                    runs.append(self._run(self.test, own | named, training=training))
+                    runs.append(self._run(own | named, training=training))
         return runs
 
     def _trains(self) -> bool:
         """Whether heads are trained; ConfigError where the method has none, or none can be had."""
-        method = self._draft.TEST.method
+        method, heads = self._draft.TEST.method, self.args.heads
         needs_head = method_class(method).needs_training
-        if not needs_head and self.heads:
+        if heads and not needs_head:
             fault = f"--heads: TEST.method is {method}, which has no head"
             raise ConfigError(f"{fault}; leave out one of them")
-        if needs_head and self.train is None and not self.heads:
-            fault = f"{self.protocol} trains no head for TEST.method {method}"
+        if needs_head and self.train is None and not heads:
+            fault = f"{self.args.protocol} trains no head for TEST.method {method}"
             raise ConfigError(f"{fault}; give one with --heads, or use {BASELINE}")
-        return needs_head and not self.heads
+        return needs_head and not heads
 
-    def _training(self, own: Settings) -> Run:
-        settings = (self.train or {}) | {"TRAIN_SETUPS.TEST_SETUPS.test_state": False}
-        run = self._run(settings, own, trains=True)
+    def _run(self, own: Settings, trains: bool = False, training: Run | None = None) -> Run:
+        """The settings of the split, then of the training or test, the user's, the sweep's own."""
+        given = dict(zip(self.args.opts[::2], self.args.opts[1::2], strict=True))
+        part = self.train if trains else self.test
+        settings = self.splits[own.get("DATASET.split")] | part | given | own
+        cfg = load_config(self.config, _flat(settings))
         for key in ("TRAIN.save_model", "TRAIN_SETUPS.epochs"):
-            if not (value := get(run.cfg, key)):
+            if trains and not (value := get(cfg, key)):
                 fault = f"{key} is {value}: no head would be left to test"
                 raise ConfigError(f"{fault}; change it in --opts")
-        return run
-
-    def _run(self, settings: Settings, own: Settings, **more: Any) -> Run:
-        """The settings of the split, then of the training or test, the user's, the sweep's own."""
-        given = dict(zip(self.opts[::2], self.opts[1::2], strict=True))
-        settings = self.splits[own.get("DATASET.split")] | settings | given | own
-        return Run(self.config, settings, load_config(self.config, _flat(settings)), **more)
+        return Run(self.config, settings, cfg, trains, training)
 
 
 def build_sweep(args: argparse.Namespace, folder: Path = PROTOCOLS) -> Sweep:
     """The sweep that the arguments of `build_parser` describe.
 
     Raises:
-        ConfigError: there is no such protocol, it does not hold what `Sweep` describes, or it lacks
-            a split that is asked for.
+        ConfigError: `folder` has no such protocol, it does not hold what docs/protocol.md
+            describes, or it lacks a split that is asked for.
     """
     name, file, names = args.protocol, folder / f"{args.protocol}.yaml", protocol_names()
     if not file.is_file():
@@ -226,19 +210,18 @@ def build_sweep(args: argparse.Namespace, folder: Path = PROTOCOLS) -> Sweep:
         if not tree["shots"]:
             raise ValueError("no shots")
         config, shots = CONFIGS / tree["config"], args.shots or [int(n) for n in tree["shots"]]
-        train = settings(tree["train"]) if "train" in tree else None
-        test, splits = settings(tree.get("test")), tree.get("splits", {}).items()
-        splits = {int(split): settings(part) for split, part in splits} or {None: {}}
+        splits = {int(n): settings(part) for n, part in tree.get("splits", {}).items()}
+        train, test = (settings(tree[k]) if k in tree else None for k in ("train", "test"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         form = "config (a file), shots (a list), and optionally splits, train, test (mappings)"
         fault = f"{file}: {type(error).__name__}: {error}; a protocol holds {form}"
         raise ConfigError(fault) from error
     if wrong := [split for split in args.splits if split not in splits]:
-        there = "no splits" if None in splits else f"the splits {', '.join(map(str, splits))}"
+        there = f"the splits {', '.join(map(str, splits))}" if splits else "no splits"
         raise ConfigError(f"--splits: {name} has {there}, but {wrong[0]} was given")
-    splits = {split: splits[split] for split in args.splits or splits}
-    more = (args.seeds, args.heads, args.name or name, args.opts)
-    return Sweep(name, config, splits, shots, train, test, *more)
+    splits = {split: splits[split] for split in args.splits or splits} or {None: {}}
+    train = None if train is None else train | {"TRAIN_SETUPS.TEST_SETUPS.test_state": False}
+    return Sweep(args, config, splits, shots, train, test or {})
 
 
 def _flat(settings: Settings) -> list[str]:
@@ -250,12 +233,9 @@ def _flat(settings: Settings) -> list[str]:
 
 
 def check_folders(runs: Sequence[Run]) -> None:
-    """Compare the config.yaml of every run that is there already with that of the plan.
+    """Raise a ConfigError if a run that is there already has another config.yaml than in the plan.
 
     A training that went on differs in TRAIN.resume; a test names either head of its training.
-
-    Raises:
-        ConfigError: they differ; names the first differing key.
     """
     for run in runs:
         file = run.folder / "config.yaml"
@@ -303,28 +283,17 @@ def is_finished(run: Run) -> bool:
     of a training the head, trained for all epochs, and validated where the config asks for it.
     """
     if run.trains:
-        has_head = (run.checkpoints / "head.safetensors").is_file()
-        return has_head and _epochs_done(run) >= run.cfg.TRAIN_SETUPS.epochs
-    facts = []
-    for file in (run.folder / "run.json", run.folder / METRICS):
-        try:
-            facts.append(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # cut off before it was written, or while
-            return False
-    ended, metrics = facts
-    if not ended or not metrics or ended.get("failed"):
+        whole = epochs_done(run.checkpoints / "state.pth") >= run.cfg.TRAIN_SETUPS.epochs
+        return whole and (run.checkpoints / "head.safetensors").is_file()
+    try:
+        files = (run.folder / name for name in ("run.json", METRICS))
+        ended, metrics = (json.loads(file.read_text("utf-8")) for file in files)
+    except (OSError, ValueError):  # cut off before it was written, or while
+        return False
+    if ended.get("failed"):
         return False
     head = run.training.head if run.training else Path()
     return not head.is_file() or metrics.get("head_sha256") == sha256_of(head)
-
-
-def _epochs_done(run: Run) -> int:
-    file = run.checkpoints / "state.pth"
-    try:
-        return epochs_done(file)
-    except WeightsError as error:
-        advice = f"remove {run.folder} to train anew"
-        raise WeightsError(f"{file}: no readable training state; {advice}") from error
 
 
 # --- Command line --------------------------------------------------------------------------------
@@ -340,12 +309,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
     add("protocol", help=f"what to run: {', '.join(protocol_names())}")
-    for name, text in (
-        ("--splits", "some of the protocol's splits"),
-        ("--shots", "supports per query, a test each"),
-        ("--seeds", "RNG_SEED, a training each"),
-    ):
-        add(name, nargs="+", type=int, default=[], metavar="N", help=text)
+    numbers = {"nargs": "+", "type": int, "default": [], "metavar": "N"}
+    add("--splits", help="some of the protocol's splits", **numbers)
+    add("--shots", help="supports per query, a test each", **numbers)
+    add("--seeds", help="RNG_SEED, a training each", **numbers)
     text = "test this head, train none; {split}, {seed}: filled"
     add("--heads", default="", metavar="FILE", help=text)
     add("--name", default="", help="folder below OUTPUT_DIR, the protocol's name unless given")

@@ -31,33 +31,25 @@ class Figure:
     keys: Keys
     values: dict[tuple[int, int], float | None] = field(default_factory=dict)
 
-    def mean_std(self) -> tuple[float | None, float | None]:
-        """Mean and population standard deviation over seeds and repeats, of the defined values."""
-        return mean_std(list(self.values.values()))
-
-    def defined(self) -> int:
-        """How many values are defined."""
-        return sum(value is not None for value in self.values.values())
+    def summed(self) -> tuple[float | None, float | None, int]:
+        """Mean, population standard deviation and number of the defined values."""
+        return *mean_std(list(self.values.values())), sum(
+            v is not None for v in self.values.values()
+        )
 
     def cell(self) -> str:
         """In percent: mean, and +- standard deviation of several defined values; else a dash."""
-        mean, std = self.mean_std()
+        mean, std, defined = self.summed()
         if mean is None:
             return "-"
-        return f"{100 * mean:.2f}" + (f" +- {100 * std:.2f}" if self.defined() > 1 else "")
+        return f"{100 * mean:.2f}" + (f" +- {100 * std:.2f}" if defined > 1 else "")
 
 
 def figures_of(contents: Iterable[dict[str, Any]]) -> list[Figure]:
-    """Every figure of some tests, all seeds together, and the means over splits or objects.
+    """Every figure of some metrics files, all seeds together, and means over splits or objects.
 
     Repeat k of a test draws supports by RNG_SEED + k, so seeds next to each other share draws. The
     same figures of the same draw, of a method without a head or with the same one, count once.
-
-    Args:
-        contents: of metrics.json files, all of split tests or all of anomaly detection.
-
-    Raises:
-        KeyError, TypeError, AttributeError: a content is neither.
     """
     figures: dict[tuple, Figure] = {}
     counted = set[tuple]()
@@ -71,41 +63,31 @@ def figures_of(contents: Iterable[dict[str, Any]]) -> list[Figure]:
                     for figure, value in zip(members, values, strict=True):
                         figure.values[content["seed"], repeat] = value
                 counted.add(draw)
-    return [*figures.values(), *_means(figures.values())]
+    groups: dict[tuple, list[Figure]] = {}
+    for figure in figures.values():
+        if not figure.keys.get("class"):
+            part = "object" if "object" in figure.keys else "split"
+            groups.setdefault(tuple((figure.keys | {part: MEAN}).items()), []).append(figure)
+    for keys, members in groups.items():
+        draws = dict.fromkeys(draw for member in members for draw in member.values)
+        values = {d: mean_std([member.values.get(d) for member in members])[0] for d in draws}
+        figures[keys] = Figure(dict(keys), values)
+    return list(figures.values())
 
 
 def _rows(content: dict[str, Any]) -> Iterator[tuple[Keys, list[tuple[Keys, list[float | None]]]]]:
     """By method or object: keys that its figures share; then further keys and repeats of each."""
+    keys = {"shot": content["shot"]}
     if "anomaly" in content:
         for name, measured in content["anomaly"]["objects"].items():
             rows = [({"metric": m.name}, measured[m.name]["repeats"]) for m in ANOMALY]
-            yield {"shot": content["shot"], "object": name}, rows
+            yield keys | {"object": name}, rows
         return
     for name, measured in content["methods"].items():
-        keys = {"shot": content["shot"], "method": name, "split": content["split"]}
-        rows = [
-            ({"class": "", "metric": m.name}, measured[m.name]["repeats"]) for m in SEGMENTATION
-        ]
-        for label, of_class in measured["classes"].items():
-            rows.append(({"class": label, "metric": CLASS_IOU.name}, of_class["repeats"]))
-        yield keys, rows
-
-
-def _means(figures: Iterable[Figure]) -> list[Figure]:
-    """Means over splits or objects of all figures but classes', within each seed and repeat."""
-    groups: dict[tuple, tuple[Keys, list[Figure]]] = {}
-    for figure in figures:
-        if not figure.keys.get("class"):
-            keys = figure.keys | {"object" if "object" in figure.keys else "split": MEAN}
-            groups.setdefault(tuple(keys.values()), (keys, []))[1].append(figure)
-    means = []
-    for keys, members in groups.values():
-        draws = dict.fromkeys(draw for member in members for draw in member.values)
-        mean = {
-            draw: mean_std([member.values.get(draw) for member in members])[0] for draw in draws
-        }
-        means.append(Figure(keys, mean))
-    return means
+        of = [("", m.name, measured[m.name]) for m in SEGMENTATION]
+        of += [(label, CLASS_IOU.name, found) for label, found in measured["classes"].items()]
+        rows = [({"class": c, "metric": metric}, found["repeats"]) for c, metric, found in of]
+        yield keys | {"method": name, "split": content["split"]}, rows
 
 
 def tables(figures: Sequence[Figure]) -> list[str]:
@@ -151,13 +133,11 @@ def _note(figures: Sequence[Figure]) -> str:
     counts = sorted({len(figure.values) for figure in figures})
     seeds = sorted({seed for figure in figures for seed, _ in figure.values})
     spread = f", mean +- standard deviation over {' or '.join(map(str, counts))} repeats"
-    shared = (
-        "Repeat k draws supports by RNG_SEED + k: what seeds share without a head of their own "
-    )
+    shared = "Repeat k draws supports by RNG_SEED + k: what seeds share without a head of their own"
     return (
         f"Percent{spread if counts[-1] > 1 else ''}; RNG_SEED {', '.join(map(str, seeds))}. "
         "A mean over splits or objects is taken within each repeat. "
-        f"{shared + 'counts once. ' if len(counts) > 1 else ''}"
+        f"{shared + ' counts once. ' if len(counts) > 1 else ''}"
         "A dash: undefined, and no part of a mean."
     )
 
@@ -166,34 +146,26 @@ def write_summary(folder: Path, files: Sequence[Path]) -> str:
     """Write summary.md, summary.json and summary.csv of some metrics files into the sweep's folder.
 
     JSON and CSV hold fractions; JSON the value of every seed and repeat, None where undefined; CSV
-    the number of defined ones.
-
-    Returns:
-        The tables that papers print.
+    the number of defined ones. Returns the tables that papers print.
 
     Raises:
-        DataError: a file is no metrics file.
+        DataError: a file is of another test, such as of open-domain objects.
     """
-    contents = []
-    for file in files:
-        try:
-            contents.append(json.loads(file.read_text(encoding="utf-8")))
-            if not figures_of(contents[-1:]):
-                raise ValueError("it holds no figure")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"no metrics of a test ({type(error).__name__}: {error})"
-            raise DataError(f"{file}: {reason}; remove {file.parent} to test again") from error
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for file, content in zip(files, contents, strict=True):
+        if not content.keys() & {"methods", "anomaly"}:
+            fault = f"{file}: holds no figures of splits or of anomaly detection"
+            raise DataError(f"{fault}; a sweep sums up no other tests")
     figures, entries, text = figures_of(contents), [], io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*figures[0].keys, "mean", "std", "repeats"])
     for figure in figures:
-        (mean, std), values = figure.mean_std(), figure.values.items()
-        writer.writerow([*figure.keys.values(), mean, std, figure.defined()])
-        repeats = [{"seed": seed, "repeat": number, "value": v} for (seed, number), v in values]
+        mean, std, defined = figure.summed()
+        writer.writerow([*figure.keys.values(), mean, std, defined])
+        repeats = [{"seed": s, "repeat": k, "value": v} for (s, k), v in figure.values.items()]
         entries.append(figure.keys | {"mean": mean, "std": std, "repeats": repeats})
     parts = tables(figures)
-    head = f"# {folder.name}\n\n{_note(figures)}\n\n"
-    write_text(folder / "summary.md", head + "\n".join(parts))
+    write_text(folder / "summary.md", f"# {folder.name}\n\n{_note(figures)}\n\n" + "\n".join(parts))
     write_json(folder / "summary.json", {"sweep": folder.name, "figures": entries})
     write_text(folder / "summary.csv", text.getvalue())
     return "\n".join(parts[: 1 if "object" in figures[0].keys else len(SEGMENTATION)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from method_config import get_defaults
-from method_config.checks import BOUNDS, CHOICES, leads_out
+from method_config.checks import BOUNDS, CHOICES
 from method_config.values import get, leaves
 
 DEFAULTS = dict(leaves(get_defaults()))
@@ -57,13 +57,9 @@ def test_every_word_loads_and_another_is_refused(load, fault, key):
 
 REFUSED = [
     ("DATASET.image_size 520 DATASET.mask_size 520", "vit_patch_size = 14: 518 or 532."),
-    ("DATASET.image_size 9 DATASET.mask_size 9", "vit_patch_size = 14: 14."),
     ("DATASET.mask_size 532", "DATASET.mask_size is 532: it must equal DATASET.image_size = 518"),
     ("DATASET.crop_ratio [1.2,0.7]", "DATASET.crop_ratio is [1.2, 0.7]: it must be two numbers"),
-    ("DATASET.crop_ratio 1", "two numbers, the lower first"),
     ("DATASET.rotate_min 11", "it must not exceed DATASET.rotate_max = 10.0"),
-    ("TRAIN.SOFS.prior_layer_pointer []", "one layer or more"),
-    ("TRAIN.SOFS.prior_layer_pointer [5,5]", "each once"),
     ("TRAIN.SOFS.prior_layer_pointer [6,5]", "ascending"),
     ("TRAIN.SOFS.transformer_nums_heads 3", "transformer_embed_dim = 256: 1, 2, 4, 8, 16"),
     ("TRAIN.LOSS.dice_weight 0 TRAIN.LOSS.ce_weight 0", "TRAIN.LOSS.ce_weight is 0, too"),
@@ -71,18 +67,12 @@ REFUSED = [
     ("DATASET.normal_shot 1 TEST.protocol published", "set TEST.protocol to ours"),
     ("DATASET.open_domain_test_object []", "one object or more"),
     ("DATASET.open_domain_object_category_num [1,2]", "one per open_domain_test_object (1)"),
-    ("DATASET.open_domain_specific_defect_category [0,1]", "it must hold one number"),
     ("DATASET.train_objects [a,b] DATASET.test_objects [b,c]", "b is in DATASET.train_objects"),
     ("DATASET.train_objects [a,a]", "a stands there more than once"),
     ("DATASET.sub_datasets [a//b]", "'a//b' must be a plain name"),
-    ("DATASET.test_objects [Ring/]", "'Ring/' must be a plain name"),
-    ("DATASET.test_objects [a,'']", "'' must be a plain name"),
-    ("DATASET.test_objects [.]", "'.' must be a plain name"),
     ("DATASET.open_domain_test_object [a/../..]", "'a/../..' leads out of the data set"),
     ("DATASET.normal_folder /good", "leads out of the data set"),
     ("RUN_NAME ../x", "RUN_NAME is '../x': it must name a folder below OUTPUT_DIR"),
-    ("RUN_NAME /tmp/x", "below OUTPUT_DIR"),
-    ("RUN_NAME ./.", "below OUTPUT_DIR"),
     ("RUN_NAME ~/runs", "below OUTPUT_DIR"),
 ]
 
@@ -114,7 +104,3 @@ def test_all_faults_are_reported_at_once_each_with_its_source(write, fault):
     first, second = fault(path, "TEST.protocol", "x").splitlines()
     assert first == f"{path}: DATASET.shot is 0: it must be 1 or more."
     assert second.startswith("command line: TEST.protocol is 'x'")
-
-
-def test_leads_out():
-    assert leads_out("/a") and leads_out("a/../..") and not leads_out("a/..b/c")

@@ -49,27 +49,14 @@ def test_a_replaced_key_leads_to_the_new_one(fault, key):
     assert f"unknown key {key}. TEST.protocol" in fault([], key, "reference")
 
 
-def test_the_page_is_what_the_tree_gives():
+def test_the_page_is_what_the_tree_gives_and_shows_the_defaults(load):
     text = PAGE.read_text()
     assert page(text) == text, "run python -m method_config"
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    keys = [row.split("`")[1] for row in rows]
-    assert sorted(keys) == sorted(DEFAULTS | WITHOUT_EFFECT)
+    pairs = dict(row.split("`")[1:4:2] for row in rows)
+    assert sorted(pairs) == sorted(DEFAULTS | WITHOUT_EFFECT)
     assert all(len(row.split(" | ")[2].strip(" |")) > 9 for row in rows), "a key has no comment"
-
-
-def test_the_page_shows_the_defaults(load):
-    for row in PAGE.read_text().splitlines():
-        if row.startswith("| `"):
-            key, default = row.split("`")[1::2][:2]
-            assert load(key, default.strip('"')) == load(), key
-
-
-def test_there_is_a_yaml_for_each_experiment():
-    names = {path.parent.name for path in YAMLS}
-    assert " ".join(sorted(names)) == (
-        "DS_Spectrum Demo MVTec_AD Magnetic_Tile Open_Domain VISION_V1 VisA"
-    )
+    assert load(*(part.strip('"') for pair in pairs.items() for part in pair)) == load()
 
 
 @pytest.mark.parametrize("path", [*YAMLS, PUBLISHED], ids=lambda path: path.parent.name)

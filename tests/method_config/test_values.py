@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 
 import pytest
 import yaml
@@ -41,33 +42,28 @@ def test_the_result_is_frozen_and_the_defaults_stay(load):
     assert load() == get_defaults() and load().DATASET.train_objects == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing", "TRAIN:", "TRAIN: {}", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"]
-)
+@pytest.mark.parametrize("text", ["", "# nothing", "TRAIN:\n  SOFS:\n  LOSS: {}", "RUN_NAME:"])
 def test_empty_files_sections_and_strings_change_nothing(write, text):
     assert load_config(write(text)) == get_defaults()
 
 
 def test_dotted_keys_and_merged_mappings_in_yaml(write):
-    assert load_config(write("TRAIN.SOFS.smooth_r: 2")).TRAIN.SOFS.smooth_r == 2.0
     text = "TEST_SETUPS: &t {batch_size: 2}\nTRAIN_SETUPS: {<<: *t, epochs: 1}"
-    assert load_config(write(text)).TRAIN_SETUPS.batch_size == 2
+    cfg = load_config(write(f"TRAIN.SOFS.smooth_r: 2\n{text}"))
+    assert (cfg.TRAIN.SOFS.smooth_r, cfg.TRAIN_SETUPS.batch_size) == (2.0, 2)
 
 
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
         ("TRAIN_SETUPS.learning_rate", "1e-5", 1e-5),
-        ("TRAIN_SETUPS.learning_rate", "1", 1.0),
         ("DATASET.rotate_min", "-10", -10.0),
         ("TRAIN_SETUPS.epochs", "3.0", 3),
         ("TRAIN_SETUPS.epochs", "1e2", 100),
         ("RUN_NAME", "007", "007"),
-        ("RUN_NAME", "True", "True"),
         ("RUN_NAME", "[a", "[a"),
         ("TEST.baseline", "false", False),
         ("DATASET.crop_ratio", "(1, 1e0)", [1.0, 1.0]),
-        ("TRAIN.SOFS.prior_layer_pointer", "3", [3]),
         ("DATASET.train_objects", "Ring", ["Ring"]),
         ("DATASET.train_objects", "[Ring, 007]", ["Ring", "007"]),
         ("DATASET.train_objects", "", []),
@@ -82,68 +78,50 @@ def test_values_take_the_type_of_their_key(load, write, key, text, value):
     assert load_config(write(cfg.dump())) == cfg
 
 
-def test_every_value_loads_again_from_opts_and_from_its_dump(tmp_path):
-    """Of every type: what a key holds is what its text and the dump of its tree give."""
-    path = tmp_path / "again.yaml"
-    kinds = {
-        "RNG_SEED": st.integers(0, 2**32 - 1),
-        "TRAIN.SOFS.smooth_r": st.floats(1e-300, 1e300),
-        "DATASET.crop_ratio": st.lists(st.floats(0.01, 9), min_size=2, max_size=2).map(sorted),
-        "TEST.baseline": st.booleans(),
-        "TRAIN.backbone_sha256": st.text(st.characters(codec="utf-8"), max_size=9),
-        "DATASET.train_objects": st.lists(st.from_regex(r"\w{1,6}", fullmatch=True), unique=True),
-    }
-    pairs = st.sampled_from(sorted(kinds)).flatmap(lambda key: st.tuples(st.just(key), kinds[key]))
-
-    @settings(max_examples=150, deadline=None)
-    @given(pairs)
-    def check(pair):
-        key, value = pair
-        cfg = load_config([], [key, value])
-        assert get(cfg, key) == value
-        if not isinstance(value, str):
-            text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else repr(value)
-            assert load_config([], [key, text]) == cfg
-        path.write_text(cfg.dump(), encoding="utf-8")
-        assert load_config(path) == cfg
-
-    check()
-
-
-WRONG = {
-    bool: ["yes please", 1, None, [True]],
-    int: ["abc", True, 1.5, None, [1], float("inf"), 10**400],
-    float: ["abc", True, None, [0.5], float("nan")],
-    str: [1, True, 0.5, ["a"]],
+KINDS = {
+    "RNG_SEED": st.integers(0, 2**32 - 1),
+    "TRAIN.SOFS.smooth_r": st.floats(1e-300, 1e300),
+    "DATASET.crop_ratio": st.lists(st.floats(0.01, 9), min_size=2, max_size=2).map(sorted),
+    "TEST.baseline": st.booleans(),
+    "TRAIN.backbone_sha256": st.text(st.characters(codec="utf-8"), max_size=9),
+    "DATASET.train_objects": st.lists(st.from_regex(r"\w{1,6}", fullmatch=True), unique=True),
 }
 
 
-@pytest.mark.parametrize("key", SCHEMA)
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(KINDS)).flatmap(lambda key: st.tuples(st.just(key), KINDS[key])))
+def test_every_value_loads_again_from_opts_and_from_its_dump(pair):
+    key, value = pair
+    cfg = load_config([], [key, value])
+    assert get(cfg, key) == value
+    if not isinstance(value, str):
+        text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else repr(value)
+        assert load_config([], [key, text]) == cfg
+    assert load_config([], [*chain(*leaves(yaml.safe_load(cfg.dump())))]) == cfg
+
+
+WRONG = {
+    "TEST.baseline": ["yes please", "1+1", 1, None, [True]],
+    "RNG_SEED": ["1+1", "!!python/object/apply:os.getpid []", True, 1.5, None, [1], 10**400, {}],
+    "TRAIN.SOFS.smooth_r": ["abc", True, None, [0.5], float("nan"), {"a": 1}],
+    "TEST.threshold": ["automatic", "", "[auto]", ".nan"],
+    "TEST.window_overlap": ["auto"],
+    "RUN_NAME": [1, True, 0.5, ["a"]],
+    "DATASET.crop_ratio": [["a", 1], [True], [[1]], {"a": 1}, "[a"],
+    "DATASET.train_objects": [[1], {"a": 1}],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
 def test_a_wrong_type_is_refused_naming_source_key_value_and_type(key, write, fault):
-    default = SCHEMA[key]
-    several = isinstance(default, list)
-    kind = type((default or [""])[0] if several else default)
-    for wrong in WRONG[kind]:
-        value = [wrong, wrong] if several else wrong
+    """Text is not evaluated."""
+    for value in WRONG[key]:
         path = write(nested(key, value))
         message = fault(path)
-        assert message.startswith(f"{path}: {key} is ") and "takes" in message
-        assert repr(value)[:200] in message
-    assert key in fault(write(nested(key, {"a": 1}))) and key in fault(write(nested(key, {})))
-
-
-@pytest.mark.parametrize("text", ["automatic", "", "[auto]", "true", "0.5 0.6", ".nan"])
-def test_other_words_than_auto_are_no_threshold(fault, text):
-    message = fault([], "TEST.threshold", text)
-    assert "TEST.threshold is " in message and "a finite number, or auto" in message
-    assert "or auto" not in fault([], "TEST.window_overlap", "auto")
-
-
-@pytest.mark.parametrize("text", ["1+1", "[a", "!!python/object/apply:os.getpid []"])
-def test_text_is_not_evaluated(fault, text):
-    for key in ("TRAIN_SETUPS.epochs", "TRAIN.SOFS.prior_layer_pointer", "TEST.baseline"):
-        message = fault([], key, text)
-        assert message.startswith(f"command line: {key} is ") and "takes" in message
+        assert message.startswith(f"{path}: ") and key in message
+        if not isinstance(value, dict):
+            assert f"{key} is {value!r}"[:150] in message and "takes" in message
+            assert message.endswith("or auto.") == (key == "TEST.threshold")
 
 
 def test_opts_without_a_value_and_values_for_sections_are_refused(write, fault):
@@ -159,10 +137,8 @@ def test_opts_without_a_value_and_values_for_sections_are_refused(write, fault):
         ("TRAIN: {SOFS: {smooth_r: 1,\n smooth_r: 2}}", "line 2"),
         ("DATASET: {", "not a valid YAML file"),
         ("RUN_NAME: a\0b", "not a valid YAML file"),
-        ("RNG_SEED: 1\n---\nRNG_SEED: 2", "not a valid YAML file"),
         ("x: !!python/object/apply:os.getpid []", "not a valid YAML file"),
         ("- a", "must map keys to values"),
-        ("just text", "must map keys to values"),
     ],
 )
 def test_faulty_yaml_is_refused_naming_the_file(write, fault, text, words):
@@ -172,7 +148,6 @@ def test_faulty_yaml_is_refused_naming_the_file(write, fault, text, words):
 
 def test_files_that_cannot_be_read_are_named(tmp_path, fault):
     assert "absent.yaml: cannot be read (No such file" in fault(tmp_path / "absent.yaml")
-    assert f"{tmp_path}: cannot be read" in fault(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\x80\xff")
     assert "binary.yaml: not a valid YAML file" in fault(tmp_path / "binary.yaml")
 

@@ -34,31 +34,24 @@ def test_the_runs_of_every_protocol_load_and_are_commands_of_the_same_config(nam
 def test_the_published_settings_of_each_split_arrive_in_its_runs(name):
     runs = plan(name, "--seeds", 54, 60)
     assert len(runs) == 2 * 3 * 3
-    for seed in (54, 60):
-        for split in range(3):
-            training = runs[f"train_split{split}_seed{seed}"]
-            cfg, data = training.cfg, training.cfg.DATASET
-            assert (cfg.RNG_SEED, data.split, data.name) == (seed, split, "VISION_V1_ND")
-            assert (data.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (
-                RATIO[split],
-                SMOOTH[split],
-            )
-            assert (data.shot, data.s_in_shot, cfg.TRAIN_SETUPS.epochs) == (1, 4, 50)
-            assert not cfg.TRAIN_SETUPS.TEST_SETUPS.test_state
-            for shot in (1, 5):
-                test = runs[f"test_split{split}_seed{seed}_{shot}shot"]
-                keys = (test.cfg.RNG_SEED, test.cfg.DATASET.split, test.cfg.DATASET.shot)
-                assert keys == (seed, split, shot)
-                assert test.training is training and test.cfg.TEST.load_checkpoint
-                assert test.cfg.TEST.load_model_path == str(training.head)
-                assert test.cfg.TRAIN.SOFS == cfg.TRAIN.SOFS
-                assert test.cfg.DATASET.area_resize_ratio == (
-                    RATIO[split] if name == "vision_v1" else 0.01
-                )
+    for seed, split in [(seed, split) for seed in (54, 60) for split in range(3)]:
+        training = runs[f"train_split{split}_seed{seed}"]
+        cfg, data = training.cfg, training.cfg.DATASET
+        assert (cfg.RNG_SEED, data.split, data.name) == (seed, split, "VISION_V1_ND")
+        assert (data.area_resize_ratio, cfg.TRAIN.SOFS.smooth_r) == (RATIO[split], SMOOTH[split])
+        assert (data.shot, data.s_in_shot, cfg.TRAIN_SETUPS.epochs) == (1, 4, 50)
+        assert not cfg.TRAIN_SETUPS.TEST_SETUPS.test_state
+        for shot in (1, 5):
+            run = runs[f"test_split{split}_seed{seed}_{shot}shot"]
+            data, test = run.cfg.DATASET, run.cfg.TEST
+            assert (run.cfg.RNG_SEED, data.split, data.shot) == (seed, split, shot)
+            assert run.training is training and test.load_checkpoint
+            assert test.load_model_path == str(training.head)
+            assert run.cfg.TRAIN.SOFS == cfg.TRAIN.SOFS
+            assert data.area_resize_ratio == (RATIO[split] if name == "vision_v1" else 0.01)
 
 
 def test_the_cross_domain_test_has_the_settings_of_defect_spectrum():
-    published = load_config(CONFIGS / "DS_Spectrum" / "SOFS.yaml")
     for run in plan("vision_to_ds", "--shots", 1).values():
         assert run.cfg.TRAIN.dataset_path == "./data/VISION_V1"
         if not run.trains:
@@ -66,7 +59,7 @@ def test_the_cross_domain_test_has_the_settings_of_defect_spectrum():
             changes += ["DATASET.shot", 1, "DATASET.few_shot_repeated_multiple", 5]
             expected = load_config(CONFIGS / "DS_Spectrum" / "SOFS.yaml", changes)
             assert run.cfg.DATASET == expected.DATASET
-            assert run.cfg.TEST.dataset_path == published.TEST.dataset_path
+            assert run.cfg.TEST.dataset_path == expected.TEST.dataset_path
 
 
 def test_opts_win_over_the_protocol_and_choices_count_once():
@@ -78,23 +71,21 @@ def test_opts_win_over_the_protocol_and_choices_count_once():
     assert all(run.cfg.DATASET.train_objects == ["a", "007"] for run in runs.values())
 
 
-def test_given_heads_are_tested_and_nothing_is_trained(tmp_path):
+def test_given_heads_or_the_prior_are_tested_and_nothing_is_trained(tmp_path):
     for name in ("a_0_7", "a_2_7"):
         (tmp_path / name).touch()
-    words = ["vision_v1", "--seeds", 7, "--shots", 1, "--heads", tmp_path / "a_{split}_{seed}"]
-    runs = plan(*words, "--splits", 0, 2)
+    words = ["vision_v1", "--seeds", 7, "--shots", 1]
+    heads = ["--heads", tmp_path / "a_{split}_{seed}"]
+    runs = plan(*words, *heads, "--splits", 0, 2)
     assert {name: run.cfg.TEST.load_model_path for name, run in runs.items()} == {
         f"test_split{split}_seed7_1shot": f"{tmp_path}/a_{split}_7" for split in (0, 2)
     }
     assert all(run.cfg.TEST.load_checkpoint and run.training is None for run in runs.values())
     with pytest.raises(WeightsError, match=f"--heads: no weights file {tmp_path}/a_1_7"):
-        plan(*words)
-
-
-def test_the_prior_is_tested_without_training():
-    runs = plan("vision_v1", "--splits", 1, "--opts", "TEST.method", "prior")
-    assert list(runs) == ["test_split1_seed54_1shot", "test_split1_seed54_5shot"]
-    assert not any(run.cfg.TEST.load_checkpoint for run in runs.values())
+        plan(*words, *heads)
+    runs = plan(*words, "--splits", 1, "--opts", "TEST.method", "prior")
+    assert list(runs) == ["test_split1_seed7_1shot"]
+    assert not runs["test_split1_seed7_1shot"].cfg.TEST.load_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -102,19 +93,13 @@ def test_the_prior_is_tested_without_training():
     [
         ("--opts RUN_NAME a", ["RUN_NAME", "--name"]),
         ("--opts TEST.threshold 0.4 DATASET.split 1", ["DATASET.split", "--splits"]),
-        ("--opts DATASET.shot 1", ["DATASET.shot", "--shots"]),
         ("--opts TEST.load_model_path a", ["TEST.load_model_path", "--heads"]),
-        ("--opts TRAIN.resume a", ["TRAIN.resume", "same command"]),
         ("--opts TEST.threshold", ["'TEST.threshold'", "stands alone"]),
-        ("--opts TEST.treshold 1", ["Did you mean TEST.threshold?"]),
-        ("--opts TRAIN.save_model False", ["TRAIN.save_model is False", "no head"]),
         ("--opts TRAIN_SETUPS.epochs 0", ["TRAIN_SETUPS.epochs is 0", "no head"]),
         ("--opts TEST.method prior --heads a", ["--heads", "prior"]),
         ("--splits 0 3", ["--splits", "0, 1, 2", "3 was given"]),
         ("--shots 0", ["DATASET.shot is 0", "1 or more"]),
-        ("--seeds -1", ["RNG_SEED is -1"]),
         ("--name ../elsewhere", ["../elsewhere is no folder below OUTPUT_DIR", "plain name"]),
-        ("--name /elsewhere", ["/elsewhere is no folder below OUTPUT_DIR"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(
@@ -162,11 +147,9 @@ def test_settings_may_be_nested_or_dotted_and_splits_missing(custom):
     [
         ("shots: [1]", "'config'"),
         ("config: a\nshots: []", "no shots"),
-        ("config: a\nshots: one", "invalid literal"),
         ("config: a\nshots: [1]\nsplit: {}", "unknown: split"),
         ("config: a\nshots: [1]\nsplits: [0, 1]", "splits"),
         ("config: a\nshots: [1]\ntest: {TEST.treshold: 1}", "Did you mean TEST.threshold?"),
-        ("config: a\nshots: [1]\ntrain: {TEST.threshold: high}", "a finite number"),
     ],
 )
 def test_a_broken_protocol_is_named(custom, tmp_path, text, words):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 
@@ -12,27 +13,22 @@ from utils.errors import DataError
 from utils.metrics import ANOMALY
 
 SEEDS, SHOTS, SPLITS, METHODS, REPEATS = (54, 55), (1, 5), (0, 2), ("SOFS", "prior"), 3
-LABELS = [measure.label for measure in ANOMALY]
-
-
-def repeats(values, key="mean"):
-    """Mean and std of one run are not used."""
-    return {key: None, "std": None, "repeats": values}
+CLASSES = ("rust", "nick")
 
 
 def segmentation(seed, shot, split, value):
-    """A metrics file; `value(method, name)` gives the repeats of a quantity."""
+    """A metrics file; `value(method, name)` gives the repeats of a figure."""
     methods = {}
     for m in METHODS:
-        classes = {f"P{split}/{c}": repeats(value(m, c), "iou") for c in ("rust", "nick")}
-        figures = {name: repeats(value(m, name)) for name in ("miou", "fb_iou")}
-        methods[m] = figures | {"classes": classes}
+        of = {name: {"repeats": value(m, name)} for name in ("miou", "fb_iou")}
+        classes = {f"P{split}/{c}": {"repeats": value(m, c)} for c in CLASSES}
+        methods[m] = of | {"classes": classes}
     return {"seed": seed, "shot": shot, "split": split, "methods": methods}
 
 
 def anomaly(seed, shot, value):
     objects = {
-        name: {"images": 8} | {m.name: repeats(value(name, m.name)) for m in ANOMALY}
+        name: {"images": 8} | {m.name: {"repeats": value(name, m.name)} for m in ANOMALY}
         for name in ("nut", "cable")
     }
     return {"seed": seed, "shot": shot, "anomaly": {"objects": objects, "mean": {}}}
@@ -62,70 +58,48 @@ def summed(tmp_path):
     return summed
 
 
-@pytest.fixture
-def drawn():
-    """Random values: contents of all tests of two seeds, shots and splits; and by shot, method and
-    name the array (splits, seeds x repeats) of what they hold."""
-    rng, kept = np.random.default_rng(0), {}
-
-    def value_of(seed, shot, split):
-        def value(method, name):
-            kept[seed, shot, split, method, name] = rng.random(REPEATS).tolist()
-            return kept[seed, shot, split, method, name]
-
-        return value
-
-    keys = [(seed, shot, split) for seed in SEEDS for split in SPLITS for shot in SHOTS]
-    contents = [segmentation(*key, value_of(*key)) for key in keys]
-
-    def array(shot, method, name):
-        rows = [[kept[seed, shot, split, method, name] for seed in SEEDS] for split in SPLITS]
-        return np.array(rows).reshape(len(SPLITS), -1)
-
-    return contents, array
-
-
 def percent(values):
     return f"{100 * np.mean(values):.2f} +- {100 * np.std(values):.2f}"
 
 
-def test_tables_pool_seeds_and_repeats_and_average_splits_within_each(summed, drawn):
-    contents, array = drawn
-    tables, *_ = summed(contents)
-    pairs = [(shot, method) for shot in SHOTS for method in METHODS]
+def test_seeds_and_repeats_are_pooled_and_splits_averaged_within_each(summed):
+    """In the tables, and as fractions in JSON and CSV."""
+    kept = {}  # (shot, method, name): values by split, seed and repeat
+    for key in itertools.product(SHOTS, METHODS, ("miou", "fb_iou", *CLASSES)):
+        kept[key] = np.random.default_rng(len(kept)).random((len(SPLITS), len(SEEDS), REPEATS))
+    contents = [
+        segmentation(seed, shot, split, lambda *key, s=s, i=i, shot=shot: [*kept[shot, *key][s, i]])
+        for i, seed in enumerate(SEEDS)
+        for s, split in enumerate(SPLITS)
+        for shot in SHOTS
+    ]
+    tables, _, figures, rows = summed(contents)
+    pairs = list(itertools.product(SHOTS, METHODS))
     for title, name in (("mIoU", "miou"), ("FB-IoU", "fb_iou")):
         expected = [["shot", "method", "split 0", "split 2", "mean"]]
-        for shot, method in pairs:
-            values = array(shot, method, name)
-            cells = [percent(values[0]), percent(values[1]), percent(values.mean(0))]
-            expected.append([str(shot), method, *cells])
+        for pair in pairs:
+            values = kept[*pair, name]
+            cells = map(percent, (values[0], values[1], values.mean(0)))
+            expected.append([*map(str, pair), *cells])
         assert tables.pop(title) == expected
-    for number, split in enumerate(SPLITS):
+    for s, split in enumerate(SPLITS):
         expected = [["class", *(f"{shot}-shot {method}" for shot, method in pairs)]]
-        for name in ("rust", "nick"):
-            cells = [percent(array(*pair, name)[number]) for pair in pairs]
-            expected.append([f"P{split}/{name}", *cells])
+        for name in CLASSES:
+            expected.append([f"P{split}/{name}", *(percent(kept[*p, name][s]) for p in pairs)])
         assert tables.pop(f"Split {split}, class IoU") == expected
     assert not tables
-
-
-def test_json_and_csv_hold_the_fractions_of_every_figure(summed, drawn):
-    contents, array = drawn
-    _, _, figures, rows = summed(contents)
-    assert len(rows) == len(figures) == len(SHOTS) * len(METHODS) * (2 * (2 + 2) + 2)
+    assert len(rows) == len(figures) == len(pairs) * (2 * (2 + 2) + 2)
+    draws = list(itertools.product(SEEDS, range(REPEATS)))
     for row, figure in zip(rows, figures, strict=True):
-        for key in ("shot", "method", "split", "class", "metric"):
-            assert row[key] == str(figure[key])
-        name = figure["class"].split("/")[-1] or figure["metric"]
-        values = array(figure["shot"], figure["method"], name)
-        is_mean = figure["split"] == "mean"
-        values = values.mean(0) if is_mean else values[SPLITS.index(figure["split"])]
-        draws = [(r["seed"], r["repeat"]) for r in figure["repeats"]]
-        assert draws == [(seed, number) for seed in SEEDS for number in range(REPEATS)]
+        shot, method, split, label, metric = list(figure.values())[:5]
+        assert list(row.values())[:5] == [str(shot), method, str(split), label, metric]
+        values = kept[shot, method, label.split("/")[-1] or metric]
+        values = (values.mean(0) if split == "mean" else values[SPLITS.index(split)]).ravel()
+        assert [(r["seed"], r["repeat"]) for r in figure["repeats"]] == draws
         assert [r["value"] for r in figure["repeats"]] == pytest.approx(values)
         assert (figure["mean"], figure["std"]) == pytest.approx((np.mean(values), np.std(values)))
-        own = (figure["mean"], figure["std"], "6")
-        assert (float(row["mean"]), float(row["std"]), row["repeats"]) == own
+        expected = (figure["mean"], figure["std"], "6")
+        assert (float(row["mean"]), float(row["std"]), row["repeats"]) == expected
 
 
 def test_a_draw_that_seeds_share_counts_once_where_it_gives_the_same(summed):
@@ -159,11 +133,6 @@ def test_undefined_values_are_a_dash_and_no_part_of_a_mean(summed):
     assert figures[0]["repeats"][1] == {"seed": 54, "repeat": 1, "value": None}
 
 
-def test_one_repeat_has_no_spread(summed):
-    tables, text, *_ = summed([segmentation(54, 1, 0, lambda *_: [0.5])])
-    assert "+-" not in text and tables["mIoU"][1] == ["1", "SOFS", "50.00", "50.00"]
-
-
 def test_anomaly_detection_is_averaged_over_objects_within_each_repeat(summed):
     rng, kept = np.random.default_rng(2), {}
 
@@ -171,9 +140,10 @@ def test_anomaly_detection_is_averaged_over_objects_within_each_repeat(summed):
         return lambda *names: kept.setdefault((*key, *names), rng.random(REPEATS).tolist())
 
     contents = [anomaly(seed, shot, value_of(seed, shot)) for seed in SEEDS for shot in SHOTS]
-    tables, *_ = summed(contents)
+    tables, _, _, rows = summed(contents)
+    labels = [measure.label for measure in ANOMALY]
     assert list(tables) == ["Means over objects", "1-shot, objects", "5-shot, objects"]
-    assert LABELS[0] == "image AUROC" and tables["Means over objects"][0] == ["shot", *LABELS]
+    assert tables["Means over objects"][0] == ["shot", *labels]
     for number, shot in enumerate(SHOTS, 1):
         values = {
             name: [[kept[seed, shot, name, m.name] for seed in SEEDS] for m in ANOMALY]
@@ -181,25 +151,13 @@ def test_anomaly_detection_is_averaged_over_objects_within_each_repeat(summed):
         }
         values["mean"] = (np.array(values["nut"]) + values["cable"]) / 2
         expected = [[name, *map(percent, rows)] for name, rows in values.items()]
-        assert tables[f"{shot}-shot, objects"] == [["object", *LABELS], *expected]
+        assert tables[f"{shot}-shot, objects"] == [["object", *labels], *expected]
         assert tables["Means over objects"][number] == [str(shot), *expected[-1][1:]]
-
-
-def test_anomaly_figures_may_be_undefined(summed):
-    given = {("nut", m.name): [0.25, 0.75] for m in ANOMALY} | {("nut", "aupro"): [None, None]}
-    tables, _, _, rows = summed([anomaly(54, 1, lambda *key: given.get(key, [0.5, 0.5]))])
-    cells = dict(zip(*tables["Means over objects"], strict=True))
-    assert cells["AUPRO"] == "50.00 +- 0.00", "of the other object alone"
-    assert cells["image AUROC"] == "50.00 +- 12.50"
-    by_keys = {(row["object"], row["metric"]): row for row in rows}
     assert list(rows[0]) == ["shot", "object", "metric", "mean", "std", "repeats"]
-    assert by_keys["nut", "aupro"]["mean"] == "" and by_keys["mean", "pixel_ap"]["mean"] == "0.5"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"methods": {}}', '{"anomaly": {}}'])
-def test_a_broken_file_is_named_with_the_remedy(tmp_path, content):
-    (tmp_path / "good.json").write_text(json.dumps(segmentation(54, 1, 0, lambda *_: [0.5])))
-    (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(DataError, match=rf"bad\.json: no metrics.*remove {tmp_path} to test again"):
-        write_summary(tmp_path, [tmp_path / "good.json", tmp_path / "bad.json"])
+def test_a_test_of_another_kind_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text('{"objects": {}}')
+    with pytest.raises(DataError, match=r"bad\.json: holds no figures of splits or of anomaly"):
+        write_summary(tmp_path, [tmp_path / "bad.json"])
     assert not list(tmp_path.glob("summary*"))

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure.
+    """One measure: its key in metrics.json, and its label for tables, reports and summaries.
 
-    Attributes:
-        name: its key in metrics.json.
-        label: for tables, reports and summaries.
-        unit: "%": a fraction, shown in percent; "": shown as it is.
-        higher_is_better: of two values the higher one is the better.
+    `unit` "%" is that of a fraction, shown in percent; "" shows the value as it is.
     """
 
     name: str

@@ -14,12 +14,10 @@ CHUNK = 1 << 22  # numbers of draws held at once, 32 MiB
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % percentile interval, fractions.
+    """A figure and its 95 % percentile interval, fractions; None where undefined.
 
-    Attributes:
-        value: None where undefined.
-        low, high: None where undefined, or where there are too few queries for an interval.
-        p: of differences, two-sided, of the hypothesis that there is none; None as low and high.
+    `p`, of differences, is two-sided, of the hypothesis that there is none. Where there are too few
+    queries, `low`, `high` and `p` are None.
     """
 
     value: float | None
@@ -47,10 +45,8 @@ def paired_bootstrap(
     which over classes of few queries finds differences where there are none.
 
     Args:
-        strata: per class (queries, runs, 2) float64: intersection and union, in pixels, of each
-            query and run.
-        samples: bootstrap samples.
-        seed: of the draws.
+        strata: per class (queries, runs, 2) float64: intersection and union in pixels.
+        samples: how many bootstrap samples are drawn.
 
     Returns:
         mIoU, the mean over the classes that have a union in every run (of each sample), and the
@@ -89,9 +85,11 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _compare(iou: np.ndarray, freedom: int) -> Comparison:
-    runs = [_estimate(values, freedom) for values in iou.T]
     differences = (iou[:, 1:] - iou[:, :1]).T
-    return Comparison(runs, [_estimate(d, freedom, is_difference=True) for d in differences])
+    return Comparison(
+        [_estimate(values, freedom) for values in iou.T],
+        [_estimate(values, freedom, is_difference=True) for values in differences],
+    )
 
 
 def _estimate(values: np.ndarray, freedom: int, is_difference: bool = False) -> Estimate:

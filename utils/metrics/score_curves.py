@@ -18,15 +18,10 @@ BLOCK = 1 << 20  # pixels counted at a time
 
 @dataclass(frozen=True)
 class Curve:
-    """How many positives and negatives score `threshold` or more, at each threshold.
+    """How many positives and negatives score `threshold` or more, (n,) at descending thresholds.
 
-    All measures are None where there is no positive or no negative.
-
-    Attributes:
-        thresholds: (n,) float, descending.
-        true_positives, false_positives: (n,) int64.
-        overlap: (n,) float64, the share of a defect region that scores so high, as a mean over the
-            regions; None where no regions are known.
+    `overlap` is the share of a defect region that scores so high, as a mean over the regions; None
+    where no regions are known. All measures are None where there is no positive or no negative.
     """
 
     thresholds: np.ndarray
@@ -39,7 +34,7 @@ class Curve:
         """The exact curve of some scores and their labels, True for positives."""
         thresholds, step = np.unique(np.negative(scores), return_inverse=True)
         found = (np.bincount(step[np.equal(labels, v)], minlength=len(thresholds)) for v in (1, 0))
-        return cls(-thresholds, *(np.cumsum(counts) for counts in found))
+        return cls(-thresholds, *map(np.cumsum, found))
 
     def measures(self) -> dict[str, float | None]:
         """AUROC, average precision and the highest F1: `auroc`, `ap`, `f1_max`.
@@ -105,30 +100,20 @@ class ScoreCounts:
     measured on 5 million pixels: AUROC by 1e-7, average precision and F1 by 1e-5 where the scores
     fill a range of 0.6, by 5e-5 where they fill a tenth of it. Memory: 24 bytes per step.
 
-    Args:
-        steps, highest: see above.
-        with_regions: also count how much of each defect region, an 8-connected component, scores
-            how high.
-
     Attributes:
         counts: (2, steps + 1) int64: background, defect.
-        overlap: (steps + 1,) float64, the shares of the regions; None unless `with_regions`.
+        overlap: (steps + 1,) float64, the shares of all defect regions (8-connected components),
+            added up; None unless `with_regions`.
         regions: how many there are.
     """
 
-    def __init__(
-        self, steps: int = STEPS, highest: float = 1.0, with_regions: bool = False
-    ) -> None:
+    def __init__(self, steps: int = STEPS, highest: float = 1.0, with_regions: bool = False):
         self.steps, self.highest, self.regions = steps, highest, 0
         self.counts = np.zeros((2, steps + 1), np.int64)
         self.overlap = np.zeros(steps + 1) if with_regions else None
 
     def update(self, score: np.ndarray, target: np.ndarray) -> None:
-        """Add an image.
-
-        Args:
-            score: (h, w) float.
-            target: (h, w) uint8 or bool, not 0 where there is a defect.
+        """Add an image: (h, w) float, and (h, w) uint8 or bool, not 0 where there is a defect.
 
         Raises:
             ValueError: a score is NaN, or the shapes differ; nothing is added then.
@@ -176,15 +161,15 @@ class ScoreCounts:
         wrong, right = self._found()
         total, at = int(right[0]), range(0, self.steps + 1, self.steps // (POINTS - 1))
         if not total:
-            empty = {key: [] for key in ("threshold", "precision", "recall", "iou")}
-            return empty | {"average_precision": None}
+            at = range(0)
         precision = right / np.maximum(right + wrong, 1)
+        average = float((-np.diff(right / max(total, 1), append=0) * precision).sum())
         return {
             "threshold": [k * self.highest / self.steps for k in at],
             "precision": [float(precision[k]) if right[k] + wrong[k] else None for k in at],
             "recall": [float(right[k] / total) for k in at],
             "iou": self.iou()[at].tolist(),
-            "average_precision": float((-np.diff(right / total, append=0) * precision).sum()),
+            "average_precision": average if total else None,
         }
 
     def _found(self) -> np.ndarray:

@@ -12,16 +12,13 @@ IGNORE = 255
 
 
 def intersection_union(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel counts of one image.
+    """Intersection and union of one image in pixels, each (2,) int64: background, foreground.
 
     Args:
         prediction: (h, w), {0, 1}; or fractions, the votes of the published stitching: a vote from
             0.5 on counts in the foreground's area, but only a vote of exactly 0 or 1 can match the
             target.
         target: (h, w), {0, 1}, 255 where a pixel is ignored.
-
-    Returns:
-        intersection and union, each (2,) int64: background, foreground.
     """
     counted = target != IGNORE
     p, t = np.asarray(prediction)[counted], np.asarray(target)[counted]
@@ -33,14 +30,10 @@ def intersection_union(prediction: np.ndarray, target: np.ndarray) -> tuple[np.n
 
 
 class SegmentationMeter:
-    """Adds up pixel counts per class.
+    """Adds up pixel counts per class, of `classes` in the order of the table.
 
-    Args:
-        classes: keys of all classes that may come, in the order of the table.
-
-    Attributes:
-        counts: (classes, 5) int64: intersection and union, each of background and foreground, and
-            queries; those of several processes add up.
+    `counts` is (classes, 5) int64: intersection and union, each of background and foreground, and
+    queries; those of several processes add up.
     """
 
     def __init__(self, classes: Iterable[Hashable]) -> None:

@@ -29,17 +29,13 @@ COLUMNS = (
     *("images", "queries", "intersection", "union", "defect_pixels", "false_positive_pixels"),
     *("pixels", "defects", "found", "false_alarms"),
 )
-QUERY_COLUMNS = slice(COLUMNS.index("queries"), COLUMNS.index("defects"))
 
 
 class SizeMeter:
-    """Adds up counts per range of sizes.
+    """Adds up counts per range of sizes: (ranges, COLUMNS) int64; those of several meters add up.
 
     A size is a share of the image's pixels; ignored pixels count nowhere. An image without any
     defect pixel is counted for its false alarms alone.
-
-    Attributes:
-        counts: (ranges, COLUMNS) int64; those of several meters add up.
     """
 
     def __init__(self) -> None:
@@ -58,19 +54,16 @@ class SizeMeter:
         pixels = np.count_nonzero(counted)
         areas, hits = _components(defect, predicted)
         alarm_areas, touched = _components(predicted, defect)
+        self.counts[:, 0] += 1
         if areas.size:
             intersection, union = (counts[1] for counts in intersection_union(prediction, target))
             wrong = np.count_nonzero(predicted) - hits.sum()
             row = [1, intersection, union, areas.sum(), wrong, pixels]
-            self.counts[_ranges(areas.sum() / pixels), QUERY_COLUMNS] += row
-        for name, sizes in (
-            ("defects", areas),
-            ("found", areas[hits / areas >= FOUND_SHARE]),
-            ("false_alarms", alarm_areas[touched == 0]),
-        ):
+            self.counts[_ranges(areas.sum() / pixels), 1:7] += row
+        found, alarms = areas[hits / areas >= FOUND_SHARE], alarm_areas[touched == 0]
+        for column, sizes in enumerate((areas, found, alarms), 7):
             per_range = np.bincount(_ranges(sizes / pixels), minlength=len(SIZES))
-            self.counts[:, COLUMNS.index(name)] += per_range
-        self.counts[:, COLUMNS.index("images")] += 1
+            self.counts[:, column] += per_range
 
     def report(self) -> list[dict[str, Any]]:
         """Figures per range as plain JSON, None where undefined.

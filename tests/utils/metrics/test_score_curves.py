@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,20 +13,19 @@ from tests.utils.metrics.plain_measures import plain_aupro, plain_levels
 from utils.metrics import score_curves
 from utils.metrics.score_curves import FINE, POINTS, STEPS, Curve, ScoreCounts
 
-REPO = Path(__file__).resolve().parents[3]
 NOTHING = {"threshold": [], "precision": [], "recall": [], "iou": []}
 
 
-def make_maps(seed=0, steps=STEPS, highest=1.0, number=5):
+def make_maps(steps=STEPS, highest=1.0):
     """(score, target) of images of several sizes, the last one without a defect.
 
     Every score is that of a whole step; 0 and `highest` are among them.
     """
-    rng, made = np.random.default_rng(seed), []
-    for i in range(number):
+    rng, made = np.random.default_rng(0), []
+    for i in range(5):
         shape = (30 + i, 50 - i)
         target = np.zeros(shape, int)
-        for _ in range(4 if i < number - 1 else 0):
+        for _ in range(4 if i < 4 else 0):
             top, left = rng.integers(0, 25), rng.integers(0, 40)
             target[top : top + rng.integers(1, 6), left : left + rng.integers(1, 9)] = 1
         step = rng.integers(0, steps + 1, shape) + target * (2 * steps // 5)
@@ -50,12 +47,17 @@ def pooled(maps):
     return tuple(np.concatenate([a.ravel() for a in part]) for part in (scores, targets))
 
 
+def plain_iou(scores, labels, threshold):
+    cut = scores >= threshold
+    return (cut & (labels > 0)).sum() / (cut | (labels > 0)).sum()
+
+
 # --- Measures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [40, 1 << 12, FINE])
+@pytest.mark.parametrize("steps", [40, FINE])
 def test_measures_of_pixels_are_those_of_scikit_learn(steps):
-    maps = make_maps(steps=steps, highest=2.0)
+    maps = make_maps(steps, 2.0)
     curve, (scores, labels) = counts_of(maps, steps, 2.0).curve(), pooled(maps)
     assert curve.measures() == pytest.approx(plain_levels(labels, scores), abs=1e-12)
     np.testing.assert_allclose(curve.thresholds, np.unique(scores)[::-1], atol=1e-7)
@@ -74,40 +76,10 @@ def test_measures_of_images_are_those_of_scikit_learn(pairs):
 
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
 def test_aupro_is_that_of_a_loop_over_thresholds_and_regions(limit):
-    maps = make_maps(steps=200, highest=2.0)
+    maps = make_maps(200, 2.0)
     curve = counts_of(maps, 200, 2.0, with_regions=True).curve()
     expected = plain_aupro([(score, target > 0) for score, target in maps], limit)
     assert curve.aupro(limit) == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_small_region_counts_as_much_as_a_large_one():
-    """Of regions of 2 and of 50 pixels only the small one scores more than a normal pixel.
-
-    The small one's pixels touch by a corner, which makes them one region.
-    """
-    target, score = np.zeros((10, 20), bool), np.full((10, 20), 0.5, np.float32)
-    target[0, 0] = target[1, 1] = target[5:10, 10:20] = True
-    score[0, 0], score[1, 1], score[5:10, 10:20] = 1, 1, 0.1
-    counts = counts_of([(score, target)], with_regions=True)
-    assert counts.regions == 2
-    assert counts.curve().aupro() == pytest.approx(0.5)
-
-
-def test_perfect_and_inverted_detectors():
-    target = np.zeros((30, 40), bool)
-    target[3:9, 5:25] = True
-    noise = np.random.default_rng(0).random(target.shape, dtype=np.float32) * 0.9
-    perfect, inverted = (
-        counts_of(
-            [((noise + mask).astype(np.float32), target)], FINE, 2.0, with_regions=True
-        ).curve()
-        for mask in (target, ~target)
-    )
-    assert perfect.measures() == {"auroc": 1, "ap": 1, "f1_max": 1}
-    assert perfect.aupro() == pytest.approx(1)
-    share = target.mean()
-    assert inverted.measures()["auroc"] == inverted.aupro() == 0
-    assert inverted.measures()["f1_max"] == pytest.approx(2 * share / (1 + share)), "all is marked"
 
 
 @pytest.mark.parametrize("label", [None, 0, 1])
@@ -120,25 +92,7 @@ def test_measures_need_both_labels(label):
     assert label or curve.points() == NOTHING
 
 
-def test_fine_steps_change_the_fifth_digit_at_most():
-    rng, maps = np.random.default_rng(3), []
-    for _ in range(4):
-        target = rng.random((300, 400)) < 0.02
-        maps.append((rng.normal(0.3 + 0.1 * target, 0.05).clip(0, 2).astype(np.float32), target))
-    coarse = counts_of(maps, FINE, 2.0).curve().measures()
-    assert coarse == pytest.approx(Curve.of(*pooled(maps)).measures(), abs=2e-5)
-
-
 # --- Counting ------------------------------------------------------------------------------------
-
-
-def test_a_score_of_a_whole_step_counts_at_that_step():
-    """Also where float32 does not hold it exactly, and in float64."""
-    steps = np.arange(STEPS + 1)[None]
-    in_float32 = np.float32(steps) / np.float32(STEPS)
-    for score in ((steps / STEPS).astype(np.float32), in_float32, steps / STEPS):
-        counts = counts_of([(score, np.ones(score.shape, np.uint8))]).counts
-        assert (counts[1] == 1).all() and not counts[0].any()
 
 
 @settings(max_examples=30)
@@ -152,9 +106,7 @@ def test_any_score_counts_at_the_step_below_or_at_the_end(values):
 
 def test_parts_add_up_in_any_order_and_blocks(monkeypatch):
     maps = make_maps()
-    whole, first, second = (
-        counts_of(part, with_regions=True) for part in (maps, maps[3:], maps[:3])
-    )
+    whole, first, second = (counts_of(m, with_regions=True) for m in (maps, maps[3:], maps[:3]))
     first.add(second)
     monkeypatch.setattr(score_curves, "BLOCK", 70)
     blocks = counts_of([(s.T, 255 * t.T) for s, t in maps], with_regions=True)
@@ -162,12 +114,9 @@ def test_parts_add_up_in_any_order_and_blocks(monkeypatch):
         np.testing.assert_array_equal(other.counts, whole.counts)
         np.testing.assert_allclose(other.overlap, whole.overlap, rtol=1e-12)
         assert other.regions == whole.regions and other.counts.dtype == np.int64
-        assert other.report() == whole.report()
 
 
-@pytest.mark.parametrize(
-    ("score", "shape"), [(np.nan, (4, 5)), (0.5, (5, 4))], ids=["NaN", "another shape"]
-)
+@pytest.mark.parametrize(("score", "shape"), [(np.nan, (4, 5)), (0.5, (5, 4))])
 def test_what_cannot_be_counted_is_refused_and_leaves_nothing(score, shape):
     counts = ScoreCounts(with_regions=True)
     with pytest.raises(ValueError, match=r"scores \(4, 5\), labels"):
@@ -175,12 +124,25 @@ def test_what_cannot_be_counted_is_refused_and_leaves_nothing(score, shape):
     assert not counts.counts.any() and not counts.regions
 
 
+def test_memory_is_bounded_for_a_large_image():
+    """Of 4 million pixels 16 MiB of region labels, a mask, and a block of 1 million at a time."""
+    score, target = np.zeros((2048, 2048), np.float32), np.zeros((2048, 2048), bool)
+    target[100:130, 200:300] = True
+    counts = ScoreCounts(with_regions=True)
+    tracemalloc.start()
+    counts.update(score, target)
+    peak = tracemalloc.get_traced_memory()[1] >> 20
+    tracemalloc.stop()
+    assert peak < 60, f"{peak} MiB"
+
+
 # --- Curves to draw ------------------------------------------------------------------------------
 
 
-def test_report_is_that_of_scikit_learn():
+def test_report_is_that_of_scikit_learn_and_iou_that_of_cutting_the_scores():
     maps = make_maps()
-    (scores, labels), report = pooled(maps), counts_of(maps).report()
+    (scores, labels), counts = pooled(maps), counts_of(maps)
+    report = counts.report()
     ap = average_precision_score(labels, scores)
     assert report["average_precision"] == pytest.approx(ap, rel=1e-12)
     precision, recall, thresholds = precision_recall_curve(labels, scores)
@@ -188,15 +150,9 @@ def test_report_is_that_of_scikit_learn():
     at = np.searchsorted(thresholds, np.float32(report["threshold"]))
     assert report["precision"] == pytest.approx(precision[at])
     assert report["recall"] == pytest.approx(recall[at])
-
-
-def test_iou_is_that_of_cutting_the_scores():
-    maps = make_maps()
-    (scores, labels), counts = pooled(maps), counts_of(maps)
-    cuts = [scores >= np.float32(step / STEPS) for step in range(STEPS + 1)]
-    expected = [(cut & (labels > 0)).sum() / (cut | (labels > 0)).sum() for cut in cuts]
+    expected = [plain_iou(scores, labels, np.float32(k / STEPS)) for k in range(STEPS + 1)]
     assert counts.iou() == pytest.approx(np.array(expected))
-    assert counts.report()["iou"] == counts.iou()[:: STEPS // 100].tolist()
+    assert report["iou"] == counts.iou()[:: STEPS // 100].tolist()
 
 
 def test_report_without_a_defect_or_without_a_score_so_high():
@@ -207,53 +163,19 @@ def test_report_without_a_defect_or_without_a_score_so_high():
     report = counts_of([(np.full((4, 4), 0.25, np.float32), np.eye(4, dtype=np.uint8))]).report()
     assert report["precision"] == [0.25] * 26 + [None] * 75
     assert report["recall"] == [1.0] * 26 + [0.0] * 75
-    assert report["average_precision"] == pytest.approx(0.25)
 
 
 def test_points_lie_on_the_curve_at_even_recalls_and_the_best_iou():
-    maps = make_maps(steps=256, highest=2.0)
+    maps = make_maps(256, 2.0)
     curve, (scores, labels) = counts_of(maps, 256, 2.0).curve(), pooled(maps)
     points = json.loads(json.dumps(curve.points(21)))
     assert 5 < len(points["threshold"]) <= 22
     assert points["threshold"] == sorted(set(points["threshold"]), reverse=True)
     for threshold, *point in zip(*(points[k] for k in NOTHING), strict=True):
-        cut, hits = scores >= threshold, ((scores >= threshold) & (labels > 0)).sum()
-        expected = [hits / cut.sum(), hits / labels.sum(), hits / (cut | (labels > 0)).sum()]
-        assert point == pytest.approx(expected)
-    best = max(points["iou"])
-    assert curve.measures()["f1_max"] == pytest.approx(2 * best / (1 + best))
+        cut = scores >= threshold
+        hits, iou = labels[cut].sum(), plain_iou(scores, labels, threshold)
+        assert point == pytest.approx([hits / cut.sum(), hits / labels.sum(), iou])
     tie = np.diff(curve.true_positives, prepend=0).max() / labels.sum()
-    assert points["recall"][-1] == 1
+    iou = [plain_iou(scores, labels, threshold) for threshold in curve.thresholds]
+    assert points["recall"][-1] == 1 and max(points["iou"]) == pytest.approx(max(iou))
     assert np.diff(points["recall"], prepend=0).max() <= 1 / 20 + tie
-
-
-# --- Memory --------------------------------------------------------------------------------------
-
-GROWTH = r"""
-import re, cv2, numpy as np
-from pathlib import Path
-from utils.metrics.score_curves import FINE, ScoreCounts
-
-def peak():
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
-
-counts, target = ScoreCounts(FINE, 2.0, with_regions=True), np.zeros((4096, 4096), bool)
-target[100:130, 200:300] = True
-score = np.random.default_rng(0).random(target.shape, dtype=np.float32)
-counts.update(score[:64, :64], target[:64, :64])
-before = peak()
-for _ in range(3):
-    counts.update(score, target)
-print(peak() - before, counts.counts[0].sum())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_memory_is_bounded_for_a_large_image():
-    """Of 16 million pixels: 64 MiB of region labels, 32 MiB of masks, and a block at a time."""
-    done = subprocess.run(
-        [sys.executable, "-c", GROWTH], cwd=REPO, capture_output=True, text=True, check=True
-    )
-    grown, normal = map(int, done.stdout.split())
-    assert normal == 3 * (4096 * 4096 - 3000) + 64 * 64
-    assert grown < 250

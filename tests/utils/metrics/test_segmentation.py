@@ -25,9 +25,8 @@ def confusion(queries):
     """Rows: target, columns: prediction; ignored pixels left out."""
     matrix = np.zeros((2, 2), np.int64)
     for _, prediction, target in queries:
-        for p, t in zip(prediction.ravel().tolist(), target.ravel().tolist(), strict=True):
-            if t != IGNORE:
-                matrix[t, p] += 1
+        counted = target != IGNORE
+        np.add.at(matrix, (target[counted], prediction[counted]), 1)
     return matrix
 
 
@@ -43,38 +42,16 @@ def metered(queries):
     return meter
 
 
-def test_counts_are_those_of_a_confusion_matrix(queries):
-    for query in queries:
-        matrix = confusion([query])
-        intersection, union = intersection_union(*query[1:])
-        assert intersection.tolist() == matrix.diagonal().tolist()
-        assert union.tolist() == [matrix.sum() - matrix[1, 1], matrix.sum() - matrix[0, 0]]
-
-
 def test_figures_are_those_of_confusion_matrices(queries):
-    """A class pools the pixels of its queries, and FB-IoU those of all classes."""
-    meter = metered(queries)
+    """A class pools the pixels of its queries, FB-IoU those of all classes; meters add up."""
+    meter, rest = metered(queries[5:]), metered(queries[:5])
+    meter.counts += rest.counts
     per_class = {key: iou(confusion([q for q in queries if q[0] == key]), 1) for key in KEYS}
     assert meter.class_iou() == pytest.approx(per_class)
     assert meter.miou() == pytest.approx(sum(per_class.values()) / 3)
     pooled = confusion(queries)
     assert meter.fb_iou() == pytest.approx((iou(pooled, 0) + iou(pooled, 1)) / 2)
     assert meter.queries().tolist() == [4, 4, 4]
-
-
-def test_counts_of_processes_add_up_in_any_order(queries):
-    whole, first, second = metered(queries), metered(queries[5:]), metered(queries[:5])
-    first.counts += second.counts
-    assert (first.class_iou(), first.fb_iou()) == (whole.class_iou(), whole.fb_iou())
-
-
-def test_ignored_pixels_count_nowhere(queries):
-    _, prediction, target = queries[0]
-    flipped = np.where(target == IGNORE, 1 - prediction, prediction)
-    expected = intersection_union(prediction, target)
-    np.testing.assert_array_equal(intersection_union(flipped, target), expected)
-    _, union = intersection_union(prediction, np.full_like(target, IGNORE))
-    assert union.tolist() == [0, 0]
 
 
 def test_undefined_classes_are_left_out_and_missed_ones_count_as_zero():
@@ -97,11 +74,6 @@ def test_counts_are_exact_where_float32_is_not():
     big, one = np.ones((1 << 12, 1 << 12), np.uint8), np.ones((1, 1), np.uint8)
     meter = metered([(KEYS[0], big, big), (KEYS[0], one, one)])
     assert meter.counts[0].tolist() == [0, (1 << 24) + 1, 0, (1 << 24) + 1, 2]
-
-
-def test_unknown_class_is_an_error():
-    with pytest.raises(ValueError, match="is not in list"):
-        metered([(("Ring", 9), ONES, ONES)])
 
 
 def test_mean_and_deviation_over_repeats():

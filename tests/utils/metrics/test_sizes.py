@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -22,7 +20,7 @@ def blobs(rng, shape, largest):
     return mask
 
 
-def make_queries(fractions=False):
+def make_queries(fractions):
     """(prediction, target) with defects of all sizes, some without, some pixels ignored."""
     rng, queries = np.random.default_rng(0), []
     for i in range(60):
@@ -43,6 +41,11 @@ def rank(share):
     return next(i for i, (_, low, high) in enumerate(SIZES) if low <= share < high or share == 1)
 
 
+def components(mask):
+    labels, number = ndimage.label(mask, np.ones((3, 3)))
+    return [((labels == i).sum(), labels == i) for i in range(1, number + 1)]
+
+
 def by_hand(queries):
     """COLUMNS of each range, component by component."""
     rows = [dict.fromkeys(COLUMNS, 0) for _ in SIZES]
@@ -53,22 +56,19 @@ def by_hand(queries):
         for row in rows:
             row["images"] += 1
         if defect.any():
-            row, hit = rows[rank(defect.sum() / pixels)], int((defect & (prediction == 1)).sum())
+            row, hit = rows[rank(defect.sum() / pixels)], (defect & (prediction == 1)).sum()
             row["queries"] += 1
             row["intersection"] += hit
-            row["union"] += int(defect.sum() + foreground.sum() - hit)
-            row["defect_pixels"] += int(defect.sum())
-            row["false_positive_pixels"] += int((foreground & ~defect).sum())
+            row["union"] += defect.sum() + foreground.sum() - hit
+            row["defect_pixels"] += defect.sum()
+            row["false_positive_pixels"] += (foreground & ~defect).sum()
             row["pixels"] += pixels
-        labels, number = ndimage.label(defect, np.ones((3, 3)))
-        for i in range(1, number + 1):
-            area, row = (labels == i).sum(), rows[rank((labels == i).sum() / pixels)]
+        for area, part in components(defect):
+            row = rows[rank(area / pixels)]
             row["defects"] += 1
-            row["found"] += int((foreground & (labels == i)).sum() * 10 >= area)
-        labels, number = ndimage.label(foreground, np.ones((3, 3)))
-        for i in range(1, number + 1):
-            is_alarm = not (defect & (labels == i)).any()
-            rows[rank((labels == i).sum() / pixels)]["false_alarms"] += is_alarm
+            row["found"] += (foreground & part).sum() * 10 >= area
+        for area, part in components(foreground):
+            rows[rank(area / pixels)]["false_alarms"] += not (defect & part).any()
     return rows
 
 
@@ -89,19 +89,17 @@ def drawn(pixels):
 
 
 @pytest.mark.parametrize("fractions", [False, True])
-def test_counts_are_those_of_loops_over_components(fractions):
+def test_counts_are_those_of_loops_and_figures_their_shares(fractions):
+    """Meters of parts add up; ignored pixels count nowhere."""
     queries = make_queries(fractions)
-    meter, expected = metered(queries), by_hand(queries)
+    meter, expected = metered(queries[20:]), by_hand(queries)
+    meter.counts += metered(queries[:20]).counts
     assert [dict(zip(COLUMNS, row, strict=True)) for row in meter.counts.tolist()] == expected
     for name in ("queries", "defects", "found", "false_alarms"):
         assert sum(row[name] > 0 for row in expected) >= 2, "the example has one range only"
-
-
-def test_figures_are_shares_of_the_counts():
-    queries = make_queries()
-    for figures, n, size in zip(metered(queries).report(), by_hand(queries), SIZES, strict=True):
-        expected = dict(zip(("name", "low", "high"), size, strict=True))
-        expected |= {"queries": n["queries"], "defects": n["defects"]}
+    for figures, n, size in zip(meter.report(), expected, SIZES, strict=True):
+        shares = dict(zip(("name", "low", "high"), size, strict=True))
+        shares |= {"queries": n["queries"], "defects": n["defects"]}
         for name, part, whole in (
             ("iou", "intersection", "union"),
             ("recall", "intersection", "defect_pixels"),
@@ -109,69 +107,28 @@ def test_figures_are_shares_of_the_counts():
             ("found", "found", "defects"),
             ("false_alarms", "false_alarms", "images"),
         ):
-            expected[name] = n[part] / n[whole] if n[whole] else None
-        assert figures == expected
+            shares[name] = n[part] / n[whole] if n[whole] else None
+        assert figures == shares
 
 
-def test_counts_of_meters_add_up_in_any_order():
-    queries = make_queries()
-    first, second = metered(queries[20:]), metered(queries[:20])
-    first.counts += second.counts
-    assert first.report() == metered(queries).report() and first.counts.dtype == np.int64
-
-
-@pytest.mark.parametrize(
-    ("pixels", "expected"),
-    [(1, 0), (5, 0), (6, 1), (59, 1), (60, 2), (599, 2), (600, 3), (20000, 3)],
-)
+@pytest.mark.parametrize(("pixels", "expected"), [(1, 0), (5, 0), (6, 1), (60, 2), (20000, 3)])
 def test_a_limit_belongs_to_the_range_above(pixels, expected):
     """Of an image of 20000 pixels; a defect, its query and a false alarm of that size."""
-    assert all(a[2] == b[1] for a, b in pairwise(SIZES))
     mask = drawn(pixels)
     for name in ("queries", "defects", "found", "false_alarms"):
         counts = column([(mask, mask), (mask, NOTHING)], name)
         assert counts == [int(i == expected) for i in range(4)], name
 
 
-@pytest.mark.parametrize("area", [10, 30, 70, 110, 190, 1230])
+@pytest.mark.parametrize("area", [10, 70, 1230])
 def test_a_defect_counts_as_found_from_the_share_on(area):
     assert FOUND_SHARE == 0.1
     for predicted, found in ((area // 10, 1), (area // 10 - 1, 0)):
         assert sum(column([(drawn(predicted), drawn(area))], "found")) == found
 
 
-def test_components_touch_by_corners_and_alarms_miss_every_defect():
-    diagonal, target = np.zeros_like(NOTHING), np.zeros_like(NOTHING)
-    np.fill_diagonal(diagonal[:5, :5], 1)
-    assert column([(diagonal, diagonal)], "defects") == [1, 0, 0, 0]
-    assert column([(diagonal, NOTHING)], "false_alarms") == [1, 0, 0, 0]
-    target[20:24, 20:24] = 1
-    for left, alarms in ((24, 1), (23, 0)):
-        prediction = np.zeros_like(target)
-        prediction[20:24, left:30] = 1
-        assert sum(column([(prediction, target)], "false_alarms")) == alarms
-
-
 def test_normal_images_count_for_false_alarms_alone():
     report = metered([(drawn(3), NOTHING), *[(NOTHING, NOTHING)] * 3]).report()
     assert [r["false_alarms"] for r in report] == [0.25, 0, 0, 0]
     for figures in report + SizeMeter().report():
-        assert (figures["queries"], figures["defects"]) == (0, 0)
         assert {figures[k] for k in ("iou", "recall", "false_positive_area", "found")} == {None}
-
-
-def test_ignored_pixels_count_nowhere():
-    for prediction, target in make_queries()[:9]:
-        flipped = np.where(target == IGNORE, 1 - prediction, prediction)
-        expected = metered([(prediction, target)]).counts
-        np.testing.assert_array_equal(metered([(flipped, target)]).counts, expected)
-    ignored = metered([(drawn(50), np.full(SHAPE, IGNORE, np.uint8))])
-    assert ignored.counts[:, 1:].sum() == 0
-
-
-@pytest.mark.parametrize("kind", [bool, np.float32, np.float64])
-def test_kinds_of_predictions_count_the_same(kind):
-    for prediction, target in make_queries()[:6]:
-        expected = metered([(prediction, target)]).counts
-        transposed = metered([(prediction.astype(kind).T, target.T)]).counts
-        np.testing.assert_array_equal(transposed, expected)

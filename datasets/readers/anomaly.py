@@ -23,10 +23,7 @@ NORMAL = "good"  # what the data sets call an image without defect
 
 @dataclass(frozen=True)
 class AnomalyImage:
-    """A test image.
-
-    defect: its kind, "good" for a normal image.  mask: where the defect is; None if normal.
-    """
+    """A test image; its defect's kind is "good", and its mask None, where it is normal."""
 
     image: Path
     defect: str
@@ -48,10 +45,8 @@ class AnomalyObject:
 
     def files(self) -> list[Path]:
         """All images and masks."""
-        return [
-            *self.normal,
-            *(path for item in self.test for path in (item.image, item.mask) if path),
-        ]
+        pairs = [(item.image, item.mask) for item in self.test]
+        return [*self.normal, *(path for pair in pairs for path in pair if path)]
 
 
 def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
@@ -64,9 +59,10 @@ def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
         return np.zeros(size, np.uint8)
     mask = turned_back(read_mask(item.mask), item.image, item.mask)
     if mask.shape != tuple(size):
+        sizes = [f"{height} x {width}" for height, width in (mask.shape, size)]
         raise DataError(
-            f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} "
-            f"is {size[0]} x {size[1]}; a mask needs the size of its image"
+            f"{item.mask} is {sizes[0]} (h x w), but its image {item.image} is {sizes[1]}; a mask "
+            "needs the size of its image"
         )
     if not mask.any():
         doubt = f"its image is one of {item.defect}; mend the mask"
@@ -79,8 +75,8 @@ def draw_normal(
 ) -> list[Path]:
     """`shot` different normal images of an object, drawn from the seed and its name alone.
 
-    A larger shot starts with the images of a smaller one. key: the setting that holds shot, named
-    in errors. Raises DataError where there are fewer images.
+    A larger shot starts with the images of a smaller one. Raises DataError where there are fewer
+    images; it names `key`, the setting that holds shot.
     """
     if len(images) < shot:
         remedy = f"set it to at most {len(images)}"

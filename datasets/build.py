@@ -58,20 +58,24 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     roots: dict[str, Path] = {}
     for root in (cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths):
         roots.setdefault(os.path.realpath(root), Path(root))  # one may be a link to another
-    key = "TRAIN.dataset_path"
-    joined = SampleIndex(Path(cfg.TRAIN.dataset_path).resolve())
+    key, places = "TRAIN.dataset_path", {}
     for name in objects:
-        known: dict[str, tuple[int, Path]] = {}
         having = [root for root in roots.values() if reader.has_object(root, name)]
-        for root in having or [Path(cfg.TRAIN.dataset_path)]:  # which lacks it: its reader says so
+        places[name] = having or [
+            Path(cfg.TRAIN.dataset_path)
+        ]  # its reader says that it is missing
+    joined = SampleIndex(places[objects[0]][0].resolve())
+    for name, having in places.items():
+        known: dict[str, tuple[int, Path]] = {}
+        for root in having:
             index = _index(cfg, root, [name], key)
             file = reader.source_files(root, name, key)[0]
             names = {sample.category: sample.category_name for sample in index.samples}
             numbers = join_categories(known, file, names, names)
             folder = os.path.relpath(root.resolve(), joined.root)  # `..` leads elsewhere by links
             for sample in index.samples:
-                moved = sample.moved(folder)
-                joined.samples.append(replace(moved, category=numbers[sample.category]))
+                image, category = Path(folder, sample.image), numbers[sample.category]
+                joined.samples.append(replace(sample, image=image.as_posix(), category=category))
             joined.notes += index.notes
     return joined
 

@@ -51,17 +51,12 @@ def list_images(folder: Path) -> list[Path]:
 def some_images(folder: Path) -> list[Path]:
     """As list_images. Raises DataError where the folder is missing or has no image."""
     images = list_images(folder) if folder.is_dir() else []
-    if images:
-        return images
-    if folder.is_dir():
-        others = sorted(p.name for p in folder.iterdir() if _suffix_in(p, OTHER_SUFFIXES))
-        hint = f"; {others[0]} is there: save it as PNG" if others else ""
-    else:
-        wanted = plain(folder.name)
-        alike = [p.name for p in subfolders(folder.parent) if plain(p.name).rstrip("s") == wanted]
-        hint = f"; {alike[0]}/ is there, rename it to {folder.name}/" if alike else ""
-    suffixes = ", ".join(IMAGE_SUFFIXES)
-    raise DataError(f"{folder}: no images; put at least one there ({suffixes}){hint}")
+    if not images:
+        place = folder if folder.is_dir() else folder.parent
+        there = ", ".join(sorted(os.listdir(place))[:9] if place.is_dir() else ()) or "nothing"
+        remedy = f"put at least one there ({', '.join(IMAGE_SUFFIXES)}); {place} holds: {there}"
+        raise DataError(f"{folder}: no images; {remedy}")
+    return images
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -137,12 +132,8 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     masks = match_masks(images, folder)
     for image in images:
         if image not in masks:
-            stems = (image.stem, f"{image.stem}_mask")
-            inside = folder.iterdir() if folder.is_dir() else ()
-            others = [path.name for path in inside if path.stem in stems and path.suffix]
-            hint = f" ({others[0]} is there: save it as PNG)" if others else ""
             wanted = f"{folder / image.stem}_mask.png or {image.stem}.png there"
-            raise DataError(f"{image} has no mask; expected {wanted}{hint}")
+            raise DataError(f"{image} has no mask; expected {wanted}")
     return [(image, masks[image]) for image in images]
 
 

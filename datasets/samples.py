@@ -7,14 +7,14 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from datasets.folders import ANY_PATH_KEY, named_files, plain
-from datasets.rle import Rle, rle_area, rle_decode, rle_of_annotation
+from datasets.rle import Rle, rle_area, rle_decode
 from utils.errors import BROKEN, DataError, OutputError
 from utils.output_files import write_whole
 
@@ -56,10 +56,6 @@ class Sample:
     def class_name(self) -> str:
         """The class for people: object/category_name."""
         return f"{self.object}/{self.category_name}"
-
-    def moved(self, folder: str) -> Sample:
-        """The same sample with its image below `folder`, relative to the root of another index."""
-        return replace(self, image=Path(folder, self.image).as_posix())
 
     def decode_mask(self) -> np.ndarray:
         """Mask, uint8 (h, w) in {0, 1}."""
@@ -114,22 +110,12 @@ class SampleIndex:
 
     @classmethod
     def load(cls, path: str | Path) -> SampleIndex:
-        """Reads what save wrote. Raises DataError if it is missing, broken or of another format."""
-        try:
-            content = json.loads(Path(path).read_bytes())
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']!r:.20}, expected {_FORMAT}")
-            samples = [Sample(**entry) for entry in content["samples"]]
-            for sample in samples:
-                if [type(value) for value in vars(sample).values()] != [str, str, int, str, dict]:
-                    raise ValueError(f"a sample of other types: {sample!r:.200}")
-                height, width = sample.mask["size"]
-                rle_of_annotation(sample.mask, (height, width))
-            notes = [str(note) for note in content["notes"]]
-            return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
-        except (*BROKEN, DataError) as error:
-            fault = f"{type(error).__name__}: {error!s:.300}; delete it to have it rebuilt"
-            raise DataError(f"{path}: no index of samples: {fault}") from error
+        """Reads what save wrote. Raises one of utils.errors.BROKEN for anything else."""
+        content = json.loads(Path(path).read_bytes())
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r:.20}, expected {_FORMAT}")
+        samples = [Sample(**entry) for entry in content["samples"]]
+        return cls(Path(content["root"]), samples, content["notes"], content["fingerprint"])
 
 
 @named_files()
@@ -178,8 +164,8 @@ def _load_fitting(path: Path, current: str) -> SampleIndex | None:
         return None
     try:
         index = SampleIndex.load(path)
-    except DataError as error:
-        _LOG.warning("reading the data set again: %s", error)
+    except BROKEN as error:
+        _LOG.warning("%s: no index of samples (%.300r): reading the data set again", path, error)
         return None
     if index.fingerprint == current:
         return index

@@ -145,50 +145,36 @@ def _doubts(annotations: list[dict], boxes: list, sizes: list[tuple[int, int]]) 
     """What seems wrong with shapes that are not where their entries say, or not in pixels."""
     boxes, limits = np.array(boxes, float), np.array(sizes)[:, [1, 0, 1, 0]]
     beside = np.array([_bbox_and_area(annotation) for annotation in annotations])
-    polygons = [
-        a["segmentation"] if isinstance(a["segmentation"], list) else () for a in annotations
-    ]
+    shapes = (annotation["segmentation"] for annotation in annotations)
+    polygons = [shape if isinstance(shape, list) else () for shape in shapes]
     drawn = np.array(list(map(bool, polygons))) & (limits.min(1) > 2)
-    count = int(drawn.sum())
     shares = drawn & (boxes.min(1) >= -0.05) & (boxes.max(1) <= 1.05)
-    if count and shares.sum() >= 0.95 * count:
-        most = "all" if shares.sum() == count else "nearly all"
-        yield (
-            f"{most} coordinates lie between 0 and 1, as shares of the image do, so that each shape "
-            "is a pixel in the corner; COCO counts pixels: multiply x by the width, y by the height"
-        )
-        return
     contradicts = _contradicts(boxes, beside, limits)
-    if contradicts.any():
-        first = int(contradicts.argmax())
-        entry, (left, top, right, bottom) = annotations[first], boxes[first]
-        question = "is the image's size theirs, and do they go down the columns?"
-        if polygons[first]:
-            question = "are its coordinates pixels x0, y0, x1, y1, ...?"
-        says = ", ".join(f"{k} {entry[k]!s:.80}" for k in ("bbox", "area") if k in entry)
-        yield (
-            f"the shapes of {contradicts.sum()} of {len(boxes)} annotations do not lie where the "
-            f"same entry says, such as annotation {entry['id']}: {says}, but its shape has the "
-            f"bbox [{left:g}, {top:g}, {right - left:g}, {bottom - top:g}]; {question}"
-        )
     few = np.array([max(map(len, shape or [()])) < 6 for shape in polygons])
     is_line = np.minimum(beside[:, 2] - beside[:, 0], beside[:, 3] - beside[:, 1]) <= 2
-    thin = drawn & few & ~contradicts & ~is_line
-    if thin.any():
-        such = f"{thin.sum()} annotations, such as {annotations[thin.argmax()]['id']},"
-        fault = "have one or two corners, so that they mark a pixel or a line"
-        yield f"the polygons of {such} {fault}; give all corners"
-    chance = np.minimum(1, 100 / limits[drawn, :2]).prod()  # that larger images have no more
-    if chance < 0.01 and (boxes[drawn] <= 100).all() and not contradicts.any():
-        yield "all coordinates lie between 0 and 100, as percentages do; COCO counts pixels"
     outside = drawn & (_area(np.clip(boxes, 0, limits)) < 0.5 * _area(boxes))
-    if 2 * outside.sum() > count:
-        first = int(outside.argmax())
-        yield (
-            f"the shapes of {outside.sum()} annotations, such as {annotations[first]['id']}, lie "
-            f"for the most part outside their image, which is listed as {sizes[first]} (h, w); do "
-            "they count the pixels of an image of another size?"
-        )
+    outside &= 2 * outside.sum() > drawn.sum()
+    chance = np.minimum(1, 100 / limits[drawn, :2]).prod()  # that larger images have no more
+    percent = chance < 0.01 and (boxes[drawn] <= 100).all() and not contradicts.any()
+    doubts = [
+        (contradicts, "do not lie where the same entry says; are they pixels of the image?"),
+        (drawn & few & ~contradicts & ~is_line, "have one or two corners; give all corners"),
+        (drawn & percent, "lie between 0 and 100, as percentages do; COCO counts pixels"),
+        (outside, "lie for the most part outside their image; was it resized?"),
+    ]
+    if drawn.any() and shares.sum() >= 0.95 * drawn.sum():
+        fault = "lie between 0 and 1, as shares do; multiply x by the width, y by the height"
+        doubts = [(shares, fault)]
+    for which, fault in doubts:
+        if which.any():
+            first = int(which.argmax())
+            entry, (left, top, right, bottom) = annotations[first], boxes[first]
+            box = f"[{left:g}, {top:g}, {right - left:g}, {bottom - top:g}]"
+            yield (
+                f"the shapes of {which.sum()} of {len(boxes)} annotations, such as {entry['id']} "
+                f"(at {box} in an image of {sizes[first]} (h, w), its bbox "
+                f"{entry.get('bbox')!s:.80} and area {entry.get('area')!s:.80}), {fault}"
+            )
 
 
 def _contradicts(boxes: np.ndarray, beside: np.ndarray, limits: np.ndarray) -> np.ndarray:

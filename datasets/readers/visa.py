@@ -71,10 +71,8 @@ def read_object(root: Path, name: str, key: str = folders.ANY_PATH_KEY) -> Anoma
 def _test_image(row: dict[str, str], there: dict[str, Path]) -> AnomalyImage:
     image, is_normal = _file(row, there, "image"), row["label"] == "normal"
     if is_normal == bool(row["mask"]):
-        fault = "a mask; empty it or set label to anomaly"
-        if not is_normal:
-            fault = "no mask; name one in the column mask"
-        raise DataError(f"{row['where']}: {image} has the label {row['label']}, but {fault}")
+        fault = f"has the label {row['label']}, but {'a' if is_normal else 'no'} mask"
+        raise DataError(f"{row['where']}: {image} {fault}; mend one of the two columns")
     if is_normal:
         return AnomalyImage(image, NORMAL, None)
     mask = _file(row, there, "mask")
@@ -108,16 +106,12 @@ def _rows_of(table: Path, name: str) -> list[dict[str, str]]:
         remedy = "save it as CSV with commas"
         raise DataError(f"{table}: cannot be read as a table ({error}); {remedy}") from error
     if missing := [column for column in _COLUMNS if column not in columns]:
-        fault = f"no column {', '.join(missing)}"
-        for sign in (";", "\t", "|"):
-            if any(sign in column for column in columns):
-                fault = f"its columns are parted by {sign!r}, expected commas"
-        raise DataError(f"{table}: {fault}; its first line must be {','.join(_COLUMNS)}")
+        expected = f"its first line must be {','.join(_COLUMNS)}, parted by commas"
+        raise DataError(f"{table}: no column {', '.join(missing)}; {expected}")
     chosen = [row for row in rows if row["object"] == name]
     if not chosen:
         there = ", ".join(sorted({row["object"] for row in rows})) or "nothing"
-        remedy = f"check the object's name (the table lists: {there})"
-        raise DataError(f"{table}: no row of {name}; {remedy}")
+        raise DataError(f"{table}: no row of {name}; check the name, the table lists: {there}")
     for row in chosen:
         for column, words in _WORDS.items():
             if row[column] not in words:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from itertools import groupby
 from pathlib import Path
 
 from datasets import folders
@@ -60,12 +59,10 @@ def read_object(
         notes += _notes(coco, used, len(merged) - len(part))
     unread = f"no {ANNOTATIONS} that is read lists them"
     folders.warn_unread(root / object, listed, unread, silent=[UNLABELLED])
-    expected = f"annotations are read from train/{ANNOTATIONS} and val/{ANNOTATIONS}"
-    remedy = "to have these read, too, rename the folder to train or val"
-    for place, others in groupby(_other_annotations(root / object), lambda path: path.parent):
-        others = [path.name for path in others]
-        fact = f"{len(others)} files, such as {others[0]}, are not read"
-        warn_once(_LOG, f"{place}: {fact}; {expected}: {remedy}")
+    if others := _other_annotations(root / object):
+        fact = f"{len(others)} JSON files, such as {others[0]}, are not read"
+        remedy = f"keep annotations in {ANNOTATIONS} of the folders train, val or valid"
+        warn_once(_LOG, f"{root / object}: {fact}; {remedy}")
     return samples, notes
 
 
@@ -102,10 +99,8 @@ def source_files(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> li
         raise DataError(f"{folder} has neither train/ nor val/; {expected}")
     for part in parts:
         if not (part / ANNOTATIONS).is_file():
-            found = sorted(path.name for path in part.glob("[!.]*.json"))
-            hint = f" ({found[0]} is there: rename it)" if found else ""
             remedy = "put the annotations there or remove the folder"
-            raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; {remedy}")
+            raise DataError(f"{part / ANNOTATIONS}: no such file; {remedy}")
     # one part may be a link to another
     return sorted({part.resolve(): part / ANNOTATIONS for part in reversed(parts)}.values())
 

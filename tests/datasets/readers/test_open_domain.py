@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(steel):
         read(steel)
     (steel / "support" / "image" / "a.png").rename(steel / "support" / "mask" / "a.png")
     (steel / "query" / "image").rename(steel / "query" / "images")
-    with pytest.raises(DataError, match=r"query/image: no images.*images/ is there, rename it"):
+    with pytest.raises(DataError, match=r"query/image: no images.*query holds: images"):
         read(steel)
 
 

@@ -103,8 +103,7 @@ COLUMNS = "object,split,label,image,mask"
 TABLES = {
     b"": f"no column object, split, label, image, mask; its first line must be {COLUMNS}",
     b"object,split": "no column label, image, mask",
-    b"object;split;label;image;mask": "its columns are parted by ';', expected commas",
-    b"object\tsplit\tlabel\timage\tmask": r"its columns are parted by '\\t', expected commas",
+    b"object;split;label;image;mask": "no column object, .*, parted by commas",
     b"object," + b"x" * 200_000: "cannot be read as a table .*commas",
     COLUMNS.encode(): "no row of candle; .*the table lists: nothing",
     "object,split".encode("utf-16"): "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16",

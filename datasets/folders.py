@@ -66,10 +66,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def refuse_other_spelling(folder: Path, *names: str) -> None:
-    """Raises DataError for a folder that differs from one of `names` only in case or Unicode form.
-
-    It would be taken for something else, such as a kind of defect.
-    """
+    """Raises DataError for a folder whose name is another spelling of one of `names`."""
     for path in subfolders(folder):
         for name in names:
             if path.name != name and plain(path.name) == plain(name):
@@ -79,10 +76,10 @@ def refuse_other_spelling(folder: Path, *names: str) -> None:
 def warn_unread(
     root: Path, read: Iterable[Path], expected: str, *, masks: Sequence[str] = (), silent=()
 ) -> None:
-    """Warns of images below a folder that are not among those read, a line for each folder of some.
+    """Warns of images below a folder that are not among those read, once for each of its folders.
 
-    expected: where images are read from, for people.  masks: names of folders of masks.  silent:
-    names of folders of which nothing is expected to be read.
+    expected: where images are read from, for people.  masks: names of folders of masks.  silent: of
+    folders that are not meant to be read.
     """
     real = cache(os.path.realpath)  # of folders; the files in them may be links
     known, left = {(real(path.parent), path.name) for path in read}, defaultdict(list)

@@ -123,11 +123,10 @@ def load_or_build(
     reader: ModuleType, name: str, root: str | Path, objects: Sequence[str], cache_dir: str | Path,
     save: bool, load: bool, key: str = ANY_PATH_KEY,
 ) -> SampleIndex:  # fmt: skip
-    """Index of some objects of a data set, in their order.
+    """Index of some objects of a data set, in their order; reader: a module of datasets.readers.
 
-    reader: a module of datasets.readers.  save: write the index of each object to
-    <cache_dir>/<name>/<object>.json.  load: take it from there if its fingerprint still fits.
-    key: the setting that holds root, for errors.
+    save: write the index of each object to <cache_dir>/<name>/<object>.json.  load: take it from
+    there if its fingerprint still fits.  key: the setting that holds root, for errors.
     Raises DataError for an object that is missing, broken, or has no sample.
     """
     root, merged = Path(root), SampleIndex(Path(root))
@@ -178,11 +177,9 @@ def join_categories(
 ) -> dict[int, int]:
     """Numbers of a file's categories over all files of an object, by its own: one for each name.
 
-    A new name keeps its number; where another name has that, and the file lists that name, too, it
-    gets the next free one.
-
-    known: number and file of each name so far; new ones are added.  names: of all categories by the
-    file's own numbers.  used: the numbers that its annotations have.
+    A new name keeps its number; where another name of the same file has that, it gets the next free
+    one.  known: number and file of each name so far; new ones are added.  names: of all categories
+    by the file's own numbers.  used: the numbers that its annotations have.
     Raises DataError, with both files, where a number stands for one name here and for another one
     there, or two names differ only in case, blanks or Unicode form.
     """
@@ -191,13 +188,10 @@ def join_categories(
         if name in known:
             continue
         for other, (taken, source) in known.items():
-            if _spelling(other) == _spelling(name):
-                fault = f"category {name!r:.200} is spelt {other!r:.200} in {source}"
-                remedy = "spell it alike where it is the same, else give it another name"
-                raise DataError(f"{file}: {fault}; {remedy}")
-            if taken == number and other not in names.values():
+            is_alike = _spelling(other) == _spelling(name)
+            if is_alike or (taken == number and other not in names.values()):
                 fault = f"category {number} is {name!r:.200}, but in {source} it is {other!r:.200}"
-                remedy = "call it the same in both, or give it a number of its own if it is another"
+                remedy = "spell them alike if they are the same, else change name and number of one"
                 raise DataError(f"{file}: {fault}; {remedy}")
         in_use = {value for value, _ in known.values()}
         known[name] = (max(in_use | set(names)) + 1 if number in in_use else number), file

@@ -14,11 +14,11 @@ setting that holds root, which errors name.
 
 from __future__ import annotations
 
-import difflib
 from types import ModuleType
 
 from datasets.readers import ds_spectrum, mvtec, open_domain, visa, vision_v1
 from datasets.splits import NATIVE_SUFFIX
+from method_config.values import hint
 from utils.errors import ConfigError
 
 READERS: dict[str, ModuleType] = {
@@ -37,6 +37,5 @@ def reader_of(name: str) -> ModuleType:
     if base in READERS:
         return READERS[base]
     expected = f"one of {', '.join(READERS)}, each also with {NATIVE_SUFFIX}"
-    near = difflib.get_close_matches(base, READERS, n=1)
-    hint = f". Did you mean {near[0]}{name[len(base) :]}?" if near else ""
-    raise ConfigError(f"DATASET.name is {name!r:.200}, expected {expected}{hint}")
+    near = hint(name, [*READERS, *(known + NATIVE_SUFFIX for known in READERS)], "")
+    raise ConfigError(f"DATASET.name is {name!r:.200}, expected {expected}. {near}".strip())

@@ -52,18 +52,15 @@ class AnomalyObject:
 def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
     """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}; zeros if it is normal.
 
-    A warning names a mask that marks nothing. Raises DataError for a mask that cannot be read or
-    has another size.
+    A warning names a mask that marks nothing. Raises DataError for one of another size.
     """
     if item.mask is None:
         return np.zeros(size, np.uint8)
     mask = turned_back(read_mask(item.mask), item.image, item.mask)
     if mask.shape != tuple(size):
-        sizes = [f"{height} x {width}" for height, width in (mask.shape, size)]
-        raise DataError(
-            f"{item.mask} is {sizes[0]} (h x w), but its image {item.image} is {sizes[1]}; a mask "
-            "needs the size of its image"
-        )
+        own, other = (f"{height} x {width}" for height, width in (mask.shape, size))
+        fault = f"is {own} (h x w), but its image {item.image} is {other}"
+        raise DataError(f"{item.mask} {fault}; a mask needs the size of its image")
     if not mask.any():
         doubt = f"its image is one of {item.defect}; mend the mask"
         warn_once(_LOG, f"{item.mask} marks nothing, but {doubt}")

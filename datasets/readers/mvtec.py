@@ -20,7 +20,6 @@ MVTEC_OBJECTS = objects = tuple(_NAMES.split())
 def read_object(root: Path, name: str, key: str = folders.ANY_PATH_KEY) -> AnomalyObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    The mask of test/DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask or NAME with any image suffix.
     Raises DataError where the object, its images or the mask of an abnormal image are missing, or a
     mask is not of its image's size.
     """

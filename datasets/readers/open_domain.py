@@ -48,9 +48,8 @@ def read_open_domain(
 ) -> OpenDomainObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    The mask of NAME.jpg is NAME_mask or NAME with any image suffix. Raises DataError, which names
-    `key`, the setting that holds root, where folders or images are missing, a support has no mask,
-    or a mask is not of its image's size.
+    Raises DataError where folders or images are missing, a support has no mask, or a mask is not of
+    its image's size.
     """
     folder = Path(root, object)
     if not folder.is_dir():
@@ -89,10 +88,7 @@ def read_open_domain(
 
 
 def _types(support: Path) -> list[str]:
-    """Types of defect, one folder each, sorted; none where supports lie in support/image itself.
-
-    A folder of another content is no type; a warning names it.
-    """
+    """Types of defect, one folder each, sorted; none where supports lie in support/image itself."""
     inside = sorted(support.iterdir()) if support.is_dir() else []
     others = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
     others = [path for path in others if path.name not in (_NORMAL, "image", "mask")]

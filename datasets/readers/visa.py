@@ -32,10 +32,9 @@ _DEFECT = "bad"  # the one kind of defect, named as in the converted layout
 def read_object(root: Path, name: str, key: str = folders.ANY_PATH_KEY) -> AnomalyObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    An object that has train/good is read as by mvtec.read_object, every other by the table. Only
-    normal images of the split train are training images; abnormal ones of that split are left out.
-    Raises DataError where the object, its images or the table are missing, a row does not fit, an
-    abnormal image has no mask, or a mask is not of its image's size.
+    An object that has train/good is read as by mvtec.read_object, every other by the table, of
+    which abnormal images of the split train are left out. Raises DataError where something is
+    missing, a row does not fit, or a mask is not of its image's size.
     """
     table, converted = root / TABLE, root / name / "train" / NORMAL
     if not (root / name).is_dir():

@@ -180,12 +180,13 @@ def test_an_image_under_another_spelling_is_read_and_one_file_for_two_names_refu
 def test_headers_are_read_and_pixels_are_not(tmp_path):
     folder = write(tmp_path, content())
     path = folder / "a.png"
-    for kind in ("empty", "folder", "loop", "pipe", "truncated"):
+    for kind in ("empty", "folder", "loop", "pipe"):
         path.unlink()
         REFUSED[kind](path)
         assert len(images_of(tmp_path)) == 2, "that is no error of the reader"
-        path = path.rename(tmp_path / kind)
-        path = saved(folder / "a.png", PIXELS.swapaxes(0, 1).copy())
+        path.rename(tmp_path / kind)
+        saved(path, PIXELS.swapaxes(0, 1).copy())
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"IDAT") + 20])
     with pytest.raises(DataError, match=r"image 5 is listed as \(20, 30\).*a\.png is \(30, 20\)"):
         read_object(tmp_path, "Ring")
 

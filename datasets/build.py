@@ -61,9 +61,7 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     key, places = "TRAIN.dataset_path", {}
     for name in objects:
         having = [root for root in roots.values() if reader.has_object(root, name)]
-        places[name] = having or [
-            Path(cfg.TRAIN.dataset_path)
-        ]  # its reader says that it is missing
+        places[name] = having or [Path(cfg.TRAIN.dataset_path)]  # whose reader refuses it
     joined = SampleIndex(places[objects[0]][0].resolve())
     for name, having in places.items():
         known: dict[str, tuple[int, Path]] = {}

@@ -55,64 +55,44 @@ def test_shapes_of_all_forms_are_read_by_image_and_category(tmp_path):
         np.testing.assert_array_equal(rle_decode(rle_merge(rles)), mask)
 
 
-GOOD_SHAPE = {"segmentation": [corners(130, 20, 40, 6)], "bbox": [130, 20, 40, 6]}
-BOXES = [[x, 20, 40, 6] for x in (5, 60, 150, 90)]
-LINE = {"segmentation": [[60, 20, 100, 20]], "bbox": [60, 20, 40, 0]}  # as thin as its bbox
+def shape(form, **beside):
+    return {"segmentation": form} | beside
+
+
+GOOD_SHAPE = shape([corners(130, 20, 40, 6)], bbox=[130, 20, 40, 6])
+SHARES, PERCENT = ([[n * v for v in in_shares(corners(*BOX))]] for n in (1, 100))
+LINE = shape([[60, 20, 100, 20]], bbox=[60, 20, 40, 0])  # as thin as its bbox
 LARGER = [[4 * v for v in (x, 60, 20, 9)] for x in (5, 60, 150)]  # the image was made smaller
-DOUBTS = {  # what is wrong: segmentation and what stands beside it, what the warning says
-    "shares": (
-        [{"segmentation": [in_shares(corners(180, 20, 25, 6))]}] * 40,
-        "40 of 42 annotations, such as 1 .* lie between 0 and 1, .* multiply x by",
-    ),
-    "shares, with bbox": (
-        [{"segmentation": [in_shares(corners(180, 20, 25, 6))], "bbox": BOX, "area": 240}] * 40,
-        "40 of 42 annotations, such as 1 .* lie between 0 and 1, .* multiply x by",
-    ),
-    "percent": (
-        [{"segmentation": [[100 * v for v in in_shares(corners(*box))]]} for box in BOXES],
-        "6 of 6 annotations, .* lie between 0 and 100, as percentages do",
-    ),
-    "percent, with bbox": (
-        [{"segmentation": [[100 * v for v in in_shares(corners(*BOX))]], "bbox": BOX}],
-        r"1 of 3 annotations, such as 1 \(at \[30, 12.5, 20, 3.75\].* where the same entry says",
-    ),
-    "x y w h": ([{"segmentation": [BOX], "bbox": BOX}], "1 of 3 .* where the same entry says"),
-    "y before x": (
-        [{"segmentation": [corners(*BOX)[::-1]], "bbox": BOX}],
-        "1 of 3 .* where the same entry says",
-    ),
-    "run lengths": (
-        [
-            {
-                "segmentation": rle_encode(np.pad(np.ones((6, 40)), ((100, 54), (120, 40)))),
-                "bbox": BOX,
-            }
-        ],
-        "1 of 3 .* where the same entry says",
-    ),
-    "area": (
-        [{"segmentation": [[3, 3]], "area": 240}],
-        r"at \[3, 3, 0, 0\] in .* area 240\), do not lie where",
-    ),
-    "two corners": (
-        [{"segmentation": [[60, 20, 100, 26]], "bbox": BOX}, LINE],
-        "1 of 4 annotations, such as 1 .* have one or two corners",
-    ),
-    "larger image": (
-        [{"segmentation": [corners(*box)], "bbox": box} for box in LARGER],
-        r"3 of 5 annotations, .* image of \(160, 200\) .* for the most part outside",
-    ),
+RUNS = rle_encode(np.pad(np.ones((6, 40)), ((100, 54), (120, 40))))
+NOT_THERE = r"1 of 3 annotations, such as 1 \(at .*, its bbox \[60, 20, 40, 6\] .* same entry says"
+DOUBTS = {  # what the warning says: the shapes
+    "40 of 42 .*, such as 1 .* lie between 0 and 1, .* multiply x by": [shape(SHARES)] * 40,
+    "40 of 42 .* between 0 and 1,": [shape(SHARES, bbox=BOX, area=240)] * 40,
+    r"at \[30, 12.5, 20, 3.75\] .* where the same entry says": [shape(PERCENT, bbox=BOX)],
+    f"x y w h: {NOT_THERE}": [shape([BOX], bbox=BOX)],
+    f"y before x: {NOT_THERE}": [shape([corners(*BOX)[::-1]], bbox=BOX)],
+    f"runs: {NOT_THERE}": [shape(RUNS, bbox=BOX)],
+    r"at \[3, 3, 0, 0\] in .* area 240\), do not lie where": [shape([[3, 3]], area=240)],
+    "1 of 4 .* one or two corners": [shape([[60, 20, 100, 26]], bbox=BOX), LINE],
+    r"3 of 5 .* of \(160, 200\) .* for the most part outside": [
+        shape([corners(*box)], bbox=box) for box in LARGER
+    ],
 }
 
 
-@pytest.mark.parametrize("kind", DOUBTS)
-def test_shapes_that_seem_wrong_are_named(tmp_path, caplog, kind):
-    shapes, words = DOUBTS[kind]
-    good = shapes[0] if kind == "percent" else GOOD_SHAPE
-    file = write(tmp_path, good, *shapes, good)
+@pytest.mark.parametrize("words", DOUBTS)
+def test_shapes_that_seem_wrong_are_named(tmp_path, caplog, words):
+    """Among good ones."""
+    file = write(tmp_path, GOOD_SHAPE, *DOUBTS[words], GOOD_SHAPE)
     read_coco(file)
     (message,) = warnings_about(caplog, file)
-    assert re.search(words, message)
+    assert re.search(words.rpartition(": ")[2], message)
+
+
+def test_percentages_without_a_bbox_are_named(tmp_path, caplog):
+    read_coco(write(tmp_path, *[shape(PERCENT)] * 4))
+    (message,) = warnings_about(caplog, tmp_path)
+    assert "4 of 4 annotations" in message and "between 0 and 100, as percentages do" in message
 
 
 def test_shapes_of_any_size_with_what_tools_write_beside_them_are_not_named(tmp_path, caplog):

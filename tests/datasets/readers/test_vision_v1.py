@@ -153,11 +153,7 @@ def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog, pla
     folder.rename(tmp_path / "gone")
     with pytest.raises(DataError, match=rf"neither train/ nor val/; .* {other} is there"):
         read_object(tmp_path, "Ring")
-
-
-def test_a_part_without_its_annotations_is_refused(tmp_path):
-    write(tmp_path, content(), "val")
-    (tmp_path / "Ring" / "train").mkdir()
+    folder.mkdir()
     with pytest.raises(DataError, match=rf"Ring/train/{FILE}: no such file; put the annotations"):
         read_object(tmp_path, "Ring")
 

@@ -93,10 +93,9 @@ def _object_folder(root: Path, name: str, key: str) -> Path:
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """(image, mask) of every image, sorted by image; each has a mask of its size."""
     images, masks = folder / "image", folder / "mask"
-    for needed in (images, masks):
-        if not needed.is_dir():
-            expected = "an object of Defect Spectrum has image/ and mask/"
-            raise DataError(f"{needed}: no such folder; {expected}")
+    if missing := [folder for folder in (images, masks) if not folder.is_dir()]:
+        expected = "an object of Defect Spectrum has image/ and mask/"
+        raise DataError(f"{missing[0]}: no such folder; {expected}")
     folders.refuse_other_spelling(images, _NORMAL)
     pairs = folders.pair_masks(folders.list_images(images), masks)
     for place in folders.subfolders(images):

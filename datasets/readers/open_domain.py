@@ -73,18 +73,19 @@ def read_open_domain(
     if types and labels.is_dir() and (flat := folders.list_images(labels)):
         remedy = f"put true labels into {labels}/TYPE, one of {', '.join(types)}"
         raise DataError(f"{flat[0]} tells no type; {remedy}")
-    found = {name: folders.match_masks(queries, labels / name) for name in supports}
     read = [path for pairs in supports.values() for pair in pairs for path in pair]
-    read += [*normal, *queries, *(mask for masks in found.values() for mask in masks.values())]
+    read += [*normal, *queries]
+    true_labels = {}
+    for name in supports:
+        masks = folders.match_masks(queries, labels / name)
+        true_labels[name] = {query.name: mask for query, mask in masks.items()}
+        read += masks.values()
     expected = (
         f"images are read from support/{'TYPE/' if types else ''}image, support/{_NORMAL} and "
         "query/image themselves, masks beside image/ and true labels from query/true_label"
     )
     folders.warn_unread(folder, read, expected, masks=["mask", "true_label"])
-    by_name = {
-        name: {query.name: mask for query, mask in masks.items()} for name, masks in found.items()
-    }
-    return OpenDomainObject(object, supports, normal, queries, by_name)
+    return OpenDomainObject(object, supports, normal, queries, true_labels)
 
 
 def _types(support: Path) -> list[str]:

@@ -182,26 +182,24 @@ def test_a_folder_of_normal_images_is_for_every_object(tmp_path, config, name, c
     assert "1 files, such as 3.png, are not read" in message
 
 
-TOO_FEW = [("VISION_V1", "", 1), ("VISION_V1_ND", "clean", 2), ("VISION_V1_ND", "gone", 0)]
+TOO_FEW = r"Disk: {} normal images in .*{}.*normal_shot is 3.*DATASET\.normal_folder"
+ANNOTATED = r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"
+REFUSED = [
+    ("VISION_V1", "", TOO_FEW.format(1, "")),
+    ("VISION_V1_ND", "clean", TOO_FEW.format(2, "clean")),
+    ("VISION_V1_ND", "gone", TOO_FEW.format(0, "gone")),
+    ("VISION_V1_ND", "Disk/train", ANNOTATED),
+]
 
 
-@pytest.mark.parametrize(("name", "folder", "count"), TOO_FEW)
-def test_too_few_normal_images_name_both_keys(tmp_path, config, name, folder, count):
+@pytest.mark.parametrize(("name", "folder", "words"), REFUSED)
+def test_too_few_normal_images_and_such_as_may_have_defects(tmp_path, config, name, folder, words):
     write_product(tmp_path, "Disk")
     add_clean(tmp_path / "Disk", "train", "a.png")
     write_clean(tmp_path / "clean", "1.png", "2.png")
     options = {"DATASET__name": name, "DATASET__normal_shot": 3, "DATASET__normal_folder": folder}
-    words = rf"Disk: {count} normal images in .*{folder}.*normal_shot is 3.*DATASET\.normal_folder"
     with pytest.raises(DataError, match=words):
         build_normal_images(config(tmp_path, **options), ["Disk"])
-
-
-def test_a_folder_of_normal_images_that_has_annotations_is_refused(tmp_path, config):
-    write_product(tmp_path, "Disk")
-    cfg = config(tmp_path, DATASET__normal_shot=1, DATASET__normal_folder="Disk/train")
-    words = r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"
-    with pytest.raises(DataError, match=words):
-        build_normal_images(cfg, ["Plate"])
 
 
 def test_anomaly_objects_are_those_listed_or_all(tmp_path, config):

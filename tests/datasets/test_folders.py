@@ -51,17 +51,11 @@ def test_a_mask_of_the_very_name_comes_before_one_that_is_like_it(tmp_path):
     assert match_masks(images, tmp_path / "mask") == dict(zip(images, masks, strict=True))
 
 
-def test_images_without_a_mask(tmp_path):
-    images = [write(tmp_path / "image" / name) for name in ("x.png", "y.png")]
-    assert match_masks(images, tmp_path / "mask") == {}
-    mask = write(tmp_path / "mask" / "x.png")
-    assert match_masks(images, tmp_path / "mask") == {images[0]: mask}
-    with pytest.raises(DataError, match=r"image/y\.png has no mask.*mask/y_mask\.png or y\.png"):
-        pair_masks(images, tmp_path / "mask")
-
-
-def test_masks_that_do_not_fit_name_both_files(tmp_path):
+def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path):
     image, folder = write(tmp_path / "image" / "x.png", (8, 10)), tmp_path / "mask"
+    assert match_masks([image], folder) == {}
+    with pytest.raises(DataError, match=r"image/x\.png has no mask.*mask/x_mask\.png or x\.png"):
+        pair_masks([image], folder)
     write(folder / "x.png", (10, 8))
     with pytest.raises(DataError, match=r"mask/x\.png is 10 x 8.*image/x\.png is 8 x 10"):
         match_masks([image], folder)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import operator
 import os
 import re
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -67,22 +69,19 @@ def changed(draw, tree):
     """A copy of a tree with up to four values replaced, taken out or under another name."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(0, 4))):
-        *path, last = draw(st.sampled_from([path for path in _places(tree) if path]))
-        parent = tree
-        for key in path:
-            parent = parent[key]
-        kind = draw(st.sampled_from(["odd", "odd", "drop", "move"]))
-        value = parent[last]
-        if kind == "odd":
-            parent[last] = draw(ODD)
-        elif kind == "drop":
-            del parent[last]
-        elif isinstance(parent, dict):
-            parent[draw(st.sampled_from(NAMES))] = value
-        else:
-            parent.append(copy.deepcopy(value))
-        if not tree:
+        *path, last = draw(st.sampled_from([path for path in _places(tree) if path] or [[None]]))
+        if last is None:
             break
+        parent = reduce(operator.getitem, path, tree)
+        match draw(st.sampled_from(["odd", "odd", "drop", "move"])):
+            case "odd":
+                parent[last] = draw(ODD)
+            case "drop":
+                del parent[last]
+            case "move" if isinstance(parent, dict):
+                parent[draw(st.sampled_from(NAMES))] = parent[last]
+            case "move":
+                parent.append(copy.deepcopy(parent[last]))
     return tree
 
 

@@ -71,17 +71,11 @@ def test_both_layouts_hold_the_same_and_the_converted_one_goes_first(visa, tmp_p
         read_object(visa, "pcb1", "TEST.dataset_path")
 
 
-def test_order_blanks_and_a_byte_order_mark_do_not_matter(visa):
+def test_order_blanks_a_byte_order_mark_and_windows_paths_do_not_matter(visa, caplog):
     before = read_object(visa, "candle")
-    head, *rows = (visa / TABLE).read_text().replace(",", " , ").splitlines()
+    head, *rows = (visa / TABLE).read_text().replace(",", " , ").replace("/", "\\").splitlines()
     (visa / TABLE).write_bytes(b"\xef\xbb\xbf" + "\n".join([head, *reversed(rows)]).encode())
     assert read_object(visa, "candle") == before
-
-
-def test_a_table_of_windows_paths_is_read(visa, caplog):
-    expected = read_object(visa, "candle")
-    (visa / TABLE).write_text((visa / TABLE).read_text().replace("/", "\\"))
-    assert read_object(visa, "candle") == expected
     assert "are there under another spelling than listed" in caplog.text
 
 

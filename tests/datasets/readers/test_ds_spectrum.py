@@ -41,11 +41,9 @@ def test_every_value_is_a_sample_in_the_nested_layout(tmp_path):
         ("bottle/image/crack/001.png", "bottle", 3, "3"),
         ("bottle/image/cut/000.png", "bottle", 1, "1"),
     ]
-    files = [tmp_path / "bottle" / kind / "crack/001" for kind in ("image", "mask")]
-    assert source_files(tmp_path, "bottle")[:2] == [
-        files[0].with_suffix(".png"),
-        files[1].with_name("001_mask.png"),
-    ]
+    files = {path.relative_to(tmp_path).as_posix() for path in source_files(tmp_path, "bottle")}
+    masks = {"bottle/mask/crack/001_mask.png", "bottle/mask/cut/000_mask.png"}
+    assert files == masks | {sample.image for sample in samples}
     for sample, expected in zip(samples, (LABELS == 1, LABELS == 3, LABELS == 3), strict=True):
         np.testing.assert_array_equal(sample.decode_mask(), expected)
     assert notes == []

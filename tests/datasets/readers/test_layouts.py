@@ -34,8 +34,8 @@ def write_types(root):
     saved(root / "cup" / "support" / "good" / "a.png", PIXELS)
 
 
-# How one object is written and read; places in its folder that the layout does not know; a folder
-# with the name by which it would be taken for something else.
+# How an object is written and read; places that its layout does not know; a folder and a spelling
+# of it by which it would be taken for something else
 LAYOUTS = {
     "VISION V1": (
         lambda root: write_product(root, "cup"),

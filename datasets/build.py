@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from yacs.config import CfgNode
 
@@ -14,7 +15,7 @@ from datasets.folders import list_images, named_files, warn_unread
 from datasets.images import limit_pixels
 from datasets.readers import READERS, reader_of, vision_v1
 from datasets.readers.anomaly import AnomalyObject, draw_normal
-from datasets.samples import SampleIndex, SampleReader, join_categories, load_or_build
+from datasets.samples import SampleIndex, join_categories, load_or_build
 from datasets.splits import NATIVE_SUFFIX, split_objects
 from datasets.views import ViewSettings
 from utils.errors import ConfigError, DataError
@@ -24,20 +25,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def objects_of(cfg: CfgNode) -> tuple[list[str], list[str]]:
-    """Training and test objects: the split's lists, each overridden by its key.
-
-    Raises ConfigError where an object stands in both lists.
-    """
+    """Training and test objects, in no case the same: the split's lists, or those of the config."""
     data = cfg.DATASET
     train, test = list(data.train_objects), list(data.test_objects)
     if not (train and test):
         split_train, split_test = split_objects(data.name, data.split)
         train, test = train or split_train, test or split_test
     if both := sorted(set(train) & set(test)):
-        raise ConfigError(
-            f"{', '.join(both)}: among the training and the test objects; list both "
-            "DATASET.train_objects and DATASET.test_objects without overlap"
-        )
+        remedy = "list both DATASET.train_objects and DATASET.test_objects without overlap"
+        raise ConfigError(f"{', '.join(both)}: among the training and the test objects; {remedy}")
     return train, test
 
 
@@ -46,10 +42,8 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     """Samples of the training objects, each from all of the training roots that have it.
 
     Categories of one name are one. Images are relative to the first root, links resolved.
-
-    Raises:
-        ConfigError: the data set is not one to train on, or has no training objects.
-        DataError: an object is in no root, or two roots disagree about its categories.
+    Raises ConfigError for a data set without training objects, DataError for an object in no root
+    or where two roots disagree about its categories.
     """
     reader, objects = _sample_reader(cfg), objects_of(cfg)[0]
     if not objects:
@@ -64,24 +58,23 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     roots: dict[str, Path] = {}
     for root in (cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths):
         roots.setdefault(os.path.realpath(root), Path(root))  # one may be a link to another
-    places, key = [], "TRAIN.dataset_path"
+    key, places = "TRAIN.dataset_path", {}
     for name in objects:
         having = [root for root in roots.values() if reader.has_object(root, name)]
-        # where none has the object, the reader of the first says so
-        places += [(root, name) for root in having or [Path(cfg.TRAIN.dataset_path)]]
-    joined = SampleIndex(places[0][0].resolve())
-    known: dict[str, dict] = {name: {} for name in objects}
-    for root, name in places:
-        index = _index(cfg, root, [name], key)
-        file = reader.source_files(root, name, key)[0]
-        names = {sample.category: sample.category_name for sample in index.samples}
-        numbers = join_categories(known[name], file, names, names)
-        folder = os.path.relpath(root.resolve(), joined.root)  # `..` leads elsewhere by links
-        joined.samples += [
-            replace(sample.moved(folder), category=numbers[sample.category])
-            for sample in index.samples
-        ]
-        joined.notes += index.notes
+        places[name] = having or [Path(cfg.TRAIN.dataset_path)]  # whose reader refuses it
+    joined = SampleIndex(places[objects[0]][0].resolve())
+    for name, having in places.items():
+        known: dict[str, tuple[int, Path]] = {}
+        for root in having:
+            index = _index(cfg, root, [name], key)
+            file = reader.source_files(root, name, key)[0]
+            names = {sample.category: sample.category_name for sample in index.samples}
+            numbers = join_categories(known, file, names, names)
+            folder = os.path.relpath(root.resolve(), joined.root)  # `..` leads elsewhere by links
+            for sample in index.samples:
+                image, category = Path(folder, sample.image), numbers[sample.category]
+                joined.samples.append(replace(sample, image=image.as_posix(), category=category))
+            joined.notes += index.notes
     return joined
 
 
@@ -99,27 +92,24 @@ def build_normal_images(
 
     Raises DataError where an object has too few of them.
     """
-    data, folder = cfg.DATASET, Path(cfg.TEST.dataset_path) / cfg.DATASET.normal_folder
+    data, folder = cfg.DATASET, Path(cfg.TEST.dataset_path, cfg.DATASET.normal_folder)
     if not data.normal_shot:
         return {}
     if data.normal_folder:
         images = dict.fromkeys(objects, list_images(folder) if folder.is_dir() else [])
         if (folder / vision_v1.ANNOTATIONS).is_file():
-            raise DataError(
-                f"{folder} (DATASET.normal_folder) has {vision_v1.ANNOTATIONS}, so that its images "
-                "may have defects; name a folder of normal images, or empty the key"
-            )
+            fault = f"has {vision_v1.ANNOTATIONS}, so that its images may have defects"
+            remedy = "name a folder of normal images, or empty the key"
+            raise DataError(f"{folder} (DATASET.normal_folder) {fault}; {remedy}")
         warn_unread(folder, images[objects[0]], "those of DATASET.normal_folder itself are")
     else:
         folder, reader = _test_root(cfg, sub_dataset), _sample_reader(cfg)
         images = {name: reader.normal_images(folder, name, "TEST.dataset_path") for name in objects}
     for name, found in images.items():
         if len(found) < data.normal_shot:
-            raise DataError(
-                f"{name}: {len(found)} normal images in {folder}, but DATASET.normal_shot is "
-                f"{data.normal_shot}; lower it, or name a folder of normal images in "
-                "DATASET.normal_folder"
-            )
+            remedy = "lower it, or name a folder of normal images in DATASET.normal_folder"
+            fault = f"but DATASET.normal_shot is {data.normal_shot}"
+            raise DataError(f"{name}: {len(found)} normal images in {folder}, {fault}; {remedy}")
     return images
 
 
@@ -134,10 +124,9 @@ def build_anomaly_objects(cfg: CfgNode) -> list[AnomalyObject]:
     reader = reader_of(data.name)
     missing = [name for name in reader.objects if not (root / name).is_dir()]
     if not data.test_objects and missing and root.is_dir():
-        raise DataError(
-            f"{root} has not all objects of {data.name} (it lacks {', '.join(missing)}); name "
-            "those to test in DATASET.test_objects, or set TEST.dataset_path"
-        )
+        fault = f"has not all objects of {data.name} (it lacks {', '.join(missing)})"
+        remedy = "name those to test in DATASET.test_objects, or set TEST.dataset_path"
+        raise DataError(f"{root} {fault}; {remedy}")
     names = data.test_objects or reader.objects
     objects = [reader.read_object(root, name, "TEST.dataset_path") for name in names]
     for item in objects:  # before the first is tested, which takes long
@@ -183,13 +172,12 @@ def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleInde
     return load_or_build(_sample_reader(cfg), name, root, objects, folder, **keep, key=key)
 
 
-def _sample_reader(cfg: CfgNode) -> SampleReader:
+def _sample_reader(cfg: CfgNode) -> ModuleType:
     """Raises ConfigError where the data set is none of samples for episodes."""
     reader = reader_of(cfg.DATASET.name)
     if reader.kind != "episodes":
         names = ", ".join(name for name, other in READERS.items() if other.kind == "episodes")
-        raise ConfigError(
-            f"DATASET.name is {cfg.DATASET.name}, which has nothing to train on; train.py takes "
-            f"{names}, also with {NATIVE_SUFFIX}, and test.py this one as it is"
-        )
+        remedy = f"train.py takes {names}, also with {NATIVE_SUFFIX}, test.py this one as it is"
+        fault = f"DATASET.name is {cfg.DATASET.name}, which has nothing to train on"
+        raise ConfigError(f"{fault}; {remedy}")
     return reader

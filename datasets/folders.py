@@ -32,42 +32,31 @@ def named_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "see to its permissions and whether it is whole"
-        message = f"{error.filename}: cannot be read ({error.strerror}); {remedy}"
-        raise DataError(message) from error
+        fault = f"cannot be read ({error.strerror}); see to its permissions and whether it is whole"
+        raise DataError(f"{error.filename}: {fault}") from error
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by their suffix in any case, sorted by name, without hidden ones.
-
-    Warns of what seem to be masks among images.
-    """
+    """Image files of a folder by suffix, sorted, without hidden ones. Warns of masks among them."""
     images = sorted(p for p in folder.iterdir() if _suffix_in(p, IMAGE_SUFFIXES) and not p.is_dir())
     stems = {path.stem for path in images}
     masks = [path.name for path in images if path.stem.removesuffix("_mask") in stems - {path.stem}]
     if masks:
-        warn_once(
-            _LOG,
-            f"{folder}: {len(masks)} files, such as {masks[0]}, have the names of masks of others "
-            "there, but are read as images; keep masks in a folder of their own",
-        )
+        fault = "have the names of masks of others there, but are read as images"
+        remedy = "keep masks in a folder of their own"
+        warn_once(_LOG, f"{folder}: {len(masks)} files, such as {masks[0]}, {fault}; {remedy}")
     return images
 
 
 def some_images(folder: Path) -> list[Path]:
     """As list_images. Raises DataError where the folder is missing or has no image."""
     images = list_images(folder) if folder.is_dir() else []
-    if images:
-        return images
-    if folder.is_dir():
-        others = sorted(p.name for p in folder.iterdir() if _suffix_in(p, OTHER_SUFFIXES))
-        hint = f"; {others[0]} is there: save it as PNG" if others else ""
-    else:
-        wanted = plain(folder.name)
-        alike = [p.name for p in subfolders(folder.parent) if plain(p.name).rstrip("s") == wanted]
-        hint = f"; {alike[0]}/ is there, rename it to {folder.name}/" if alike else ""
-    suffixes = ", ".join(IMAGE_SUFFIXES)
-    raise DataError(f"{folder}: no images; put at least one there ({suffixes}){hint}")
+    if not images:
+        place = folder if folder.is_dir() else folder.parent
+        there = ", ".join(sorted(os.listdir(place))[:9] if place.is_dir() else ()) or "nothing"
+        remedy = f"put at least one there ({', '.join(IMAGE_SUFFIXES)}); {place} holds: {there}"
+        raise DataError(f"{folder}: no images; {remedy}")
+    return images
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -77,10 +66,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def refuse_other_spelling(folder: Path, *names: str) -> None:
-    """Raises DataError where a folder's name differs from one of `names` only in case or form.
-
-    It would be taken for something else, such as a kind of defect.
-    """
+    """Raises DataError for a folder whose name is another spelling of one of `names`."""
     for path in subfolders(folder):
         for name in names:
             if path.name != name and plain(path.name) == plain(name):
@@ -88,17 +74,12 @@ def refuse_other_spelling(folder: Path, *names: str) -> None:
 
 
 def warn_unread(
-    root: Path,
-    read: Iterable[Path],
-    expected: str,
-    *,
-    masks: Sequence[str] = (),
-    silent: Sequence[str] = (),
+    root: Path, read: Iterable[Path], expected: str, *, masks: Sequence[str] = (), silent=()
 ) -> None:
-    """Warn of the images below a folder that were not read, a line for each folder of some.
+    """Warns of images below a folder that are not among those read, once for each of its folders.
 
-    read: images and masks that were.  expected: where images are read from, for people.  masks:
-    names of folders of masks.  silent: names of folders of which nothing is expected to be read.
+    expected: where images are read from, for people.  masks: names of folders of masks.  silent: of
+    folders that are not meant to be read.
     """
     real = cache(os.path.realpath)  # of folders; the files in them may be links
     known, left = {(real(path.parent), path.name) for path in read}, defaultdict(list)
@@ -108,11 +89,11 @@ def warn_unread(
         if not set(masks).isdisjoint(folder.relative_to(root).parts):
             stray = "masks of no image and left out; a mask is called NAME or NAME_mask"
         for name in names:
-            is_other = _suffix_in(folder / name, OTHER_SUFFIXES)
-            if not is_other and not _suffix_in(folder / name, IMAGE_SUFFIXES):
+            if (real(folder), name) in known:
                 continue
-            if (real(folder), name) not in known:
-                left[folder, suffixes if is_other else stray].append(name)
+            for some, why in ((OTHER_SUFFIXES, suffixes), (IMAGE_SUFFIXES, stray)):
+                if _suffix_in(folder / name, some):
+                    left[folder, why].append(name)
     for (folder, why), names in left.items():
         warn_once(_LOG, f"{folder}: {len(names)} files, such as {min(names)}, are {why}")
 
@@ -121,15 +102,13 @@ def match_masks(images: Iterable[Path], folder: Path) -> dict[Path, Path]:
     """The mask in a folder of each image that has one: NAME_mask or NAME, with any image suffix.
 
     Where no file has exactly that name, one is taken that differs in case, Unicode form or %20.
-    Raises DataError where two files are masks of one image, one file is the mask of two images, or
-    an image and its mask differ in size.
+    Raises DataError for two masks of one image, one of two images, and one of another size.
     """
     exact, alike = defaultdict(list), defaultdict(list)
     for mask in list_images(folder) if folder.is_dir() else []:
         exact[mask.stem].append(mask)
         alike[plain(mask.stem)].append(mask)
-    matches: dict[Path, Path] = {}
-    owners: dict[Path, Path] = {}
+    matches, owners = {}, {}
     for image in images:
         names = (f"{image.stem}_mask", image.stem)
         found = [mask for name in names for mask in exact[name]]
@@ -150,21 +129,17 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     masks = match_masks(images, folder)
     for image in images:
         if image not in masks:
-            stems = (image.stem, f"{image.stem}_mask")
-            inside = folder.iterdir() if folder.is_dir() else ()
-            others = [path.name for path in inside if path.stem in stems and path.suffix]
-            hint = f" ({others[0]} is there: save it as PNG)" if others else ""
             wanted = f"{folder / image.stem}_mask.png or {image.stem}.png there"
-            raise DataError(f"{image} has no mask; expected {wanted}{hint}")
+            raise DataError(f"{image} has no mask; expected {wanted}")
     return [(image, masks[image]) for image in images]
 
 
 def find_listed(folder: Path, names: Iterable[str], source: Path) -> dict[str, Path]:
     """Files below a folder by the names that an annotation file or a table gives them.
 
-    A file that is not there under its name is looked for under other spellings: backslashes, %20,
-    case, Unicode form, with or without folders before it, unless it has another of the names. A
-    warning counts those. A name of no file stands for folder / name. source: that lists the names.
+    What is not there under its name is looked for under other spellings: backslashes, %20, case,
+    Unicode form, with or without folders before it, unless that is another of the names. A warning
+    counts those. A name of no file stands for folder / name.  source: what lists the names.
     """
     files = {name: folder / name for name in names}
     missing = [name for name, file in files.items() if not os.path.exists(file)]
@@ -173,22 +148,18 @@ def find_listed(folder: Path, names: Iterable[str], source: Path) -> dict[str, P
         for path in (place / name for name in inside):
             there.setdefault(plain(path.relative_to(folder).as_posix()), []).append(path)
     for name in missing:
-        parts = plain(name).replace("\\", "/").split("/")
-        parts = [part for part in parts if part not in ("", ".")]
-        ways = [parts[start:] for start in range(len(parts))] if ".." not in parts else []
-        for way in [*ways, ["images", *parts[-1:]]] if ways else []:
+        parts = [p for p in plain(name).replace("\\", "/").split("/") if p not in ("", ".")]
+        ways = [*(parts[start:] for start in range(len(parts))), ["images", *parts[-1:]]]
+        for way in ways if parts and ".." not in parts else ():
             found = there.get("/".join(way), [])
-            is_whole = way == parts
-            if len(found) == 1 and (is_whole or os.path.normpath(found[0]) not in listed):
+            if len(found) == 1 and (way == parts or os.path.normpath(found[0]) not in listed):
                 files[name] = found[0]
                 respelt.append(name)
                 break
     if respelt:
-        warn_once(
-            _LOG,
-            f"{source}: {len(respelt)} files are there under another spelling than listed, such as "
-            f"{respelt[0]!r:.200}, for which {files[respelt[0]]} is read",
-        )
+        such = f"{respelt[0]!r:.200}, for which {files[respelt[0]]} is read"
+        fault = "files are there under another spelling than listed, such as"
+        warn_once(_LOG, f"{source}: {len(respelt)} {fault} {such}")
     return files
 
 
@@ -205,8 +176,8 @@ def missing_object(
     alike = [path.name for path in folders if plain(path.name) in wanted]
     hint = f"; {alike[0]!r} is there in another spelling (case or Unicode form)" if alike else ""
     paths = " or ".join(map(str, tried))
-    message = f"no folder {paths}; check the object's name and {key} ({root} holds: {there}){hint}"
-    return DataError(message)
+    remedy = f"check the object's name and {key} ({root} holds: {there}){hint}"
+    return DataError(f"no folder {paths}; {remedy}")
 
 
 def plain(name: str) -> str:
@@ -217,9 +188,7 @@ def plain(name: str) -> str:
 def read_text(path: Path) -> str:
     """Text of a file in UTF-8, without a byte order mark.
 
-    Raises:
-        DataError: it is in another encoding, or a web page or an archive under the file's name.
-        OSError: it cannot be read.
+    Raises DataError for another encoding, or a web page or an archive under the file's name.
     """
     content = path.read_bytes()
     if other := foreign(content[:64]):

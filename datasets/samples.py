@@ -7,15 +7,15 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
 
 import numpy as np
 
 from datasets.folders import ANY_PATH_KEY, named_files, plain
-from datasets.rle import Rle, rle_area, rle_decode, rle_of_annotation
-from utils.errors import DataError, OutputError
+from datasets.rle import Rle, rle_area, rle_decode
+from utils.errors import BROKEN, DataError, OutputError
 from utils.output_files import write_whole
 
 _FORMAT = 2
@@ -57,40 +57,17 @@ class Sample:
         """The class for people: object/category_name."""
         return f"{self.object}/{self.category_name}"
 
-    def moved(self, folder: str) -> Sample:
-        """The same sample with its image below `folder`, relative to the root of another index."""
-        return replace(self, image=Path(folder, self.image).as_posix())
-
     def decode_mask(self) -> np.ndarray:
         """Mask, uint8 (h, w) in {0, 1}."""
         return rle_decode(self.mask)
-
-
-class SampleReader(Protocol):
-    """The layout on disk of a data set of samples; a module of `datasets.readers`.
-
-    key: the setting that holds root, named in errors.
-    """
-
-    def read_object(self, root: Path, object: str, key: str) -> tuple[list[Sample], list[str]]:
-        """Samples of one object, and one line for each kind of thing that was left out."""
-
-    def has_object(self, root: Path, object: str) -> bool:
-        """Whether the root holds the object."""
-
-    def source_files(self, root: Path, object: str, key: str) -> list[Path]:
-        """The files whose change makes a saved index of the object stale."""
-
-    def normal_images(self, root: Path, object: str, key: str) -> list[Path]:
-        """Images of one object that have no defect, sorted; the list may be empty."""
 
 
 @dataclass
 class SampleIndex:
     """Samples of one or more objects.
 
-    root: the folder that sample.image is relative to.  notes: what the reader left out, one line
-    each.  fingerprint: of the files that were read; empty for an index of several objects.
+    root: that sample.image is relative to.  notes: what the reader left out, one line each.
+    fingerprint: of the files that were read; empty for an index of several objects.
     """
 
     root: Path
@@ -103,7 +80,7 @@ class SampleIndex:
 
     def classes(self) -> dict[tuple[str, int], list[int]]:
         """Positions in samples of each (object, category), in the order of first appearance."""
-        classes: dict[tuple[str, int], list[int]] = {}
+        classes = {}
         for position, sample in enumerate(self.samples):
             classes.setdefault(sample.class_key, []).append(position)
         return classes
@@ -122,7 +99,7 @@ class SampleIndex:
         return [path for path in paths if not os.path.isfile(path)]
 
     def save(self, path: str | Path) -> None:
-        """Writes the index as JSON, whole or not at all. Raises OutputError where it cannot."""
+        """Writes the index as JSON, whole or not at all."""
         content = {"format": _FORMAT, "fingerprint": self.fingerprint, "root": str(self.root)}
         content |= {"notes": self.notes, "samples": [vars(sample) for sample in self.samples]}
         try:
@@ -133,41 +110,23 @@ class SampleIndex:
 
     @classmethod
     def load(cls, path: str | Path) -> SampleIndex:
-        """Reads what save wrote. Raises DataError if it is missing, broken or of another format."""
-        try:
-            content = json.loads(Path(path).read_bytes())
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']!r:.20}, expected {_FORMAT}")
-            samples = [Sample(**entry) for entry in content["samples"]]
-            for sample in samples:
-                types = [type(value) for value in vars(sample).values()]
-                if types != [str, str, int, str, dict]:
-                    raise ValueError(f"a sample of other types: {sample!r:.200}")
-                height, width = sample.mask["size"]
-                rle_of_annotation(sample.mask, (height, width))
-            notes = [str(note) for note in content["notes"]]
-            return cls(Path(content["root"]), samples, notes, str(content["fingerprint"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, DataError) as error:
-            fault = f"{type(error).__name__}: {error!s:.300}"
-            remedy = "delete it to have it rebuilt"
-            raise DataError(f"{path}: no index of samples ({fault}); {remedy}") from error
+        """Reads what save wrote. Raises one of utils.errors.BROKEN for anything else."""
+        content = json.loads(Path(path).read_bytes())
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r:.20}, expected {_FORMAT}")
+        samples = [Sample(**entry) for entry in content["samples"]]
+        return cls(Path(content["root"]), samples, content["notes"], content["fingerprint"])
 
 
 @named_files()
 def load_or_build(
-    reader: SampleReader,
-    name: str,
-    root: str | Path,
-    objects: Sequence[str],
-    cache_dir: str | Path,
-    save: bool,
-    load: bool,
-    key: str = ANY_PATH_KEY,
-) -> SampleIndex:
-    """Index of some objects of a data set, in the order of objects.
+    reader: ModuleType, name: str, root: str | Path, objects: Sequence[str], cache_dir: str | Path,
+    save: bool, load: bool, key: str = ANY_PATH_KEY,
+) -> SampleIndex:  # fmt: skip
+    """Index of some objects of a data set, in their order; reader: a module of datasets.readers.
 
     save: write the index of each object to <cache_dir>/<name>/<object>.json.  load: take it from
-    there if its fingerprint still fits the files.  key: the setting that holds root, for errors.
+    there if its fingerprint still fits.  key: the setting that holds root, for errors.
     Raises DataError for an object that is missing, broken, or has no sample.
     """
     root, merged = Path(root), SampleIndex(Path(root))
@@ -181,9 +140,8 @@ def load_or_build(
                 index.save(path)
         if not index.samples:
             why = f": {'; '.join(index.notes)}" if index.notes else ""
-            raise DataError(
-                f"{object_name} in {root} ({key}) has no sample with a marked defect{why}"
-            )
+            fault = f"has no sample with a marked defect{why}"
+            raise DataError(f"{object_name} in {root} ({key}) {fault}")
         merged.samples += index.samples
         merged.notes += index.notes
     return merged
@@ -200,17 +158,18 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
 
 def _load_fitting(path: Path, current: str) -> SampleIndex | None:
     """A saved index, or None, with a line in the log, where it is to be built."""
-    try:
-        index = SampleIndex.load(path) if path.is_file() else None  # a pipe would be waited for
-    except DataError as error:
-        _LOG.warning("reading the data set again: %s", error)
-        return None
-    if index is None:
+    if not path.is_file():  # a pipe would be waited for
         _LOG.info("no saved index %s: reading the data set", path)
-    elif index.fingerprint != current:
-        _LOG.info("the data set has changed since %s was saved: reading it again", path)
         return None
-    return index
+    try:
+        index = SampleIndex.load(path)
+    except BROKEN as error:
+        _LOG.warning("%s: no index of samples (%.300r): reading the data set again", path, error)
+        return None
+    if index.fingerprint == current:
+        return index
+    _LOG.info("the data set has changed since %s was saved: reading it again", path)
+    return None
 
 
 def join_categories(
@@ -218,33 +177,26 @@ def join_categories(
 ) -> dict[int, int]:
     """Numbers of a file's categories over all files of an object, by its own: one for each name.
 
-    A new name keeps its number; where that belongs to another name, it gets the next free one,
-    provided that the file holds that other name, too, and so counts in its own way.
-
-    known: number and file of each name so far; new ones are added.  names: of all categories by the
-    file's own numbers.  used: the numbers that its annotations have.
+    A new name keeps its number; where another name of the same file has that, it gets the next free
+    one.  known: number and file of each name so far; new ones are added.  names: of all categories
+    by the file's own numbers.  used: the numbers that its annotations have.
     Raises DataError, with both files, where a number stands for one name here and for another one
     there, or two names differ only in case, blanks or Unicode form.
     """
-    owner = {number: name for name, (number, _) in known.items()}
-    spelt = {" ".join(plain(name).split()): name for name in known}
     for number in used:
         name = names[number]
         if name in known:
             continue
-        if other := spelt.get(" ".join(plain(name).split())):
-            raise DataError(
-                f"{file}: category {name!r:.200} is spelt {other!r:.200} in {known[other][1]}; "
-                "spell it alike where it is the same, else give it another name"
-            )
-        taken = owner.get(number)
-        if taken is not None and taken not in names.values():
-            raise DataError(
-                f"{file}: category {number} is {name!r:.200}, but in {known[taken][1]} it is "
-                f"{taken!r:.200}; call it the same in both where it is the same, else give it a "
-                "number of its own"
-            )
+        for other, (taken, source) in known.items():
+            is_alike = _spelling(other) == _spelling(name)
+            if is_alike or (taken == number and other not in names.values()):
+                fault = f"category {number} is {name!r:.200}, but in {source} it is {other!r:.200}"
+                remedy = "spell them alike if they are the same, else change name and number of one"
+                raise DataError(f"{file}: {fault}; {remedy}")
         in_use = {value for value, _ in known.values()}
         known[name] = (max(in_use | set(names)) + 1 if number in in_use else number), file
-        spelt[" ".join(plain(name).split())] = name
     return {number: known[names[number]][0] for number in used}
+
+
+def _spelling(name: str) -> str:
+    return " ".join(plain(name).split())

@@ -34,10 +34,10 @@ DS_SPECTRUM_TEST = _names(
 
 
 def split_objects(name: str, split: int) -> tuple[list[str], list[str]]:
-    """Objects (train, test) of a data set by DATASET.name, with or without _ND, and DATASET.split.
+    """Objects (train, test) by DATASET.name, with or without _ND, and DATASET.split (0 to 2).
 
-    DS_Spectrum_DS tests a model that was trained on VISION V1: no training objects, the same for
-    every split. Raises ConfigError for a name or split (0 to 2) that was not published.
+    DS_Spectrum_DS tests a model that was trained on VISION V1: it has no training objects, and the
+    same test objects in every split. Raises ConfigError for what was not published.
     """
     if split not in range(3):
         raise ConfigError(f"DATASET.split is {split!r}; expected 0, 1 or 2")
@@ -49,7 +49,5 @@ def split_objects(name: str, split: int) -> tuple[list[str], list[str]]:
             return [name for group in others for name in group], list(DS_SPECTRUM_TEST[split])
         case "DS_Spectrum_DS":
             return [], list(CROSS_DOMAIN_TEST)
-    raise ConfigError(
-        f"DATASET.name {name!r} has no published split; name the objects in DATASET.train_objects "
-        "and DATASET.test_objects"
-    )
+    remedy = "name the objects in DATASET.train_objects and DATASET.test_objects"
+    raise ConfigError(f"DATASET.name {name!r} has no published split; {remedy}")

@@ -1,8 +1,12 @@
 """The data sets by DATASET.name; a new one is a module here and a line in READERS.
 
-A reader is a module with a `kind` and the functions that jobs of that kind call:
+A reader is a module with a `kind` and the functions that jobs of that kind call. `key` is the
+setting that holds root, which errors name.
 
-- "episodes": `datasets.samples.SampleReader`; its samples become queries and supports.
+- "episodes", samples that become queries and supports: `read_object(root, object, key)`, the
+  samples of one object and a line for each kind of thing that was left out;
+  `source_files(root, object, key)`, the files whose change makes a saved index stale;
+  `normal_images(root, object, key)`, images without defect, sorted; `has_object(root, object)`.
 - "anomaly": `objects`, the names of all of them, and `read_object(root, name, key)`, which returns
   an `AnomalyObject`.
 - "open_domain": `read_open_domain(root, object, key)`.
@@ -10,11 +14,11 @@ A reader is a module with a `kind` and the functions that jobs of that kind call
 
 from __future__ import annotations
 
-import difflib
 from types import ModuleType
 
 from datasets.readers import ds_spectrum, mvtec, open_domain, visa, vision_v1
 from datasets.splits import NATIVE_SUFFIX
+from method_config.values import hint
 from utils.errors import ConfigError
 
 READERS: dict[str, ModuleType] = {
@@ -28,14 +32,10 @@ READERS: dict[str, ModuleType] = {
 
 
 def reader_of(name: str) -> ModuleType:
-    """The reader of a data set by DATASET.name, with or without _ND.
-
-    Raises ConfigError for an unknown name.
-    """
+    """The reader of a data set by DATASET.name, with or without _ND; ConfigError if unknown."""
     base = name.removesuffix(NATIVE_SUFFIX)
     if base in READERS:
         return READERS[base]
-    near = difflib.get_close_matches(base, READERS, n=1)
-    hint = f". Did you mean {near[0]}{name[len(base) :]}?" if near else ""
     expected = f"one of {', '.join(READERS)}, each also with {NATIVE_SUFFIX}"
-    raise ConfigError(f"DATASET.name is {name!r:.200}, expected {expected}{hint}")
+    near = hint(name, [*READERS, *(known + NATIVE_SUFFIX for known in READERS)], "")
+    raise ConfigError(f"DATASET.name is {name!r:.200}, expected {expected}. {near}".strip())

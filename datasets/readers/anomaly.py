@@ -23,10 +23,7 @@ NORMAL = "good"  # what the data sets call an image without defect
 
 @dataclass(frozen=True)
 class AnomalyImage:
-    """A test image.
-
-    defect: its kind, "good" for a normal image.  mask: where the defect is; None if normal.
-    """
+    """A test image; its defect's kind is "good", and its mask None, where it is normal."""
 
     image: Path
     defect: str
@@ -48,26 +45,22 @@ class AnomalyObject:
 
     def files(self) -> list[Path]:
         """All images and masks."""
-        return [
-            *self.normal,
-            *(path for item in self.test for path in (item.image, item.mask) if path),
-        ]
+        pairs = [(item.image, item.mask) for item in self.test]
+        return [*self.normal, *(path for pair in pairs for path in pair if path)]
 
 
 def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
     """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}; zeros if it is normal.
 
-    A warning names a mask that marks nothing. Raises DataError for a mask that cannot be read or
-    has another size.
+    A warning names a mask that marks nothing. Raises DataError for one of another size.
     """
     if item.mask is None:
         return np.zeros(size, np.uint8)
     mask = turned_back(read_mask(item.mask), item.image, item.mask)
     if mask.shape != tuple(size):
-        raise DataError(
-            f"{item.mask} is {mask.shape[0]} x {mask.shape[1]} (h x w), but its image {item.image} "
-            f"is {size[0]} x {size[1]}; a mask needs the size of its image"
-        )
+        own, other = (f"{height} x {width}" for height, width in (mask.shape, size))
+        fault = f"is {own} (h x w), but its image {item.image} is {other}"
+        raise DataError(f"{item.mask} {fault}; a mask needs the size of its image")
     if not mask.any():
         doubt = f"its image is one of {item.defect}; mend the mask"
         warn_once(_LOG, f"{item.mask} marks nothing, but {doubt}")
@@ -79,8 +72,8 @@ def draw_normal(
 ) -> list[Path]:
     """`shot` different normal images of an object, drawn from the seed and its name alone.
 
-    A larger shot starts with the images of a smaller one. key: the setting that holds shot, named
-    in errors. Raises DataError where there are fewer images.
+    A larger shot starts with the images of a smaller one. Raises DataError where there are fewer
+    images; it names `key`, the setting that holds shot.
     """
     if len(images) < shot:
         remedy = f"set it to at most {len(images)}"

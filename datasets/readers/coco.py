@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -19,17 +18,13 @@ from datasets.rle import Rle, polygon_corners, rle_box, rle_of_annotation, rle_o
 from utils.errors import DataError
 from utils.warn_once import warn_once
 
-# Keys that entries need, besides an integer id: type and its name
-_TEXT, _NUMBER = ((str,), "a string"), ((int,), "an integer")
+# what entries need, besides an integer id
 _NEEDED = {
-    "images": {"file_name": _TEXT, "height": _NUMBER, "width": _NUMBER},
-    "categories": {"name": _TEXT},
-    "annotations": {
-        "image_id": _NUMBER,
-        "category_id": _NUMBER,
-        "segmentation": ((list, dict), "polygons or run lengths"),
-    },
+    "images": {"file_name": str, "height": int, "width": int},
+    "categories": {"name": str},
+    "annotations": {"image_id": int, "category_id": int, "segmentation": (list, dict)},
 }
+_EXPECTED = {str: "a string", int: "an integer", (list, dict): "polygons or run lengths"}
 _NOUNS = {"images": "image", "categories": "category", "annotations": "annotation"}
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")  # JSON can spell what no file name can hold
 _LOG = logging.getLogger(__name__)
@@ -65,33 +60,34 @@ def read_coco(path: Path) -> CocoFile:
     """
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        cut = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string")
-        remedy = "it ends too early, copy it again" if cut else "mend it there, or export it again"
+    except (ValueError, RecursionError) as error:
+        remedy = "mend it there, or export it again"
+        if isinstance(error, json.JSONDecodeError) and (
+            not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string")
+        ):
+            remedy = "it ends too early, copy it again"
         raise DataError(f"{path}: not valid JSON ({error!s:.200}); {remedy}") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise DataError(f"{path}: not valid JSON ({error!s:.200}); export it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with images, annotations and categories")
     images, categories = (_entries(path, content, key) for key in ("images", "categories"))
-    by_id = {image["id"]: image for image in images}
     for image in images:
         name = PurePosixPath(image["file_name"])
         if name.is_absolute() or ".." in name.parts or not name.parts:
-            raise DataError(
-                f"{path}: image {image['id']}: file_name {image['file_name']!r:.200} must be "
-                f"relative to {path.parent}, without .."
-            )
+            fault = f"image {image['id']}: file_name {image['file_name']!r:.200} must be"
+            raise DataError(f"{path}: {fault} relative to {path.parent}, without ..")
         image["file_name"] = name.as_posix()  # the same however it is spelt
     names = {entry["id"]: entry["name"] for entry in categories}
-    coco = CocoFile(path, by_id, names, {})
+    coco = CocoFile(path, {image["id"]: image for image in images}, names, {})
     annotations = _entries(path, content, "annotations")
     boxes, sizes = [], []
     for annotation in annotations:
         image_id, category = annotation["image_id"], annotation["category_id"]
         where = f"{path}: annotation {annotation['id']}"
-        for key, number, known in (("images", image_id, by_id), ("categories", category, names)):
-            if number not in known:
+        for key, number, ids in (
+            ("images", image_id, coco.images),
+            ("categories", category, names),
+        ):
+            if number not in ids:
                 noun = f"{_NOUNS[key]} {number!r}"
                 raise DataError(f"{where} belongs to {noun}, which {key!r} does not list")
         sizes.append(coco.size(image_id))
@@ -118,12 +114,13 @@ def _entries(path: Path, content: dict, key: str) -> list[dict]:
         if entry["id"] in ids:
             raise DataError(f"{where}: two of {key!r} have this id; ids must be unique")
         ids.add(entry["id"])
-        for name, (types, expected) in _NEEDED[key].items():
-            if type(entry.get(name)) not in types:
-                value = f"{entry[name]!r:.40}" if name in entry else "missing"
-                raise DataError(f"{where}: {name!r} is {value}, expected {expected}")
-            if types == (str,) and _NO_TEXT.search(entry[name]):
-                raise DataError(f"{where}: {name!r} is {entry[name]!a:.80}, which no name can be")
+        for name, kind in _NEEDED[key].items():
+            value = entry.get(name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                fault = f"{value!r:.40}" if name in entry else "missing"
+                raise DataError(f"{where}: {name!r} is {fault}, expected {_EXPECTED[kind]}")
+            if kind is str and _NO_TEXT.search(value):
+                raise DataError(f"{where}: {name!r} is {value!a:.80}, which no name can be")
     return entries
 
 
@@ -144,56 +141,40 @@ def _shape(segmentation: list | dict, size: tuple[int, int]) -> tuple[Rle, Seque
     return rle, (*corners.min(0), *corners.max(0))
 
 
-def _doubts(
-    annotations: list[dict], boxes: list[Sequence[float]], sizes: list[tuple[int, int]]
-) -> Iterator[str]:
+def _doubts(annotations: list[dict], boxes: list, sizes: list[tuple[int, int]]) -> Iterator[str]:
     """What seems wrong with shapes that are not where their entries say, or not in pixels."""
     boxes, limits = np.array(boxes, float), np.array(sizes)[:, [1, 0, 1, 0]]
     beside = np.array([_bbox_and_area(annotation) for annotation in annotations])
-    polygons = [isinstance(a["segmentation"], list) and a["segmentation"] for a in annotations]
+    shapes = (annotation["segmentation"] for annotation in annotations)
+    polygons = [shape if isinstance(shape, list) else () for shape in shapes]
     drawn = np.array(list(map(bool, polygons))) & (limits.min(1) > 2)
-    count = int(drawn.sum())
     shares = drawn & (boxes.min(1) >= -0.05) & (boxes.max(1) <= 1.05)
-    if count and shares.sum() >= 0.95 * count:
-        yield (
-            f"{'all' if shares.sum() == count else 'nearly all'} coordinates lie between 0 and 1, "
-            "as shares of the image do, so that each shape is a pixel in the corner; COCO counts "
-            "pixels: multiply x by the width and y by the height"
-        )
-        return
     contradicts = _contradicts(boxes, beside, limits)
-    if contradicts.any():
-        first = int(contradicts.argmax())
-        entry, (left, top, right, bottom) = annotations[first], boxes[first]
-        question = "is the image's size theirs, and do they go down the columns?"
-        if polygons[first]:
-            question = "are its coordinates pixels x0, y0, x1, y1, ...?"
-        says = ", ".join(f"{k} {entry[k]!s:.80}" for k in ("bbox", "area") if k in entry)
-        yield (
-            f"the shapes of {contradicts.sum()} of {len(boxes)} annotations do not lie where the "
-            f"same entry says, such as annotation {entry['id']}: {says}, but its shape has the "
-            f"bbox [{left:g}, {top:g}, {right - left:g}, {bottom - top:g}]; {question}"
-        )
     few = np.array([max(map(len, shape or [()])) < 6 for shape in polygons])
     is_line = np.minimum(beside[:, 2] - beside[:, 0], beside[:, 3] - beside[:, 1]) <= 2
-    thin = drawn & few & ~contradicts & ~is_line
-    if thin.any():
-        yield (
-            f"the polygons of {thin.sum()} annotations, such as "
-            f"{annotations[thin.argmax()]['id']}, have one or two corners, so that they mark a "
-            "pixel or a line; give all corners"
-        )
-    chance = np.minimum(1, 100 / limits[drawn, :2]).prod()  # that larger images have no more
-    if chance < 0.01 and (boxes[drawn] <= 100).all() and not contradicts.any():
-        yield "all coordinates lie between 0 and 100, as percentages do; COCO counts pixels"
     outside = drawn & (_area(np.clip(boxes, 0, limits)) < 0.5 * _area(boxes))
-    if 2 * outside.sum() > count:
-        first = int(outside.argmax())
-        yield (
-            f"the shapes of {outside.sum()} annotations, such as {annotations[first]['id']}, lie "
-            f"for the most part outside their image, which is listed as {sizes[first]} (h, w); do "
-            "they count the pixels of an image of another size?"
-        )
+    outside &= 2 * outside.sum() > drawn.sum()
+    chance = np.minimum(1, 100 / limits[drawn, :2]).prod()  # that larger images have no more
+    percent = chance < 0.01 and (boxes[drawn] <= 100).all() and not contradicts.any()
+    doubts = [
+        (contradicts, "do not lie where the same entry says; are they pixels of the image?"),
+        (drawn & few & ~contradicts & ~is_line, "have one or two corners; give all corners"),
+        (drawn & percent, "lie between 0 and 100, as percentages do; COCO counts pixels"),
+        (outside, "lie for the most part outside their image; was it resized?"),
+    ]
+    if drawn.any() and shares.sum() >= 0.95 * drawn.sum():
+        fault = "lie between 0 and 1, as shares do; multiply x by the width, y by the height"
+        doubts = [(shares, fault)]
+    for which, fault in doubts:
+        if which.any():
+            first = int(which.argmax())
+            entry, (left, top, right, bottom) = annotations[first], boxes[first]
+            box = f"[{left:g}, {top:g}, {right - left:g}, {bottom - top:g}]"
+            yield (
+                f"the shapes of {which.sum()} of {len(boxes)} annotations, such as {entry['id']} "
+                f"(at {box} in an image of {sizes[first]} (h, w), its bbox "
+                f"{entry.get('bbox')!s:.80} and area {entry.get('area')!s:.80}), {fault}"
+            )
 
 
 def _contradicts(boxes: np.ndarray, beside: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -213,13 +194,10 @@ def _contradicts(boxes: np.ndarray, beside: np.ndarray, limits: np.ndarray) -> n
 def _bbox_and_area(annotation: dict) -> list[float]:
     """Left, top, right, bottom and area that an entry gives; NaN for what is no use."""
     box, area = annotation.get("bbox"), annotation.get("area")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        box = [math.nan] * 4
-    return [*box[:2], box[0] + box[2], box[1] + box[3], area if _is_number(area) else math.nan]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e15
+    numbers = [*box, area] if isinstance(box, list) and len(box) == 4 else [None] * 4 + [area]
+    is_number = [type(value) in (int, float) and abs(value) < 1e15 for value in numbers]
+    x, y, w, h = numbers[:4] if all(is_number[:4]) else [math.nan] * 4
+    return [x, y, x + w, y + h, area if is_number[4] else math.nan]
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

@@ -12,16 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.folders import (
-    ANY_PATH_KEY,
-    list_images,
-    missing_object,
-    named_files,
-    pair_masks,
-    refuse_other_spelling,
-    subfolders,
-    warn_unread,
-)
+from datasets import folders
 from datasets.masks import read_labels
 from datasets.orientation import turned_back
 from datasets.rle import rle_encode
@@ -33,20 +24,18 @@ kind = "episodes"
 _LOG = logging.getLogger(__name__)
 _NORMAL = "good"  # folder of images without defect
 _COLOURED = ("rbg_mask", "rgb_mask")  # folders of the download that show the masks in colours
-_VISION_SUFFIX = "_VISION"
 
 
-@named_files()
+@folders.named_files()
 def read_object(
-    root: str | Path, object: str, key: str = ANY_PATH_KEY
+    root: Path, object: str, key: str = folders.ANY_PATH_KEY
 ) -> tuple[list[Sample], list[str]]:
     """Samples of one object, sorted by (image, category), and notes on what was left out.
 
     Every value above 0 in a mask is a sample of that category. object: its name in the published
-    splits. key: the setting that holds root, named in errors.
-    Raises DataError where the object or a mask is missing, or a mask is not of its image's size.
+    splits. Raises DataError where the object or a mask is missing, or a mask has another size.
     """
-    folder = _object_folder(Path(root), object, key)
+    folder = _object_folder(root, object, key)
     pairs, samples, black = _pairs(folder), [], 0
     for image, mask in pairs:
         labels = turned_back(read_labels(mask), image, mask)
@@ -56,35 +45,29 @@ def read_object(
         for category in categories:
             rle = rle_encode(labels == category)
             samples.append(Sample(relative, object, category, str(category), rle))
-    warn_unread(
-        folder,
-        [path for pair in pairs for path in pair],
-        "images are read from image/ and image/DEFECT/, their masks from mask/ and mask/DEFECT/",
-        masks=["mask"],
-        silent=[_NORMAL, *_COLOURED],
-    )
+    expected = "images are read from image/ and image/DEFECT/, masks from mask/ and mask/DEFECT/"
+    read = [path for pair in pairs for path in pair]
+    folders.warn_unread(folder, read, expected, masks=["mask"], silent=[_NORMAL, *_COLOURED])
     values = {sample.category for sample in samples}
     if 255 in values and len(values) > 1 and min(values) < 32:
-        warn_once(
-            _LOG,
-            f"{folder}: its masks hold class 255 beside classes such as {min(values)}; 255 stands "
-            "for 'not sure', or for any defect, in many tools; is it a class of its own?",
-        )
+        fact = f"its masks hold class 255 beside classes such as {min(values)}"
+        doubt = "255 stands for 'not sure', or for any defect, in many tools"
+        warn_once(_LOG, f"{folder}: {fact}; {doubt}; is it a class of its own?")
     notes = [f"{folder}: {black} of {len(pairs)} masks are black and left out"] if black else []
     return samples, notes
 
 
-@named_files()
-def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
+@folders.named_files()
+def source_files(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
     """Images and masks of one object. Raises DataError as read_object."""
-    return [path for pair in _pairs(_object_folder(Path(root), object, key)) for path in pair]
+    return [path for pair in _pairs(_object_folder(root, object, key)) for path in pair]
 
 
-@named_files()
-def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
+@folders.named_files()
+def normal_images(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
     """Images in image/good/ of one object, sorted; none without that folder."""
-    folder = _object_folder(Path(root), object, key) / "image" / _NORMAL
-    return list_images(folder) if folder.is_dir() else []
+    folder = _object_folder(root, object, key) / "image" / _NORMAL
+    return folders.list_images(folder) if folder.is_dir() else []
 
 
 def has_object(root: Path, object: str) -> bool:
@@ -93,16 +76,15 @@ def has_object(root: Path, object: str) -> bool:
 
 
 def _candidates(root: Path, name: str) -> list[Path]:
-    if name.endswith(_VISION_SUFFIX):
-        return [root / name, root / "DS-VISION" / name.removesuffix(_VISION_SUFFIX)]
-    return [root / name, root / "DS-MVTec" / name]
+    group = "DS-VISION" if name.endswith("_VISION") else "DS-MVTec"
+    return [root / name, root / group / name.removesuffix("_VISION")]
 
 
 def _object_folder(root: Path, name: str, key: str) -> Path:
     candidates = _candidates(root, name)
     found = [folder for folder in candidates if folder.is_dir()]
     if not found:
-        raise missing_object(root, candidates, key, ("", "DS-MVTec", "DS-VISION"))
+        raise folders.missing_object(root, candidates, key, ("", "DS-MVTec", "DS-VISION"))
     if len(found) > 1:
         warn_once(_LOG, f"{name} is read from {found[0]}; {found[1]} is there, too, and left out")
     return found[0]
@@ -110,15 +92,13 @@ def _object_folder(root: Path, name: str, key: str) -> Path:
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """(image, mask) of every image, sorted by image; each has a mask of its size."""
-    image_root, mask_root = folder / "image", folder / "mask"
-    for needed in (image_root, mask_root):
-        if not needed.is_dir():
-            expected = "an object of Defect Spectrum has image/ and mask/"
-            raise DataError(f"{needed}: no such folder; {expected}")
-    refuse_other_spelling(image_root, _NORMAL)
-    places = [image_root, *(path for path in subfolders(image_root) if path.name != _NORMAL)]
-    return [
-        pair
-        for place in places
-        for pair in pair_masks(list_images(place), mask_root / place.relative_to(image_root))
-    ]
+    images, masks = folder / "image", folder / "mask"
+    if missing := [folder for folder in (images, masks) if not folder.is_dir()]:
+        expected = "an object of Defect Spectrum has image/ and mask/"
+        raise DataError(f"{missing[0]}: no such folder; {expected}")
+    folders.refuse_other_spelling(images, _NORMAL)
+    pairs = folders.pair_masks(folders.list_images(images), masks)
+    for place in folders.subfolders(images):
+        if place.name != _NORMAL:
+            pairs += folders.pair_masks(folders.list_images(place), masks / place.name)
+    return pairs

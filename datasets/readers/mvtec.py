@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.folders import (
-    ANY_PATH_KEY,
-    list_images,
-    missing_object,
-    named_files,
-    pair_masks,
-    refuse_other_spelling,
-    some_images,
-    subfolders,
-    warn_unread,
-)
+from datasets import folders
 from datasets.readers.anomaly import NORMAL, AnomalyImage, AnomalyObject
 from utils.errors import DataError
 
@@ -26,38 +16,32 @@ _NAMES = (
 MVTEC_OBJECTS = objects = tuple(_NAMES.split())
 
 
-@named_files()
-def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> AnomalyObject:
+@folders.named_files()
+def read_object(root: Path, name: str, key: str = folders.ANY_PATH_KEY) -> AnomalyObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    The mask of test/DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask or NAME with any image suffix.
-    key: the setting that holds root, named in errors.
-    Raises DataError where the object or its images are missing, an abnormal image has no mask, or a
+    Raises DataError where the object, its images or the mask of an abnormal image are missing, or a
     mask is not of its image's size.
     """
-    folder = Path(root) / name
+    folder = root / name
     if not folder.is_dir():
-        raise missing_object(Path(root), [folder], key)
-    kinds = [path.name for path in subfolders(folder / "test")]
-    refuse_other_spelling(folder, "train", "test", "ground_truth")
-    refuse_other_spelling(folder / "test", NORMAL)  # it would be a kind of defect
-    refuse_other_spelling(folder / "ground_truth", *kinds)
+        raise folders.missing_object(root, [folder], key)
+    kinds = [path.name for path in folders.subfolders(folder / "test")]
+    folders.refuse_other_spelling(folder, "train", "test", "ground_truth")
+    folders.refuse_other_spelling(folder / "test", NORMAL)  # it would be a kind of defect
+    folders.refuse_other_spelling(folder / "ground_truth", *kinds)
     test = []
     for defect in kinds:
-        images = list_images(folder / "test" / defect)
+        images = folders.list_images(folder / "test" / defect)
         pairs = [(image, None) for image in images]
         if defect != NORMAL:
-            pairs = pair_masks(images, folder / "ground_truth" / defect)
+            pairs = folders.pair_masks(images, folder / "ground_truth" / defect)
         test += [AnomalyImage(image, defect, mask) for image, mask in pairs]
-    item = AnomalyObject(name, some_images(training_folder(folder)), test)
-    expected = f"images are read from train/{NORMAL}/, test/{NORMAL}/ and test/DEFECT/, masks from "
-    warn_unread(folder, item.files(), f"{expected}ground_truth/DEFECT/", masks=["ground_truth"])
+    item = AnomalyObject(name, folders.some_images(folder / "train" / NORMAL), test)
+    expected = f"images are read from train/{NORMAL}/, test/{NORMAL}/ and test/DEFECT/"
+    expected += ", masks from ground_truth/DEFECT/"
+    folders.warn_unread(folder, item.files(), expected, masks=["ground_truth"])
     if not test:
         expected = f"expected test/{NORMAL}/ and one folder per kind of defect"
         raise DataError(f"{folder / 'test'}: no images; {expected}")
     return item
-
-
-def training_folder(folder: Path) -> Path:
-    """Where the normal training images of an object's folder lie."""
-    return folder / "train" / NORMAL

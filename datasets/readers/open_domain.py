@@ -12,25 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.folders import (
-    ANY_PATH_KEY,
-    list_images,
-    match_masks,
-    missing_object,
-    named_files,
-    pair_masks,
-    refuse_other_spelling,
-    some_images,
-    subfolders,
-    warn_unread,
-)
+from datasets import folders
 from datasets.masks import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 from utils.warn_once import warn_once
 
 kind = "open_domain"
-NORMAL = "good"  # folder of support images without defect
-RESERVED = (NORMAL, "image", "mask")  # folders of support that are no types
+_NORMAL = "good"  # folder of support images without defect
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,71 +42,66 @@ class OpenDomainObject:
         return f"{self.name}/{kind}" if kind else self.name
 
 
-@named_files()
-def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> OpenDomainObject:
+@folders.named_files()
+def read_open_domain(
+    root: str | Path, object: str, key: str = folders.ANY_PATH_KEY
+) -> OpenDomainObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    The mask of NAME.jpg is NAME_mask or NAME with any image suffix. key: the setting that holds
-    root, named in errors. Raises DataError where folders or images are missing, a support has no
-    mask, or a mask is not of its image's size.
+    Raises DataError where folders or images are missing, a support has no mask, or a mask is not of
+    its image's size.
     """
-    folder = Path(root) / object
+    folder = Path(root, object)
     if not folder.is_dir():
-        raise missing_object(Path(root), [folder], f"DATASET.open_domain_test_object and {key}")
+        keys = f"DATASET.open_domain_test_object and {key}"
+        raise folders.missing_object(Path(root), [folder], keys)
     support, labels = folder / "support", folder / "query" / "true_label"
-    refuse_other_spelling(folder, "support", "query")
-    refuse_other_spelling(support, NORMAL)  # it would be a type of defect
-    refuse_other_spelling(folder / "query", "true_label")
+    folders.refuse_other_spelling(folder, "support", "query")
+    folders.refuse_other_spelling(support, _NORMAL)  # it would be a type of defect
+    folders.refuse_other_spelling(folder / "query", "true_label")
     types = _types(support)
-    refuse_other_spelling(labels, *types)
-    supports = {
-        name: pair_masks(some_images(support / name / "image"), support / name / "mask")
-        for name in types or [""]
-    }
-    normal = []
-    if (support / NORMAL).is_dir():  # images in it and in image/ below; either may be missing
-        inner = support / NORMAL / "image"
-        normal = list_images(inner) if inner.is_dir() else []
-        normal = normal + list_images(support / NORMAL) or some_images(support / NORMAL)
-    queries = some_images(folder / "query" / "image")
-    if types and labels.is_dir() and (flat := list_images(labels)):
+    folders.refuse_other_spelling(labels, *types)
+    supports = {}
+    for name in types or [""]:
+        images = folders.some_images(support / name / "image")
+        supports[name] = folders.pair_masks(images, support / name / "mask")
+    normal, inner = [], support / _NORMAL / "image"
+    if inner.parent.is_dir():  # images in it and in image/ below; either may be missing
+        normal = folders.list_images(inner) if inner.is_dir() else []
+        normal = normal + folders.list_images(inner.parent) or folders.some_images(inner.parent)
+    queries = folders.some_images(folder / "query" / "image")
+    if types and labels.is_dir() and (flat := folders.list_images(labels)):
         remedy = f"put true labels into {labels}/TYPE, one of {', '.join(types)}"
         raise DataError(f"{flat[0]} tells no type; {remedy}")
-    found = {name: match_masks(queries, labels / name) for name in supports}
-    true_labels = {
-        name: {query.name: mask for query, mask in masks.items()} for name, masks in found.items()
-    }
     read = [path for pairs in supports.values() for pair in pairs for path in pair]
-    read += [*normal, *queries, *(mask for masks in found.values() for mask in masks.values())]
-    warn_unread(
-        folder,
-        read,
-        f"images are read from {'support/TYPE/image' if types else 'support/image'}, "
-        f"support/{NORMAL} and query/image themselves, masks beside image/ and true labels from "
-        "query/true_label",
-        masks=["mask", "true_label"],
+    read += [*normal, *queries]
+    true_labels = {}
+    for name in supports:
+        masks = folders.match_masks(queries, labels / name)
+        true_labels[name] = {query.name: mask for query, mask in masks.items()}
+        read += masks.values()
+    expected = (
+        f"images are read from support/{'TYPE/' if types else ''}image, support/{_NORMAL} and "
+        "query/image themselves, masks beside image/ and true labels from query/true_label"
     )
+    folders.warn_unread(folder, read, expected, masks=["mask", "true_label"])
     return OpenDomainObject(object, supports, normal, queries, true_labels)
 
 
 def _types(support: Path) -> list[str]:
-    """Types of defect, one folder each, sorted; none where supports lie in support/image itself.
-
-    A folder of another content is no type; a warning names it.
-    """
-    inside = support.iterdir() if support.is_dir() else []
-    folders = sorted(
-        p for p in inside if p.is_dir() and p.name not in RESERVED and not p.name.startswith(".")
-    )
-    types = [p.name for p in folders if (p / "image").is_dir() or (p / "mask").is_dir()]
+    """Types of defect, one folder each, sorted; none where supports lie in support/image itself."""
+    inside = sorted(support.iterdir()) if support.is_dir() else []
+    others = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    others = [path for path in others if path.name not in (_NORMAL, "image", "mask")]
+    types = [p.name for p in others if (p / "image").is_dir() or (p / "mask").is_dir()]
     if (support / "image").is_dir():
         if types:
             remedy = "keep supports in one of the two layouts"
             raise DataError(f"{support} has image/ and the types {', '.join(types)}; {remedy}")
         return []
-    for folder in folders:
+    for folder in others:
         if folder.name not in types:
-            found = "".join(f", but {path.name}/" for path in subfolders(folder)[:1])
+            found = "".join(f", but {path.name}/" for path in folders.subfolders(folder)[:1])
             fault = f"is no type of defect: it has no image/ and mask/{found}"
             warn_once(_LOG, f"{folder} {fault}")
     return types
@@ -132,10 +115,8 @@ def category_mask(path: str | Path, category: int, category_num: int) -> np.ndar
     """
     key = "DATASET.open_domain_object_category_num"
     if not 0 <= category < category_num:
-        raise ConfigError(
-            f"DATASET.open_domain_specific_defect_category is {category}; expected "
-            f"0..{category_num - 1}, since {key} is {category_num}"
-        )
+        expected = f"expected 0..{category_num - 1}, since {key} is {category_num}"
+        raise ConfigError(f"DATASET.open_domain_specific_defect_category is {category}; {expected}")
     if category_num == 1:
         return read_mask(path)
     values = read_labels(path)

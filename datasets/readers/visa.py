@@ -11,14 +11,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from datasets.folders import (
-    ANY_PATH_KEY,
-    find_listed,
-    missing_object,
-    named_files,
-    read_text,
-    warn_unread,
-)
+from datasets import folders
 from datasets.orientation import check_same_size
 from datasets.readers import mvtec
 from datasets.readers.anomaly import NORMAL, AnomalyImage, AnomalyObject
@@ -33,23 +26,19 @@ TABLE = Path("split_csv", "1cls.csv")
 _COLUMNS = ("object", "split", "label", "image", "mask")
 _WORDS = {"split": ("train", "test"), "label": ("normal", "anomaly")}
 _DEFECT = "bad"  # the one kind of defect, named as in the converted layout
-Row = dict[str, str]  # cells by column; "where": file and line, for errors
 
 
-@named_files()
-def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> AnomalyObject:
+@folders.named_files()
+def read_object(root: Path, name: str, key: str = folders.ANY_PATH_KEY) -> AnomalyObject:
     """Finds and matches the files of one object; pixels are read later.
 
-    An object that has train/good is read as by mvtec.read_object, every other by the table. Only
-    normal images of the split train are training images; abnormal ones of that split are left out.
-    key: the setting that holds root, named in errors.
-    Raises DataError where the object, its images or the table are missing, a row does not fit, an
-    abnormal image has no mask, or a mask is not of its image's size.
+    An object that has train/good is read as by mvtec.read_object, every other by the table, of
+    which abnormal images of the split train are left out. Raises DataError where something is
+    missing, a row does not fit, or a mask is not of its image's size.
     """
-    root, table = Path(root), Path(root) / TABLE
+    table, converted = root / TABLE, root / name / "train" / NORMAL
     if not (root / name).is_dir():
-        raise missing_object(root, [root / name], key)
-    converted = mvtec.training_folder(root / name)
+        raise folders.missing_object(root, [root / name], key)
     if converted.is_dir():
         return mvtec.read_object(root, name, key)
     if not table.is_file():
@@ -59,33 +48,30 @@ def read_object(root: str | Path, name: str, key: str = ANY_PATH_KEY) -> Anomaly
         )
     rows = _rows_of(table, name)
     names = (row[column] for row in rows for column in ("image", "mask"))
-    there = find_listed(root, names, table)
-    chosen = [row for row in rows if (row["split"], row["label"]) == ("train", "normal")]
-    normal = sorted(_file(row, there, "image") for row in chosen)
-    test = [_test_image(row, there) for row in rows if row["split"] == "test"]
-    item = AnomalyObject(name, normal, sorted(test, key=lambda image: image.image))
+    there = folders.find_listed(root, names, table)
+    normal, test = [], []
+    for row in rows:
+        if row["split"] == "test":
+            test.append(_test_image(row, there))
+        elif row["label"] == "normal":
+            normal.append(_file(row, there, "image"))
+    item = AnomalyObject(name, sorted(normal), sorted(test, key=lambda image: image.image))
     expected = f"what {TABLE} lists as normal for the training, or for the test, is"
-    warn_unread(root / name, item.files(), expected)
+    folders.warn_unread(root / name, item.files(), expected)
     for images, split, label in ((normal, "train", "normal"), (test, "test", "normal or anomaly")):
         if not images:
             raise DataError(f"{table}: no row of {name} with split {split} and label {label}")
     if twice := [file for file, count in Counter(item.files()).items() if count > 1]:
-        raise DataError(
-            f"{table} lists {twice[0]} twice; a test image must not be a training image too, and a "
-            "mask belongs to one image"
-        )
+        remedy = "a test image must not be a training image too, and a mask belongs to one image"
+        raise DataError(f"{table} lists {twice[0]} twice; {remedy}")
     return item
 
 
-def _test_image(row: Row, there: dict[str, Path]) -> AnomalyImage:
-    image = _file(row, there, "image")
-    is_normal = row["label"] == "normal"
-    if is_normal and row["mask"]:
-        remedy = "empty it or set label to anomaly"
-        raise DataError(f"{row['where']}: {image} has the label normal, but a mask; {remedy}")
-    if not is_normal and not row["mask"]:
-        remedy = "name one in the column mask"
-        raise DataError(f"{row['where']}: {image} has the label anomaly, but no mask; {remedy}")
+def _test_image(row: dict[str, str], there: dict[str, Path]) -> AnomalyImage:
+    image, is_normal = _file(row, there, "image"), row["label"] == "normal"
+    if is_normal == bool(row["mask"]):
+        fault = f"has the label {row['label']}, but {'a' if is_normal else 'no'} mask"
+        raise DataError(f"{row['where']}: {image} {fault}; mend one of the two columns")
     if is_normal:
         return AnomalyImage(image, NORMAL, None)
     mask = _file(row, there, "mask")
@@ -93,7 +79,7 @@ def _test_image(row: Row, there: dict[str, Path]) -> AnomalyImage:
     return AnomalyImage(image, _DEFECT, mask)
 
 
-def _file(row: Row, there: dict[str, Path], column: str) -> Path:
+def _file(row: dict[str, str], there: dict[str, Path], column: str) -> Path:
     """The file that a column names, below the root."""
     where, relative = f"{row['where']}: {column}", Path(row[column])
     if relative.is_absolute() or ".." in relative.parts:
@@ -105,10 +91,10 @@ def _file(row: Row, there: dict[str, Path], column: str) -> Path:
     return file
 
 
-def _rows_of(table: Path, name: str) -> list[Row]:
-    """Rows of one object, at least one, their split and label checked."""
+def _rows_of(table: Path, name: str) -> list[dict[str, str]]:
+    """Rows of one object, at least one: cells by column, and "where": file and line, for errors."""
     try:
-        reader = csv.DictReader(io.StringIO(read_text(table), newline=""), restval="")
+        reader = csv.DictReader(io.StringIO(folders.read_text(table), newline=""), restval="")
         reader.fieldnames = columns = [column.strip() for column in reader.fieldnames or ()]
         rows = [
             {column: cell.strip() for column, cell in cells.items() if column is not None}
@@ -119,16 +105,12 @@ def _rows_of(table: Path, name: str) -> list[Row]:
         remedy = "save it as CSV with commas"
         raise DataError(f"{table}: cannot be read as a table ({error}); {remedy}") from error
     if missing := [column for column in _COLUMNS if column not in columns]:
-        fault = f"no column {', '.join(missing)}"
-        for sign in (";", "\t", "|"):
-            if any(sign in column for column in columns):
-                fault = f"its columns are parted by {sign!r}, expected commas"
-        raise DataError(f"{table}: {fault}; its first line must be {','.join(_COLUMNS)}")
+        expected = f"its first line must be {','.join(_COLUMNS)}, parted by commas"
+        raise DataError(f"{table}: no column {', '.join(missing)}; {expected}")
     chosen = [row for row in rows if row["object"] == name]
     if not chosen:
         there = ", ".join(sorted({row["object"] for row in rows})) or "nothing"
-        remedy = f"check the object's name (the table lists: {there})"
-        raise DataError(f"{table}: no row of {name}; {remedy}")
+        raise DataError(f"{table}: no row of {name}; check the name, the table lists: {there}")
     for row in chosen:
         for column, words in _WORDS.items():
             if row[column] not in words:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import logging
-from itertools import groupby
+from collections import defaultdict
 from pathlib import Path
 
-from datasets.folders import (
-    ANY_PATH_KEY,
-    find_listed,
-    missing_object,
-    named_files,
-    subfolders,
-    warn_unread,
-)
+from datasets import folders
 from datasets.images import image_size
 from datasets.masks import warn_inverted
 from datasets.orientation import STORED, frame_of_mask, turned_back
 from datasets.readers.coco import CocoFile, read_coco
-from datasets.rle import Rle, rle_area, rle_decode, rle_encode, rle_merge
+from datasets.rle import rle_area, rle_decode, rle_encode, rle_merge
 from datasets.samples import Sample, join_categories
 from utils.errors import DataError
 from utils.warn_once import warn_once
@@ -30,65 +23,53 @@ UNLABELLED = "inference"
 _LOG = logging.getLogger(__name__)
 
 
-@named_files()
+@folders.named_files()
 def read_object(
-    root: str | Path, object: str, key: str = ANY_PATH_KEY
+    root: Path, object: str, key: str = folders.ANY_PATH_KEY
 ) -> tuple[list[Sample], list[str]]:
     """Samples of one product, sorted by (part, image, category), and notes on what was left out.
 
     A sample is an image and one category: all its polygons and run lengths merged. Categories of
     one name are one, in whatever part and under whatever id; a sample's category is the id in the
-    first part. key: the setting that holds root, named in errors.
-    Raises DataError, naming file and annotation, for whatever does not fit together; a missing
-    image is no error (SampleIndex.missing_images lists them).
+    first part. Raises DataError, naming file and annotation, for whatever does not fit together; a
+    missing image is no error (SampleIndex.missing_images lists them).
     """
-    samples: list[Sample] = []
-    notes: list[str] = []
-    listed: list[Path] = []
-    categories: dict[str, tuple[int, Path]] = {}
+    samples, notes, listed, categories = [], [], [], {}
     for path in source_files(root, object, key):
         coco = read_coco(path)
         files = _image_files(coco, {image_id for image_id, _ in coco.shapes})
+        listed += files.values()
         used = sorted({category for _, category in coco.shapes})
         numbers = join_categories(categories, path, coco.names, used)
-        merged: dict[tuple[int, str], list[Rle]] = {}
-        for (image_id, category), rles in coco.shapes.items():
-            merged.setdefault((image_id, numbers[category]), []).extend(rles)
         names = {numbers[category]: coco.names[category] for category in used}
+        merged = defaultdict(list)
+        for (image_id, category), rles in coco.shapes.items():
+            merged[image_id, numbers[category]] += rles
         part = []
         for (image_id, category), rles in merged.items():
-            mask = rle_merge(rles)
-            if frame_of_mask(files[image_id], coco.size(image_id)) not in ((STORED, STORED), None):
-                mask = rle_encode(turned_back(rle_decode(mask), files[image_id]))
+            mask, file = rle_merge(rles), files[image_id]
+            if frame_of_mask(file, coco.size(image_id)) not in ((STORED, STORED), None):
+                mask = rle_encode(turned_back(rle_decode(mask), file))
             if area := rle_area(mask):
                 height, width = mask["size"]
                 warn_inverted(f"{path}: image {image_id}", area / (height * width))
-                image = files[image_id].relative_to(root).as_posix()
+                image = file.relative_to(root).as_posix()
                 part.append(Sample(image, object, category, names[category], mask))
         samples += sorted(part, key=lambda sample: (sample.image, sample.category))
         notes += _notes(coco, used, len(merged) - len(part))
-        listed += files.values()
-    folder = Path(root) / object
     unread = f"no {ANNOTATIONS} that is read lists them"
-    warn_unread(folder, listed, unread, silent=[UNLABELLED])
-    for place, others in groupby(_other_annotations(folder), lambda path: path.parent):
-        others = [path.name for path in others]
-        warn_once(
-            _LOG,
-            f"{place}: {len(others)} files, such as {others[0]}, are not read; annotations are "
-            f"read from train/{ANNOTATIONS} and val/{ANNOTATIONS}: to have these read, too, rename "
-            "the folder to train or val",
-        )
+    folders.warn_unread(root / object, listed, unread, silent=[UNLABELLED])
+    if others := _other_annotations(root / object):
+        fact = f"{len(others)} JSON files, such as {others[0]}, are not read"
+        remedy = f"keep annotations in {ANNOTATIONS} of the folders train, val or valid"
+        warn_once(_LOG, f"{root / object}: {fact}; {remedy}")
     return samples, notes
 
 
-@named_files()
-def normal_images(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
-    """Images of one product that are on disk and listed without any annotation, sorted.
-
-    Raises DataError as read_object.
-    """
-    normal: list[Path] = []
+@folders.named_files()
+def normal_images(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
+    """Images of one product that are on disk and listed without any annotation, sorted."""
+    normal = []
     for path in source_files(root, object, key):
         coco = read_coco(path)
         marked = {coco.images[image_id]["file_name"] for image_id, _ in coco.shapes}
@@ -103,12 +84,12 @@ def has_object(root: Path, object: str) -> bool:
     return (root / object).is_dir()
 
 
-@named_files()
-def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
+@folders.named_files()
+def source_files(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
     """Annotation files of one product, one or more. Raises DataError where there are none."""
-    folder = Path(root) / object
+    folder = root / object
     if not folder.is_dir():
-        raise missing_object(Path(root), [folder], key)
+        raise folders.missing_object(root, [folder], key)
     parts = [folder / part for part in PARTS]
     parts = [part for part in parts if part.is_dir() or part.is_symlink()]
     if not parts:
@@ -118,50 +99,46 @@ def source_files(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> list
         raise DataError(f"{folder} has neither train/ nor val/; {expected}")
     for part in parts:
         if not (part / ANNOTATIONS).is_file():
-            found = sorted(path.name for path in part.glob("[!.]*.json"))
-            hint = f" ({found[0]} is there: rename it)" if found else ""
             remedy = "put the annotations there or remove the folder"
-            raise DataError(f"{part / ANNOTATIONS}: no such file{hint}; {remedy}")
+            raise DataError(f"{part / ANNOTATIONS}: no such file; {remedy}")
     # one part may be a link to another
     return sorted({part.resolve(): part / ANNOTATIONS for part in reversed(parts)}.values())
 
 
 def _other_annotations(folder: Path) -> list[Path]:
     """JSON files of an object's folder, and of those in it, that are not read."""
-    places = [folder, *(path for path in subfolders(folder) if path.name != UNLABELLED)]
+    places = [folder, *(path for path in folders.subfolders(folder) if path.name != UNLABELLED)]
     found = [path for place in places for path in sorted(place.glob("[!.]*.json"))]
     return [path for path in found if path.parent.name not in PARTS or path.name != ANNOTATIONS]
 
 
 def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
     """Where the images of a file lie, by id; those needed must differ, and have the size listed."""
-    folder, owners = coco.path.parent, {}
     names = {number: image["file_name"] for number, image in coco.images.items()}
-    found = find_listed(folder, names.values(), coco.path)
-    files = {number: found[name] for number, name in names.items()}
+    found = folders.find_listed(coco.path.parent, names.values(), coco.path)
+    files, owners = {number: found[name] for number, name in names.items()}, {}
     for number in sorted(needed):
         file, size = files[number], coco.size(number)
         if (first := owners.setdefault(file, number)) != number:
-            name = file.relative_to(folder)
-            raise DataError(f"{coco.path}: images {first} and {number} are both {name!s:.200}")
+            name = f"{file.relative_to(coco.path.parent)!s:.200}"
+            raise DataError(f"{coco.path}: images {first} and {number} are both {name}")
         if frame_of_mask(file, size) is None:
-            raise DataError(
-                f"{coco.path}: image {number} is listed as {size} (h, w), but {file} is "
-                f"{image_size(file)}; list the size of the stored pixels"
-            )
+            fault = f"is listed as {size} (h, w), but {file} is {image_size(file)}"
+            remedy = "list the size of the stored pixels"
+            raise DataError(f"{coco.path}: image {number} {fault}; {remedy}")
     return files
 
 
 def _notes(coco: CocoFile, used: list[int], empty: int) -> list[str]:
     """A note on each name of several ids, on images without annotation and on empty masks."""
-    ids: dict[str, list[int]] = {}
+    ids, notes = defaultdict(list), []
     for number in used:
-        ids.setdefault(coco.names[number], []).append(number)
-    notes = [
-        f"the categories {', '.join(map(str, same))} are all called {name!r} and count as one"
-        for name, same in ids.items()
-        if len(same) > 1
-    ]
+        ids[coco.names[number]].append(str(number))
+    for name, same in ids.items():
+        if len(same) > 1:
+            notes.append(
+                f"the categories {', '.join(same)} are all called {name!r} and count as one"
+            )
     images = len(coco.images)
     if unmarked := images - len({image_id for image_id, _ in coco.shapes}):
         notes.append(f"{unmarked} of {images} images have no annotation and are left out")

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from method_config import get_defaults, load_config
 from method_config.values import SCHEMA
-from tests.fuzz.guards import fuzzed
-from tests.fuzz.trees import NAMES, ODD, changed, spoilt
+from tests.fuzz.inputs import NAMES, ODD, changed, fuzzed, spoilt
 from utils.errors import ConfigError
 
 TEXT = get_defaults().dump()
@@ -38,7 +37,7 @@ def test_odd_files_load_or_are_refused(tmp_path):
     lines = st.lists(st.sampled_from(LINES), max_size=4).map(lambda some: "\n".join(some).encode())
 
     @fuzzed(80)
-    @given(st.one_of(trees, spoilt(TEXT[:400]), lines, st.binary(max_size=60)))
+    @given(st.one_of(trees, spoilt(TEXT[:400].encode()), lines, st.binary(max_size=60)))
     def load(content):
         path.write_bytes(content)
         check(path)

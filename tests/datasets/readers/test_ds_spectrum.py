@@ -8,7 +8,6 @@ from PIL import Image
 
 from datasets.readers import ds_spectrum
 from datasets.readers.ds_spectrum import normal_images, read_object, source_files
-from datasets.samples import load_or_build
 from tests.datasets.bad_files import saved
 from utils.errors import DataError
 
@@ -42,10 +41,12 @@ def test_every_value_is_a_sample_in_the_nested_layout(tmp_path):
         ("bottle/image/crack/001.png", "bottle", 3, "3"),
         ("bottle/image/cut/000.png", "bottle", 1, "1"),
     ]
+    files = {path.relative_to(tmp_path).as_posix() for path in source_files(tmp_path, "bottle")}
+    masks = {"bottle/mask/crack/001_mask.png", "bottle/mask/cut/000_mask.png"}
+    assert files == masks | {sample.image for sample in samples}
     for sample, expected in zip(samples, (LABELS == 1, LABELS == 3, LABELS == 3), strict=True):
         np.testing.assert_array_equal(sample.decode_mask(), expected)
     assert notes == []
-    assert not any("good" in path.parts for path in source_files(tmp_path, "bottle"))
 
 
 TREES = [("bottle", "bottle"), ("bottle", "DS-MVTec/bottle"), ("Ring_VISION", "Ring_VISION")]
@@ -95,14 +96,11 @@ def test_other_forms_of_masks_hold_the_same_classes(tmp_path):
         assert read_object(tmp_path, "a") == expected
 
 
-def test_black_masks_are_left_out_with_a_note(tmp_path):
+def test_black_masks_are_left_out_and_255_beside_small_classes_is_named(tmp_path, caplog):
     flat(tmp_path / "a", LABELS * 0)
     samples, notes = read_object(tmp_path, "a")
     assert [s.image for s in samples] == ["a/image/001.PNG"]
     assert len(notes) == 1 and "1 of 2 masks are black" in notes[0]
-
-
-def test_255_beside_small_classes_of_other_masks_is_named(tmp_path, caplog):
     flat(tmp_path / "a")
     write(tmp_path / "a", "z.png", "z.png", np.where(LABELS > 0, 255, 0).astype(np.uint8))
     assert {sample.category for sample in read_object(tmp_path, "a")[0]} == {1, 3, 255}
@@ -127,13 +125,3 @@ def test_missing_objects_folders_and_masks_are_named(tmp_path):
     (tmp_path / "DS-DAGM" / "mask").rename(tmp_path / "gone")
     with pytest.raises(DataError, match="DS-DAGM/mask: no such folder"):
         read_object(tmp_path, "DS-DAGM")
-
-
-def test_a_changed_mask_makes_the_saved_index_stale(tmp_path):
-    flat(tmp_path / "a")
-    arguments = (ds_spectrum, "DS_Spectrum", tmp_path, ["a"], tmp_path / "cache", True, True)
-    first = load_or_build(*arguments)
-    assert load_or_build(*arguments) == first
-    mask = saved(tmp_path / "a" / "mask" / "000_mask.png", LABELS // 3)
-    os.utime(mask, ns=(5, 5))
-    assert [sample.category for sample in load_or_build(*arguments).samples] == [1, 1]

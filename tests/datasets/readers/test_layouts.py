@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,8 @@ def write_types(root):
     saved(root / "cup" / "support" / "good" / "a.png", PIXELS)
 
 
-# How one object is written and read; places in its folder that the layout does not know; a folder
-# with the name by which it would be taken for something else.
+# How an object is written and read; places that its layout does not know; a folder and a spelling
+# of it by which it would be taken for something else
 LAYOUTS = {
     "VISION V1": (
         lambda root: write_product(root, "cup"),
@@ -124,21 +123,6 @@ def test_a_folder_in_another_spelling_is_refused(tmp_path, layout):
         read(tmp_path, "cup")
 
 
-@contextmanager
-def locked(path):
-    """The block runs as somebody who may not read a file or folder; root may read everything."""
-    mode, is_root = path.stat().st_mode, not os.geteuid()
-    path.chmod(0)
-    try:
-        if is_root:
-            os.seteuid(65534)
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-        path.chmod(mode)
-
-
 LOCKED = {
     "VISION V1": "cup cup/train cup/train/_annotations.coco.json",
     "Defect Spectrum": "cup/image cup/mask cup/mask/a_mask.png",
@@ -156,9 +140,17 @@ def test_what_may_not_be_read_is_named(layout):
         root.chmod(0o755)
         write(root)
         for place in LOCKED[layout].split():
-            with locked(root / place), pytest.raises(DataError, match=place):
-                read(root, "cup")
-        read(root, "cup")
+            mode = (root / place).stat().st_mode
+            (root / place).chmod(0)
+            if is_root := not os.geteuid():  # who may read everything
+                os.seteuid(65534)
+            try:
+                with pytest.raises(DataError, match=place):
+                    read(root, "cup")
+            finally:
+                if is_root:
+                    os.seteuid(0)
+                (root / place).chmod(mode)
 
 
 def test_every_data_set_has_a_reader_of_a_kind_that_jobs_know():
@@ -166,11 +158,6 @@ def test_every_data_set_has_a_reader_of_a_kind_that_jobs_know():
     assert kinds == {"episodes", "anomaly", "open_domain"}
     assert reader_of("VISION_V1_ND") is reader_of("VISION_V1") is vision_v1
     assert reader_of("DS_Spectrum_DS_ND") is reader_of("DS_Spectrum") is ds_spectrum
-
-
-def test_an_unknown_data_set_is_refused_with_the_nearest_name():
     words = r"DATASET\.name is 'VISION_V2_ND', expected one of VISION_V1, .*mean VISION_V1_ND\?"
     with pytest.raises(ConfigError, match=words):
         reader_of("VISION_V2_ND")
-    with pytest.raises(ConfigError, match=r"'x', expected one of .*, each also with _ND$"):
-        reader_of("x")

@@ -10,8 +10,8 @@ from tests.datasets.bad_files import saved, warnings_about
 from utils.errors import ConfigError, DataError
 
 
-def write(path, size=(8, 10), value=0):
-    return saved(path, np.full(size, value, np.uint8))
+def write(path, size=(8, 10)):
+    return saved(path, np.full(size, 255, np.uint8))
 
 
 def add_type(folder, name, labelled=()):
@@ -19,7 +19,7 @@ def add_type(folder, name, labelled=()):
     image = write(folder / "support" / name / "image" / "s.png")
     for query in labelled:
         write(folder / "query" / "true_label" / name / f"{query}.png", (6, 7))
-    return image, write(folder / "support" / name / "mask" / "s.png", value=255)
+    return image, write(folder / "support" / name / "mask" / "s.png")
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def steel(typed):
     """An object with two queries and two supports."""
     for name in ("b.JPG", "a.png"):
         write(typed / "support" / "image" / name)
-    write(typed / "support" / "mask" / "b_mask.png", value=255)
-    write(typed / "support" / "mask" / "a.bmp", value=255)
+    write(typed / "support" / "mask" / "b_mask.png")
+    write(typed / "support" / "mask" / "a.bmp")
     return typed
 
 
@@ -60,14 +60,6 @@ def test_files_are_found_and_matched(steel):
         read(steel)
 
 
-def test_pixels_are_read_later(steel):
-    for path in (steel / "support" / "mask" / "a.bmp", steel / "query" / "image" / "q2.tif"):
-        path.write_bytes(path.read_bytes()[:-20])
-    found = read(steel)
-    with pytest.raises(DataError, match=r"a\.bmp"):
-        category_mask(found.supports[""][0][1], 0, 1)
-
-
 def test_what_is_missing_is_named(steel):
     with pytest.raises(DataError, match=r"stele.*open_domain_test_object.*dataset_path.*steel"):
         read_open_domain(steel.parent, "stele", "TEST.dataset_path")
@@ -79,12 +71,11 @@ def test_what_is_missing_is_named(steel):
         read(steel)
     (steel / "support" / "image" / "a.png").rename(steel / "support" / "mask" / "a.png")
     (steel / "query" / "image").rename(steel / "query" / "images")
-    with pytest.raises(DataError, match=r"query/image: no images.*images/ is there, rename it"):
+    with pytest.raises(DataError, match=r"query/image: no images.*query holds: images"):
         read(steel)
 
 
-@pytest.mark.parametrize("names", [("dent", "scratch"), ("Dent ü", "打痕"), ("masks", "s.png")])
-def test_types_are_the_folders_of_the_supports(typed, names):
+def test_types_are_the_folders_of_the_supports(typed, names=("Dent ü", "s.png")):
     pairs = {name: [add_type(typed, name)] for name in reversed(names)}
     add_type(typed, names[0], labelled=("q1",))
     found = read(typed)
@@ -94,25 +85,24 @@ def test_types_are_the_folders_of_the_supports(typed, names):
     assert found.class_name(names[1]) == f"steel/{names[1]}"
 
 
-@pytest.mark.parametrize("folders", [["good"], ["good/image"], ["good", "good/image"]])
-@pytest.mark.parametrize("by_type", [True, False])
-def test_images_without_defect_are_no_type(typed, folders, by_type):
-    add_type(typed, "dent" if by_type else "")
-    places = [typed / "support" / folder for folder in folders]
+@pytest.mark.parametrize("folders", ["good", "good/image", "good good/image"])
+@pytest.mark.parametrize("kind", ["dent", ""])
+def test_images_without_defect_are_no_type(typed, folders, kind):
+    add_type(typed, kind)
+    places = [typed / "support" / folder for folder in folders.split()]
     images = [write(place / name) for place in places for name in ("b.png", "a.JPG")]
     found = read(typed)
     assert sorted(found.normal) == sorted(images)
-    assert list(found.supports) == (["dent"] if by_type else [""])
+    assert list(found.supports) == [kind]
 
 
-@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "notes"])
-def test_a_folder_without_image_and_mask_is_no_type_and_named(typed, caplog, name):
+def test_a_folder_without_image_and_mask_is_no_type_and_named(typed, caplog):
     add_type(typed, "dent")
-    (typed / "support" / name).mkdir()
-    (typed / "support" / ".cache").mkdir()
+    for name in ("notes", ".cache"):
+        (typed / "support" / name).mkdir()
     assert list(read(typed).supports) == ["dent"]
     (message,) = warnings_about(caplog, typed)
-    assert f"support/{name} is no type of defect: it has no image/ and mask/" in message
+    assert "support/notes is no type of defect: it has no image/ and mask/" in message
 
 
 def test_types_that_are_not_whole_are_refused(typed):
@@ -126,36 +116,17 @@ def test_types_that_are_not_whole_are_refused(typed):
     with pytest.raises(DataError, match=r"q1\.png tells no type.*/TYPE, one of dent, spot"):
         read(typed)
     label.unlink()
-    flat = write(typed / "support" / "image" / "x.png")
+    write(typed / "support" / "image" / "x.png")
     with pytest.raises(DataError, match="support has image/ and the types dent, spot; keep"):
-        read(typed)
-    flat.unlink()
-    flat.parent.rmdir()
-    (typed / "query" / "true_label" / "dent").rename(typed / "query" / "true_label" / "Dent")
-    with pytest.raises(DataError, match="true_label/Dent: expected dent/ in this spelling"):
-        read(typed)
-    (typed / "support" / "dent" / "mask").rename(typed / "gone")
-    (typed / "query" / "true_label" / "Dent").rename(typed / "aside")
-    with pytest.raises(DataError, match=r"support/dent/image/s\.png has no mask"):
         read(typed)
 
 
 def test_one_category_is_whatever_is_not_zero_and_several_are_values_from_one(tmp_path):
     path = saved(tmp_path / "m.png", np.array([[0, 1, 2, 2, 3]], np.uint8))
     assert category_mask(path, 0, 1).tolist() == [[0, 1, 1, 1, 1]]
-    masks = [category_mask(path, category, 3) for category in range(3)]
-    assert [mask.tolist() for mask in masks] == [
-        [[0, 1, 0, 0, 0]],
-        [[0, 0, 1, 1, 0]],
-        [[0, 0, 0, 0, 1]],
-    ]
-    assert masks[0].dtype == np.uint8
-    black = write(tmp_path / "black.png")
-    assert not category_mask(black, 0, 1).any() and not category_mask(black, 1, 2).any()
-
-
-def test_values_and_categories_out_of_range(tmp_path):
-    path = write(tmp_path / "m.png", value=255)
+    assert category_mask(path, 1, 3).tolist() == [[0, 0, 1, 1, 0]]
+    assert category_mask(path, 2, 3).tolist() == [[0, 0, 0, 0, 1]]
+    path = write(tmp_path / "m.png")
     with pytest.raises(DataError, match=r"m\.png.*255.*open_domain_object_category_num is 3"):
         category_mask(path, 0, 3)
     for category, count in ((1, 1), (-1, 2), (2, 2)):

@@ -11,7 +11,7 @@ from datasets.images import image_size
 from datasets.readers.anomaly import AnomalyImage, read_target
 from datasets.readers.visa import TABLE, VISA_OBJECTS, read_object
 from tests.anomaly_data import write_converted_visa, write_table, write_visa
-from tests.datasets.bad_files import saved, warnings_about
+from tests.datasets.bad_files import warnings_about
 from tests.helpers import SIZE
 from utils.errors import DataError
 
@@ -46,7 +46,6 @@ def test_the_table_says_what_is_what(visa):
     assert found.test == bad + good
     for item in bad:
         values = np.array(Image.open(item.mask))
-        assert values.max() in (1, 2), "whatever the class"
         np.testing.assert_array_equal(read_target(item, SIZE), values > 0)
 
 
@@ -72,17 +71,11 @@ def test_both_layouts_hold_the_same_and_the_converted_one_goes_first(visa, tmp_p
         read_object(visa, "pcb1", "TEST.dataset_path")
 
 
-def test_order_blanks_and_a_byte_order_mark_do_not_matter(visa):
+def test_order_blanks_a_byte_order_mark_and_windows_paths_do_not_matter(visa, caplog):
     before = read_object(visa, "candle")
-    head, *rows = (visa / TABLE).read_text().replace(",", " , ").splitlines()
+    head, *rows = (visa / TABLE).read_text().replace(",", " , ").replace("/", "\\").splitlines()
     (visa / TABLE).write_bytes(b"\xef\xbb\xbf" + "\n".join([head, *reversed(rows)]).encode())
     assert read_object(visa, "candle") == before
-
-
-def test_a_table_of_windows_paths_is_read(visa, caplog):
-    expected = read_object(visa, "candle")
-    (visa / TABLE).write_text((visa / TABLE).read_text().replace("/", "\\"))
-    assert read_object(visa, "candle") == expected
     assert "are there under another spelling than listed" in caplog.text
 
 
@@ -103,8 +96,7 @@ COLUMNS = "object,split,label,image,mask"
 TABLES = {
     b"": f"no column object, split, label, image, mask; its first line must be {COLUMNS}",
     b"object,split": "no column label, image, mask",
-    b"object;split;label;image;mask": "its columns are parted by ';', expected commas",
-    b"object\tsplit\tlabel\timage\tmask": r"its columns are parted by '\\t', expected commas",
+    b"object;split;label;image;mask": "no column object, .*, parted by commas",
     b"object," + b"x" * 200_000: "cannot be read as a table .*commas",
     COLUMNS.encode(): "no row of candle; .*the table lists: nothing",
     "object,split".encode("utf-16"): "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16",
@@ -145,8 +137,6 @@ def test_an_object_without_rows_training_or_test_images(visa, tmp_path):
     (visa / "fryum").mkdir()
     with pytest.raises(DataError, match=r"1cls\.csv: no row of fryum.*lists: candle, pcb1"):
         read_object(visa, "fryum")
-    with pytest.raises(DataError, match=r"cande.*TEST\.dataset_path.*holds: candle, fryum, pcb1"):
-        read_object(visa, "cande", "TEST.dataset_path")
     write_visa(tmp_path / "one", train=0)
     with pytest.raises(DataError, match="no row of candle with split train and label normal"):
         read_object(tmp_path / "one", "candle")
@@ -166,12 +156,4 @@ TWICE = [
 def test_a_file_that_is_listed_twice_is_refused(visa, image, column, value):
     change(visa, image, value, column)
     with pytest.raises(DataError, match=rf"1cls\.csv lists .*{value} twice"):
-        read_object(visa, "candle")
-
-
-def test_a_mask_of_another_size_names_both(visa):
-    saved(
-        visa / "candle" / "Data" / "Masks" / "Anomaly" / "002.png", np.zeros(SIZE[::-1], np.uint8)
-    )
-    with pytest.raises(DataError, match=r"002\.png is 128 x 96.*Anomaly/002\.JPG is 96 x 128"):
         read_object(visa, "candle")

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from datasets import large_images
 from datasets.images import exif_orientation, image_size, limit_pixels, read_image
 from datasets.masks import read_labels, read_mask
-from tests.fuzz.guards import bounded_memory, bounded_time, fuzzed, writes_only
-from tests.fuzz.images import broken_files
+from datasets.readers import vision_v1
+from tests.datasets.bad_files import saved, with_orientation
+from tests.fuzz.inputs import annotations, bounded_memory, broken_files, contents, fuzzed
 from utils.errors import DataError
-
-NAMES = st.sampled_from(["a.png", "a.jpg", "a.TIF", "a.bmp"])
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +24,36 @@ def small_images(monkeypatch):
     limit_pixels(500_000_000)
 
 
-def result_of(call, path):
+def result_of(call, arguments, named):
     """What is returned; None where the file is refused by its name."""
     try:
-        return call(path)
+        return call(*arguments)
     except DataError as error:
-        assert path.name in str(error) and len(str(error)) < 1500
+        assert named in str(error) and len(str(error)) < 1500
         return None
+
+
+def test_odd_annotations_are_read_or_refused_by_name(tmp_path):
+    folder, pixels = tmp_path / "Plate" / "train", np.zeros((12, 16), np.uint8)
+    for name in ("a.png", "c.png"):
+        saved(folder / name, pixels)
+    with_orientation(folder / "b.png", pixels.T.copy(), 6)
+
+    @fuzzed(200)
+    @given(contents(annotations()))
+    def read(content):
+        (folder / vision_v1.ANNOTATIONS).write_bytes(content)
+        calls = (vision_v1.normal_images, vision_v1.read_object)
+        _, found = (result_of(call, (tmp_path, "Plate"), vision_v1.ANNOTATIONS) for call in calls)
+        for sample in found[0] if found else ():
+            assert sample.image.startswith("Plate/train/") and ".." not in sample.image.split("/")
+            assert sample.decode_mask().shape == sample.size and sample.decode_mask().any()
+            if sample.image.endswith(("/a.png", "/b.png", "/c.png")):
+                with Image.open(tmp_path / sample.image) as image:
+                    assert image.size == sample.size[::-1]
+
+    with bounded_memory():
+        read()
 
 
 def read_in_strips(path):
@@ -43,13 +66,12 @@ def read_in_strips(path):
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about odd tags
 def test_broken_images_are_read_or_refused_by_name(tmp_path):
     @fuzzed(300)
-    @given(broken_files(), NAMES)
+    @given(broken_files, st.sampled_from(["a.png", "a.jpg", "a.TIF", "a.bmp"]))
     def read(content, name):
         path = tmp_path / name
         path.write_bytes(content)
         calls = (image_size, read_image, read_in_strips, read_mask, read_labels, exif_orientation)
-        with bounded_time(), writes_only(tmp_path / "nowhere"):
-            size, *pixels, mask, labels, turn = (result_of(call, path) for call in calls)
+        size, *pixels, mask, labels, turn = (result_of(call, [path], name) for call in calls)
         if size is None:
             assert all(found is None for found in (*pixels, mask, labels))
         assert turn is None or turn in range(1, 9)

@@ -67,7 +67,9 @@ class ViTAttention(nn.Module):
 
 def use_kernel(model: nn.Module, kernel: Kernel) -> int:
     """Compute every plain attention of a timm model by a kernel, in place; how many there are."""
-    blocks = [b for b in getattr(model, "blocks", []) if type(getattr(b, "attn", None)) is Attention]
+    blocks = [
+        b for b in getattr(model, "blocks", []) if type(getattr(b, "attn", None)) is Attention
+    ]
     plain = [block for block in blocks if block.attn.gate is None]
     for block in plain:
         block.attn = ViTAttention(block.attn, kernel)

@@ -46,7 +46,7 @@ def require_file(path: str | Path, key: str) -> Path:
 
 
 def read_torch(path: Path, key: str) -> Any:
-    """Read a file of `torch.save` or a `.safetensors` file, tensors and plain values, on the CPU.
+    """Tensors and plain values of a file of `torch.save` or a `.safetensors` file, on the CPU.
 
     WeightsError: it cannot be read, or it names a function or class, which is not called.
     """
@@ -71,8 +71,7 @@ def read_torch(path: Path, key: str) -> Any:
 def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     """Read a state dict, as it is or under a name such as `model` or `teacher`, on the CPU.
 
-    WeightsError: there is no file, it is unreadable or holds code, or no state dict of plain
-    tensors; names the config key `key`.
+    WeightsError names the config key `key`: no file, unreadable, code, or no plain tensors.
     """
     state = read_torch(require_file(path, key), key)
     for name in WRAPPERS:
@@ -140,6 +139,27 @@ def not_finite(state: dict[str, Tensor]) -> list[str]:
     return [name for name, value in floats if not torch.isfinite(value).all()]
 
 
+def _vit_state(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """A state of DINOv2 under timm's names, its position embedding resized as official code does.
+
+    WeightsError: an embedding cannot be resized.
+    """
+    # timm adds the class token's embedding to that token
+    first = 0 if "mask_token" not in state and model.no_embed_class else 1
+    position, grid = state.get("pos_embed", torch.empty(0)), model.patch_embed.grid_size
+    side = max(1, math.isqrt(max(0, position.numel() // model.embed_dim - first)))
+    patch = tuple(model.patch_embed.proj.weight.shape)
+    for name, wanted in (("pos_embed", (1, first + side * side, model.embed_dim)),
+                         ("patch_embed.proj.weight", patch)):  # fmt: skip
+        shape = tuple(state.get(name, torch.empty(0)).shape)
+        if shape != wanted:
+            raise WeightsError(f"{source}: {name} has shape {shape}, expected one such as {wanted}")
+    registers = model.num_reg_tokens > 0
+    offset = 0.0 if registers else 0.1
+    resized = resize_position_embedding(position, grid, offset=offset, antialias=registers)
+    return checkpoint_filter_fn(state | {"pos_embed": resized}, model)
+
+
 def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
     """Load weights into a timm model: of `checkpoint`, or the embedded or official file of `name`.
 
@@ -161,13 +181,7 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
             raise WeightsError(f"{source} holds {held}; EfficientNet-Lite0 has {len(expected)}")
         state = dict(zip(expected, tensors, strict=True))
     if "mask_token" in state or "pos_embed" in state:  # an official DINOv2 file, or one of timm
-        _require_vit(model, state, source)
-        registers = model.num_reg_tokens > 0
-        state["pos_embed"] = resize_position_embedding(
-            state["pos_embed"], model.patch_embed.grid_size,
-            offset=0.0 if registers else 0.1, antialias=registers,
-        )  # fmt: skip
-        state = checkpoint_filter_fn(state, model)
+        state = _vit_state(model, state, source)
     fitting = {k: v for k, v in state.items() if k in expected or not k.startswith(CLASSIFIERS)}
     load_checked(model, fitting or state, source)
 
@@ -239,23 +253,6 @@ def _read_backbone(checkpoint: str, sha256: str, expected: Iterable[str]) -> dic
                 prefixes[".".join([*parts[:i], ""])] += 1
     prefix = max(prefixes, key=lambda p: (prefixes[p], "teacher" in p), default="")
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-
-
-def _require_vit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Refuse embeddings that could not be resized."""
-    # timm adds the class token's embedding to that token
-    first = 0 if "mask_token" not in state and model.no_embed_class else 1
-    tensors = [state.get(n, torch.empty(0)) for n in ("pos_embed", "patch_embed.proj.weight")]
-    position, patch = (tuple(tensor.shape) for tensor in tensors)
-    width, wanted = model.embed_dim, tuple(model.patch_embed.proj.weight.shape)
-    side = math.isqrt(max(0, tensors[0].numel() // width - first))
-    if side == 0 or position != (1, first + side * side, width):
-        expected = f"(1, {first} + n * n, {width})"
-        raise WeightsError(f"{source}: pos_embed has shape {position}, expected {expected}")
-    if patch != wanted:
-        raise WeightsError(
-            f"{source}: patch_embed.proj.weight has shape {patch}, expected {wanted}"
-        )
 
 
 def resize_position_embedding(

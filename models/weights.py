@@ -107,12 +107,6 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     WeightsError lists the first missing, unexpected and other unfit names.
     """
     expected = model.state_dict()
-    if state and not expected.keys() & state.keys():
-        ours, theirs = (", ".join(list(names)[:SHOWN]) for names in (expected, state))
-        raise WeightsError(
-            f"{source} holds weights of another model: {theirs}, but none of {ours}; set the key "
-            "to the file of this one"
-        )
     missing = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
     unexpected = [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
     unfit = []
@@ -192,35 +186,32 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
     WeightsError: they cannot be read or downloaded, or do not fit.
     """
     if sha256 and not checkpoint:
-        raise WeightsError(
-            f"{SHA_KEY} is that of a file, and {KEY} names none; set it, too, or neither"
-        )
-    overlay = None
+        raise WeightsError(f"{SHA_KEY} is that of a file; set {KEY} to it, too, or neither")
+    overlay, source = None, f"the weights of timm model {name}"
     if checkpoint:
         with torch.device("meta"):
             whole = timm.create_model(name).state_dict()
             wanted = timm.create_model(name, num_classes=0).state_dict()
         state = _read_backbone(checkpoint, sha256, whole)
         source = f"{KEY}: {checkpoint}, with names such as {', '.join(list(state)[:SHOWN])},"
-        strange = {n for n in state if n not in whole and not n.startswith(CLASSIFIERS)}
-        kept = {n: v for n, v in state.items() if n in wanted or n in strange}
+        unused = {
+            n for n in {*whole, *state} - {*wanted} if n in whole or n.startswith(CLASSIFIERS)
+        }
+        kept = {n: v for n, v in state.items() if n not in unused}
         if not kept:
             raise WeightsError(f"{source} holds none of the weights of timm model {name}")
         # of as many classes as the model: timm compares all names then, after it has converted them
         overlay = {"state_dict": kept, "num_classes": 0, "label_offset": 0}
+    options = {"pretrained": True, "num_classes": 0, "pretrained_cfg_overlay": overlay}
     try:
-        model = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
-        )
+        model = timm.create_model(name, **options)
     except Exception as error:  # whatever the hub client and timm's conversions raise
         reason = " ".join(str(error).split())[:600] or type(error).__name__
-        message = (
-            f"the weights of timm model {name} could not be loaded ({reason}); fetch them on a "
-            f"machine with a connection and set {KEY} to the file; HF_HOME moves the downloads"
-        )
+        remedy = f"could not be loaded ({reason}); fetch them on a machine with a connection and "
+        remedy += f"set {KEY} to the file; HF_HOME moves the downloads"
         if checkpoint:
-            message = f"{source} does not fit timm model {name}: {reason}; take weights of it"
-        raise WeightsError(message) from error
+            remedy = f"does not fit timm model {name}: {reason}; take weights of it"
+        raise WeightsError(f"{source} {remedy}") from error
     if broken := not_finite(model.state_dict()):
         raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite")
     return model
@@ -248,9 +239,8 @@ def _read_backbone(checkpoint: str, sha256: str, expected: Iterable[str]) -> dic
         state = {chunk.sub(r"blocks.\1.", name): value for name, value in state.items()}
     for name in state:
         parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in names:
-                prefixes[".".join([*parts[:i], ""])] += 1
+        tails = (".".join(parts[i:]) for i in range(len(parts)))
+        prefixes.update(name.removesuffix(tail) for tail in tails if tail in names)
     prefix = max(prefixes, key=lambda p: (prefixes[p], "teacher" in p), default="")
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
@@ -319,20 +309,17 @@ def verify_recorded_sha256(path: Path) -> None:
     file that changes afterwards raises WeightsError.
     """
     record, actual = path.with_name(path.name + ".sha256"), sha256_of(path)
-    text = record.read_text("ascii", "replace") if record.is_file() else None
-    recorded = re.match(r"[0-9a-f]{64}\b", text or "")
-    if recorded and recorded[0] != actual:
-        raise WeightsError(
-            f"{path} has changed since its download (its SHA-256 is not that in {record}); delete "
-            "both files and download it again"
-        )
-    if recorded is None:
-        if text is not None:
-            LOG.warning("%s holds no SHA-256: that of %s is recorded anew", record, path.name)
+    recorded = record.read_text("ascii", "replace")[:64] if record.is_file() else ""
+    if not re.fullmatch("[0-9a-f]{64}", recorded):
         try:
             write_text(record, f"{actual}  {path.name}\n")
         except OutputError as error:
             LOG.warning("a later change of %s cannot be noticed (%s)", path, error)
+    elif recorded != actual:
+        raise WeightsError(
+            f"{path} has changed since its download (its SHA-256 is not that in {record}); delete "
+            "both files and download it again"
+        )
 
 
 def digest(state: dict[str, Tensor]) -> str:

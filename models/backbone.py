@@ -115,11 +115,10 @@ def timm_name_of(name: str) -> str:
     timm_name = BACKBONES.get(name) or name.removeprefix(TIMM_PREFIX)
     listed = name in BACKBONES or name.startswith(TIMM_PREFIX)
     if not listed or not timm.is_model(timm_name):
-        near = difflib.get_close_matches(name, BACKBONES, 1)
+        near = "".join(f" Did you mean {n}?" for n in difflib.get_close_matches(name, BACKBONES, 1))
         raise ConfigError(
             f"TRAIN.backbone is {name}; the backbones are {', '.join(BACKBONES)}, or "
-            f"{TIMM_PREFIX}NAME with a name of timm.list_models()."
-            + (f" Did you mean {near[0]}?" if near else "")
+            f"{TIMM_PREFIX}NAME with a name of timm.list_models().{near}"
         )
     model, dot, _ = timm_name.partition(".")
     tagged = timm.list_models(f"{model}.*", pretrained=True)

@@ -130,11 +130,8 @@ class Head(nn.Module):
         self.own_scale = nn.Parameter(torch.tensor(LOGIT_SCALE)) if prior_residual else None
 
     def embed_support(self, features: Tensor, prototype: Tensor) -> tuple[Tensor, Tensor]:
-        """Transformed maps (S, embed_dim, h, w) and reduced prototypes (S, reduce_dim) of supports.
-
-        Args:
-            features: (S, channels, h, w), all layers concatenated.
-            prototype: (S, channels) of each support.
+        """Features (S, channels, h, w) of all layers and prototypes (S, channels) of supports to
+        transformed maps (S, embed_dim, h, w) and reduced prototypes (S, reduce_dim).
         """
         reduced = self.prototype_reduce(prototype[..., None, None])
         support = self.support_reduce(features)
@@ -142,12 +139,8 @@ class Head(nn.Module):
         return self.transformer(self.support_mix(mixed)), reduced[..., 0, 0]
 
     def embed_query(self, features: Tensor, prototype: Tensor, priors: Tensor) -> Tensor:
-        """Transformed maps (B, embed_dim, h, w) of queries.
-
-        Args:
-            features: (B, channels, h, w).
-            prototype: (B or 1, reduce_dim), mean over the supports.
-            priors: (B, num_priors, h, w).
+        """Features (B, channels, h, w) and priors (B, num_priors, h, w) of queries, and the mean
+        prototype (B or 1, reduce_dim) of their supports, to transformed maps (B, embed_dim, h, w).
         """
         query = self.query_reduce(features)
         reduced = prototype[..., None, None].expand(query.shape[0], -1, *query.shape[-2:])
@@ -155,13 +148,8 @@ class Head(nn.Module):
         return self.transformer(self.query_mix(mixed))
 
     def logits(self, query: Tensor, support: Tensor, share: Tensor, prototype: Tensor) -> Tensor:
-        """Log-odds of defect on the token grid, (B, h, w).
-
-        Args:
-            query: (B, embed_dim, h, w) from `embed_query`.
-            support: (B or 1, N, embed_dim) marked support tokens.
-            share: (B or 1, N).
-            prototype: (B or 1, embed_dim) support prototype; unused without `meta_cls`.
+        """Log-odds (B, h, w) of defect; query, support and share as in `fuse`, and the support
+        prototype (B or 1, embed_dim), which is unused without `meta_cls`.
         """
         fused = fuse(query, support, share, self.temperature)
         if self.classifier is not None:

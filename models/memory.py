@@ -112,10 +112,8 @@ class Memory:
     def from_tensors(
         cls, tensors: dict[str, Tensor], *, windowed: bool, thresholds: dict[str, float]
     ) -> Memory:
-        """The memory that `to_tensors` wrote.
-
-        ValueError: a tensor is missing, one does not belong there, or holds values that are not
-        finite.
+        """The memory that `to_tensors` wrote; ValueError names a missing, strange or not finite
+        tensor.
         """
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
@@ -258,12 +256,7 @@ def coreset(layers: list[Tensor], size: int) -> Tensor:
     those drawn before (k-means||, Bahmani et al. 2012). Distances are those of random projections
     of all layers.
 
-    Args:
-        layers: per layer (M, C_l) float.
-        size: number of tokens to choose, at most M.
-
-    Returns:
-        (size,) int64 indices, ascending.
+    Of layers (M, C_l) float, `size` indices, at most M, ascending.
     """
     draw = torch.Generator().manual_seed(SEED)
     points = torch.zeros(())

@@ -55,14 +55,8 @@ def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
     """Unit tokens over all layers, each layer centred, normalised and of the same weight.
 
     Tokens are centred on the mean of the supports: what all of a surface has in common does not
-    tell its defects apart.
-
-    Args:
-        tokens: per layer (B, M, C_l) unit tokens.
-        mean: per layer (B or 1, 1, C_l).
-
-    Returns:
-        (B, M, sum C_l) float32.
+    tell its defects apart. Per layer (B, M, C_l) and means (B or 1, 1, C_l), to (B, M, sum C_l)
+    float32.
     """
     parts = [F.normalize(t.float() - m, dim=-1) for t, m in zip(tokens, mean, strict=True)]
     return torch.cat(parts, dim=-1) / len(parts) ** 0.5

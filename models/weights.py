@@ -194,10 +194,8 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
             wanted = timm.create_model(name, num_classes=0).state_dict()
         state = _read_backbone(checkpoint, sha256, whole)
         source = f"{KEY}: {checkpoint}, with names such as {', '.join(list(state)[:SHOWN])},"
-        unused = {
-            n for n in {*whole, *state} - {*wanted} if n in whole or n.startswith(CLASSIFIERS)
-        }
-        kept = {n: v for n, v in state.items() if n not in unused}
+        others = (n for n in state if n not in whole and not n.startswith(CLASSIFIERS))
+        kept = {n: state[n] for n in [*wanted, *others] if n in state}
         if not kept:
             raise WeightsError(f"{source} holds none of the weights of timm model {name}")
         # of as many classes as the model: timm compares all names then, after it has converted them
@@ -278,9 +276,10 @@ def official_url(name: str) -> str:
 
 
 def download(name: str) -> Path:
-    """Fetch the official file of a backbone into the torch hub cache and check its checksum.
+    """Fetch the official file of a backbone into the torch hub cache.
 
-    WeightsError: it cannot be downloaded, is no weights file, or has changed since its download.
+    The publishers of DINOv2 give no checksums: a download over TLS is trusted once, and its SHA-256
+    recorded beside it. WeightsError: it cannot be downloaded, is no weights file, or has changed.
     """
     url = official_url(name)
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -298,28 +297,19 @@ def download(name: str) -> Path:
                 f"again, or fetch {url} on a machine with a connection and set {KEY} to the file, "
                 f"or place it at {target}; TORCH_HOME moves that folder"
             ) from error
-    verify_recorded_sha256(target)
-    return target
-
-
-def verify_recorded_sha256(path: Path) -> None:
-    """Compare a downloaded file with the SHA-256 recorded beside it, `<name>.sha256`.
-
-    The publishers of DINOv2 give no checksums: a download over TLS is trusted once and recorded; a
-    file that changes afterwards raises WeightsError.
-    """
-    record, actual = path.with_name(path.name + ".sha256"), sha256_of(path)
+    record, actual = target.with_name(target.name + ".sha256"), sha256_of(target)
     recorded = record.read_text("ascii", "replace")[:64] if record.is_file() else ""
     if not re.fullmatch("[0-9a-f]{64}", recorded):
         try:
-            write_text(record, f"{actual}  {path.name}\n")
+            write_text(record, f"{actual}  {target.name}\n")
         except OutputError as error:
-            LOG.warning("a later change of %s cannot be noticed (%s)", path, error)
+            LOG.warning("a later change of %s cannot be noticed (%s)", target, error)
     elif recorded != actual:
         raise WeightsError(
-            f"{path} has changed since its download (its SHA-256 is not that in {record}); delete "
+            f"{target} has changed since its download (SHA-256 is not that in {record}); delete "
             "both files and download it again"
         )
+    return target
 
 
 def digest(state: dict[str, Tensor]) -> str:

@@ -127,11 +127,8 @@ class SOFS(Method):
     def episode_logits(
         self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
     ) -> Tensor:
-        """Log-odds (B, h, w) of the queries of a training batch.
-
-        Args:
-            query, supports: per layer (B, C_l, h, w) and (B * K, C_l, h, w), batch-major.
-            support_masks: (B, K, H, W), {0, 1}.
+        """Log-odds (B, h, w) of a training batch: features per layer (B, C_l, h, w) and
+        (B * K, C_l, h, w), batch-major, and masks (B, K, H, W), {0, 1}.
         """
         share = self.shares(support_masks)
         memory = label(supports, share).in_type(comparison_type(share.device))

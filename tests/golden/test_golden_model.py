@@ -109,6 +109,12 @@ def test_four_shots_and_all_figures_inside_the_head(reference, b):
     for module, expected in names.items():
         for x, name in zip(seen[module], expected, strict=True):
             agree(x.flatten(2).transpose(1, 2) if module == "transformer" else x, b[name])
+    supports = reference.backbone(b["support"].flatten(0, 1))
+    for layer, *maps in zip(LAYERS, compared.features, supports, strict=True):
+        agree(maps, [b[f"query_feat_{layer}"], b[f"supp_feat_{layer}"]])
+    share = downsample_mask(b["support_mask"].flatten(0, 1), 14)
+    agree(share, b["mask_ds"], 1e-7)
+    agree(layer_prototype(supports[0], share[:, 0])[..., None, None], b["weighted_gap_5"])
     ours, kept = figures(reference, compared), compared.memory.extras["SOFS"]
     for name in ("semantic_similarity", "normal_similarity", "patch_logits", "prototype"):
         agree(ours[name], b[name])
@@ -118,16 +124,6 @@ def test_four_shots_and_all_figures_inside_the_head(reference, b):
     # the fusion over the marked tokens alone is the published one over all of them
     query = b["sa_query"].transpose(1, 2).unflatten(2, (5, 5))
     agree(fuse(query, kept["tokens"], kept["shares"], 0.1), b["transformer_q"])
-
-
-def test_four_shots_features_shares_and_prototype(reference, b):
-    query, support = reference.backbone(b["query"]), reference.backbone(b["support"].flatten(0, 1))
-    for layer, of_query, of_support in zip(LAYERS, query, support, strict=True):
-        agree(of_query, b[f"query_feat_{layer}"])
-        agree(of_support, b[f"supp_feat_{layer}"])
-    share = downsample_mask(b["support_mask"].flatten(0, 1), 14)
-    agree(share, b["mask_ds"], 1e-7)
-    agree(layer_prototype(support[0], share[:, 0])[..., None, None], b["weighted_gap_5"])
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -196,17 +192,13 @@ def check_norms(gradients, names, norms):
         relatively_agree(gradients[our_name(name)].norm(), norm)
 
 
-def test_training_target(tensors):
-    case = tensors("case_e_train")
-    share = downsample_mask(case["target"][:, 0], 14)
-    agree(share, case["patch_target_area"], 1e-7)
-    assert torch.equal((share > 0.1).to(torch.uint8), case["patch_target"])
-
-
 @pytest.mark.parametrize("smooth_r", [1, 100000])
 @pytest.mark.parametrize("shots", ["1shot", "4shot"])
 def test_training_step(golden_model, tensors, a, b, shots, smooth_r):
     case, tag = tensors("case_e_train"), f"{shots}_sr{smooth_r}"
+    share = downsample_mask(case["target"][:, 0], 14)
+    agree(share, case["patch_target_area"], 1e-7)
+    assert torch.equal((share > 0.1).to(torch.uint8), case["patch_target"])
     model, inputs = trainable(golden_model(skip_empty_supports=False)), {"1shot": a, "4shot": b}
     loss, label_map, gradients = training_step(model, inputs[shots], case["patch_target"], smooth_r)
     agree(loss, case[f"loss_{tag}"], 1e-5)
@@ -257,17 +249,12 @@ def test_loss_and_its_gradient(tensors, target, smooth_r):
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("with_backbone", [True, False])
 def test_published_checkpoint_loads(golden, prefix, with_backbone):
-    published = golden("state_dict")
+    """Outputs hardly show the epsilon of the layer norms, so it is looked at."""
+    head, published = Head(6 * 48, 12, reduce_dim=32, embed_dim=32), golden("state_dict")
     given = [n for n in published if with_backbone or not n.startswith("backbone.")]
     state = head_state({prefix + name: torch.tensor(published[name]) for name in given})
-    Head(6 * 48, 12, reduce_dim=32, embed_dim=32).load_state_dict(state, strict=True)
-    for name, value in published.items():
-        if not name.startswith("backbone."):
-            ours = state[our_name(name).removeprefix("head.")]
-            np.testing.assert_array_equal(ours.numpy(), value)
-
-
-def test_layer_norms_use_the_published_epsilon(golden_model):
-    """Outputs hardly show it, so it is looked at."""
-    norms = [m for m in golden_model().modules() if isinstance(m, nn.LayerNorm)]
-    assert {norm.eps for norm in norms} == {1e-6}
+    head.load_state_dict(state, strict=True)
+    for name in (n for n in published if not n.startswith("backbone.")):
+        ours = state[our_name(name).removeprefix("head.")]
+        np.testing.assert_array_equal(ours.numpy(), published[name])
+    assert {m.eps for m in head.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}

@@ -10,22 +10,14 @@ import threading
 
 import pytest
 import torch
-from torch import nn
 
 from models import weights
 from models.weights import load_backbone_weights, official_url
+from tests.models.tiny import same
+from tests.models.tiny import two_layers as tiny
 from utils.errors import WeightsError
 
 KEY = "TRAIN.backbone_checkpoint"
-
-
-def tiny(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-
-
-def same(a, b):
-    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
 @pytest.fixture

@@ -22,18 +22,14 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot product attention; a kernel.
 
-    In half precision on a CPU without matrix units torch's kernel runs at a third of the speed of
-    plain products: there it is computed head by head.
+    In half precision on a CPU without units for products of bf16 matrices (AMX), torch's kernel
+    runs at a third of the speed of plain products: there it is computed head by head.
     """
     half_on_cpu = q.device.type == "cpu" and q.dtype in HALF and not torch.is_grad_enabled()
-    if half_on_cpu and not (torch.compiler.is_compiling() or has_matrix_units()):
+    by_head = half_on_cpu and not torch.compiler.is_compiling()
+    if by_head and not torch.cpu.get_capabilities().get("amx_bf16"):
         return attend_by_head(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def has_matrix_units() -> bool:
-    """Whether the CPU has units for products of bf16 matrices (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class Memory:
         cls, tensors: dict[str, Tensor], *, windowed: bool, thresholds: dict[str, float]
     ) -> Memory:
         """The memory that `to_tensors` wrote; ValueError names a missing, strange or not finite
-        tensor.
+        tensor, or numbers of tokens that do not fit each other.
         """
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
@@ -139,6 +139,10 @@ class Memory:
             raise ValueError(f"{error.args[0]} is missing") from error
         if strange := tensors.keys() ^ memory.to_tensors().keys():
             raise ValueError(f"{min(strange)} does not belong there")
+        counts = {layer.shape[:2] for layer in memory.foreground} | {memory.share.shape}
+        views = (sum(memory.sizes), len(memory.sizes))
+        if len(counts) > 1 or views != (memory.share.shape[1], memory.covered.shape[1]):
+            raise ValueError("the numbers of tokens, shares and views do not fit each other")
         return memory
 
 

@@ -104,12 +104,3 @@ def test_normal_images_alone_are_the_whole_memory(make, scores, budget):
     assert not (memory.is_marked or memory.normal or memory.extras or memory.windowed)
     answers = scores(memory)
     assert torch.equal(answers["SOFS"], answers["prior"]) and (answers["prior"] > 0).all()
-
-
-def test_normal_images_leave_the_supports_and_what_methods_keep(make):
-    encoder = make()
-    part, normal = encoder.encode(*views(3)), encoder.encode_normal(pictures(2))
-    plain, more = encoder.remember([part]), encoder.remember([part], [normal])
-    assert_close(more.extras, plain.extras, rtol=0, atol=0)
-    for name in ("foreground", "background", "share", "covered", "mean"):
-        assert_close(getattr(more, name), getattr(plain, name), rtol=0, atol=0)

@@ -113,16 +113,11 @@ def test_a_memory_comes_back_from_its_tensors(stored):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [({"foreground.0": None}, "foreground.0 is missing"), ({"odd": torch.ones(1)}, "odd does not"),
-     ({"mean.1": torch.full((1, 1, 7), torch.nan)}, "mean.1 holds values that are not finite")],
+     ({"mean.1": torch.full((1, 1, 7), torch.nan)}, "mean.1 holds values that are not finite"),
+     ({"sizes": torch.tensor([4] * 4)}, "do not fit"),
+     ({"foreground.1": torch.ones(1, 3, 7)}, "do not fit")],
 )  # fmt: skip
 def test_tensors_that_are_no_memory_are_refused(stored, change, reason):
     tensors = {name: value for name, value in (stored[1] | change).items() if value is not None}
     with pytest.raises(ValueError, match=reason):
         Memory.from_tensors(tensors, windowed=True, thresholds={})
-
-
-def test_the_type_of_the_comparison_is_that_of_the_tokens(stored):
-    half = stored[0].in_type(torch.bfloat16)
-    layers = [*half.foreground, *half.background, *(m for image in half.normal for m in image)]
-    assert {layer.dtype for layer in layers} == {torch.bfloat16}
-    assert half.mean[0].dtype == half.share.dtype == torch.float32

@@ -12,7 +12,6 @@ from tests.models.tiny import answer, remember
 
 @pytest.fixture(autouse=True)
 def _no_graph(request):
-    """Only the tests of gradients build one."""
     with torch.set_grad_enabled("gradient" in request.node.name):
         yield
 

@@ -142,7 +142,7 @@ class Memory:
         counts = {layer.shape[:2] for layer in memory.foreground} | {memory.share.shape}
         views = (sum(memory.sizes), len(memory.sizes))
         if len(counts) > 1 or views != (memory.share.shape[1], memory.covered.shape[1]):
-            raise ValueError("the numbers of tokens, shares and views do not fit each other")
+            raise ValueError("the numbers of tokens, shares and sizes do not fit each other")
         return memory
 
 

@@ -1,6 +1,7 @@
 """Attention of the vision transformers and of the head: which kernel computes it where.
 
-Shapes: B images, H heads, N tokens, D channels of a head.
+A kernel takes queries, keys and values (B, H, N, D) to (B, H, N, D): B images, H heads, N tokens, D
+channels of a head.
 """
 
 from __future__ import annotations
@@ -19,20 +20,16 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot product attention, three times (B, H, N, D) to (B, H, N, D).
+    """Scaled dot product attention; a kernel.
 
-    In half precision on a CPU without matrix units torch's kernel runs at a third of the speed of
-    plain products: there it is computed head by head.
+    In half precision on a CPU without units for products of bf16 matrices (AMX), torch's kernel
+    runs at a third of the speed of plain products: there it is computed head by head.
     """
     half_on_cpu = q.device.type == "cpu" and q.dtype in HALF and not torch.is_grad_enabled()
-    if half_on_cpu and not torch.compiler.is_compiling() and not has_matrix_units():
+    by_head = half_on_cpu and not torch.compiler.is_compiling()
+    if by_head and not torch.cpu.get_capabilities().get("amx_bf16"):
         return attend_by_head(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def has_matrix_units() -> bool:
-    """Whether the CPU has units for products of bf16 matrices (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -52,14 +49,7 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class ViTAttention(nn.Module):
-    """The attention of a timm block, computed by another kernel.
-
-    It shares the projections of the block it replaces, so parameter names and values stay the same.
-
-    Args:
-        attention: timm's.
-        kernel: three times (B, H, N, D) to (B, H, N, D).
-    """
+    """The attention of a timm block by another kernel, with the same parameters and names."""
 
     def __init__(self, attention: Attention, kernel: Kernel) -> None:
         super().__init__()
@@ -77,20 +67,19 @@ class ViTAttention(nn.Module):
 
 def use_kernel(model: nn.Module, kernel: Kernel) -> int:
     """Compute every plain attention of a timm model by a kernel, in place; how many there are."""
-    count = 0
-    for block in getattr(model, "blocks", []):
-        attention = getattr(block, "attn", None)
-        if type(attention) is Attention and attention.gate is None:
-            block.attn = ViTAttention(attention, kernel)
-            count += 1
-    return count
+    blocks = [
+        b for b in getattr(model, "blocks", []) if type(getattr(b, "attn", None)) is Attention
+    ]
+    plain = [block for block in blocks if block.attn.gate is None]
+    for block in plain:
+        block.attn = ViTAttention(block.attn, kernel)
+    return len(plain)
 
 
 def use_xformers(model: nn.Module) -> None:
     """Compute the attention of a timm vision transformer by xformers, in place.
 
-    Raises:
-        ConfigError: xformers is not installed, or the model is no plain vision transformer.
+    ConfigError: xformers is not installed, or the model is no plain vision transformer.
     """
     try:
         from xformers.ops import memory_efficient_attention
@@ -100,9 +89,7 @@ def use_xformers(model: nn.Module) -> None:
             "with CUDA, or set TRAIN.attention to sdpa"
         ) from error
     if not use_kernel(model, by_token(memory_efficient_attention)):
-        raise ConfigError(
-            "TRAIN.attention: xformers needs a plain vision transformer; set it to sdpa"
-        )
+        raise ConfigError("TRAIN.attention: xformers needs a plain vision transformer; set sdpa")
 
 
 def by_token(operator: Kernel) -> Kernel:

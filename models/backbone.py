@@ -41,8 +41,7 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, layers: Sequence[int], stride: int) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.layers = list(layers)
-        self.stride = stride
+        self.layers, self.stride = list(layers), stride
         self._identity = ""  # of the exact weights, once they are no longer held
         is_vit = isinstance(model, VisionTransformer)
         self.by_token = is_vit and model.patch_embed.patch_size == (stride, stride)
@@ -59,7 +58,6 @@ class Backbone(nn.Module):
         return [self.model.feature_info[i]["num_chs"] for i in self.layers]
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     @property
@@ -78,16 +76,15 @@ class Backbone(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Extract features; layers after the last chosen one do not run.
+        """One (B, C_l, H / stride, W / stride) map per layer; later layers do not run.
+
+        They are outputs of the blocks before the final norm, without class and register tokens, and
+        inference tensors: what trains on one copies it first, as the head does where it
+        concatenates the layers.
 
         Args:
             images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of
                 `stride`.
-
-        Returns:
-            One (B, C_l, H / stride, W / stride) map per layer: outputs of the blocks before the
-            final norm, without class and register tokens. They are inference tensors: what trains
-            on one copies it first, as the head does where it concatenates the layers.
         """
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
@@ -116,13 +113,12 @@ def to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
 def timm_name_of(name: str) -> str:
     """timm's name of a backbone; ConfigError lists the names that there are."""
     timm_name = BACKBONES.get(name) or name.removeprefix(TIMM_PREFIX)
-    registered = name in BACKBONES or name.startswith(TIMM_PREFIX)
-    if not registered or not timm.is_model(timm_name):
-        near = difflib.get_close_matches(name, BACKBONES, 1)
+    listed = name in BACKBONES or name.startswith(TIMM_PREFIX)
+    if not listed or not timm.is_model(timm_name):
+        near = "".join(f" Did you mean {n}?" for n in difflib.get_close_matches(name, BACKBONES, 1))
         raise ConfigError(
             f"TRAIN.backbone is {name}; the backbones are {', '.join(BACKBONES)}, or "
-            f"{TIMM_PREFIX}NAME with a name of timm.list_models()."
-            + (f" Did you mean {near[0]}?" if near else "")
+            f"{TIMM_PREFIX}NAME with a name of timm.list_models().{near}"
         )
     model, dot, _ = timm_name.partition(".")
     tagged = timm.list_models(f"{model}.*", pretrained=True)
@@ -135,12 +131,16 @@ def timm_name_of(name: str) -> str:
 def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride: int) -> None:
     """Try a backbone without weights, data and memory, see `build_backbone`.
 
-    Raises:
-        ConfigError: it is unknown, lacks a layer, has other patches, or does not take such images.
+    ConfigError: it is unknown, lacks a layer, has other patches, or does not take such images.
     """
     with torch.device("meta"):
         model = timm.create_model(timm_name_of(name), num_classes=0)
-        _set_input_size(model, name, image_size)
+        if not hasattr(model, "forward_intermediates"):
+            raise ConfigError(
+                f"TRAIN.backbone: {name} has no intermediate features; choose another timm model"
+            )
+        if hasattr(model, "set_input_size"):
+            model.set_input_size((image_size, image_size))
         count = len(model.feature_info)
         if not layers or max(layers) >= count:
             raise ConfigError(
@@ -180,9 +180,8 @@ def build_backbone(
 
     Args:
         name: a name of `BACKBONES`, or `timm:NAME`.
-        layers: see `Backbone`.
+        layers, stride: see `Backbone`; the stride of a ViT is its patch.
         image_size: side of the square input in pixels; position embeddings are resized to it once.
-        stride: side of a token in pixels; the patch of a ViT.
         checkpoint: weights file; empty for the official (or embedded) weights.
         sha256: expected checksum of the weights file; empty for no such check.
         pretrained: False leaves random weights, for tests and speed measurements.
@@ -198,7 +197,8 @@ def build_backbone(
         model = load_timm(timm_name, checkpoint, sha256)
     else:
         model = timm.create_model(timm_name, num_classes=0)
-    _set_input_size(model, name, image_size)
+    if hasattr(model, "set_input_size"):
+        model.set_input_size((image_size, image_size))
     if pretrained and name in BACKBONES:
         load_backbone_weights(model, name, checkpoint, sha256)
     if attention == "xformers":
@@ -206,12 +206,3 @@ def build_backbone(
     else:
         use_kernel(model, attend)
     return Backbone(model, layers, stride)
-
-
-def _set_input_size(model: nn.Module, name: str, image_size: int) -> None:
-    if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(
-            f"TRAIN.backbone: {name} cannot return intermediate features; choose another timm model"
-        )
-    if hasattr(model, "set_input_size"):
-        model.set_input_size((image_size, image_size))

@@ -17,16 +17,10 @@ from utils.errors import ConfigError
 def check_model(cfg: CfgNode) -> None:
     """Check the method's name and the backbone's settings before any data are read.
 
-    Raises:
-        ConfigError: a name is unknown, or the backbone lacks a layer or takes other image sizes.
+    ConfigError: a name is unknown, or the backbone lacks a layer or takes other image sizes.
     """
     method_class(cfg.TEST.method)
-    check_backbone(
-        cfg.TRAIN.backbone,
-        layers=cfg.TRAIN.SOFS.prior_layer_pointer,
-        image_size=cfg.DATASET.image_size,
-        stride=cfg.TRAIN.SOFS.vit_patch_size,
-    )
+    check_backbone(cfg.TRAIN.backbone, **_shape(cfg))
 
 
 def build_model(cfg: CfgNode) -> SOFS:
@@ -51,9 +45,7 @@ def backbone_of(cfg: CfgNode) -> Backbone:
     """The frozen backbone of a config with its weights, compiled if TRAIN.compile is set."""
     backbone = build_backbone(
         cfg.TRAIN.backbone,
-        layers=cfg.TRAIN.SOFS.prior_layer_pointer,
-        image_size=cfg.DATASET.image_size,
-        stride=cfg.TRAIN.SOFS.vit_patch_size,
+        **_shape(cfg),
         checkpoint=cfg.TRAIN.backbone_checkpoint,
         sha256=cfg.TRAIN.backbone_sha256,
         pretrained=cfg.TRAIN.backbone_load_state_dict,
@@ -69,3 +61,8 @@ def backbone_of(cfg: CfgNode) -> Backbone:
         forward = torch.compile(backbone.model.forward_intermediates, dynamic=True)
         backbone.model.forward_intermediates = forward
     return backbone
+
+
+def _shape(cfg: CfgNode) -> dict:
+    keys, size = cfg.TRAIN.SOFS, cfg.DATASET.image_size
+    return {"layers": keys.prior_layer_pointer, "image_size": size, "stride": keys.vit_patch_size}

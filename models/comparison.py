@@ -14,16 +14,10 @@ LENGTH_EPS = 1e-12
 
 
 class Comparison:
-    """Windows beside a memory.
-
-    Args:
-        features: per layer (B, C_l, h, w) of the windows.
-        memory: of one support set for all windows, or of one per window.
-    """
+    """Windows, per layer (B, C_l, h, w), beside one memory for all, or one support set for each."""
 
     def __init__(self, features: list[Tensor], memory: Memory) -> None:
-        self.features, self.memory = features, memory
-        self.grid = features[0].shape[-2:]
+        self.features, self.memory, self.grid = features, memory, features[0].shape[-2:]
 
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic and abnormal prior maps (paper, section 3.2), each (B, L, h, w) float32.
@@ -34,8 +28,7 @@ class Comparison:
         divided out of the maxima, which is the same and costs less than out of the queries.
 
         Args:
-            weight: (B or 1, K) of each support view in the mean of the semantic prior; 0 leaves it
-                out.
+            weight: (B or 1, K) of each view in the mean of the semantic prior; 0 leaves it out.
         """
         memory, semantic, abnormal = self.memory, [], []
         share, count = memory.share, memory.share.shape[-1]
@@ -57,9 +50,7 @@ class Comparison:
 
     @cached_property
     def anomaly(self) -> Tensor:
-        """(B, h, w) float32 in [0, 2]: how little a token looks like anything normal, over all
-        layers.
-        """
+        """(B, h, w) float32 in [0, 2]: the largest abnormal prior over all layers."""
         nothing = torch.zeros_like(self.memory.covered, dtype=torch.float32)
         return self.priors(nothing)[1].amax(1).clamp(min=0)
 
@@ -70,10 +61,8 @@ class Comparison:
         The cosines are over all layers at once, see `models.priors.centred`, and of further normal
         images each has a vote, see `models.priors.normal_vote`.
         """
-        tokens = [unit_tokens(layer.float()) for layer in self.features]
-        queries = centred(tokens, self.memory.mean)
+        queries = centred([unit_tokens(m.float()) for m in self.features], self.memory.mean)
         foreground, background, normal = self.memory.joint_keys
-        similarity = normal_vote(
-            background.compare(queries)[1], [image.compare(queries)[1] for image in normal]
-        )
+        votes = [image.compare(queries)[1] for image in normal]
+        similarity = normal_vote(background.compare(queries)[1], votes)
         return (foreground.compare(queries)[1] - similarity).unflatten(-1, self.grid)

@@ -9,15 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.memory import (
-    Memory,
-    background_only,
-    comparison_type,
-    join,
-    label,
-    thin,
-    with_foreground,
-)
+from models import memory as memories
+from models.memory import Memory, comparison_type, join, label
 from models.methods import Method
 from utils.precision import autocast
 
@@ -55,19 +48,19 @@ class SupportEncoder:
 
         Equal views go through the backbone once, and count as often as they were given.
         """
-        distinct, counts = _distinct(images, masks)
-        parts: list[Memory] = []
-        extras: dict[str, list[dict[str, Tensor]]] = {}
+        times: dict[int, float] = {}
+        for number, view in enumerate(zip(images, masks, strict=True)):
+            equal = (n for n in times if all(map(torch.equal, view, (images[n], masks[n]))))
+            first = next(equal, number)
+            times[first] = times.get(first, 0.0) + 1
+        parts, extras = [], []
         with autocast(self.device, self.precision):
-            for rows, count in zip(
-                distinct.split(self.batch), counts.split(self.batch), strict=True
-            ):
+            for rows in torch.tensor(list(times)).split(self.batch):
                 features = self.methods[0].backbone(images[rows].to(self.device))
                 share = self.methods[0].shares(masks[rows].unsqueeze(0).to(self.device))
-                count = count.unsqueeze(0).to(self.device)
+                count = torch.tensor([[times[n] for n in rows.tolist()]], device=self.device)
                 parts.append(label(features, share, count))
-                for method in self.methods:
-                    extras.setdefault(method.name, []).append(method.encode(features, share, count))
+                extras.append({m.name: m.encode(features, share, count) for m in self.methods})
                 parts = self._thinned(parts, 2 * self.memory_tokens, self.memory_tokens)
         return replace(join(parts), extras=self._joined(extras))
 
@@ -83,7 +76,8 @@ class SupportEncoder:
             for images in batches:
                 marks = torch.zeros(1, len(images), *images.shape[-2:], device=self.device)
                 features = self.methods[0].backbone(images.to(self.device))
-                parts.append(background_only(label(features, self.methods[0].shares(marks))))
+                views = label(features, self.methods[0].shares(marks))
+                parts.append(memories.background_only(views))
                 parts = self._thinned(parts, 2 * pool, pool)
         return join(parts)
 
@@ -98,10 +92,6 @@ class SupportEncoder:
             normal: of images without; they are the whole memory where there are no others.
             windowed: queries are seen in windows at native resolution; False: each resized whole.
         """
-        extras: dict[str, list[dict[str, Tensor]]] = {}
-        for support in supports:
-            for name, kept in support.extras.items():
-                extras.setdefault(name, []).append(kept)
         with autocast(self.device, self.precision):
             views = [join(list(supports) or list(normal))]
             (memory,) = self._thinned(views, self.memory_tokens, self.memory_tokens)
@@ -110,34 +100,21 @@ class SupportEncoder:
             for image in normal if supports else ():
                 near = [replace(memory, background=image.background)]
                 votes.append(self._thinned(near, budget, budget)[0].background)
-            memory = replace(with_foreground(memory), normal=votes, windowed=windowed)
+            memory = replace(memories.with_foreground(memory), normal=votes, windowed=windowed)
             memory = memory.in_type(comparison_type(self.device))
-        return replace(memory, extras=self._joined(extras))
+        return replace(memory, extras=self._joined([support.extras for support in supports]))
 
-    def _joined(self, extras: dict[str, list[dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
-        by_name = {method.name: method for method in self.methods}
-        return {name: by_name[name].join(kept) for name, kept in extras.items() if kept[0]}
+    def _joined(self, extras: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+        """What each method keeps of several supports; nothing of a method that keeps nothing."""
+        kept = {m: [e[m.name] for e in extras if e.get(m.name)] for m in self.methods}
+        return {method.name: method.join(parts) for method, parts in kept.items() if parts}
 
     def _thinned(self, parts: list[Memory], limit: int, budget: int) -> list[Memory]:
-        """The parts as they are up to `limit` background tokens, else joined and thinned to
-        `budget`.
-        """
+        """The parts up to `limit` background tokens, else joined and thinned to `budget`."""
         count = sum(part.background[0].shape[1] for part in parts)
         if not self.memory_tokens or count <= limit:
             return parts
         if not self._thinning_is_logged:
             LOG.info("%d background tokens are kept (TEST.memory_tokens)", self.memory_tokens)
             self._thinning_is_logged = True
-        return [thin(join(parts), budget)]
-
-
-def _distinct(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (K',) of the views without repetitions, and how often each was given, (K',)
-    float32.
-    """
-    counts: dict[int, float] = {}
-    for number, view in enumerate(zip(images, masks, strict=True)):
-        earlier = ((n, (images[n], masks[n])) for n in counts)
-        first = next((n for n, other in earlier if all(map(torch.equal, view, other))), number)
-        counts[first] = counts.get(first, 0.0) + 1
-    return torch.tensor(list(counts)), torch.tensor(list(counts.values()))
+        return [memories.thin(join(parts), budget)]

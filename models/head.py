@@ -1,4 +1,7 @@
-"""The trained part: mixing convolutions, transformer, fusion, mask logits (paper, section 3.3)."""
+"""The trained part: mixing convolutions, transformer, fusion, mask logits (paper, section 3.3).
+
+Shapes: B queries, S support views, h x w tokens, N marked support tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +14,36 @@ from models.attention import attend
 PRIOR_WEIGHT = 10.0  # of the priors in the query's mixing
 RESIDUAL_SCALE, LOGIT_SCALE = 10.0, 0.1  # first values of the learned factors, see `corrected`
 TRUST, MOST_CORRECTION = 0.35, 2.0  # damping and bound of the correction
-
-
-def reduction(channels: int, width: int) -> nn.Sequential:
-    """1 x 1 convolution without bias, ReLU, channel dropout."""
-    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.ReLU(), nn.Dropout2d(0.5))
-
-
-def mixing(channels: int, width: int) -> nn.Sequential:
-    """1 x 1 convolution without bias, ReLU."""
-    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.ReLU())
+CLASSIFIER_WIDTH = 128
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without bias."""
+    """Multi-head self-attention without bias: (B, M, C) to (B, M, C)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.out = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
+        linear = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.out = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend: (B, M, C) to (B, M, C)."""
-        q, k, v = (
-            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        layers = (self.query, self.key, self.value)
+        heads = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in layers)
+        return self.out(attend(*heads).transpose(1, 2).flatten(2))
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm self-attention, then an inverted feed-forward with a 3 x 3 depthwise convolution."""
+    """Pre-norm self-attention, then an inverted feed-forward with a 3 x 3 depthwise convolution.
 
-    def __init__(self, width: int, num_heads: int, ratio: int = 4) -> None:
+    Takes and returns a map (B, C, h, w).
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attention = SelfAttention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        hidden = width * ratio
+        hidden = 4 * width
         self.feed_forward = nn.Sequential(
             nn.Conv2d(width, hidden, 1),
             nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
@@ -61,7 +54,6 @@ class TransformerLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform a (B, C, h, w) map."""
         tokens = x.flatten(2).transpose(1, 2)
         tokens = tokens + self.attention(self.norm1(tokens))
         normed = self.norm2(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -74,7 +66,7 @@ def fuse(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> T
 
     Args:
         query: (B, C, h, w).
-        support: (B or 1, N, C) marked support tokens of all supports.
+        support: (B or 1, N, C) marked tokens of all supports.
         share: (B or 1, N) their shares; a token of share 0 adds nothing.
         temperature: of the softmax.
 
@@ -94,9 +86,8 @@ class Head(nn.Module):
     Args:
         channels: channels of all layers together.
         num_priors: prior maps beside the query.
-        reduce_dim: width after reduction.
-        embed_dim: width of the transformer.
-        num_heads, num_stages: attention heads and layers.
+        reduce_dim, embed_dim: widths after reduction and of the transformer.
+        num_heads, num_stages: attention heads and layers of the transformer.
         temperature: of the fusion.
         meta_cls: the support prototype is the classifier; False: convolutions with two channels.
         prior_residual: take one more prior map, the joint prior, and correct it (ours).
@@ -116,29 +107,31 @@ class Head(nn.Module):
         prior_residual: bool = False,
     ) -> None:
         super().__init__()
+
+        def conv_relu(inputs: int, width: int, *more: nn.Module) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.ReLU(), *more)
+
         self.temperature, self.prior_residual = temperature, prior_residual
-        self.query_reduce = reduction(channels, reduce_dim)
-        self.support_reduce = reduction(channels, reduce_dim)
-        self.prototype_reduce = reduction(channels, reduce_dim)
-        self.support_mix = mixing(2 * reduce_dim, embed_dim)
-        self.query_mix = mixing(2 * reduce_dim + num_priors + prior_residual, embed_dim)
-        self.transformer = nn.Sequential(
-            *(TransformerLayer(embed_dim, num_heads) for _ in range(num_stages))
+        self.query_reduce, self.support_reduce, self.prototype_reduce = (
+            conv_relu(channels, reduce_dim, nn.Dropout2d(0.5)) for _ in range(3)
         )
+        self.support_mix = conv_relu(2 * reduce_dim, embed_dim)
+        self.query_mix = conv_relu(2 * reduce_dim + num_priors + prior_residual, embed_dim)
+        layers = (TransformerLayer(embed_dim, num_heads) for _ in range(num_stages))
+        self.transformer = nn.Sequential(*layers)
         self.support_prototype = nn.Conv2d(embed_dim, embed_dim, 1) if meta_cls else None
-        self.classifier = None if meta_cls else two_channel_classifier(embed_dim)
+        hidden = CLASSIFIER_WIDTH
+        self.classifier = None if meta_cls else nn.Sequential(
+            nn.Conv2d(embed_dim, hidden, 1), nn.BatchNorm2d(hidden),
+            nn.Conv2d(hidden, hidden, 3, padding=1), nn.BatchNorm2d(hidden),
+            nn.Conv2d(hidden, 2, 1),
+        )  # fmt: skip
         self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if prior_residual else None
         self.own_scale = nn.Parameter(torch.tensor(LOGIT_SCALE)) if prior_residual else None
 
     def embed_support(self, features: Tensor, prototype: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed supports.
-
-        Args:
-            features: (S, channels, h, w), all layers concatenated.
-            prototype: (S, channels) of each support.
-
-        Returns:
-            transformed map (S, embed_dim, h, w) and reduced prototype (S, reduce_dim).
+        """Features (S, channels, h, w) of all layers and prototypes (S, channels) of supports to
+        transformed maps (S, embed_dim, h, w) and reduced prototypes (S, reduce_dim).
         """
         reduced = self.prototype_reduce(prototype[..., None, None])
         support = self.support_reduce(features)
@@ -146,15 +139,8 @@ class Head(nn.Module):
         return self.transformer(self.support_mix(mixed)), reduced[..., 0, 0]
 
     def embed_query(self, features: Tensor, prototype: Tensor, priors: Tensor) -> Tensor:
-        """Embed queries.
-
-        Args:
-            features: (B, channels, h, w).
-            prototype: (B or 1, reduce_dim), mean over the supports.
-            priors: (B, num_priors, h, w).
-
-        Returns:
-            (B, embed_dim, h, w).
+        """Features (B, channels, h, w) and priors (B, num_priors, h, w) of queries, and the mean
+        prototype (B or 1, reduce_dim) of their supports, to transformed maps (B, embed_dim, h, w).
         """
         query = self.query_reduce(features)
         reduced = prototype[..., None, None].expand(query.shape[0], -1, *query.shape[-2:])
@@ -162,16 +148,8 @@ class Head(nn.Module):
         return self.transformer(self.query_mix(mixed))
 
     def logits(self, query: Tensor, support: Tensor, share: Tensor, prototype: Tensor) -> Tensor:
-        """Mask logits on the token grid.
-
-        Args:
-            query: (B, embed_dim, h, w) from `embed_query`.
-            support: (B or 1, N, embed_dim) marked support tokens.
-            share: (B or 1, N).
-            prototype: (B or 1, embed_dim) support prototype; unused without `meta_cls`.
-
-        Returns:
-            (B, h, w): the log-odds of defect.
+        """Log-odds (B, h, w) of defect; query, support and share as in `fuse`, and the support
+        prototype (B or 1, embed_dim), which is unused without `meta_cls`.
         """
         fused = fuse(query, support, share, self.temperature)
         if self.classifier is not None:
@@ -180,32 +158,14 @@ class Head(nn.Module):
         return (fused * prototype[..., None, None]).sum(1)
 
     def corrected(self, gap: Tensor, logits: Tensor) -> Tensor:
-        """The joint prior plus the head's logits, each times a learned factor (ours).
+        """The joint prior (B, h, w) plus the head's logits (B, h, w), each times a learned factor
+        (ours): the log-odds of defect, float32.
 
         In use the logits are damped and bounded: on classes and surfaces that it was not trained
         on, a head is too sure, the more so the less they are like those of its training. Bounded
         in training, too, it learns less.
-
-        Args:
-            gap: (B, h, w) joint prior, see `Comparison.joint_prior`.
-            logits: (B, h, w) from `logits`.
-
-        Returns:
-            (B, h, w) float32: the log-odds of defect.
         """
         correction = self.own_scale * logits.float()
         if not self.training:
             correction = MOST_CORRECTION * torch.tanh(TRUST * correction / MOST_CORRECTION)
         return self.residual_scale * gap + correction
-
-
-def two_channel_classifier(width: int) -> nn.Sequential:
-    """The convolutional classifier used instead of the support prototype."""
-    hidden = 128
-    return nn.Sequential(
-        nn.Conv2d(width, hidden, 1),
-        nn.BatchNorm2d(hidden),
-        nn.Conv2d(hidden, hidden, 3, padding=1),
-        nn.BatchNorm2d(hidden),
-        nn.Conv2d(hidden, 2, 1),
-    )

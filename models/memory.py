@@ -13,9 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from models.priors import centred, typical_foreground, unit_tokens
+from models.priors import centred, taken, unit_tokens
 from models.similarity import Keys
 
+MOSTLY = 0.5  # share of marked pixels from which on a token is mostly defect
 NEAR = 0.75  # share of the kept background that is most like the foreground
 WIDTH, ROUNDS, SEED = 128, 16, 54  # of the coreset
 
@@ -75,12 +76,13 @@ class Memory:
         """Foreground, background and each normal image for the joint prior: over all layers, and
         centred. Of the foreground only what is mostly marked, or most marked in its view, is kept.
         """
-        dtype = self.foreground[0].dtype
-        joined = centred(self.foreground, self.mean)
-        every = torch.arange(joined.shape[1], device=joined.device).expand_as(self.share)
-        chosen = typical_foreground(self.share, self.sizes)
-        index = every.where(chosen, self.share.argmax(1, keepdim=True))
-        foreground = _taken(joined, index)
+        dtype, share = self.foreground[0].dtype, self.share
+        views = share.split(self.sizes, dim=-1)
+        typical = [v >= v.amax(-1, keepdim=True).clamp(max=MOSTLY) for v in views]
+        kept = torch.cat(typical, dim=-1) & (share > 0)
+        every = torch.arange(share.shape[1], device=share.device).expand_as(share)
+        index = every.where(kept, share.argmax(1, keepdim=True))
+        foreground = taken(centred(self.foreground, self.mean), index)
         background = centred(self.background, self.mean)
         background = background * self.background[0].any(-1, keepdim=True)
         normal = [Keys(centred(image, self.mean).to(dtype)) for image in self.normal]
@@ -97,55 +99,50 @@ class Memory:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for a file: on the CPU, none sharing memory with another."""
-        tensors = {"share": self.share, "sizes": torch.tensor(self.sizes)}
-        tensors |= {"covered": self.covered, "views": self.views}
-        for name in ("foreground", "background", "mean"):
-            tensors |= {f"{name}.{i}": layer for i, layer in enumerate(getattr(self, name))}
-        for number, image in enumerate(self.normal):
-            tensors |= {f"normal.{number}.{i}": layer for i, layer in enumerate(image)}
+        layers = {"foreground": self.foreground, "background": self.background, "mean": self.mean}
+        layers |= {f"normal.{number}": image for number, image in enumerate(self.normal)}
+        tensors = {f"{part}.{i}": layer for part in layers for i, layer in enumerate(layers[part])}
         for method, extra in self.extras.items():
             tensors |= {f"extras.{method}.{name}": value for name, value in extra.items()}
+        tensors |= {"share": self.share, "covered": self.covered, "views": self.views}
+        tensors["sizes"] = torch.tensor(self.sizes)
         return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
 
     @classmethod
     def from_tensors(
         cls, tensors: dict[str, Tensor], *, windowed: bool, thresholds: dict[str, float]
     ) -> Memory:
-        """The memory that `to_tensors` wrote.
-
-        Raises:
-            ValueError: the tensors do not fit each other, or hold values that are not finite.
+        """The memory that `to_tensors` wrote; ValueError names a missing, strange or not finite
+        tensor, or numbers of tokens that do not fit each other.
         """
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
         extras: dict[str, dict[str, Tensor]] = {}
-        for name in tensors:
-            if name.startswith("extras."):
-                _, method, part = name.split(".", 2)
-                extras.setdefault(method, {})[part] = tensors[name]
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value.float()).all():
                 raise ValueError(f"{name} holds values that are not finite")
+            if name.startswith("extras."):
+                _, method, part = name.split(".", 2)
+                extras.setdefault(method, {})[part] = value
         try:
             lists = {
                 part: [tensors[f"{part}.{i}"] for i in layers]
-                for part in ("foreground", "background", "mean")
+                for part in ("foreground", "background", "mean", *(f"normal.{n}" for n in images))
             }
-            normal = [[tensors[f"normal.{n}.{i}"] for i in layers] for n in images]
+            normal = [lists.pop(f"normal.{n}") for n in images]
             single = {name: tensors[name] for name in ("share", "covered", "views")}
-            sizes = tensors["sizes"].tolist()
+            memory = cls(
+                **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
+                windowed=windowed, thresholds=thresholds,
+            )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error
-        memory = cls(
-            **lists, **single, sizes=sizes, normal=normal, extras=extras,
-            windowed=windowed, thresholds=thresholds,
-        )  # fmt: skip
         if strange := tensors.keys() ^ memory.to_tensors().keys():
             raise ValueError(f"{min(strange)} does not belong there")
-        if sum(sizes) != memory.share.shape[1] or len(sizes) != memory.covered.shape[1]:
-            raise ValueError("the sizes of the views do not add up")
-        if any(layer.shape[:2] != memory.share.shape for layer in memory.foreground):
-            raise ValueError("there are other numbers of foreground tokens than of shares")
+        counts = {layer.shape[:2] for layer in memory.foreground} | {memory.share.shape}
+        views = (sum(memory.sizes), len(memory.sizes))
+        if len(counts) > 1 or views != (memory.share.shape[1], memory.covered.shape[1]):
+            raise ValueError("the numbers of tokens, shares and sizes do not fit each other")
         return memory
 
 
@@ -187,8 +184,8 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
         tokens = unit_tokens(layer.float()).unflatten(0, (b, k))
         mean.append((tokens.mean(2) * weight).sum(1, keepdim=True))
         tokens = tokens.flatten(1, 2)
-        foreground.append(_taken(tokens, chosen))
-        background.append(_taken(tokens, unmarked).masked_fill(missing.unsqueeze(-1), 0))
+        foreground.append(taken(tokens, chosen))
+        background.append(taken(tokens, unmarked).masked_fill(missing.unsqueeze(-1), 0))
     return Memory(
         foreground, everything.gather(1, chosen), sizes, (flat > 0).all(-1), background, mean,
         counts.sum(1).view(b, 1, 1),
@@ -200,19 +197,15 @@ def join(parts: Sequence[Memory]) -> Memory:
     if len(parts) == 1:
         return parts[0]
     views = torch.stack([p.views for p in parts]).sum(0)
-
-    def side_by_side(name: str) -> list[Tensor]:
-        return [
-            torch.cat(layer, 1) for layer in zip(*(getattr(p, name) for p in parts), strict=True)
-        ]
-
     means = zip(*([layer * p.views for layer in p.mean] for p in parts), strict=True)
+    foreground = zip(*(p.foreground for p in parts), strict=True)
+    background = zip(*(p.background for p in parts), strict=True)
     return Memory(
-        foreground=side_by_side("foreground"),
+        foreground=[torch.cat(layer, dim=1) for layer in foreground],
         share=torch.cat([p.share for p in parts], dim=1),
         sizes=[size for p in parts for size in p.sizes],
         covered=torch.cat([p.covered for p in parts], dim=1),
-        background=side_by_side("background"),
+        background=[torch.cat(layer, dim=1) for layer in background],
         mean=[sum(layer) / views for layer in means],
         views=views,
     )
@@ -267,12 +260,7 @@ def coreset(layers: list[Tensor], size: int) -> Tensor:
     those drawn before (k-means||, Bahmani et al. 2012). Distances are those of random projections
     of all layers.
 
-    Args:
-        layers: per layer (M, C_l) float.
-        size: number of tokens to choose, at most M.
-
-    Returns:
-        (size,) int64 indices, ascending.
+    Of layers (M, C_l) float, `size` indices, at most M, ascending.
     """
     draw = torch.Generator().manual_seed(SEED)
     points = torch.zeros(())
@@ -292,8 +280,3 @@ def coreset(layers: list[Tensor], size: int) -> Tensor:
             distance = torch.minimum(distance, torch.cdist(points, points[new]).amin(1))
         distance[new] = 0
     return torch.cat(chosen).sort().values
-
-
-def _taken(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens (B, n, C) of (B, M, C) at the indices (B, n)."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -12,20 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PROTOTYPE_EPS = 0.0005
-MOSTLY = 0.5  # share of marked pixels from which on a token is mostly defect
 
 
 def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
-    """Bring a mask to the token grid.
+    """Bring a mask to the token grid: (..., H / patch, W / patch) float32 in [0, 1].
 
     Args:
         mask: (..., H, W), any dtype, {0, 1}; H and W multiples of `patch`.
         patch: side of a token in pixels.
         by_area: prototype intensity downsampling: the share of foreground pixels, so that one pixel
             leaves 1 / patch^2; False: bilinear interpolation.
-
-    Returns:
-        (..., H / patch, W / patch) float32 in [0, 1].
     """
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     grid = (mask.shape[-2] // patch, mask.shape[-1] // patch)
@@ -44,12 +40,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def layer_prototype(features: Tensor, share: Tensor) -> Tensor:
     """Weighted mean of the foreground: sum(feature * share) / (sum(share) + 0.0005).
 
-    Args:
-        features: (..., C, h, w).
-        share: (..., h, w).
-
-    Returns:
-        (..., C); zero where nothing is marked.
+    (..., C, h, w) features and (..., h, w) shares to (..., C), zero where nothing is marked.
     """
     weighted = (features * share.unsqueeze(-3)).sum((-2, -1))
     return weighted / (share.sum((-2, -1)).unsqueeze(-1) + PROTOTYPE_EPS)
@@ -61,48 +52,30 @@ def unit_tokens(features: Tensor) -> Tensor:
 
 
 def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
-    """Tokens over all layers, of unit length, each layer centred, normalised and of the same
-    weight.
+    """Unit tokens over all layers, each layer centred, normalised and of the same weight.
 
     Tokens are centred on the mean of the supports: what all of a surface has in common does not
-    tell its defects apart.
-
-    Args:
-        tokens: per layer (B, M, C_l) unit tokens.
-        mean: per layer (B or 1, 1, C_l).
-
-    Returns:
-        (B, M, sum C_l) float32.
+    tell its defects apart. Per layer (B, M, C_l) and means (B or 1, 1, C_l), to (B, M, sum C_l)
+    float32.
     """
     parts = [F.normalize(t.float() - m, dim=-1) for t, m in zip(tokens, mean, strict=True)]
     return torch.cat(parts, dim=-1) / len(parts) ** 0.5
 
 
-def typical_foreground(share: Tensor, sizes: list[int]) -> Tensor:
-    """(B, F) bool: the mostly marked tokens, and the most marked ones of each view.
-
-    Args:
-        share: (B, F) shares of the foreground tokens.
-        sizes: length of each view's block.
-    """
-    views = [v >= v.amax(-1, keepdim=True).clamp(max=MOSTLY) for v in share.split(sizes, dim=-1)]
-    return torch.cat(views, dim=-1) & (share > 0)
-
-
 def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep the tokens of positive share; background tokens weigh nothing in what follows.
+    """Keep the tokens (B, M, C) of positive share (B, M): (B, N, C) and shares (B, N).
 
-    Args:
-        tokens: (B, M, C).
-        share: (B, M).
-
-    Returns:
-        tokens (B, N, C) and shares (B, N), padded with share 0, so that the largest product with a
-        share keeps the 0 of the background wherever there is background.
+    They are padded with share 0, so that the largest product with a share keeps the 0 of the
+    background wherever there is background.
     """
     n = min(int((share > 0).sum(-1).max()) + 1, share.shape[-1])
     weight, index = share.topk(n, dim=-1)
-    return tokens.gather(-2, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])), weight
+    return taken(tokens, index), weight
+
+
+def taken(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens (B, n, C) of (B, M, C) at the indices (B, n)."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def normal_vote(surroundings: Tensor, images: Sequence[Tensor]) -> Tensor:

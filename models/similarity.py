@@ -1,11 +1,6 @@
-"""Dot products of query tokens with many support tokens, at full speed and in bounded memory.
-
-Shapes: B queries or sets of keys, M query tokens, N keys, C channels.
-"""
+"""Dot products of query tokens with many support tokens, at full speed and in bounded memory."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +10,7 @@ ROWS = 256  # products take multiples of so many rows at full speed
 
 
 class Keys:
-    """Tokens that queries are compared with, in the type of these tokens.
-
-    Args:
-        tokens: (B or 1, N, C) of unit length.
-    """
+    """Tokens (B or 1, N, C) of unit length that queries are compared with, in their type."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.one_set = len(tokens) == 1  # one large product runs faster than several
@@ -37,16 +28,11 @@ class Keys:
             (B, M, first) and (B, M), float32.
         """
         rows = queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries
+        count = max(1, PRODUCTS // (len(rows) * self.count))
         some, best = [], []
-        for part in _pieces(rows, self.count):
+        for part in rows.split(count // ROWS * ROWS or count, dim=1):
             values = part.to(self.transposed.dtype) @ self.transposed
             some.append(values[..., :first].float())
             best.append(values[..., first:].amax(-1).float())
         shape = queries.shape[:2]
         return torch.cat(some, 1).view(*shape, first), torch.cat(best, 1).view(shape)
-
-
-def _pieces(rows: Tensor, keys: int) -> Sequence[Tensor]:
-    """(B, M, C) rows in pieces so small that their products with all keys stay in the cache."""
-    count = max(1, PRODUCTS // (len(rows) * keys))
-    return rows.split(count // ROWS * ROWS or count, dim=1)

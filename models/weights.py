@@ -46,7 +46,7 @@ def require_file(path: str | Path, key: str) -> Path:
 
 
 def read_torch(path: Path, key: str) -> Any:
-    """Read a file of `torch.save` or a `.safetensors` file, tensors and plain values, on the CPU.
+    """Tensors and plain values of a file of `torch.save` or a `.safetensors` file, on the CPU.
 
     WeightsError: it cannot be read, or it names a function or class, which is not called.
     """
@@ -71,8 +71,7 @@ def read_torch(path: Path, key: str) -> Any:
 def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     """Read a state dict, as it is or under a name such as `model` or `teacher`, on the CPU.
 
-    WeightsError: there is no file, it is unreadable or holds code, or no state dict of plain
-    tensors; names the config key `key`.
+    WeightsError names the config key `key`: no file, unreadable, code, or no plain tensors.
     """
     state = read_torch(require_file(path, key), key)
     for name in WRAPPERS:
@@ -108,12 +107,6 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     WeightsError lists the first missing, unexpected and other unfit names.
     """
     expected = model.state_dict()
-    if state and not expected.keys() & state.keys():
-        ours, theirs = (", ".join(list(names)[:SHOWN]) for names in (expected, state))
-        raise WeightsError(
-            f"{source} holds weights of another model: {theirs}, but none of {ours}; set the key "
-            "to the file of this one"
-        )
     missing = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
     unexpected = [f"unexpected {n} {tuple(state[n].shape)}" for n in state if n not in expected]
     unfit = []
@@ -140,6 +133,27 @@ def not_finite(state: dict[str, Tensor]) -> list[str]:
     return [name for name, value in floats if not torch.isfinite(value).all()]
 
 
+def _vit_state(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """A state of DINOv2 under timm's names, its position embedding resized as official code does.
+
+    WeightsError: an embedding cannot be resized.
+    """
+    # timm adds the class token's embedding to that token
+    first = 0 if "mask_token" not in state and model.no_embed_class else 1
+    position, grid = state.get("pos_embed", torch.empty(0)), model.patch_embed.grid_size
+    side = max(1, math.isqrt(max(0, position.numel() // model.embed_dim - first)))
+    patch = tuple(model.patch_embed.proj.weight.shape)
+    for name, wanted in (("pos_embed", (1, first + side * side, model.embed_dim)),
+                         ("patch_embed.proj.weight", patch)):  # fmt: skip
+        shape = tuple(state.get(name, torch.empty(0)).shape)
+        if shape != wanted:
+            raise WeightsError(f"{source}: {name} has shape {shape}, expected one such as {wanted}")
+    registers = model.num_reg_tokens > 0
+    offset = 0.0 if registers else 0.1
+    resized = resize_position_embedding(position, grid, offset=offset, antialias=registers)
+    return checkpoint_filter_fn(state | {"pos_embed": resized}, model)
+
+
 def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
     """Load weights into a timm model: of `checkpoint`, or the embedded or official file of `name`.
 
@@ -161,13 +175,7 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
             raise WeightsError(f"{source} holds {held}; EfficientNet-Lite0 has {len(expected)}")
         state = dict(zip(expected, tensors, strict=True))
     if "mask_token" in state or "pos_embed" in state:  # an official DINOv2 file, or one of timm
-        _require_vit(model, state, source)
-        registers = model.num_reg_tokens > 0
-        state["pos_embed"] = resize_position_embedding(
-            state["pos_embed"], model.patch_embed.grid_size,
-            offset=0.0 if registers else 0.1, antialias=registers,
-        )  # fmt: skip
-        state = checkpoint_filter_fn(state, model)
+        state = _vit_state(model, state, source)
     fitting = {k: v for k, v in state.items() if k in expected or not k.startswith(CLASSIFIERS)}
     load_checked(model, fitting or state, source)
 
@@ -178,35 +186,30 @@ def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
     WeightsError: they cannot be read or downloaded, or do not fit.
     """
     if sha256 and not checkpoint:
-        raise WeightsError(
-            f"{SHA_KEY} is that of a file, and {KEY} names none; set it, too, or neither"
-        )
-    overlay = None
+        raise WeightsError(f"{SHA_KEY} is that of a file; set {KEY} to it, too, or neither")
+    overlay, source = None, f"the weights of timm model {name}"
     if checkpoint:
         with torch.device("meta"):
             whole = timm.create_model(name).state_dict()
             wanted = timm.create_model(name, num_classes=0).state_dict()
         state = _read_backbone(checkpoint, sha256, whole)
         source = f"{KEY}: {checkpoint}, with names such as {', '.join(list(state)[:SHOWN])},"
-        strange = {n for n in state if n not in whole and not n.startswith(CLASSIFIERS)}
-        kept = {n: v for n, v in state.items() if n in wanted or n in strange}
+        others = (n for n in state if n not in whole and not n.startswith(CLASSIFIERS))
+        kept = {n: state[n] for n in [*wanted, *others] if n in state}
         if not kept:
             raise WeightsError(f"{source} holds none of the weights of timm model {name}")
         # of as many classes as the model: timm compares all names then, after it has converted them
         overlay = {"state_dict": kept, "num_classes": 0, "label_offset": 0}
+    options = {"pretrained": True, "num_classes": 0, "pretrained_cfg_overlay": overlay}
     try:
-        model = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
-        )
+        model = timm.create_model(name, **options)
     except Exception as error:  # whatever the hub client and timm's conversions raise
         reason = " ".join(str(error).split())[:600] or type(error).__name__
-        message = (
-            f"the weights of timm model {name} could not be loaded ({reason}); fetch them on a "
-            f"machine with a connection and set {KEY} to the file; HF_HOME moves the downloads"
-        )
+        remedy = f"could not be loaded ({reason}); fetch them on a machine with a connection and "
+        remedy += f"set {KEY} to the file; HF_HOME moves the downloads"
         if checkpoint:
-            message = f"{source} does not fit timm model {name}: {reason}; take weights of it"
-        raise WeightsError(message) from error
+            remedy = f"does not fit timm model {name}: {reason}; take weights of it"
+        raise WeightsError(f"{source} {remedy}") from error
     if broken := not_finite(model.state_dict()):
         raise WeightsError(f"{checkpoint or name}: {broken[0]} holds values that are not finite")
     return model
@@ -234,28 +237,10 @@ def _read_backbone(checkpoint: str, sha256: str, expected: Iterable[str]) -> dic
         state = {chunk.sub(r"blocks.\1.", name): value for name, value in state.items()}
     for name in state:
         parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in names:
-                prefixes[".".join([*parts[:i], ""])] += 1
+        tails = (".".join(parts[i:]) for i in range(len(parts)))
+        prefixes.update(name.removesuffix(tail) for tail in tails if tail in names)
     prefix = max(prefixes, key=lambda p: (prefixes[p], "teacher" in p), default="")
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-
-
-def _require_vit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Refuse embeddings that could not be resized."""
-    # timm adds the class token's embedding to that token
-    first = 0 if "mask_token" not in state and model.no_embed_class else 1
-    tensors = [state.get(n, torch.empty(0)) for n in ("pos_embed", "patch_embed.proj.weight")]
-    position, patch = (tuple(tensor.shape) for tensor in tensors)
-    width, wanted = model.embed_dim, tuple(model.patch_embed.proj.weight.shape)
-    side = math.isqrt(max(0, tensors[0].numel() // width - first))
-    if side == 0 or position != (1, first + side * side, width):
-        expected = f"(1, {first} + n * n, {width})"
-        raise WeightsError(f"{source}: pos_embed has shape {position}, expected {expected}")
-    if patch != wanted:
-        raise WeightsError(
-            f"{source}: patch_embed.proj.weight has shape {patch}, expected {wanted}"
-        )
 
 
 def resize_position_embedding(
@@ -291,9 +276,10 @@ def official_url(name: str) -> str:
 
 
 def download(name: str) -> Path:
-    """Fetch the official file of a backbone into the torch hub cache and check its checksum.
+    """Fetch the official file of a backbone into the torch hub cache.
 
-    WeightsError: it cannot be downloaded, is no weights file, or has changed since its download.
+    The publishers of DINOv2 give no checksums: a download over TLS is trusted once, and its SHA-256
+    recorded beside it. WeightsError: it cannot be downloaded, is no weights file, or has changed.
     """
     url = official_url(name)
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -311,31 +297,19 @@ def download(name: str) -> Path:
                 f"again, or fetch {url} on a machine with a connection and set {KEY} to the file, "
                 f"or place it at {target}; TORCH_HOME moves that folder"
             ) from error
-    verify_recorded_sha256(target)
-    return target
-
-
-def verify_recorded_sha256(path: Path) -> None:
-    """Compare a downloaded file with the SHA-256 recorded beside it, `<name>.sha256`.
-
-    The publishers of DINOv2 give no checksums: a download over TLS is trusted once and recorded; a
-    file that changes afterwards raises WeightsError.
-    """
-    record, actual = path.with_name(path.name + ".sha256"), sha256_of(path)
-    text = record.read_text("ascii", "replace") if record.is_file() else None
-    recorded = re.match(r"[0-9a-f]{64}\b", text or "")
-    if recorded and recorded[0] != actual:
+    record, actual = target.with_name(target.name + ".sha256"), sha256_of(target)
+    recorded = record.read_text("ascii", "replace")[:64] if record.is_file() else ""
+    if not re.fullmatch("[0-9a-f]{64}", recorded):
+        try:
+            write_text(record, f"{actual}  {target.name}\n")
+        except OutputError as error:
+            LOG.warning("a later change of %s cannot be noticed (%s)", target, error)
+    elif recorded != actual:
         raise WeightsError(
-            f"{path} has changed since its download (its SHA-256 is not that in {record}); delete "
+            f"{target} has changed since its download (SHA-256 is not that in {record}); delete "
             "both files and download it again"
         )
-    if recorded is None:
-        if text is not None:
-            LOG.warning("%s holds no SHA-256: that of %s is recorded anew", record, path.name)
-        try:
-            write_text(record, f"{actual}  {path.name}\n")
-        except OutputError as error:
-            LOG.warning("a later change of %s cannot be noticed (%s)", path, error)
+    return target
 
 
 def digest(state: dict[str, Tensor]) -> str:

@@ -29,8 +29,8 @@ BASELINE = "prior"  # the method without training that others are compared with
 class Method(nn.Module, ABC):
     """A few-shot segmentation method on a frozen backbone, which several methods may share.
 
-    Supports are encoded once to a `models.memory.Memory`; windows are answered by it as often as
-    there are windows. The memory's tokens are common to all methods.
+    Supports are encoded once to a `models.memory.Memory`, whose tokens are common to all methods;
+    windows are answered by it as often as there are windows.
 
     Attributes:
         name: in configs, tables and files.
@@ -60,8 +60,7 @@ class Method(nn.Module, ABC):
     def encode(
         self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What the method keeps of support views beside their tokens; nothing unless it is
-        overridden.
+        """What the method keeps of support views beside their tokens; here nothing.
 
         Args:
             features: per layer (B * K, C_l, h, w), batch-major.
@@ -71,9 +70,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def join(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What is kept of several supports, out of what `encode` gave of each: side by side along
-        axis 1.
-        """
+        """What is kept of several supports, from `encode` of each: side by side along axis 1."""
         return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
     @abstractmethod
@@ -87,11 +84,7 @@ class Method(nn.Module, ABC):
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method.
-
-    Raises:
-        ConfigError: there is no method of that name; lists all methods.
-    """
+    """The class of a method; ConfigError lists all methods if there is none of that name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     if name not in METHODS:

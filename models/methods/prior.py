@@ -1,6 +1,5 @@
-"""The baseline: a pixel is defect where it looks more like the foreground than like the
-background.
-"""
+"""The baseline, without training: a pixel is defect where it looks more like the foreground than
+like the background."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from models.priors import upsample
 
 
 class Prior(Method):
-    """Nearest labelled token, without training."""
+    """Nearest labelled token."""
 
     name = "prior"
 

@@ -30,8 +30,7 @@ class SOFS(Method):
         abnormal_to_head: feed the abnormal prior to the query mixing, beside the semantic prior.
         area_downsampling: bring masks to tokens by area share (True) or bilinear interpolation.
         skip_empty_supports: leave a support view without defect pixel out of every mean. False
-            averages it in as zero, which is what the published code does (it dilutes the others'
-            prototype).
+            averages it in as zero, as the published code does (it dilutes the others' prototype).
     """
 
     name = "SOFS"
@@ -47,8 +46,7 @@ class SOFS(Method):
         skip_empty_supports: bool = True,
     ) -> None:
         super().__init__(backbone)
-        self.head = head
-        self.abnormal_to_head = abnormal_to_head
+        self.head, self.abnormal_to_head = head, abnormal_to_head
         self.area_downsampling = area_downsampling
         self.skip_empty_supports = skip_empty_supports
 
@@ -76,13 +74,11 @@ class SOFS(Method):
         )
 
     def shares(self, masks: Tensor) -> Tensor:
-        """Share of marked pixels per token: masks (..., H, W) {0, 1} to (..., h, w)."""
         return downsample_mask(masks, self.backbone.stride, self.area_downsampling)
 
     def encode(
         self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What the head keeps of support views, see `Method.encode`."""
         b, k = share.shape[:2]
         flat = share.flatten(0, 1)
         weight = torch.ones_like(share[:, :, 0, 0]) if counts is None else counts
@@ -115,15 +111,14 @@ class SOFS(Method):
     def token_logits(self, compared: Comparison, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-odds of defect and abnormal prior maps on the token grid: (B, h, w) and (B, L, h, w).
 
-        Args:
-            compared: the windows beside the supports.
-            kept: of the supports, what `encode` gave.
+        `kept` is what `encode` gave of the supports.
         """
         semantic, abnormal = compared.priors(kept["weight"])
-        priors = torch.cat([semantic, abnormal], dim=1) if self.abnormal_to_head else semantic
+        priors = [semantic, abnormal] if self.abnormal_to_head else [semantic]
         if self.head.prior_residual:
-            priors = torch.cat([priors, compared.joint_prior.unsqueeze(1)], dim=1)
-        query = self.head.embed_query(_stacked(compared.features), kept["prototype"], priors)
+            priors.append(compared.joint_prior.unsqueeze(1))
+        features, maps = _stacked(compared.features), torch.cat(priors, dim=1)
+        query = self.head.embed_query(features, kept["prototype"], maps)
         logits = self.head.logits(query, kept["tokens"], kept["shares"], kept["support_prototype"])
         if self.head.prior_residual:
             logits = self.head.corrected(compared.joint_prior, logits)
@@ -132,12 +127,8 @@ class SOFS(Method):
     def episode_logits(
         self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
     ) -> Tensor:
-        """Log-odds (B, h, w) of the queries of a training batch.
-
-        Args:
-            query: per layer (B, C_l, h, w).
-            supports: per layer (B * K, C_l, h, w), batch-major.
-            support_masks: (B, K, H, W), {0, 1}.
+        """Log-odds (B, h, w) of a training batch: features per layer (B, C_l, h, w) and
+        (B * K, C_l, h, w), batch-major, and masks (B, K, H, W), {0, 1}.
         """
         share = self.shares(support_masks)
         memory = label(supports, share).in_type(comparison_type(share.device))

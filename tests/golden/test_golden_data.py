@@ -1,4 +1,4 @@
-"""Pixels, masks, measures and learning rates, those of the published implementation."""
+"""Pixels, masks, measures, the loss and learning rates, those of the published implementation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from datasets.readers.vision_v1 import read_object
 from datasets.views import ViewSettings, cut, prepare_image, prepare_mask, support_boxes
 from datasets.windows import PublishedStitching, fitted_shape, tile, to_native
+from models.losses import MixedNormalDiceLoss, mixed_normal_dice
 from models.priors import upsample
 from tools.training.steps import polynomial_factor
 from utils.metrics.segmentation import SegmentationMeter, intersection_union
@@ -45,11 +47,7 @@ def test_network_input(golden, i):
     close(prepare_image(image, net), case[f"prepared_{i}"], 1e-6)
     np.testing.assert_array_equal(prepare_mask(mask, net).numpy(), case[f"prepared_mask_{i}"])
     assert fitted_shape(*image.shape[:2], net) == tuple(case[f"input_shape_{i}"])
-
-
-def test_mask_without_defect_stays_empty(golden):
-    empty = prepare_mask(np.zeros((37, 60), np.uint8), 70)
-    assert empty.max() == golden("preprocess")["all_zero_mask_result_max"]
+    assert prepare_mask(np.zeros((37, 60), np.uint8), 70).max() == case["all_zero_mask_result_max"]
 
 
 @pytest.mark.parametrize("i", range(5))
@@ -63,10 +61,9 @@ def test_map_back_to_the_window(tensors, i):
     np.testing.assert_array_equal(label.numpy(), case[f"label_{i}"])
 
 
-GROUPS = ["upscaled_windows", "native_windows", "downscaled_windows", "whole_image"]
-
-
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", ["upscaled_windows", "native_windows", "downscaled_windows", "whole_image"]
+)
 def test_stitching(golden, group):
     case = {k.split("/")[1]: v for k, v in golden("stitch_small").items() if k.startswith(group)}
     (height, width), net = case["image_hw"].tolist(), int(case["net_size"])
@@ -186,3 +183,19 @@ def test_polynomial_decay_of_both_parameter_groups(golden):
         factor = polynomial_factor(int(iteration), int(case["max_iter"]), power=0.9)
         ours = [base * factor, 2 * base * factor]
         np.testing.assert_allclose(ours, [transformer, rest], rtol=1e-12, atol=1e-20)
+
+
+@pytest.mark.parametrize("smooth_r", ["1", "100000", "0.5"])
+@pytest.mark.parametrize("target", ["full", "empty", "mixed"])
+def test_loss_and_its_gradient(tensors, target, smooth_r):
+    case, targets = tensors("loss"), tensors("loss")[f"target_{target}"]
+    dice = mixed_normal_dice(case["pred"], targets, float(smooth_r))
+    for ours, name in ((dice, "per_item"), (dice.mean(), "mean")):
+        assert_close(ours, case[f"dice_{name}_{target}_sr{smooth_r}"], rtol=1e-5, atol=1e-6)
+    for weights in (("1", "0.01"), ("0.7", "0.3")):
+        tag = f"{target}_sr{smooth_r}_dw{weights[0]}_cw{weights[1]}"
+        probability = case["pred"].clone().requires_grad_()
+        loss = MixedNormalDiceLoss(float(smooth_r), *map(float, weights))(probability, targets)
+        loss.backward()
+        assert_close(loss.detach(), case[f"loss_{tag}"], rtol=1e-5, atol=1e-6)
+        assert_close(probability.grad, case[f"grad_{tag}"], rtol=1e-4, atol=1e-9)

@@ -83,13 +83,14 @@ def test_official_names_of_the_giant(tmp_path):
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in vit.state_dict().items())
 
 
-@pytest.mark.parametrize("name", [n for n in BACKBONES if n.startswith("dinov2")])
-def test_every_dinov2_name_is_the_timm_model_of_that_size(name):
-    width = {"s": 384, "b": 768, "l": 1024, "g": 1536}[name[len("dinov2_vit")]]
-    with torch.device("meta"):
-        vit = timm.create_model(BACKBONES[name], num_classes=0)
-    assert (vit.embed_dim, vit.patch_embed.patch_size) == (width, (14, 14))
-    assert vit.num_prefix_tokens == (5 if name.endswith("_reg") else 1)
+def test_every_dinov2_name_is_the_timm_model_of_that_size():
+    widths = {"s": 384, "b": 768, "l": 1024, "g": 1536}
+    for name in (n for n in BACKBONES if n.startswith("dinov2")):
+        with torch.device("meta"):
+            vit = timm.create_model(BACKBONES[name], num_classes=0)
+        assert vit.embed_dim == widths[name[len("dinov2_vit")]]
+        assert vit.patch_embed.patch_size == (14, 14)
+        assert vit.num_prefix_tokens == (5 if name.endswith("_reg") else 1)
 
 
 def test_features_are_blocks_before_the_norm_on_any_grid_and_no_later_one_runs():
@@ -124,10 +125,10 @@ def test_pixels_are_renormalised_to_what_the_model_was_trained_on():
     maps = backbone.model.forward_intermediates(
         (colours - 0.5) / 0.5, indices=[1, 2, 3], intermediates_only=True
     )
-    for ours, reference in zip(backbone(normalised), maps, strict=True):
-        near(ours, to_grid(reference, (4, 4)))
+    near(backbone(normalised), [to_grid(level, (4, 4)) for level in maps])
 
 
+@torch.no_grad()
 def test_torchvision_file_of_a_resnet(tmp_path):
     """Levels 2 and 3 of the 14 px grid are torchvision's layer2 and layer3."""
     torch.manual_seed(0)
@@ -136,16 +137,15 @@ def test_torchvision_file_of_a_resnet(tmp_path):
     options = {"layers": [2, 3], "image_size": 56, "stride": 14}
     backbone = build_backbone("resnet50", **options, checkpoint=str(tmp_path / "w.pth"))
     for layer in (reference.layer2, reference.layer3):
-        layer.register_forward_hook(lambda *args: expected.append(args[-1].detach()))
+        layer.register_forward_hook(lambda *args: expected.append(args[-1]))
     reference(pixels(56))
     assert backbone.channels == [512, 1024]
-    for ours, theirs in zip(backbone(pixels(56)), expected, strict=True):
-        near(ours, to_grid(theirs, (4, 4)))
+    near(backbone(pixels(56)), [to_grid(level, (4, 4)) for level in expected])
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "stride"),
-    [("wideresnet50", [2, 3], 14), ("efficientnet_lite0", [1, 2, 3, 4], 14),
+    [("efficientnet_lite0", [1, 2, 3, 4], 14),
      ("timm:resnet18", [0, 3], 16), ("timm:vit_tiny_patch16_224", [2, 5], 16)],
 )  # fmt: skip
 def test_maps_share_one_grid_and_have_the_channels_given(name, layers, stride):
@@ -170,10 +170,8 @@ LISTED = r"TRAIN\.backbone is {}; .*dinov2_vitb14.*timm:NAME"
     ("name", "layers", "size", "stride", "words"),
     [("dinov2_vitx14", [1], 56, 14, LISTED.format("dinov2_vitx14") + ".*Did you mean dinov2_vit"),
      ("timm:no_such_model", [1], 64, 8, LISTED.format("timm:no_such_model")),
-     ("vit_base_patch14_dinov2", [1], 56, 14, LISTED.format("vit_base_patch14_dinov2")),
      ("timm:resnet18.no_tag", [1], 64, 8, r"no weights resnet18\.no_tag, only resnet18"),
      ("timm:resnet18", [1, 5], 64, 8, r"pointer is \[1, 5\], but .* timm:resnet18 are 0 to 4"),
-     ("timm:vit_tiny_patch16_224", [11, 12], 64, 16, "layers of timm:vit_tiny.* are 0 to 11"),
      ("dinov2_vits14", [1], 64, 16, r"vit_patch_size is 16, but the patches of .* are 14"),
      ("timm:mixer_b16_224", [3], 256, 16,
       r"DATASET\.image_size is 256, but .* was made for 224 x 224: set DATASET")],

@@ -5,7 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from models.encoder import NORMAL_POOL, SupportEncoder
-from models.priors import centred
 from tests.models.tiny import SIDE, answer
 
 TOKENS = 16
@@ -42,27 +41,19 @@ def pictures(count, seed=5):
     return views(count, seed)[0].split(1)
 
 
+@pytest.mark.parametrize("batch", [1, 100])
 @pytest.mark.parametrize("sizes", [(1, 4), (1, 1, 1, 1, 1)])
-def test_supports_encoded_in_parts_are_those_encoded_at_once(make, scores, sizes):
-    """Also where views are without marks, which weigh nothing in the head's means."""
+def test_supports_encoded_in_parts_are_those_encoded_at_once(make, scores, sizes, batch):
+    """Whatever the views per pass; those without marks weigh nothing in the head's means."""
     encoder, (images, masks) = make(), views(5)
     masks[1] = 0
-    whole = encoder.remember([encoder.encode(images, masks)])
-    pairs = zip(images.split(sizes), masks.split(sizes), strict=True)
-    joined = encoder.remember([encoder.encode(*pair) for pair in pairs])
+    whole = encoder.remember([encoder.encode(images, masks)], [encoder.encode_normal(pictures(3))])
+    encoder, pairs = make(batch=batch), zip(images.split(sizes), masks.split(sizes), strict=True)
+    normal = [encoder.encode_normal([torch.cat(pictures(3))])]
+    joined = encoder.remember([encoder.encode(*pair) for pair in pairs], normal)
     weights = [memory.extras["SOFS"]["weight"].tolist() for memory in (whole, joined)]
     assert weights == [[[1, 0, 1, 1, 1]]] * 2
     assert_close(scores(joined), scores(whole), rtol=0, atol=1e-5)
-
-
-def test_views_per_pass_do_not_change_the_memory(make, scores):
-    answers = []
-    for batch in (1, 3, 100):
-        encoder = make(batch=batch)
-        normal = [encoder.encode_normal(pictures(3))]
-        answers.append(scores(encoder.remember([encoder.encode(*views(5))], normal)))
-    for other in answers[1:]:
-        assert_close(other, answers[0], rtol=0, atol=1e-5)
 
 
 def test_equal_views_weigh_as_often_as_they_are_given(make, scores, methods):
@@ -95,17 +86,6 @@ def test_normal_images_share_the_budget_of_tokens(make, scores, caplog, budget, 
     assert caplog.text.count("TEST.memory_tokens") == (budget > 0), "thinning is logged once"
 
 
-def test_thinned_normal_images_keep_what_looks_most_like_the_defect(make):
-    encoder, picture = make(memory_tokens=8), pictures(1)
-    part, whole = encoder.encode(*views(1)), encoder.encode_normal(picture)
-    (kept,) = encoder.remember([part], [whole]).normal
-    places = (kept[0][0].unsqueeze(1) == whole.background[0][0]).all(-1)
-    assert (places.sum(1) == 1).all(), "each is one of the image's tokens"
-    normal, marked = (centred(t, part.mean)[0] for t in (whole.background, part.foreground))
-    nearest = (normal @ marked.T).amax(1).topk(6).indices
-    assert set(nearest.tolist()) <= set(places.nonzero()[:, 1].tolist())
-
-
 def test_a_normal_image_of_very_many_views_is_held_in_bounded_memory(make):
     """What is kept of views from a generator stays near the pool that is chosen from later."""
     images = pictures(30)
@@ -124,12 +104,3 @@ def test_normal_images_alone_are_the_whole_memory(make, scores, budget):
     assert not (memory.is_marked or memory.normal or memory.extras or memory.windowed)
     answers = scores(memory)
     assert torch.equal(answers["SOFS"], answers["prior"]) and (answers["prior"] > 0).all()
-
-
-def test_normal_images_leave_the_supports_and_what_methods_keep(make):
-    encoder = make()
-    part, normal = encoder.encode(*views(3)), encoder.encode_normal(pictures(2))
-    plain, more = encoder.remember([part]), encoder.remember([part], [normal])
-    assert_close(more.extras, plain.extras, rtol=0, atol=0)
-    for name in ("foreground", "background", "share", "covered", "mean"):
-        assert_close(getattr(more, name), getattr(plain, name), rtol=0, atol=0)

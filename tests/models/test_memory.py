@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from models.comparison import Comparison
-from models.memory import Memory, background_only, coreset, join, label, thin, with_foreground
+from models.memory import Memory, background_only, coreset, join, label, thin
 from models.priors import centred, unit_tokens
 from tests.models.tiny import GRID, features, shares
 
@@ -62,21 +62,6 @@ def test_views_in_parts_are_as_views_at_once(sizes):
     assert_close(answers(joined, query), answers(label(maps, share), query), rtol=0, atol=1e-5)
 
 
-def test_counts_stand_for_repeated_views():
-    maps, share, order = features(2), shares(2), [0, 0, 0, 1]
-    repeated = label([m[order] for m in maps], share[:, order])
-    counted = label(maps, share, torch.tensor([[3.0, 1.0]]))
-    assert_close(counted.mean, repeated.mean)
-    assert_close(counted.views, repeated.views)
-
-
-def test_normal_views_are_those_without_their_foreground(whole):
-    normal = background_only(whole)
-    assert normal.sizes == [] and normal.share.shape == (1, 0)
-    assert_close(normal.background, whole.background, rtol=0, atol=0)
-    assert with_foreground(whole) is whole
-
-
 def test_thinning_keeps_the_foreground_the_mean_and_the_background_most_like_it(whole):
     assert thin(whole, 40) is whole, "there are 5 x (12 - 4) background tokens"
     few = thin(whole, 20)
@@ -89,11 +74,8 @@ def test_thinning_keeps_the_foreground_the_mean_and_the_background_most_like_it(
     marked, normal = (centred(t, whole.mean)[0] for t in (whole.foreground, whole.background))
     near = (normal @ marked.T).amax(1).topk(15).indices
     assert same[0][:, near].any(0).all()
-
-
-def test_thinning_views_without_marks_keeps_a_coreset():
-    memory = label(features(5), torch.zeros(1, 5, *GRID))
-    assert thin(memory, 30).background[0].shape[1] == 30
+    unmarked = label(features(5), torch.zeros(1, 5, *GRID))
+    assert thin(unmarked, 30).background[0].shape[1] == 30, "a coreset alone"
 
 
 def test_a_coreset_covers_what_a_random_choice_misses():
@@ -132,17 +114,10 @@ def test_a_memory_comes_back_from_its_tensors(stored):
     ("change", "reason"),
     [({"foreground.0": None}, "foreground.0 is missing"), ({"odd": torch.ones(1)}, "odd does not"),
      ({"mean.1": torch.full((1, 1, 7), torch.nan)}, "mean.1 holds values that are not finite"),
-     ({"sizes": torch.tensor([4] * 4)}, "do not add up"),
-     ({"foreground.1": torch.ones(1, 3, 7)}, "other numbers")],
+     ({"sizes": torch.tensor([4] * 4)}, "do not fit"),
+     ({"foreground.1": torch.ones(1, 3, 7)}, "do not fit")],
 )  # fmt: skip
 def test_tensors_that_are_no_memory_are_refused(stored, change, reason):
     tensors = {name: value for name, value in (stored[1] | change).items() if value is not None}
     with pytest.raises(ValueError, match=reason):
         Memory.from_tensors(tensors, windowed=True, thresholds={})
-
-
-def test_the_type_of_the_comparison_is_that_of_the_tokens(stored):
-    half = stored[0].in_type(torch.bfloat16)
-    layers = [*half.foreground, *half.background, *(m for image in half.normal for m in image)]
-    assert {layer.dtype for layer in layers} == {torch.bfloat16}
-    assert half.mean[0].dtype == half.share.dtype == torch.float32

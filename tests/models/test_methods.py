@@ -4,14 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.backbone import Backbone
 from models.build import build_method
 from models.comparison import Comparison
-from models.methods import METHODS, Method, method_class
-from models.methods.prior import Prior
+from models.methods import METHODS, method_class
 from models.priors import downsample_mask, upsample
 from tests.helpers import tiny_config
-from tests.models.tiny import answer, remember, tiny_vit
+from tests.models.tiny import answer, remember
 from utils.errors import ConfigError
 
 method_class("prior")  # imports all of them
@@ -21,19 +19,6 @@ def test_an_unknown_name_lists_the_methods():
     with pytest.raises(ConfigError, match=r"TEST\.method is Sofs; .*SOFS.* mean SOFS\?") as error:
         method_class("Sofs")
     assert all(name in str(error.value) for name in METHODS)
-
-
-def test_a_subclass_is_registered_by_its_name():
-    class Half(Method):
-        name = "half"
-
-        def answer(self, compared, size):
-            return torch.full((len(compared.features[0]), *size), 0.5)
-
-    try:
-        assert method_class("half") is Half
-    finally:
-        del METHODS["half"]
 
 
 @torch.no_grad()
@@ -57,26 +42,13 @@ def test_every_method_scores_windows_with_and_without_marks(tmp_path, name):
         assert_close(alone[0], scores[i], rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def prior():
-    torch.manual_seed(0)
-    return Prior(Backbone(tiny_vit(), [1, 2], 14))
-
-
 @torch.no_grad()
-def test_the_prior_is_one_half_where_foreground_and_background_are_as_near(prior, episode):
-    query, support, masks = episode
-    memory = remember([prior], support, masks)
-    joint = upsample(Comparison(prior.backbone(query), memory).joint_prior, (56, 56))
-    scores = answer(prior, query, memory)
-    assert_close(scores, 0.5 + joint / 4)
-    assert scores.std() > 0.01
-
-
-@torch.no_grad()
-def test_the_prior_finds_the_defect_of_its_support_again(prior, episode):
+def test_the_prior_is_the_joint_prior_and_finds_the_defect_of_its_support_again(methods, episode):
+    (_, prior), (query, support, _) = methods, episode
     masks = torch.zeros(1, 1, 56, 56, dtype=torch.uint8)
     masks[0, 0, 14:42, 28:] = 1
-    memory = remember([prior], episode[1][:, :1], masks)
-    scores = prior.answer(Comparison(prior.backbone(episode[1][0, :1]), memory), (4, 4))
+    memory = remember([prior], support[:, :1], masks)
+    joint = upsample(Comparison(prior.backbone(query), memory).joint_prior, (56, 56))
+    assert_close(answer(prior, query, memory), 0.5 + joint / 4)
+    scores = prior.answer(Comparison(prior.backbone(support[0, :1]), memory), (4, 4))
     assert torch.equal(scores[0] > 0.5, downsample_mask(masks, 14)[0, 0] > 0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from models.comparison import Comparison
 from models.memory import comparison_type, label
@@ -22,6 +23,17 @@ def tiny_vit(**options):
         for parameter in vit.parameters():
             parameter.normal_(0, 0.2)
     return vit
+
+
+def two_layers(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+
+
+def same(a, b):
+    """Whether a model or state holds the tensors of another."""
+    a, b = (m.state_dict() if isinstance(m, nn.Module) else m for m in (a, b))
+    return a.keys() <= b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
 def features(count, seed=0, channels=(5, 7)):

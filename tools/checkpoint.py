@@ -24,19 +24,16 @@ from utils.output_files import write_whole
 
 LOG = logging.getLogger(__name__)
 AUTO = "auto"
-HEAD, BEST, STATE = (
-    Path("checkpoints", name) for name in ("head.safetensors", "best.safetensors", "state.pth")
-)
+HEAD = Path("checkpoints", "head.safetensors")
+BEST, STATE = HEAD.with_name("best.safetensors"), HEAD.with_name("state.pth")
 STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 # settings that choose which images are held out, and with them what the best score so far means
 FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
 # settings, or beginnings of their names, without an effect on what is learnt
-FREE = (
-    *("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS."),
-    *("DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model"),
-    *("TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS."),
-)
+FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS.",
+        "DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model",
+        "TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS.")  # fmt: skip
 _TRANSFORMER = r"^feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 _ATTENTION = _TRANSFORMER + r"sa_layers\.(\d+)\.attn\.attn\.linear_"
 # published names of parameters and ours, in the order in which they are tried
@@ -116,30 +113,26 @@ def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = Non
         names = ", ".join(list(weights)[:3]) or "nothing"
         raise WeightsError(
             f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*"
-            f"), but {names}; take the head of a training, checkpoints/head.safetensors, or the "
-            "published one"
+            f"), but {names}; take checkpoints/head.safetensors of a training, or the published one"
         )
     load_checked(model.head, state, f"{key}: {path}")
-    if cfg is not None and Path(path).suffix == ".safetensors" and is_main():
-        with safe_open(path, "pt") as file:
-            config = (file.metadata() or {}).get("config", "")
-        if other := _other_network(config, cfg):
-            LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
-
-
-def _other_network(config: str, cfg: CfgNode) -> list[str]:
-    """Settings of the network in a file's config that `cfg` has not, in words."""
+    if cfg is None or Path(path).suffix != ".safetensors" or not is_main():
+        return
+    with safe_open(path, "pt") as file:
+        config = (file.metadata() or {}).get("config", "")
     try:
         trained = yaml.safe_load(config)
     except yaml.YAMLError:  # of another program
-        return []
+        return
     here = dict(leaves(cfg))
-    return [
+    other = [
         f"{name} {value} (here {here[name]})"
         for name, value in (leaves(trained) if isinstance(trained, dict) else ())
         if name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
         if name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value)
     ]
+    if other:
+        LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -152,8 +145,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: str | Path) -> dict[str, Any]:
     """Read a training state, tensors and plain values only.
 
-    Raises:
-        WeightsError: missing, unreadable, or something else.
+    WeightsError: missing, unreadable, or something else.
     """
     expected = "checkpoints/state.pth of a run"
     if not Path(path).is_file():
@@ -166,23 +158,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def epochs_done(path: Path) -> int:
-    """Whole epochs of the training state in a file; 0 where there is none.
-
-    Raises:
-        WeightsError: unreadable, or something else.
-    """
+    """Whole epochs of the training state in a file, see `load_state`; 0 where there is none."""
     return load_state(path)["epoch"] if path.is_file() else 0
-
-
-def state_to_resume(cfg: CfgNode, folder: Path) -> Path | None:
-    """The file that TRAIN.resume names; `auto` is that of the run itself, None where it has none
-    yet."""
-    if cfg.TRAIN.resume != AUTO:
-        return Path(cfg.TRAIN.resume) if cfg.TRAIN.resume else None
-    if (file := folder / STATE).exists():
-        return file
-    LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
-    return None
 
 
 def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
@@ -195,31 +172,22 @@ def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None
     for number, moments in state["optimizer"]["state"].items():
         if any(moments[name].shape != parameters[number].shape for name in MOMENTS):
             raise ValueError(f"moments of parameter {number} have other shapes than the head")
-    best, head = state["best"], state["head"]
-    if best and {n: t.shape for n, t in best["head"].items()} != {
-        n: t.shape for n, t in head.items()
-    }:
+    shapes = {name: value.shape for name, value in state["head"].items()}
+    if (best := state["best"]) and {n: v.shape for n, v in best["head"].items()} != shapes:
         raise ValueError("the best head is of another shape")
 
 
 def compare_settings(cfg: CfgNode, config: str, file: Path) -> None:
     """Warn of settings that differ from those that the state in a file was trained with, its config
-    as YAML.
-
-    Raises:
-        ConfigError: with the present ones other images would be held out.
-    """
+    as YAML. ConfigError: with the present ones other images would be held out."""
     earlier = dict(leaves(yaml.safe_load(config)))
     for key, value in leaves(cfg):
         before = earlier.get(key, value)
-        if value == before:
-            continue
-        if key in FIXED:
-            raise ConfigError(
-                f"TRAIN.resume: {file} was written with {key} {before!r}, now it is {value!r}, and "
-                "other images would be held out; set it back"
-            )
-        if not key.startswith(FREE):
+        if key in FIXED and value != before:
+            reason = f"{file} was written with {key} {before!r}, now it is {value!r}"
+            remedy = "and other images would be held out; set it back"
+            raise ConfigError(f"TRAIN.resume: {reason}, {remedy}")
+        if value != before and not key.startswith(FREE):
             LOG.warning("%s was %r in the training that goes on, now it is %r", key, before, value)
 
 

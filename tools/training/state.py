@@ -20,7 +20,7 @@ from models.build import build_model
 from models.losses import MixedNormalDiceLoss
 from models.weights import load_checked
 from tools import checkpoint
-from tools.checkpoint import BEST, HEAD, STATE
+from tools.checkpoint import AUTO, BEST, HEAD, STATE
 from tools.loading import Loader
 from tools.training.feature_bank import bank_episodes
 from tools.training.steps import Batch, EpisodeLoss, build_optimizer, polynomial_factor
@@ -94,7 +94,10 @@ class Training:
         self.best: dict[str, Any] | None = None
         self.goes_on, self.saved = False, ""
         self.writer: SummaryWriter | None = None
-        if file := checkpoint.state_to_resume(cfg, folder):
+        file = folder / STATE if train.resume == AUTO else Path(train.resume)
+        if train.resume == AUTO and not file.exists():
+            LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
+        elif train.resume:
             self._resume(file)
         self._set_rates()
 
@@ -169,7 +172,7 @@ class Training:
 
     def interrupted(self, number: int) -> Interrupted:
         """What the training ends with after a signal; it names what is saved."""
-        file, resume = self.folder / STATE, checkpoint.AUTO if self.cfg.RUN_NAME else ""
+        file, resume = self.folder / STATE, AUTO if self.cfg.RUN_NAME else ""
         if not self.cfg.TRAIN.save_model:
             return Interrupted(number, "not saved: TRAIN.save_model is False")
         if not self.saved:

@@ -27,7 +27,6 @@ AUTO = "auto"
 HEAD = Path("checkpoints", "head.safetensors")
 BEST, STATE = HEAD.with_name("best.safetensors"), HEAD.with_name("state.pth")
 STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 # settings that choose which images are held out, and with them what the best score so far means
 FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
 # settings, or beginnings of their names, without an effect on what is learnt
@@ -162,21 +161,6 @@ def epochs_done(path: Path) -> int:
     return load_state(path)["epoch"] if path.is_file() else 0
 
 
-def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError where the parts of a state contradict each other or the optimizer's
-    parameters."""
-    epoch, history = state["epoch"], [entry["epoch"] for entry in state["history"]]
-    if epoch < 0 or history != list(range(1, epoch + 1)):
-        raise ValueError(f"it is of epoch {epoch}, which its history is not")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, moments in state["optimizer"]["state"].items():
-        if any(moments[name].shape != parameters[number].shape for name in MOMENTS):
-            raise ValueError(f"moments of parameter {number} have other shapes than the head")
-    shapes = {name: value.shape for name, value in state["head"].items()}
-    if (best := state["best"]) and {n: v.shape for n, v in best["head"].items()} != shapes:
-        raise ValueError("the best head is of another shape")
-
-
 def compare_settings(cfg: CfgNode, config: str, file: Path) -> None:
     """Warn of settings that differ from those that the state in a file was trained with, its config
     as YAML. ConfigError: with the present ones other images would be held out."""
@@ -189,16 +173,3 @@ def compare_settings(cfg: CfgNode, config: str, file: Path) -> None:
             raise ConfigError(f"TRAIN.resume: {reason}, {remedy}")
         if value != before and not key.startswith(FREE):
             LOG.warning("%s was %r in the training that goes on, now it is %r", key, before, value)
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """State of the global generators of the CPU and, where it is used, of the GPU."""
-    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *on_gpu]
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Take up what `random_state` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)

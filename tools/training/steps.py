@@ -16,7 +16,6 @@ from models.priors import downsample_mask, upsample
 from utils.metrics.segmentation import SegmentationMeter
 
 TARGET_SHARE = 0.1
-POWER = 0.9
 Batch = dict[str, Any]
 
 
@@ -69,14 +68,12 @@ def build_optimizer(
     chosen = {id(p) for p in transformer}
     others = [p for p in head.parameters() if id(p) not in chosen]
     rates = (learning_rate, learning_rate * lr_multiple)
-    groups = [
-        {"params": parameters, "lr": rate, "initial_lr": rate}
-        for parameters, rate in zip((transformer, others), rates, strict=True)
-    ]
+    parts = zip((transformer, others), rates, strict=True)
+    groups = [{"params": part, "lr": rate, "initial_lr": rate} for part, rate in parts]
     return AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
-def polynomial_factor(iteration: int, max_iter: int, power: float = POWER) -> float:
+def polynomial_factor(iteration: int, max_iter: int, power: float = 0.9) -> float:
     """Factor on the learning rate before iteration `iteration` (from 0) of `max_iter`: (1 - i /
     max_iter) ** power."""
     return max(0.0, 1 - iteration / max_iter) ** power

@@ -63,12 +63,9 @@ def our_name(published: str) -> str:
 
 
 def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`.
-    The frozen backbone of a published checkpoint is left out: it has a file of its own.
-
-    Raises:
-        WeightsError: two names stand for one parameter.
-    """
+    """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`; a
+    published backbone is left out: it has a file of its own. WeightsError: two names stand for one
+    parameter."""
     head: dict[str, Tensor] = {}
     given: dict[str, str] = {}
     for name, value in state.items():
@@ -90,18 +87,12 @@ def save_head(path: Path, model: SOFS, config: str) -> None:
 
 
 def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = None) -> None:
-    """Load a head of ours or a published checkpoint into the model.
+    """Load a head of ours or a published checkpoint, a `.safetensors` or PyTorch file that the
+    config key `key` names, into the model. A warning names the settings of the head's training that
+    differ from `cfg`, with which the model is built.
 
-    Args:
-        path: `.safetensors` or PyTorch file.
-        model: built with the same settings.
-        key: the config key that names the file, for messages.
-        cfg: the settings that the model is built with; a warning names those with which the head
-            was trained and that differ.
-
-    Raises:
-        WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong
-            names and shapes.
+    WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong names
+    and shapes.
     """
     weights = read_weights(path, key)
     try:
@@ -142,10 +133,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a training state, tensors and plain values only.
-
-    WeightsError: missing, unreadable, or something else.
-    """
+    """Read a training state, tensors and plain values only. WeightsError: missing, unreadable, or
+    something else."""
     expected = "checkpoints/state.pth of a run"
     if not Path(path).is_file():
         raise WeightsError(f"TRAIN.resume: no training state {path}; set it to {expected}")

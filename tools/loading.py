@@ -16,19 +16,9 @@ from utils.errors import DataError, UserError
 
 
 class Loader(DataLoader):
-    """Batches of a data set.
+    """Batches of a data set: `batches` holds the numbers of each, `collate` makes one of its items.
 
-    Args:
-        data: what is loaded.
-        batches: the numbers of each batch.
-        num_workers: processes that load ahead; 0: none.
-        pin_memory: copy batches to page-locked memory, from where a GPU fetches them beside its
-            work.
-        collate: makes a batch of items.
-
-    Iterating raises:
-        UserError: as an item raised it.
-        DataError: a worker has died.
+    Iterating raises UserError as an item raised it, and DataError where a worker has died.
     """
 
     def __init__(
@@ -68,9 +58,10 @@ class Loader(DataLoader):
             if of_program or not self.num_workers:
                 raise
             raise DataError(
-                f"a loader process has died ({error or type(error).__name__}), most often because "
-                "the memory or /dev/shm was full; lower TRAIN_SETUPS.num_workers or the batch "
-                "size, and if it comes back, TRAIN_SETUPS.num_workers 0 shows where it happens"
+                f"a loader process has died ({error or type(error).__name__}), most often of a "
+                "full "
+                "memory or /dev/shm; lower TRAIN_SETUPS.num_workers or the batch size; with "
+                "TRAIN_SETUPS.num_workers 0 you see where it happens"
             ) from error
 
 

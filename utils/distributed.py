@@ -95,17 +95,12 @@ def from_main(value: Any) -> Any:
 
 
 def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) -> Any:
-    """Run `job(*args)`; returns what it returns in the main process.
+    """Run `job(*args)`, a module-level function; returns what it returns in the main process.
 
     Under torchrun this process is one of those that torchrun has started, whatever `processes` is.
     Otherwise the job runs in this process, or in `processes` new ones that torchrun's engine
-    starts on this machine.
-
-    Args:
-        job: a module-level function.
-        processes: how many; with CUDA one GPU each.
-        backend: of the process group on CUDA: `nccl`, `gloo` or `mpi`; on the CPU always gloo.
-        args: of the job.
+    starts on this machine, with CUDA on one GPU each. `backend` is that of the process group on
+    CUDA: `nccl`, `gloo` or `mpi`; on the CPU it is always gloo.
 
     Raises:
         ConfigError: more processes than GPUs, or a backend that PyTorch was built without.
@@ -145,19 +140,17 @@ def _fault(
     """What a job of several processes ends with, of all that they have met, in its order."""
     if user_errors := {number: error for number, error in found if isinstance(error, UserError)}:
         return user_errors[min(user_errors)]
-    if isinstance(ending, ChildFailedError):
+    if isinstance(ending, SignalException):
+        fault = Interrupted(ending.sigval)
+    else:
         number, failure = ending.get_first_failure()
-        if failure.exitcode < 0:
+        code = failure.exitcode
+        if code < 0:
             cause = "the kernel's log says more, most often the memory was full"
             return ProcessError(f"process {number} was killed by {failure.signal_name()}; {cause}")
-        if failure.exitcode - 128 not in SIGNALS:
-            fault = ProcessError(f"process {number} ended with exit code {failure.exitcode}")
-            return next((error for _, error in found if isinstance(error, ProcessError)), fault)
-        signalled = failure.exitcode - 128
-    else:
-        signalled = ending.sigval
-    fault = Interrupted(signalled)
-    return next((error for _, error in found if isinstance(error, Interrupted)), fault)
+        fault = ProcessError(f"process {number} ended with exit code {code}")
+        fault = Interrupted(code - 128) if code - 128 in SIGNALS else fault
+    return next((error for _, error in found if type(error) is type(fault)), fault)
 
 
 def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:

@@ -49,9 +49,8 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
     Another run there is waited for, `patience` seconds at most.
 
     Where a UserError ends the block before there is any result, a new folder is removed again,
-    with those above it that are new and empty.
-
-    ConfigError: the folder cannot be made, or another run is using it.
+    with those above it that are new and empty. ConfigError: the folder cannot be made, or another
+    run is using it.
     """
     made, handle = [], None
     if is_main():
@@ -102,16 +101,9 @@ def create_run_folder(
     """Write config.yaml into the folder, after all of an earlier run there has moved to `NAME.1`,
     `NAME.2` and so on beside it. Only the main process does; others may call it, too.
 
-    Args:
-        folder: of the run.
-        cfg: the config.
-        reads: files that the run reads, such as weights.
-        goes_on: the run resumes the earlier one, whose files stay.
-
-    Raises:
-        ConfigError: a file that the run reads lies there, or something else than one earlier run;
-            or the folder lies in that of another run.
-        OutputError: it cannot be written.
+    A run that `goes_on` resumes the earlier one, whose files stay. ConfigError: one of the files
+    that the run `reads`, such as weights, lies there, or something else than one earlier run, or
+    the folder lies in that of another run. OutputError: it cannot be written.
     """
     if not is_main():
         return

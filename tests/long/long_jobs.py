@@ -20,22 +20,16 @@ from tools.trainer import train_epochs
 from utils.logging import setup_logging
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-SMALL = {
-    "DATASET__image_size": 32,
-    "DATASET__mask_size": 32,
-    "DATASET__crop_size": 32,
-    "DATASET__area_resize_ratio": 0.0,  # nothing in windows: a pass per image
-    "TRAIN__SOFS__transformer_num_stages": 1,
-}
+SMALL = {f"DATASET__{name}": 32 for name in ("image_size", "mask_size", "crop_size")}
+SMALL |= {"DATASET__area_resize_ratio": 0.0}  # nothing in windows: a pass per image
+SMALL |= {"TRAIN__SOFS__transformer_num_stages": 1}
 
 
 def held() -> dict[str, float]:
     """Resident memory of the process and of its workers (MB), open files and threads of it."""
     workers = [f"/proc/{child.pid}/statm" for child in active_children()]
-    resident = [
-        int(Path(file).read_text().split()[1]) * PAGE / 1e6
-        for file in ("/proc/self/statm", *workers)
-    ]
+    texts = [Path(file).read_text() for file in ("/proc/self/statm", *workers)]
+    resident = [int(text.split()[1]) * PAGE / 1e6 for text in texts]
     files, threads = (len(os.listdir(f"/proc/self/{what}")) for what in ("fd", "task"))
     return {"memory": resident[0], "workers": sum(resident[1:]), "files": files, "threads": threads}
 
@@ -64,11 +58,8 @@ def evaluated(root: Path, folder: Path, workers: int, samples: Samples) -> None:
 
 def trained(root: Path, folder: Path, workers: int, samples: Samples) -> None:
     """2,000 iterations in 40 epochs of 50, a checkpoint after each."""
-    changes = {
-        "TRAIN_SETUPS__epochs": 40,
-        "TRAIN_SETUPS__batch_size": 1,
-        "TRAIN_SETUPS__num_workers": workers,
-    }
+    changes = {"epochs": 40, "batch_size": 1, "num_workers": workers}
+    changes = {f"TRAIN_SETUPS__{name}": value for name, value in changes.items()}
     run = training_of(root, folder, **SMALL, **changes)
     run.loss.register_forward_hook(samples.step)
     train_epochs(run)

@@ -22,12 +22,9 @@ Batch = dict[str, Any]
 class EpisodeLoss(nn.Module):
     """One step's forward pass, in one module so that DistributedDataParallel sees it whole.
 
-    Args:
-        model: what is trained.
-        loss: of probabilities against targets in {0, 1}.
-        per_pixel: compare the upsampled answer with the mask itself (ours), which trains thin and
-            tiny defects to their true extent; False: on the token grid, as published, where a token
-            is defect from a tenth of its area on.
+    The loss compares probabilities with targets in {0, 1}: where `per_pixel`, the upsampled answer
+    with the mask itself (ours), which trains thin and tiny defects to their true extent; else on
+    the token grid, as published, where a token is defect from a tenth of its area on.
     """
 
     def __init__(self, model: SOFS, loss: MixedNormalDiceLoss, per_pixel: bool = False) -> None:

@@ -116,15 +116,15 @@ def test_train_sh_runs_the_published_settings(tmp_path, recorder):
     runs = sweep.runs()
     assert sweep.folder() == Path("runs/vision_v1")
     assert [r.trains for r in runs] == [True, False] * 3
-    for split, (ratio, smooth) in enumerate([(0.01, 1), (0.005, 1), (0.01, 1e5)]):
-        train, test = runs[2 * split : 2 * split + 2]
-        for cfg in (train.cfg, test.cfg):
-            data = cfg.DATASET
-            assert (data.split, data.area_resize_ratio) == (split, ratio)
-            assert (data.s_in_shot, data.shot) == (4, 1)
-            assert (cfg.TRAIN.SOFS.smooth_r, cfg.TRAIN_SETUPS.epochs) == (smooth, 2)
-        assert test.cfg.TEST.load_checkpoint and test.training is train
-        assert test.cfg.DATASET.few_shot_repeated_multiple == 5
+    published = [(0, 0.01, 1), (1, 0.005, 1), (2, 0.01, 1e5)]
+    for number, each in enumerate(runs):
+        data, train = each.cfg.DATASET, each.cfg.TRAIN
+        settings = data.split, data.area_resize_ratio, train.SOFS.smooth_r
+        assert settings == published[number // 2]
+        assert (data.s_in_shot, data.shot, each.cfg.TRAIN_SETUPS.epochs) == (4, 1, 2)
+        if not each.trains:
+            assert each.cfg.TEST.load_checkpoint and each.training is runs[number - 1]
+            assert data.few_shot_repeated_multiple == 5
 
 
 def test_train_sh_lists_its_runs_from_any_folder(tmp_path):

@@ -146,32 +146,23 @@ def test_every_epoch_draws_anew_and_trains_with_dropout_also_after_a_test(surfac
     assert len(torch.cat([query for query, _ in seen]).flatten(1).sum(1).unique()) == 16
 
 
-def test_a_step_encodes_its_queries_and_supports_in_one_pass(surfaces, tmp_path):
-    changes = {"TRAIN__SOFS__prior_residual": True, "DATASET__shot": 2}
-    run, seen = training_of(surfaces, tmp_path, **changes), []
-    run.model.backbone.register_forward_hook(
-        lambda _, args, maps: seen.append((len(args[0]), all(m.is_inference() for m in maps)))
-    )
-    run.update(batch_of(run, 4))
-    assert seen == [(4 * (1 + 2 * 2), True)]
-    assert all(p.grad is not None for p in run.model.head.parameters())
-
-
-@pytest.mark.parametrize("polynomial", [True, False])
-def test_learning_rates_of_the_groups(surfaces, tmp_path, polynomial):
-    changes = {"TRAIN_SETUPS__lr_multiple": 3.0, "TRAIN_SETUPS__weight_decay": 0.02}
-    run = training_of(surfaces, tmp_path, TRAIN_SETUPS__poly_training=polynomial, **changes)
+@pytest.mark.parametrize(("polynomial", "factor"), [(True, (1 - 1 / 4) ** 0.9), (False, 1)])
+def test_learning_rates_of_the_groups(surfaces, tmp_path, polynomial, factor):
+    changes = {"lr_multiple": 3.0, "weight_decay": 0.02, "poly_training": polynomial}
+    changes = {f"TRAIN_SETUPS__{name}": value for name, value in changes.items()}
+    run = training_of(surfaces, tmp_path, **changes)
     transformer, others = run.optimizer.param_groups
-    assert (transformer["lr"], others["lr"]) == pytest.approx((1e-3, 3e-3))
-    assert transformer["weight_decay"] == others["weight_decay"] == 0.02
-    assert transformer["betas"] == (0.9, 0.999)
     named = dict(run.model.head.named_parameters())
     ours = {id(p) for name, p in named.items() if name.startswith("transformer.")}
     assert {id(p) for p in transformer["params"]} == ours
     assert len(transformer["params"]) + len(others["params"]) == len(named)
-    run.update(batch_of(run, 4))
-    factor = (1 - 1 / 4) ** 0.9 if polynomial else 1
-    assert (transformer["lr"], others["lr"]) == pytest.approx((1e-3 * factor, 3e-3 * factor))
+    assert transformer["weight_decay"] == others["weight_decay"] == 0.02
+    assert transformer["betas"] == (0.9, 0.999)
+    for expected in (1, factor):
+        assert (transformer["lr"], others["lr"]) == pytest.approx(
+            (1e-3 * expected, 3e-3 * expected)
+        )
+        run.update(batch_of(run, 4))
 
 
 def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_path):

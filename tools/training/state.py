@@ -217,6 +217,6 @@ class Training:
             self.meter.counts, self.random = own["counts"], own["random"]
         else:
             self.step = within["step"] * len(processes) * size // (now[0] * now[1])
-            LOG.warning("this epoch ends with other processes, batches or classes than it began: its "
-                        "loss and IoU are of its rest, some episodes may come twice")  # fmt: skip
+            LOG.warning("other processes, batches or classes began this epoch: its loss and IoU "
+                        "are those of its rest, and some episodes may come twice")  # fmt: skip
         self.step = self.batches.skip = min(self.step, self.batches.per_epoch - 1)

@@ -33,19 +33,16 @@ def files_below(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_is_named_by_the_config_or_after_it(tmp_path):
+def test_the_folder_is_named_by_the_config_or_after_it_and_keeps_it(tmp_path):
     named = load_config([], ["OUTPUT_DIR", str(tmp_path), "RUN_NAME", "mine"])
     assert run_folder(named, "x/SOFS.yaml") == tmp_path / "mine"
     unnamed = load_config([], ["OUTPUT_DIR", str(tmp_path), "DATASET.split", 2])
     folder = run_folder(unnamed, "method_config/VISION_V1/SOFS.yaml")
     assert folder.parent == tmp_path and re.fullmatch(r"VISION_V1_split2_\d{8}-\d{6}", folder.name)
     assert not folder.exists()
-
-
-def test_the_config_is_kept_so_that_it_loads_again(tmp_path):
     cfg = load_config([], ["TRAIN.SOFS.smooth_r", 3.5, "DATASET.train_objects", ["007", "Ring"]])
-    create_run_folder(tmp_path / "a" / "b", cfg)
-    assert load_config(tmp_path / "a" / "b" / "config.yaml") == cfg
+    create_run_folder(folder, cfg)
+    assert load_config(folder / "config.yaml") == cfg
 
 
 @pytest.mark.parametrize("name", ["file/run", "x" * 300])
@@ -96,20 +93,19 @@ def test_an_earlier_run_moves_beside_the_folder(tmp_path):
     assert load_config(tmp_path / "run.3" / "config.yaml").RNG_SEED == 1
 
 
-def test_what_a_run_without_results_has_left_is_deleted(tmp_path):
-    begin(tmp_path / "run")
-    left = "train.log", "events/1", "feature_bank/features.bf16", "checkpoints/.state.pth.7.partial"
-    write_files(tmp_path / "run", *left)
-    begin(tmp_path / "run")
-    assert files_below(tmp_path) == {"run/config.yaml"}
-
-
-def test_files_in_a_folder_of_no_run_and_those_of_a_run_that_goes_on_stay(tmp_path):
+def test_what_a_run_without_results_has_left_is_deleted_and_other_files_stay(tmp_path):
+    left = ["train.log", "events/1", "feature_bank/features.bf16"]
+    partial = "checkpoints/.state.pth.7.partial"
     write_files(tmp_path / "run", "notes.txt")
-    begin(tmp_path / "run")
-    write_files(tmp_path / "run", "checkpoints/state.pth", "checkpoints/.state.pth.7.partial")
+    for name in ("empty", "run"):
+        begin(tmp_path / name)
+        write_files(tmp_path / name, *left, partial)
+    begin(tmp_path / "empty")
+    write_files(tmp_path / "run", "checkpoints/state.pth")
     begin(tmp_path / "run", goes_on=True)
-    assert files_below(tmp_path / "run") == {"config.yaml", "notes.txt", "checkpoints/state.pth"}
+    assert files_below(tmp_path / "empty") == {"config.yaml"}
+    kept = {"config.yaml", "notes.txt", "checkpoints/state.pth", *left}
+    assert files_below(tmp_path / "run") == kept
 
 
 def test_a_link_to_an_earlier_run_stays_and_its_folder_is_locked(tmp_path):

@@ -141,10 +141,3 @@ def test_unreadable_images(fault, setting):
     for path in (setting / "data" / "Disk").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:2000])
     assert names(fault("test"), "no query could be evaluated", setting / "data" / "Disk")
-
-
-def test_an_output_folder_that_cannot_be_written(setting, monkeypatch, capsys):
-    (setting / "log").write_text("a file")
-    monkeypatch.setattr(sys, "argv", ["test.py", "--cfg", str(setting / "my.yaml")])
-    assert run_main("", JOBS["test"]) == 2
-    assert names(capsys.readouterr().err, "OUTPUT_DIR", setting / "log")

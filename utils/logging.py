@@ -16,7 +16,7 @@ from utils.distributed import is_main
 from utils.output_files import not_written
 
 SECONDS_BETWEEN_LINES = 60  # of progress, where standard error is no terminal
-IMAGE_READERS = ("datasets.images", "datasets.masks", "datasets.orientation")
+READERS = ("datasets.images", "datasets.masks", "datasets.orientation")
 LOG = logging.getLogger(__name__)
 
 
@@ -47,9 +47,7 @@ def setup_logging(file: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         if not main:
-            handler.addFilter(
-                lambda r: r.levelno >= logging.ERROR or (file and r.name in IMAGE_READERS)
-            )
+            handler.addFilter(lambda r: r.levelno >= logging.ERROR or (file and r.name in READERS))
     for handler in list(root.handlers):
         if isinstance(handler, MemoryHandler) and file is not None and main:
             handler.setTarget(kept)  # to which closing hands the lines

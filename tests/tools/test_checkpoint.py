@@ -9,7 +9,6 @@ from method_config import load_config
 from models.backbone import Backbone
 from models.head import Head
 from models.methods.sofs import SOFS
-from models.weights import read_weights
 from tools.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
 from utils.errors import WeightsError
 
@@ -67,21 +66,6 @@ def test_a_file_without_one_head_that_fits_is_refused(tmp_path, content, words):
     torch.save(content, tmp_path / "head.pth")
     with pytest.raises(WeightsError, match=rf"KEY: .*head\.pth.* {words}"):
         load_head(tmp_path / "head.pth", model(), "KEY")
-
-
-@pytest.mark.parametrize(
-    ("key", "remedy"),
-    [
-        ("TEST.load_model_path", r"head\.safetensors beside it"),
-        ("TRAIN.backbone_checkpoint", "the weights of a backbone"),
-    ],
-)
-def test_a_training_state_in_place_of_weights_is_named(tmp_path, key, remedy):
-    state = dict.fromkeys(STATE_KEYS) | {"head": model().head.state_dict(), "optimizer": {}}
-    save_state(tmp_path / "state.pth", state)
-    words = rf"{key}: .*state\.pth is a training state, .* {remedy}"
-    with pytest.raises(WeightsError, match=words):
-        read_weights(tmp_path / "state.pth", key)
 
 
 def test_a_state_comes_back_and_a_failed_write_leaves_the_old_one(tmp_path):

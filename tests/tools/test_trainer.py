@@ -158,10 +158,8 @@ def test_learning_rates_of_the_groups(surfaces, tmp_path, polynomial, factor):
     assert len(transformer["params"]) + len(others["params"]) == len(named)
     assert transformer["weight_decay"] == others["weight_decay"] == 0.02
     assert transformer["betas"] == (0.9, 0.999)
-    for expected in (1, factor):
-        assert (transformer["lr"], others["lr"]) == pytest.approx(
-            (1e-3 * expected, 3e-3 * expected)
-        )
+    for expected in (1e-3, 1e-3 * factor):
+        assert (transformer["lr"], others["lr"]) == pytest.approx((expected, 3 * expected))
         run.update(batch_of(run, 4))
 
 

@@ -1,6 +1,4 @@
-"""Train a head on the training objects of a split and test it: `train.py --cfg FILE [--opts
-...]`.
-"""
+"""Train a head on the training objects of a split and test it: `train.py --cfg FILE --opts ...`."""
 
 import sys
 

@@ -44,25 +44,13 @@ def golden_vit(tensors):
     """The tiny ViT of the golden figures for square images of a given side."""
 
     def build(image_size=70):
-        vit = VisionTransformer(
-            img_size=image_size,
-            patch_size=14,
-            embed_dim=48,
-            depth=12,
-            num_heads=3,
-            init_values=1e-5,
-            num_classes=0,
-        )
+        sizes = {"patch_size": 14, "embed_dim": 48, "depth": 12, "num_heads": 3}
+        vit = VisionTransformer(image_size, **sizes, init_values=1e-5, num_classes=0)
         vit.pretrained_cfg = IMAGENET
-        state = {
-            k.removeprefix("backbone."): v
-            for k, v in tensors("state_dict").items()
-            if k.startswith("backbone.")
-        }
-        del state["mask_token"]
-        state["pos_embed"] = resize_position_embedding(
-            state["pos_embed"], vit.patch_embed.grid_size
-        )
+        state = {k.removeprefix("backbone."): v for k, v in tensors("state_dict").items()
+                 if k.startswith("backbone.") and k != "backbone.mask_token"}  # fmt: skip
+        grid = vit.patch_embed.grid_size
+        state["pos_embed"] = resize_position_embedding(state["pos_embed"], grid)
         vit.load_state_dict(state)
         return vit.eval()
 

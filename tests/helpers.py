@@ -26,15 +26,10 @@ from utils.distributed import is_main, rank, world_size
 from utils.run_folder import create_run_folder
 
 SIZE = (96, 128)
-DEFECTS = {
-    "spot": (8, 8, 250),
-    "line": (2, 36, 10),
-    "stain": (60, 60, 200),
-}  # height, width, grey value
-JOBS = {
-    "train": "tools.trainer:run_training",
-    "test": "tools.evaluator:run_test",
-}  # as the scripts name them
+# height, width, grey value
+DEFECTS = {"spot": (8, 8, 250), "line": (2, 36, 10), "stain": (60, 60, 200)}
+# as the scripts name them
+JOBS = {"train": "tools.trainer:run_training", "test": "tools.evaluator:run_test"}
 TWO_CLASSES = {"spot": 4, "line": 4}
 TINY = {
     "RUN_NAME": "run",
@@ -60,8 +55,7 @@ TINY = {
     "TEST_SETUPS.batch_size": 1,
     "TEST.VISUALIZE.save_figure": False,
 }
-# changes of `tiny_config`: a head that starts as good as the prior and is then spoilt by large
-# steps
+# of `tiny_config`: a head that starts as good as the prior and is then spoilt by large steps
 EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 1e-2}
 
 
@@ -74,48 +68,33 @@ def surface(shape, rng):
 def draw_defect(image, kind, rng):
     """Draw a defect into an image; return its box (top, bottom, left, right)."""
     height, width, value = DEFECTS[kind]
-    top, left = (
-        int(rng.integers(0, n - d)) for n, d in zip(image.shape, (height, width), strict=False)
-    )
+    top, left = (int(rng.integers(0, n)) for n in np.subtract(image.shape[:2], (height, width)))
     image[top : top + height, left : left + width] = value
     return top, top + height, left, left + width
 
 
 def write_product(root, name, counts=None, size=SIZE):
     """Write a product in the layout of VISION V1: per category `counts` images, each with one
-    defect, the last in val/.
-
-    Returns the paths of the images.
-    """
+    defect, the last in val/; returns their paths."""
     rng, paths = np.random.default_rng(zlib.crc32(name.encode())), []
     counts = counts or TWO_CLASSES
     names = [(kind, i) for kind, count in counts.items() for i in range(count)]
-    parts = {
-        "train": [n for n in names if n[1] < counts[n[0]] - 1],
-        "val": [n for n in names if n[1] == counts[n[0]] - 1],
-    }
-    for part, members in parts.items():
+    for part in ("train", "val"):
+        members = [n for n in names if (n[1] == counts[n[0]] - 1) == (part == "val")]
         folder = Path(root) / name / part
         folder.mkdir(parents=True)
-        content = {"images": [], "annotations": [], "categories": []}
-        content["categories"] = [{"id": i, "name": kind} for i, kind in enumerate(counts)]
+        categories = [{"id": i, "name": kind} for i, kind in enumerate(counts)]
+        content = {"images": [], "annotations": [], "categories": categories}
         for number, (kind, i) in enumerate(members):
             image = surface(size, rng)
             top, bottom, left, right = draw_defect(image, kind, rng)
             paths.append(folder / f"{kind}_{i}.png")
             Image.fromarray(image).save(paths[-1])
             corners = [left, top, right - 1, top, right - 1, bottom - 1, left, bottom - 1]
-            content["images"].append(
-                {"id": number, "file_name": paths[-1].name, "height": size[0], "width": size[1]}
-            )
-            content["annotations"].append(
-                {
-                    "id": number,
-                    "image_id": number,
-                    "category_id": list(counts).index(kind),
-                    "segmentation": [corners],
-                }
-            )
+            entry = {"id": number, "file_name": paths[-1].name}
+            content["images"].append(entry | {"height": size[0], "width": size[1]})
+            mark = {"category_id": list(counts).index(kind), "segmentation": [corners]}
+            content["annotations"].append({"id": number, "image_id": number} | mark)
         (folder / vision_v1.ANNOTATIONS).write_text(json.dumps(content))
     return paths
 
@@ -128,12 +107,10 @@ def read_index(root, *objects):
 def tiny_config(root, output, **changes):
     """A small config over a root with the products Plate and Disk; keys of changes with `__` for
     the dots."""
-    values = TINY | {
-        "TRAIN.dataset_path": str(root),
-        "TEST.dataset_path": str(root),
-        "OUTPUT_DIR": str(output),
+    values = TINY | dict.fromkeys(("TRAIN.dataset_path", "TEST.dataset_path"), str(root))
+    values |= {"OUTPUT_DIR": str(output)} | {
+        key.replace("__", "."): value for key, value in changes.items()
     }
-    values |= {key.replace("__", "."): value for key, value in changes.items()}
     return load_config([], [part for pair in values.items() for part in pair])
 
 

@@ -27,13 +27,8 @@ FORKS.set_forkserver_preload(["tools.trainer"])
 
 
 class Training:
-    """A training that resumes where it was cut off, and its folder.
-
-    Args:
-        data: root of the products.
-        folder: for the YAML file and the run.
-        changes: of the tiny config.
-    """
+    """A training of a changed tiny config that resumes where it was cut off; its YAML file and its
+    run are below a folder."""
 
     def __init__(self, data, folder, **changes):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,13 +47,6 @@ class Training:
         """Run to the end; returns the exit code."""
         return ended(self.start(**limits))
 
-    def last_error(self):
-        return self.errors.read_text().splitlines()[-1]
-
-    def log(self):
-        file = self.run / "train.log"
-        return file.read_text() if file.exists() else ""
-
     def partial(self):
         """Whether there is a state that was not written to its end."""
         return any(self.run.glob(f"{STATE.parent}/.{STATE.name}.*{PARTIAL}"))
@@ -72,24 +60,17 @@ class Training:
 
 @dataclass
 class Blow:
-    """What hits a training when it writes a file for the `time`-th time, however fast it is.
-
-    Attributes:
-        time: counted from 1.
-        number: of the signal that it gets.
-        seconds: from the beginning of the write to the signal; None: the kernel ends the process
-            in the midst of the write.
-        file: its name.
-    """
+    """What hits a training when it writes its state for the `time`-th time, counted from 1: a
+    signal some seconds after it has begun to write; None: the kernel ends it in the midst."""
 
     time: int
     number: int = signal.SIGKILL
     seconds: float | None = None
-    file: str = STATE.name
 
     def note(self, event, arguments):
         """For `sys.addaudithook`."""
-        if event != "open" or not re.search(rf"/\.{self.file}\..*{PARTIAL}$", str(arguments[0])):
+        state = rf"/\.{STATE.name}\..*{PARTIAL}$"
+        if event != "open" or not re.search(state, str(arguments[0])):
             return
         self.time -= 1
         if self.time == 0 and self.seconds is None:
@@ -122,14 +103,11 @@ def ended(process):
 
 
 def until(condition, process):
-    """Wait for a condition; False if the process ends before."""
+    """Wait for a condition while the process runs."""
     end = time.monotonic() + LIMIT
     while not condition():
-        if not process.is_alive():
-            return False
-        assert time.monotonic() < end, "in vain"
+        assert process.is_alive() and time.monotonic() < end
         time.sleep(0.01)
-    return True
 
 
 def kill_somewhere(training, rng):

@@ -68,12 +68,14 @@ def test_the_scripts_exit_with_2_and_one_line(setting, job):
 
 
 @EACH_JOB
-def test_settings(fault, job):
+def test_settings(fault, setting, job):
     assert names(fault(job, "DATASET.split", "first"), "DATASET.split", "'first'", "an integer")
     line = fault(job, "TRAIN.SOFS.smoth_r", 1)
     assert names(line, "unknown key TRAIN.SOFS.smoth_r", "TRAIN.SOFS.smooth_r")
     line = fault(job, "DATASET.image_size", 65, "DATASET.mask_size", 65)
     assert names(line, "DATASET.image_size", "64 or 72")
+    (setting / "my.yaml").unlink()
+    assert names(fault(job), setting / "my.yaml", "--cfg")
 
 
 def test_a_bad_config_is_an_error_before_pytorch_is_loaded(setting):
@@ -89,7 +91,7 @@ def test_ctrl_c_in_a_training_saves_and_ends_with_130(surfaces, tmp_path):
     changes = {"TRAIN_SETUPS__epochs": 10_000, "TRAIN_SETUPS__num_workers": 2}
     training = Training(surfaces, tmp_path, **changes)
     process = training.start()
-    assert until((training.run / "history.json").exists, process)
+    until((training.run / "history.json").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     assert ended(process) == 130
     errors = training.errors.read_text()
@@ -97,29 +99,19 @@ def test_ctrl_c_in_a_training_saves_and_ends_with_130(surfaces, tmp_path):
     assert training.state()["epoch"] >= 1
 
 
-def test_a_missing_yaml_file(fault, setting):
-    (setting / "my.yaml").unlink()
-    assert names(fault("train"), setting / "my.yaml", "--cfg")
-
-
 @EACH_JOB
 def test_weights_files(fault, setting, job):
     (setting / "broken.pth").write_bytes(b"<html>not found</html>")
-    side = job.upper()
+    key = f"{job.upper()}.load_model_path"
     for file in (setting / "gone.pth", setting / "broken.pth"):
-        line = fault(job, f"{side}.load_checkpoint", True, f"{side}.load_model_path", file)
-        assert names(line, f"{side}.load_model_path", file)
-        line = fault(job, "TRAIN.backbone_checkpoint", file)
-        assert names(line, "TRAIN.backbone_checkpoint", file)
+        assert names(fault(job, f"{job.upper()}.load_checkpoint", True, key, file), key, file)
+        key_of_backbone = "TRAIN.backbone_checkpoint"
+        assert names(fault(job, key_of_backbone, file), key_of_backbone, file)
 
 
 def test_training_states(fault, setting):
-    """Missing, broken, and with all names but something else in them."""
+    """With all names but something else in them; tests/tools/test_checkpoint.py has others."""
     file = setting / "state.pth"
-    assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
-    for content in (b"", b"text", b"\x80\x05junk", b"PK\x03\x04" + bytes(300)):
-        file.write_bytes(content)
-        assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
     for odd in (None, 3, "x", {}, [1]):
         torch.save(dict.fromkeys(STATE_KEYS, odd) | {"head": {}}, file)
         assert names(fault("train", "TRAIN.resume", file), "TRAIN.resume", file)
@@ -139,23 +131,13 @@ def test_data_sets(fault, setting, job):
     assert names(fault(job), product, key)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_training_image(fault, setting, workers):
-    """Also where a worker process meets it."""
+def test_unreadable_images(fault, setting):
+    """One to train on, also where a worker process meets it; all to test on."""
     path = setting / "data" / "Plate" / "train" / "spot_1.png"
     path.write_bytes(path.read_bytes()[:2000])
-    line = fault("train", "TRAIN_SETUPS.num_workers", workers)
-    assert names(line, path, "cannot be read", "copy it again") and "worker" not in line
-
-
-def test_every_test_image_unreadable(fault, setting):
+    for workers in (0, 1):
+        line = fault("train", "TRAIN_SETUPS.num_workers", workers)
+        assert names(line, path, "cannot be read", "copy it again") and "worker" not in line
     for path in (setting / "data" / "Disk").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:2000])
     assert names(fault("test"), "no query could be evaluated", setting / "data" / "Disk")
-
-
-def test_an_output_folder_that_cannot_be_written(setting, monkeypatch, capsys):
-    (setting / "log").write_text("a file")
-    monkeypatch.setattr(sys, "argv", ["test.py", "--cfg", str(setting / "my.yaml")])
-    assert run_main("", JOBS["test"]) == 2
-    assert names(capsys.readouterr().err, "OUTPUT_DIR", setting / "log")

@@ -68,10 +68,8 @@ def test_yaml_and_commands_load(page, tmp_path):
     assert len(examples) == text.count("```yaml")
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
-    defaults = {
-        "test.sh": "method_config/Open_Domain/SOFS.yaml",
-        "train.sh": "method_config/VISION_V1/SOFS.yaml",
-    }
+    folders = {"test.sh": "Open_Domain", "train.sh": "VISION_V1"}
+    defaults = {script: f"method_config/{name}/SOFS.yaml" for script, name in folders.items()}
     for words in commands(text):
         if "tools.sweep" in words:
             build_sweep(build_parser().parse_args(words[words.index("tools.sweep") + 1 :])).folder()

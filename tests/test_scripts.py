@@ -55,11 +55,12 @@ def calls(tmp_path):
     return [line.rstrip("\t").split("\t") for line in lines]
 
 
-def called_config(tmp_path):
-    """The config of the one call of test.py that the recorder has seen."""
-    ((script, flag, *words),) = calls(tmp_path)
-    assert (Path(script).name, flag) == ("test.py", "--cfg")
-    return load_config(words[: words.index("--opts")], words[words.index("--opts") + 1 :])
+def called_configs(tmp_path):
+    """The configs of the calls of test.py that the recorder has seen."""
+    for script, flag, *words in calls(tmp_path):
+        assert (Path(script).name, flag) == ("test.py", "--cfg")
+        split = words.index("--opts")
+        yield load_config(words[:split], words[split + 1 :])
 
 
 def called_sweep(tmp_path):
@@ -86,19 +87,19 @@ def test_test_sh_segments_own_images(tmp_path):
     assert f"pictures: {folder}/my_part/overlays" in text
 
 
-@pytest.mark.parametrize("lead", [(), ("--opts",)])
-def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder, lead):
+def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder):
     (tmp_path / "a.yaml").write_text("RNG_SEED: 1\nRUN_NAME: a\n")
     (tmp_path / "b.yaml").write_text("RUN_NAME: b\n")
     environment = {"CFG": f"{tmp_path}/a.yaml {tmp_path}/b.yaml", "PYTHON": str(recorder)}
-    run("test.sh", *lead, "DATASET.split", "2", cwd=tmp_path, **environment)
-    cfg = called_config(tmp_path)
-    assert (cfg.RNG_SEED, cfg.RUN_NAME, cfg.DATASET.split) == (1, "b", 2)
+    for lead in ([], ["--opts"]):
+        run("test.sh", *lead, "DATASET.split", "2", cwd=tmp_path, **environment)
+    for cfg in called_configs(tmp_path):
+        assert (cfg.RNG_SEED, cfg.RUN_NAME, cfg.DATASET.split) == (1, "b", 2)
 
 
 def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder):
     run("test.sh", cwd=tmp_path, PYTHON=str(recorder))
-    cfg = called_config(tmp_path)
+    (cfg,) = called_configs(tmp_path)
     assert (cfg.TEST.load_checkpoint, cfg.TEST.load_model_path) == (True, "./SOFS_model.pth")
     write_object(tmp_path, "my_part")
     opts = ["TEST.dataset_path", tmp_path, "DATASET.open_domain_test_object", "my_part"]
@@ -115,15 +116,15 @@ def test_train_sh_runs_the_published_settings(tmp_path, recorder):
     runs = sweep.runs()
     assert sweep.folder() == Path("runs/vision_v1")
     assert [r.trains for r in runs] == [True, False] * 3
-    for split, (ratio, smooth) in enumerate([(0.01, 1), (0.005, 1), (0.01, 1e5)]):
-        train, test = runs[2 * split : 2 * split + 2]
-        for cfg in (train.cfg, test.cfg):
-            data = cfg.DATASET
-            assert (data.split, data.area_resize_ratio) == (split, ratio)
-            assert (data.s_in_shot, data.shot) == (4, 1)
-            assert (cfg.TRAIN.SOFS.smooth_r, cfg.TRAIN_SETUPS.epochs) == (smooth, 2)
-        assert test.cfg.TEST.load_checkpoint and test.training is train
-        assert test.cfg.DATASET.few_shot_repeated_multiple == 5
+    published = [(0, 0.01, 1), (1, 0.005, 1), (2, 0.01, 1e5)]
+    for number, each in enumerate(runs):
+        data, train = each.cfg.DATASET, each.cfg.TRAIN
+        settings = data.split, data.area_resize_ratio, train.SOFS.smooth_r
+        assert settings == published[number // 2]
+        assert (data.s_in_shot, data.shot, each.cfg.TRAIN_SETUPS.epochs) == (4, 1, 2)
+        if not each.trains:
+            assert each.cfg.TEST.load_checkpoint and each.training is runs[number - 1]
+            assert data.few_shot_repeated_multiple == 5
 
 
 def test_train_sh_lists_its_runs_from_any_folder(tmp_path):
@@ -137,12 +138,9 @@ def test_train_sh_lists_its_runs_from_any_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
     cfgs = [load_config(words[2], words[4:]) for words in commands]
-    assert [cfg.RUN_NAME for cfg in cfgs] == [
-        f"{kind}_split{split}_seed{seed}{end}"
-        for seed in (54, 55)
-        for split in (0, 2)
-        for kind, end in (("train", ""), ("test", "_5shot"))
-    ]
+    splits = [f"split{split}_seed{seed}" for seed in (54, 55) for split in (0, 2)]
+    runs = [name for split in splits for name in (f"train_{split}", f"test_{split}_5shot")]
+    assert [cfg.RUN_NAME for cfg in cfgs] == runs
     assert {(cfg.TRAIN_SETUPS.epochs, cfg.NUM_GPUS) for cfg in cfgs} == {(2, 3)}
 
 

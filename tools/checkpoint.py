@@ -24,19 +24,15 @@ from utils.output_files import write_whole
 
 LOG = logging.getLogger(__name__)
 AUTO = "auto"
-HEAD, BEST, STATE = (
-    Path("checkpoints", name) for name in ("head.safetensors", "best.safetensors", "state.pth")
-)
+HEAD = Path("checkpoints", "head.safetensors")
+BEST, STATE = HEAD.with_name("best.safetensors"), HEAD.with_name("state.pth")
 STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "history", "best"}
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 # settings that choose which images are held out, and with them what the best score so far means
 FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
 # settings, or beginnings of their names, without an effect on what is learnt
-FREE = (
-    *("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS."),
-    *("DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model"),
-    *("TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS."),
-)
+FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS.",
+        "DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model",
+        "TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS.")  # fmt: skip
 _TRANSFORMER = r"^feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 _ATTENTION = _TRANSFORMER + r"sa_layers\.(\d+)\.attn\.attn\.linear_"
 # published names of parameters and ours, in the order in which they are tried
@@ -67,12 +63,9 @@ def our_name(published: str) -> str:
 
 
 def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`.
-    The frozen backbone of a published checkpoint is left out: it has a file of its own.
-
-    Raises:
-        WeightsError: two names stand for one parameter.
-    """
+    """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`; a
+    published backbone is left out: it has a file of its own. WeightsError: two names stand for one
+    parameter."""
     head: dict[str, Tensor] = {}
     given: dict[str, str] = {}
     for name, value in state.items():
@@ -94,18 +87,12 @@ def save_head(path: Path, model: SOFS, config: str) -> None:
 
 
 def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = None) -> None:
-    """Load a head of ours or a published checkpoint into the model.
+    """Load a head of ours or a published checkpoint, a `.safetensors` or PyTorch file that the
+    config key `key` names, into the model. A warning names the settings of the head's training that
+    differ from `cfg`, with which the model is built.
 
-    Args:
-        path: `.safetensors` or PyTorch file.
-        model: built with the same settings.
-        key: the config key that names the file, for messages.
-        cfg: the settings that the model is built with; a warning names those with which the head
-            was trained and that differ.
-
-    Raises:
-        WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong
-            names and shapes.
+    WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong names
+    and shapes.
     """
     weights = read_weights(path, key)
     try:
@@ -116,30 +103,26 @@ def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = Non
         names = ", ".join(list(weights)[:3]) or "nothing"
         raise WeightsError(
             f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*"
-            f"), but {names}; take the head of a training, checkpoints/head.safetensors, or the "
-            "published one"
+            f"), but {names}; take checkpoints/head.safetensors of a training, or the published one"
         )
     load_checked(model.head, state, f"{key}: {path}")
-    if cfg is not None and Path(path).suffix == ".safetensors" and is_main():
-        with safe_open(path, "pt") as file:
-            config = (file.metadata() or {}).get("config", "")
-        if other := _other_network(config, cfg):
-            LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
-
-
-def _other_network(config: str, cfg: CfgNode) -> list[str]:
-    """Settings of the network in a file's config that `cfg` has not, in words."""
+    if cfg is None or Path(path).suffix != ".safetensors" or not is_main():
+        return
+    with safe_open(path, "pt") as file:
+        config = (file.metadata() or {}).get("config", "")
     try:
         trained = yaml.safe_load(config)
     except yaml.YAMLError:  # of another program
-        return []
+        return
     here = dict(leaves(cfg))
-    return [
+    other = [
         f"{name} {value} (here {here[name]})"
         for name, value in (leaves(trained) if isinstance(trained, dict) else ())
         if name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
         if name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value)
     ]
+    if other:
+        LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -150,11 +133,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a training state, tensors and plain values only.
-
-    Raises:
-        WeightsError: missing, unreadable, or something else.
-    """
+    """Read a training state, tensors and plain values only. WeightsError: missing, unreadable, or
+    something else."""
     expected = "checkpoints/state.pth of a run"
     if not Path(path).is_file():
         raise WeightsError(f"TRAIN.resume: no training state {path}; set it to {expected}")
@@ -166,71 +146,19 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def epochs_done(path: Path) -> int:
-    """Whole epochs of the training state in a file; 0 where there is none.
-
-    Raises:
-        WeightsError: unreadable, or something else.
-    """
+    """Whole epochs of the training state in a file, see `load_state`; 0 where there is none."""
     return load_state(path)["epoch"] if path.is_file() else 0
-
-
-def state_to_resume(cfg: CfgNode, folder: Path) -> Path | None:
-    """The file that TRAIN.resume names; `auto` is that of the run itself, None where it has none
-    yet."""
-    if cfg.TRAIN.resume != AUTO:
-        return Path(cfg.TRAIN.resume) if cfg.TRAIN.resume else None
-    if (file := folder / STATE).exists():
-        return file
-    LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
-    return None
-
-
-def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError where the parts of a state contradict each other or the optimizer's
-    parameters."""
-    epoch, history = state["epoch"], [entry["epoch"] for entry in state["history"]]
-    if epoch < 0 or history != list(range(1, epoch + 1)):
-        raise ValueError(f"it is of epoch {epoch}, which its history is not")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, moments in state["optimizer"]["state"].items():
-        if any(moments[name].shape != parameters[number].shape for name in MOMENTS):
-            raise ValueError(f"moments of parameter {number} have other shapes than the head")
-    best, head = state["best"], state["head"]
-    if best and {n: t.shape for n, t in best["head"].items()} != {
-        n: t.shape for n, t in head.items()
-    }:
-        raise ValueError("the best head is of another shape")
 
 
 def compare_settings(cfg: CfgNode, config: str, file: Path) -> None:
     """Warn of settings that differ from those that the state in a file was trained with, its config
-    as YAML.
-
-    Raises:
-        ConfigError: with the present ones other images would be held out.
-    """
+    as YAML. ConfigError: with the present ones other images would be held out."""
     earlier = dict(leaves(yaml.safe_load(config)))
     for key, value in leaves(cfg):
         before = earlier.get(key, value)
-        if value == before:
-            continue
-        if key in FIXED:
-            raise ConfigError(
-                f"TRAIN.resume: {file} was written with {key} {before!r}, now it is {value!r}, and "
-                "other images would be held out; set it back"
-            )
-        if not key.startswith(FREE):
+        if key in FIXED and value != before:
+            reason = f"{file} was written with {key} {before!r}, now it is {value!r}"
+            remedy = "and other images would be held out; set it back"
+            raise ConfigError(f"TRAIN.resume: {reason}, {remedy}")
+        if value != before and not key.startswith(FREE):
             LOG.warning("%s was %r in the training that goes on, now it is %r", key, before, value)
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """State of the global generators of the CPU and, where it is used, of the GPU."""
-    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *on_gpu]
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Take up what `random_state` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)

@@ -44,15 +44,12 @@ def exit_code(call: Callable[[], object]) -> int:
                 call()
         finally:
             say()  # prints what still waits, such as --help
-    except UserError as error:
-        code, message = 2, f"error: {error}"
-    except ProcessError as error:
-        code, message = 1, f"error: {error}"
+        return 0
+    except (UserError, ProcessError) as error:
+        code, message = 2 if isinstance(error, UserError) else 1, f"error: {error}"
     except Interrupted as error:
         is_first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes prints it
         code, message = error.exit_code, str(error) if is_first else ""
-    else:
-        return 0
     with suppress(OutputError):  # there is no other place to print it
         say(message, sys.stderr)
     return code

@@ -25,9 +25,8 @@ def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
     """Run `job(cfg, folder)` in one or many processes, see `launch`; returns the run's folder.
     The folder of `config_file` names a run without RUN_NAME.
 
-    Raises:
-        UserError: what ends the job; DataError: a part of it failed, and the results of the rest
-            are written.
+    UserError: what ends the job. DataError: a part of it failed, the results of the rest are
+    written.
     """
     check_model(cfg)
     return launch(_in_folder, processes, cfg.DIST_BACKEND, job, cfg, config_file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -17,19 +16,9 @@ from utils.errors import DataError, UserError
 
 
 class Loader(DataLoader):
-    """Batches of a data set.
+    """Batches of a data set: `batches` holds the numbers of each, `collate` makes one of its items.
 
-    Args:
-        data: what is loaded.
-        batches: the numbers of each batch.
-        num_workers: processes that load ahead; 0: none.
-        pin_memory: copy batches to page-locked memory, from where a GPU fetches them beside its
-            work.
-        collate: makes a batch of items.
-
-    Iterating raises:
-        UserError: as an item raised it.
-        DataError: a worker has died.
+    Iterating raises UserError as an item raised it, and DataError where a worker has died.
     """
 
     def __init__(
@@ -55,34 +44,25 @@ class Loader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        only = [super().__iter__()]  # no frame of a traceback that is kept may hold the workers
+        batches = super().__iter__()
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler raises at any line of the main thread; `next` notices a death as well
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            while (batch := self._next(only)) is not None:
-                if isinstance(batch, Exception):
+            for batch in batches:
+                if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        finally:
-            only.clear()  # which ends the workers
-
-    def _next(self, only: list[Iterator[Any]]) -> Any:
-        """The next batch, None at the end, or the error that takes the place of a batch."""
-        try:
-            return next(only[0], None)
-        except BaseException as error:
-            traceback.clear_frames(error.__traceback__)
-            died = isinstance(error, (ConnectionError, EOFError)) or (
-                isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-            )
-            if not (self.num_workers and died):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            of_program = isinstance(error, RuntimeError) and "DataLoader worker (" not in str(error)
+            if of_program or not self.num_workers:
                 raise
-            return DataError(
-                f"a loader process has died ({error or type(error).__name__}), most often because "
-                "the memory or /dev/shm was full; lower TRAIN_SETUPS.num_workers or the batch "
-                "size, and if it comes back, TRAIN_SETUPS.num_workers 0 shows where it happens"
-            )
+            raise DataError(
+                f"a loader process has died ({error or type(error).__name__}), most often of a "
+                "full "
+                "memory or /dev/shm; lower TRAIN_SETUPS.num_workers or the batch size; with "
+                "TRAIN_SETUPS.num_workers 0 you see where it happens"
+            ) from error
 
 
 class _Caught(Dataset):

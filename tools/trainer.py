@@ -49,11 +49,8 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
 
 
 def train(cfg: CfgNode, folder: Path) -> list[str]:
-    """Build or resume a training in the run's folder and carry it out.
-
-    Returns:
-        A line for each test set that could not be tested.
-    """
+    """Build or resume a training in the run's folder and carry it out; returns a line for each test
+    set that could not be tested."""
     setups, testing = cfg.TRAIN_SETUPS, cfg.TRAIN_SETUPS.TEST_SETUPS
     if not (setups.epochs or testing.test_state):
         raise ConfigError("TRAIN_SETUPS.epochs is 0 and TRAIN_SETUPS.TEST_SETUPS.test_state is "
@@ -68,8 +65,8 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
     begin(folder, cfg, "train.log", reads=run.reads, goes_on=run.goes_on)
     for note in index.notes:
         LOG.info("%s", note)
-    counts, objects = (len(run.index), len(run.index.classes())), ", ".join(run.index.objects())
-    LOG.info("training on %d samples of %d classes: %s", *counts, objects)
+    facts = len(run.index), len(run.index.classes()), ", ".join(run.index.objects())
+    LOG.info("training on %d samples of %d classes: %s", *facts)
     run.writer = SummaryWriter(str(folder / "events")) if is_main() else None
     failed = train_epochs(run, tests)
     if run.writer is not None:
@@ -81,11 +78,8 @@ def train_epochs(run: Training, tests: Sequence[SplitTest] = ()) -> list[str]:
     """Train all epochs that are left; validate and test every `epoch_test` of them; in the end test
     the head that validated best, or the last one.
 
-    Returns:
-        A line for each test set that could not be tested.
-
-    Raises:
-        Interrupted: a signal asked the process to end; it says what is saved.
+    Returns a line for each test set that could not be tested. Interrupted: a signal asked the
+    process to end; it says what is saved.
     """
     epochs, every = run.cfg.TRAIN_SETUPS.epochs, run.cfg.TRAIN_SETUPS.TEST_SETUPS.epoch_test
     failed: list[str] = []
@@ -108,11 +102,7 @@ def train_epochs(run: Training, tests: Sequence[SplitTest] = ()) -> list[str]:
 
 def train_epoch(run: Training, batches: Iterator[Batch]) -> None:
     """Train the epoch, or what is left of it: saved at its end, every 500 steps, and after the step
-    at which a signal arrives.
-
-    Raises:
-        Interrupted: a signal asked the process to end.
-    """
+    at which a signal arrives, which raises Interrupted."""
     run.begin_epoch()
     setups, steps, first = run.cfg.TRAIN_SETUPS, run.batches.per_epoch, run.step
     measures = (run.epoch + 1) % setups.TEST_SETUPS.train_miou == 0
@@ -140,12 +130,12 @@ def train_epoch(run: Training, batches: Iterator[Batch]) -> None:
                     run.save()
                 if number:
                     raise run.interrupted(number)
-        finish_epoch(run, speed, measures)
+        _finish_epoch(run, speed, measures)
         if number := largest(pending.number):
             raise run.interrupted(number)
 
 
-def finish_epoch(run: Training, speed: float, measures: bool) -> None:
+def _finish_epoch(run: Training, speed: float, measures: bool) -> None:
     """Log the figures of an epoch, of all processes, and save."""
     loss = sum_over_processes(torch.stack(run.losses).mean().cpu()) / world_size()
     figures = {"loss": float(loss), "learning_rate": run.optimizer.param_groups[0]["lr"]}
@@ -165,7 +155,7 @@ def validate(run: Training) -> None:
     best so far: an equal one does not replace it."""
     setups = run.cfg.TRAIN_SETUPS
     due = run.epoch % setups.TEST_SETUPS.epoch_test == 0 or run.epoch == setups.epochs
-    if run.validation is None or run.step or not run.epoch or not due:
+    if run.validation is None or run.step or not (run.epoch and due):
         return
     if "validation" in run.history[-1]:
         return
@@ -215,11 +205,7 @@ def predictor_of(run: Training) -> Predictor:
 def write_events(
     run: Training, scalars: dict[str, float], step: int, episode: np.ndarray | None = None
 ) -> None:
-    """Write scalars and the picture of an episode for TensorBoard, in the main process of a job.
-
-    Raises:
-        OutputError: the disk refused.
-    """
+    """Write scalars and the picture of an episode for TensorBoard, in the main process of a job."""
     if run.writer is None:
         return
     try:
@@ -233,8 +219,7 @@ def write_events(
 
 
 def episode_picture(run: Training, batch: Batch, probability: Tensor) -> np.ndarray:
-    """The first support, the first query and its answer of a batch side by side, (H, W, 3) uint8
-    RGB."""
+    """First support, first query and its answer of a batch side by side, (H, W, 3) uint8 RGB."""
     if isinstance(run.episodes, BankEpisodes):
         batch = default_collate([run.episodes.images(int(batch["number"][0]))])
     threshold = run.cfg.TEST.threshold if isinstance(run.cfg.TEST.threshold, float) else 0.5
@@ -242,10 +227,6 @@ def episode_picture(run: Training, batch: Batch, probability: Tensor) -> np.ndar
     support = denormalise(batch["supports"][0, 0].cpu())
     query, truth = denormalise(batch["query"][0].cpu()), batch["query_mask"][0].cpu().numpy()
     marked = outline(support, batch["support_masks"][0, 0].cpu().numpy(), TRUTH)
-    return panels(
-        [
-            (f"support {batch['class'][0]}", marked),
-            ("query: truth", outline(query, truth, TRUTH)),
-            ("query: prediction", overlay(query, answer)),
-        ]
-    )
+    pictures = [(f"support {batch['class'][0]}", marked)]
+    pictures.append(("query: truth", outline(query, truth, TRUTH)))
+    return panels([*pictures, ("query: prediction", overlay(query, answer))])

@@ -14,9 +14,7 @@ def say(text: str = "", stream: TextIO | None = None) -> None:
 
     After the reader of a pipe has left, as that of `| head` does, this text and all later ones go
     nowhere and the program continues. Characters that the stream cannot show become escapes.
-
-    Raises:
-        OutputError: it cannot be printed, for example on a full disk.
+    OutputError: it cannot be printed, for example on a full disk.
     """
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -28,6 +26,5 @@ def say(text: str = "", stream: TextIO | None = None) -> None:
         os.dup2(nowhere, stream.fileno())  # or the interpreter fails again when it ends
         os.close(nowhere)
         if not isinstance(error, BrokenPipeError):
-            raise OutputError(
-                f"{stream.name} cannot be written ({error.strerror}); free space there"
-            ) from error
+            reason = f"{stream.name} cannot be written ({error.strerror})"
+            raise OutputError(f"{reason}; free space there") from error

@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
-from utils.errors import ConfigError, KilledError, ProcessError, UserError
+from utils.errors import ConfigError, ProcessError, UserError
 from utils.signals import SIGNALS, Interrupted, interruptible
 
 PATIENCE = timedelta(minutes=30)  # of one process for another, whose part of a test may be longer
@@ -95,17 +95,12 @@ def from_main(value: Any) -> Any:
 
 
 def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) -> Any:
-    """Run `job(*args)`; returns what it returns in the main process.
+    """Run `job(*args)`, a module-level function; returns what it returns in the main process.
 
     Under torchrun this process is one of those that torchrun has started, whatever `processes` is.
     Otherwise the job runs in this process, or in `processes` new ones that torchrun's engine
-    starts on this machine.
-
-    Args:
-        job: a module-level function.
-        processes: how many; with CUDA one GPU each.
-        backend: of the process group on CUDA: `nccl`, `gloo` or `mpi`; on the CPU always gloo.
-        args: of the job.
+    starts on this machine, with CUDA on one GPU each. `backend` is that of the process group on
+    CUDA: `nccl`, `gloo` or `mpi`; on the CPU it is always gloo.
 
     Raises:
         ConfigError: more processes than GPUs, or a backend that PyTorch was built without.
@@ -114,15 +109,9 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
         Interrupted: a signal asked the processes to end.
     """
     if started_by_torchrun():
-        with _process_group(backend) as store:
-            return _told_once(job, args, store)
+        return _run_of_torchrun(job, backend, args)
     if processes == 1:
         return job(*args)
-    return _launch_members(job, processes, backend, args)
-
-
-def _launch_members(job: Callable[..., Any], processes: int, backend: str, args: tuple) -> Any:
-    """Have torchrun's engine run the job in new processes of this machine, see `launch`."""
     _check_gpus(processes, f"NUM_GPUS is {processes}", "set NUM_GPUS")
     engine = logging.getLogger("torch.distributed.elastic")  # its lines repeat what is raised here
     engine.addHandler(logging.NullHandler())
@@ -137,23 +126,31 @@ def _launch_members(job: Callable[..., Any], processes: int, backend: str, args:
     try:
         with interruptible():  # which also restores the handlers that the engine replaces
             return elastic_launch(config, _run_member)(job, backend, faults, args)[0]
-    except SignalException as error:
-        fault = Interrupted(error.sigval)
-    except ChildFailedError as error:
-        number, failure = error.get_first_failure()
-        if failure.exitcode - 128 in SIGNALS:
-            fault = Interrupted(failure.exitcode - 128)
-        elif failure.exitcode < 0:
-            cause = "the kernel's log says more, most often the memory was full"
-            fault = KilledError(f"process {number} was killed by {failure.signal_name()}; {cause}")
-        else:
-            fault = ProcessError(f"process {number} ended with exit code {failure.exitcode}")
+    except (SignalException, ChildFailedError) as error:
+        ending = error
     found = []
     while not faults.empty():
         found.append(faults.get())
-    if user_errors := {n: e for n, e in found if isinstance(e, UserError)}:
-        raise user_errors[min(user_errors)]
-    raise next((e for _, e in found if type(e) is type(fault)), fault)
+    raise _fault(ending, found)
+
+
+def _fault(
+    ending: SignalException | ChildFailedError, found: list[tuple[int, BaseException]]
+) -> BaseException:
+    """What a job of several processes ends with, of all that they have met, in its order."""
+    if user_errors := {number: error for number, error in found if isinstance(error, UserError)}:
+        return user_errors[min(user_errors)]
+    if isinstance(ending, SignalException):
+        fault = Interrupted(ending.sigval)
+    else:
+        number, failure = ending.get_first_failure()
+        code = failure.exitcode
+        if code < 0:
+            cause = "the kernel's log says more, most often the memory was full"
+            return ProcessError(f"process {number} was killed by {failure.signal_name()}; {cause}")
+        fault = ProcessError(f"process {number} ended with exit code {code}")
+        fault = Interrupted(code - 128) if code - 128 in SIGNALS else fault
+    return next((error for _, error in found if type(error) is type(fault)), fault)
 
 
 def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:
@@ -176,9 +173,24 @@ def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args
             faults.put((number, error))
         sys.exit(error.exit_code)
     except Exception:
-        error = ProcessError(f"process {number} failed\n{traceback.format_exc()}")
-        faults.put((number, error))
+        faults.put((number, ProcessError(f"process {number} failed\n{traceback.format_exc()}")))
         sys.exit(1)
+
+
+def _run_of_torchrun(job: Callable[..., Any], backend: str, args: tuple) -> Any:
+    """Run the job as one of torchrun's processes. The first one that meets a UserError raises it;
+    the others end without a message, also those that only miss a process that has ended."""
+    with _process_group(backend) as store:
+        try:
+            return job(*args)
+        except UserError:
+            if store.add("user_errors", 1) > 1:
+                sys.exit(USER_ERROR)
+            raise
+        except RuntimeError:
+            if store.check(["user_errors"]):
+                sys.exit(USER_ERROR)
+            raise
 
 
 @contextmanager
@@ -206,22 +218,6 @@ def _process_group(backend: str) -> Iterator[dist.Store]:
     dist.destroy_process_group()
 
 
-def _told_once(job: Callable[..., Any], args: tuple, store: dist.Store) -> Any:
-    """Run the job as one of torchrun's processes. The first one that meets a UserError raises it;
-    the others end without a message, also those that only miss a process that has ended."""
-    try:
-        return job(*args)
-    except UserError:
-        if store.add("user_errors", 1) > 1:
-            sys.exit(USER_ERROR)
-        raise
-    except RuntimeError:
-        if store.check(["user_errors"]):
-            sys.exit(USER_ERROR)
-        raise
-
-
 def _check_gpus(processes: int, fact: str, remedy: str) -> None:
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if torch.cuda.is_available() and processes > (count := torch.cuda.device_count()):
         raise ConfigError(f"{fact}, but this machine has {count} GPUs; {remedy}")

@@ -30,9 +30,5 @@ class OutputError(UserError):
 
 
 class ProcessError(RuntimeError):
-    """One of several processes failed by a fault of the program; the message holds its traceback.
-    The exit code is 1."""
-
-
-class KilledError(ProcessError):
-    """One of several processes was killed by a signal."""
+    """One of several processes was killed, or failed by a fault of the program, whose traceback
+    the message holds. The exit code is 1."""

@@ -26,8 +26,7 @@ def pages(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def allocate(shape: tuple[int, int], dtype: Any) -> np.ndarray:
     """An empty array; a large one lies in a temporary file that vanishes with it.
 
-    Raises:
-        OutputError: the folder for temporary files has no space left, or cannot be written.
+    OutputError: the folder for temporary files has no space left, or cannot be written.
     """
     if shape[0] * shape[1] <= IN_MEMORY:
         return np.empty(shape, dtype)
@@ -57,7 +56,6 @@ def let_go(*arrays: np.ndarray) -> None:
 
 
 def trim_heap() -> None:
-    """Return free memory of the heap to the system, where the C library is glibc: threads that
-    allocate and free blocks of many sizes fragment it."""
+    """Return free memory of a fragmented heap to the system, where the C library is glibc."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

@@ -22,12 +22,8 @@ _UNFIT = re.compile(r"[/\\\0\ud800-\udc7f\udd00-\udfff]")  # what no file name c
 def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
     """Yield a file beside `path` that is renamed to it at the end of the block; makes folders.
 
-    Args:
-        path: of the file.
-        confirmed: wait until the disk has stored the content, in case of a power failure.
-
-    Raises:
-        OutputError: it cannot be written; an earlier file of that name is unchanged.
+    Where `confirmed`, wait until the disk has stored the content, in case of a power failure.
+    OutputError: it cannot be written; an earlier file of that name is unchanged.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -67,14 +63,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON as `write_whole` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def remove_partial(folder: Path) -> None:
-    """Delete the unfinished files that ended processes have left below a folder."""
-    for path in folder.rglob(f".*{PARTIAL}"):
-        process = path.name.removesuffix(PARTIAL).rpartition(".")[2]
-        if not Path("/proc", process).exists():
-            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:

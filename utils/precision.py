@@ -35,10 +35,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def pick_device(index: int) -> torch.device:
     """CUDA device `index`, or among several processes the one of each; the CPU without CUDA.
-
-    Raises:
-        ConfigError: there are GPUs, but not this one.
-    """
+    ConfigError: there are GPUs, but not this one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if world_size() > 1:

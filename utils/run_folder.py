@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 from utils.distributed import from_main, is_main, world_size
 from utils.errors import ConfigError, UserError
-from utils.output_files import PARTIAL, remove_partial, write_text
+from utils.output_files import PARTIAL, write_text
 from utils.precision import pick_device
 
 LOG = logging.getLogger(__name__)
@@ -46,16 +46,11 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
 @contextmanager
 def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
     """A block in which the folder is made and is this run's alone; all its processes call it.
+    Another run there is waited for, `patience` seconds at most.
 
     Where a UserError ends the block before there is any result, a new folder is removed again,
-    with those above it that are new and empty.
-
-    Args:
-        folder: of the run.
-        patience: seconds to wait for another run to end.
-
-    Raises:
-        ConfigError: the folder cannot be made, or another run is using it.
+    with those above it that are new and empty. ConfigError: the folder cannot be made, or another
+    run is using it.
     """
     made, handle = [], None
     if is_main():
@@ -106,36 +101,31 @@ def create_run_folder(
     """Write config.yaml into the folder, after all of an earlier run there has moved to `NAME.1`,
     `NAME.2` and so on beside it. Only the main process does; others may call it, too.
 
-    Args:
-        folder: of the run.
-        cfg: the config.
-        reads: files that the run reads, such as weights.
-        goes_on: the run resumes the earlier one, whose files stay.
-
-    Raises:
-        ConfigError: a file that the run reads lies there, or something else than one earlier run;
-            or the folder lies in that of another run.
-        OutputError: it cannot be written.
+    A run that `goes_on` resumes the earlier one, whose files stay. ConfigError: one of the files
+    that the run `reads`, such as weights, lies there, or something else than one earlier run, or
+    the folder lies in that of another run. OutputError: it cannot be written.
     """
     if not is_main():
         return
-    output = Path(cfg.OUTPUT_DIR)
-    for above in folder.parents:
-        if above != output and above.is_relative_to(output) and (above / CONFIG).is_file():
-            raise ConfigError(f"RUN_NAME: {folder} lies in {above}, which is the folder of another "
-                              "run; choose another RUN_NAME")  # fmt: skip
-    remove_partial(folder)
-    if not goes_on and folder.is_dir():
-        reason = _reason_to_stay(folder, [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path])
-        if reason:
-            raise ConfigError(f"RUN_NAME: {reason}; choose another RUN_NAME")
-        with _faults_named(folder):
+    reads = [*reads, cfg.TRAIN.dataset_path, cfg.TEST.dataset_path]
+    if reason := _obstacle(folder, Path(cfg.OUTPUT_DIR), () if goes_on else reads):
+        raise ConfigError(f"RUN_NAME: {reason}; choose another RUN_NAME")
+    with _faults_named(folder):
+        for path in folder.rglob(f".*{PARTIAL}"):
+            path.unlink()
+        if not goes_on and (folder / CONFIG).is_file():
             _make_room(folder)
     write_text(folder / CONFIG, cfg.dump())
 
 
-def _reason_to_stay(folder: Path, reads: Sequence[str]) -> str:
-    """Why what the folder holds must not be moved away; "" where it may."""
+def _obstacle(folder: Path, output: Path, reads: Sequence[str]) -> str:
+    """Why the folder is not one for a run, or what it holds must not be moved; "": it may. Without
+    `reads` all stays in its place."""
+    for above in folder.parents:
+        if above != output and above.is_relative_to(output) and (above / CONFIG).is_file():
+            return f"{folder} lies in {above}, which is the folder of another run"
+    if not reads or not folder.is_dir():
+        return ""
     if (folder / CONFIG).is_file():
         for file in filter(None, reads):
             if Path(file).resolve().is_relative_to(folder.resolve()):
@@ -144,21 +134,15 @@ def _reason_to_stay(folder: Path, reads: Sequence[str]) -> str:
         inner = next((path.parent for path in folder.rglob(f"*/{CONFIG}")), None)
         return f"{folder} holds another run, {inner}, which would be moved with it" if inner else ""
     for path in folder.iterdir():
-        if (
-            path.is_dir()
-            and path.name not in NO_RESULT
-            and path.name[0] != "."
-            and any(path.iterdir())
-        ):
+        expected = path.name in NO_RESULT or path.name[0] == "."
+        if path.is_dir() and not expected and any(path.iterdir()):
             return f"{folder} holds {path.name}/, but no {CONFIG}, so it is not of a run"
     return ""
 
 
 def _make_room(folder: Path) -> None:
-    """Move what an earlier run has left, if there is one: a move of the content keeps the lock and
-    a link to the folder. What a run without results has left is deleted."""
-    if not (folder / CONFIG).is_file():
-        return
+    """Move what an earlier run has left: a move of the content keeps the lock and a link to the
+    folder. What a run without results has left is deleted."""
     if not _holds_results(folder):
         for path in (folder / name for name in NO_RESULT):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -190,13 +174,9 @@ def _faults_named(folder: Path) -> Iterator[None]:
 
 def run_facts(cfg: CfgNode) -> dict[str, Any]:
     """The settings in every metrics file: nothing that differs between runs of one command."""
-    return {
-        "data_set": cfg.DATASET.name,
-        "split": cfg.DATASET.split,
-        "shot": cfg.DATASET.shot,
-        "seed": cfg.RNG_SEED,
-        "backbone": cfg.TRAIN.backbone,
-    }
+    data = cfg.DATASET
+    return {"data_set": data.name, "split": data.split, "shot": data.shot, "seed": cfg.RNG_SEED,
+            "backbone": cfg.TRAIN.backbone}  # fmt: skip
 
 
 def run_record(cfg: CfgNode, seconds: float, failed: Sequence[str]) -> dict[str, Any]:
@@ -213,8 +193,8 @@ def run_record(cfg: CfgNode, seconds: float, failed: Sequence[str]) -> dict[str,
 
 
 def provenance() -> dict[str, Any]:
-    """Git revision (None outside a checkout, `+` after it for uncommitted changes) and versions
-    (None: not installed, for example where another build has replaced opencv-python-headless)."""
+    """Git revision, see `git_revision`, and versions (None: not installed, for example where
+    another build has replaced opencv-python-headless)."""
     versions: dict[str, Any] = {"git_revision": git_revision(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -225,9 +205,10 @@ def provenance() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that this code runs from."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+",
+    """Revision of the checkout that this code runs from, None outside one; `+` after it stands for
+    uncommitted changes."""
+    folder = str(Path(__file__).resolve().parent)
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+",
                "--exclude=*"]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

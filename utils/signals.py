@@ -11,12 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the job to end.
-
-    Args:
-        number: of the signal.
-        told: a sentence for the user about what was saved.
-    """
+    """Signal `number` asked the job to end; `told` is a sentence about what was saved."""
 
     def __init__(self, number: int, told: str = "") -> None:
         self.number, self.told = signal.Signals(number), told
@@ -52,9 +47,8 @@ def interruptible() -> Iterator[None]:
 def postponed(*, alone: bool) -> Iterator[Pending]:
     """A block that SIGTERM and Ctrl-C do not end: it reads `number` where it can leave.
 
-    Args:
-        alone: a second signal ends the block at once. One of several processes may receive the
-            same Ctrl-C twice, from the terminal and from its launcher, and goes on.
+    Where `alone`, a second signal ends the block at once. One of several processes may receive the
+    same Ctrl-C twice, from the terminal and from its launcher, and goes on.
 
     Raises:
         Interrupted: the block ended without having read the signal, or failed after it for lack

@@ -30,11 +30,10 @@ JOB = (
 
 def run(root, output, **changes):
     """Metrics of a job in a process of its own, and its peak memory in MiB."""
-    values = TINY | {
-        "DATASET.name": "opendomain_test_dataset_ND", "DATASET.open_domain_test_object": "[steel]",
+    data = {"name": "opendomain_test_dataset_ND", "open_domain_test_object": "[steel]"}
+    values = TINY | {f"DATASET.{key}": value for key, value in data.items()} | {
         "DATASET.crop_size": 2000, "TEST.dataset_path": root, "OUTPUT_DIR": output,
-        "TEST.method": "prior",
-    } | changes  # fmt: skip
+        "TEST.method": "prior"} | changes  # fmt: skip
     opts = [str(part) for pair in values.items() for part in pair]
     command = [sys.executable, "-c", JOB, "--cfg", "/dev/null", "--opts", *opts]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 
@@ -29,11 +28,8 @@ NO_TESTS = {"TRAIN_SETUPS__TEST_SETUPS__test_state": False}
 def finished(surfaces, tmp_path_factory):
     """Config and run folder of a training of two epochs with validation and a test after each; the
     first validates better."""
-    changes = EARLY_BEST | {
-        "TRAIN_SETUPS__TEST_SETUPS__epoch_test": 1,
-        "TRAIN_SETUPS__TEST_SETUPS__train_miou": 2,
-        "TRAIN_SETUPS__TEST_SETUPS__val_state": True,
-    }
+    setups = {"epoch_test": 1, "train_miou": 2, "val_state": True}
+    changes = EARLY_BEST | {f"TRAIN_SETUPS__TEST_SETUPS__{k}": v for k, v in setups.items()}
     cfg = tiny_config(surfaces, tmp_path_factory.mktemp("log"), **changes)
     with own_logging():
         return cfg, run_training(cfg, "method_config/Tiny/SOFS.yaml")
@@ -49,7 +45,7 @@ def events_of(folder):
     return events
 
 
-def test_files_of_a_run(finished):
+def test_files_and_log_of_a_run(finished):
     cfg, folder = finished
     assert {p.name for p in folder.iterdir()} - {"report.html"} == {
         *("config.yaml", "train.log", "run.json", "history.json", "events", "checkpoints"),
@@ -63,22 +59,11 @@ def test_files_of_a_run(finished):
     facts = {"data_set": "VISION_V1_ND", "split": 0, "shot": 1, "seed": 54, "epochs": 1}
     assert facts.items() <= metrics.items() and metrics["methods"].keys() == {"SOFS", "prior"}
     assert json_of(folder, "metrics_validation.json")["epochs"] == 2
-
-
-def test_log_of_a_run(finished):
-    log = (finished[1] / "train.log").read_text()
+    log = (folder / "train.log").read_text()
     assert "training on 6 samples of 2 classes: Plate" in log, "of 8, two are held out"
-    places = [
-        log.index(text)
-        for text in (
-            *(
-                "epoch 1: loss",
-                "validation after 1 epochs",
-                "original after 1 epochs, split 0, 1-shot",
-            ),
-            *("epoch 2: loss", "training IoU: Plate/line", "validation after 2 epochs"),
-        )
-    ]
+    lines = ["epoch 1: loss", "validation after 1 epochs", "original after 1 epochs, split 0"]
+    lines += ["epoch 2: loss", "training IoU: Plate/line", "validation after 2 epochs"]
+    places = [log.index(line) for line in lines]
     assert places == sorted(places)
     assert log.rindex("original after 1 epochs") > places[-1], "the best head is tested in the end"
 
@@ -124,8 +109,8 @@ def test_training_can_start_from_a_head(finished, surfaces, tmp_path):
     head = finished[1] / "checkpoints" / "head.safetensors"
     changes = EARLY_BEST | {"TRAIN__load_checkpoint": True, "TRAIN__load_model_path": str(head)}
     run = training_of(surfaces, tmp_path, **changes)
-    weights = load_file(head)
-    assert all(torch.equal(v, weights[f"head.{n}"]) for n, v in run.model.head.state_dict().items())
+    weights, ours = load_file(head), run.model.head.state_dict()
+    assert all(torch.equal(value, weights[f"head.{name}"]) for name, value in ours.items())
     assert run.epoch == 0 and run.reads == [str(head)]
 
 
@@ -161,34 +146,21 @@ def test_every_epoch_draws_anew_and_trains_with_dropout_also_after_a_test(surfac
     assert len(torch.cat([query for query, _ in seen]).flatten(1).sum(1).unique()) == 16
 
 
-def test_a_step_encodes_its_queries_and_supports_in_one_pass(surfaces, tmp_path):
-    changes = {"TRAIN__SOFS__prior_residual": True, "DATASET__shot": 2}
-    run, seen = training_of(surfaces, tmp_path, **changes), []
-    run.model.backbone.register_forward_hook(
-        lambda _, args, maps: seen.append((len(args[0]), all(m.is_inference() for m in maps)))
-    )
-    run.update(batch_of(run, 4))
-    assert seen == [(4 * (1 + 2 * 2), True)]
-    assert all(p.grad is not None for p in run.model.head.parameters())
-
-
-@pytest.mark.parametrize("polynomial", [True, False])
-def test_learning_rates_of_the_groups(surfaces, tmp_path, polynomial):
-    changes = {"TRAIN_SETUPS__lr_multiple": 3.0, "TRAIN_SETUPS__weight_decay": 0.02}
-    run = training_of(surfaces, tmp_path, TRAIN_SETUPS__poly_training=polynomial, **changes)
+@pytest.mark.parametrize(("polynomial", "factor"), [(True, (1 - 1 / 4) ** 0.9), (False, 1)])
+def test_learning_rates_of_the_groups(surfaces, tmp_path, polynomial, factor):
+    changes = {"lr_multiple": 3.0, "weight_decay": 0.02, "poly_training": polynomial}
+    changes = {f"TRAIN_SETUPS__{name}": value for name, value in changes.items()}
+    run = training_of(surfaces, tmp_path, **changes)
     transformer, others = run.optimizer.param_groups
-    assert (transformer["lr"], others["lr"]) == pytest.approx((1e-3, 3e-3))
+    named = dict(run.model.head.named_parameters())
+    ours = {id(p) for name, p in named.items() if name.startswith("transformer.")}
+    assert {id(p) for p in transformer["params"]} == ours
+    assert len(transformer["params"]) + len(others["params"]) == len(named)
     assert transformer["weight_decay"] == others["weight_decay"] == 0.02
     assert transformer["betas"] == (0.9, 0.999)
-    named = run.model.head.named_parameters()
-    assert {id(p) for p in transformer["params"]} == {
-        id(p) for n, p in named if n.startswith("transformer.")
-    }
-    count = len(transformer["params"]) + len(others["params"])
-    assert count == len(list(run.model.head.parameters()))
-    run.update(batch_of(run, 4))
-    factor = (1 - 1 / 4) ** 0.9 if polynomial else 1
-    assert (transformer["lr"], others["lr"]) == pytest.approx((1e-3 * factor, 3e-3 * factor))
+    for expected in (1e-3, 1e-3 * factor):
+        assert (transformer["lr"], others["lr"]) == pytest.approx((expected, 3 * expected))
+        run.update(batch_of(run, 4))
 
 
 def test_two_processes_step_as_one_with_their_batches_together(surfaces, tmp_path):
@@ -226,12 +198,6 @@ def test_half_precision_trains_with_the_loss_in_float32(surfaces, tmp_path, prec
     assert any(not torch.equal(p, before[n]) for n, p in after.items())
 
 
-def test_training_with_a_threshold_of_the_supports(surfaces, tmp_path):
-    cfg = tiny_config(surfaces, tmp_path, TEST__threshold="auto", TRAIN_SETUPS__epochs=1)
-    rows = csv.DictReader((run_training(cfg, "") / "queries.csv").open())
-    assert len({row["threshold"] for row in rows}) > 1
-
-
 def test_missing_training_images_are_counted_before_the_training(surfaces, tmp_path):
     shutil.copytree(surfaces, tmp_path / "data")
     for name in ("spot_0", "spot_1"):
@@ -242,12 +208,9 @@ def test_missing_training_images_are_counted_before_the_training(surfaces, tmp_p
     assert not (tmp_path / "log" / "run").exists()
 
 
-def test_nothing_to_do_is_an_error(surfaces, tmp_path):
+def test_training_without_tests_reads_no_test_object_and_needs_epochs(surfaces, tmp_path):
     with pytest.raises(ConfigError, match=r"TRAIN_SETUPS\.epochs is 0 and .*test_state is False"):
         run_training(tiny_config(surfaces, tmp_path, TRAIN_SETUPS__epochs=0, **NO_TESTS), "")
-
-
-def test_training_without_tests_reads_no_test_object(surfaces, tmp_path):
     changes = NO_TESTS | {"TRAIN_SETUPS__epochs": 1, "DATASET__test_objects": ["X"]}
     folder = run_training(tiny_config(surfaces, tmp_path, **changes), "")
     assert not list(folder.glob("metrics*")) and (folder / STATE).is_file()

@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.distributed import (
-    from_main,
-    gather_objects,
-    is_main,
-    largest,
-    launch,
-    rank,
-    sum_over_processes,
-    world_size,
-)
+from utils import distributed
+from utils.distributed import gather_objects, is_main, launch, rank, world_size
 from utils.errors import DataError, ProcessError
 from utils.signals import SIGNALS, Interrupted
 
@@ -31,9 +23,12 @@ MESSAGE = "a.png: broken: copy it again\nand b.png: missing"
 def exchange_and_fail(folder):
     """Each process writes what it gets; the second one fails while the first waits for it."""
     counts = torch.tensor([1, 10 * rank()])
-    values = {"sum": sum_over_processes(counts).tolist(), "own": counts.tolist()}
+    values = {"sum": distributed.sum_over_processes(counts).tolist(), "own": counts.tolist()}
     values |= {"gathered": gather_objects(rank()), "world": world_size(), "main": is_main()}
-    values |= {"largest": largest(3 + rank()), "from_main": from_main(f"of {rank()}")}
+    values |= {
+        "largest": distributed.largest(3 + rank()),
+        "from_main": distributed.from_main(f"of {rank()}"),
+    }
     (folder / f"{rank()}.json").write_text(json.dumps(values))
     if rank() == 1:
         raise DataError(MESSAGE)
@@ -112,15 +107,16 @@ def test_processes_end_when_their_launcher_is_killed():
     launcher.communicate(timeout=50)  # returns when no process holds the pipe any more
 
 
-def test_what_the_main_process_returns_comes_back():
-    assert launch(name_process, 3, "gloo") == "process 0 of 3"
-
-
-def test_one_process_is_this_one():
+def test_one_process_is_this_one_and_what_the_main_one_returns_comes_back():
+    assert launch(name_process, 2, "gloo") == "process 0 of 2"
     here = []
     launch(here.append, 1, "gloo", "here")
     assert here == ["here"] and (rank(), world_size(), is_main()) == (0, 1, True)
-    assert gather_objects("x") == ["x"] and largest(2) == 2 and from_main("x") == "x"
-    assert sum_over_processes(torch.tensor([3])).tolist() == [3]
+    assert (
+        gather_objects("x") == ["x"]
+        and distributed.largest(2) == 2
+        and distributed.from_main("x") == "x"
+    )
+    assert distributed.sum_over_processes(torch.tensor([3])).tolist() == [3]
     with pytest.raises(DataError, match=r"^of 0$"):
         launch(fail_in_all, 1, "gloo")

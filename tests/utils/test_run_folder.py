@@ -7,24 +7,15 @@ import subprocess
 import sys
 import threading
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 import torch
 
 from method_config import load_config
-from utils import run_folder as run_folder_module
+from utils import run_folder as module
 from utils.errors import ConfigError, DataError
 from utils.output_files import write_text
-from utils.run_folder import (
-    claimed,
-    create_run_folder,
-    git_revision,
-    provenance,
-    run_facts,
-    run_folder,
-    run_record,
-)
+from utils.run_folder import claimed, create_run_folder, run_folder
 
 GIT = shutil.which("git")
 
@@ -34,23 +25,24 @@ def write_files(folder, *names):
         write_text(folder / name, "")
 
 
+def begin(folder, *opts, **options):
+    create_run_folder(folder, load_config([], opts), **options)
+
+
 def files_below(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_is_named_by_the_config_or_after_it(tmp_path):
+def test_the_folder_is_named_by_the_config_or_after_it_and_keeps_it(tmp_path):
     named = load_config([], ["OUTPUT_DIR", str(tmp_path), "RUN_NAME", "mine"])
     assert run_folder(named, "x/SOFS.yaml") == tmp_path / "mine"
     unnamed = load_config([], ["OUTPUT_DIR", str(tmp_path), "DATASET.split", 2])
     folder = run_folder(unnamed, "method_config/VISION_V1/SOFS.yaml")
     assert folder.parent == tmp_path and re.fullmatch(r"VISION_V1_split2_\d{8}-\d{6}", folder.name)
     assert not folder.exists()
-
-
-def test_the_config_is_kept_so_that_it_loads_again(tmp_path):
     cfg = load_config([], ["TRAIN.SOFS.smooth_r", 3.5, "DATASET.train_objects", ["007", "Ring"]])
-    create_run_folder(tmp_path / "a" / "b", cfg)
-    assert load_config(tmp_path / "a" / "b" / "config.yaml") == cfg
+    create_run_folder(folder, cfg)
+    assert load_config(folder / "config.yaml") == cfg
 
 
 @pytest.mark.parametrize("name", ["file/run", "x" * 300])
@@ -66,34 +58,26 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
     folder = tmp_path / "a" / "b" / "run"
     for beside in (False, True):
         with pytest.raises(DataError, match="mine"), claimed(folder):
-            create_run_folder(folder, load_config([]))
+            begin(folder)
             write_files(folder, "test.log", "events/1")
             (folder / "figures").mkdir()
             if beside:
                 (tmp_path / "a" / "b" / "other").mkdir()
             raise DataError("mine")
         assert not folder.exists() and (tmp_path / "a").exists() == beside
-    with claimed(folder):
-        pass
-    assert folder.is_dir()
 
 
-@pytest.mark.parametrize("error", [DataError, ValueError])
-@pytest.mark.parametrize("result", ["metrics.json", "part/masks/0.png", "checkpoints/state.pth"])
-def test_a_late_fault_takes_no_result(tmp_path, error, result):
-    with pytest.raises(error), claimed(tmp_path / "run"):
-        create_run_folder(tmp_path / "run", load_config([]))
-        write_files(tmp_path / "run", result)
-        raise error
-    assert (tmp_path / "run" / result).is_file()
-
-
-def test_an_older_folder_and_that_of_a_fault_of_the_program_stay(tmp_path):
+def test_results_an_older_folder_and_that_of_a_fault_of_the_program_stay(tmp_path):
     (tmp_path / "old").mkdir()
-    for name, error in (("old", DataError), ("new", ValueError)):
+    results = ["metrics.json", "part/masks/0.png", "checkpoints/state.pth"]
+    cases = [("old", DataError, ()), ("new", ValueError, ())]
+    cases += [(str(number), DataError, [result]) for number, result in enumerate(results)]
+    for name, error, files in cases:
         with pytest.raises(error), claimed(tmp_path / name):
+            begin(tmp_path / name)
+            write_files(tmp_path / name, *files)
             raise error
-        assert (tmp_path / name).is_dir()
+        assert files_below(tmp_path / name) == {"config.yaml", *files}
 
 
 def test_an_earlier_run_moves_beside_the_folder(tmp_path):
@@ -101,7 +85,7 @@ def test_an_earlier_run_moves_beside_the_folder(tmp_path):
     folder, before = tmp_path / "run", []
     (tmp_path / "run.2").mkdir()
     for number in range(3):
-        create_run_folder(folder, load_config([], ["RNG_SEED", number]))
+        begin(folder, "RNG_SEED", number)
         assert files_below(folder) == {"config.yaml"}
         write_files(folder, f"part{number}/masks/q.png", "queries.csv", "train.log")
         before.append(files_below(folder))
@@ -109,20 +93,19 @@ def test_an_earlier_run_moves_beside_the_folder(tmp_path):
     assert load_config(tmp_path / "run.3" / "config.yaml").RNG_SEED == 1
 
 
-def test_what_a_run_without_results_has_left_is_deleted(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    create_run_folder(tmp_path / "run", load_config([]))
-    partial = f"checkpoints/.state.pth.{ended.pid}.partial"
-    write_files(tmp_path / "run", "train.log", "events/1", "feature_bank/features.bf16", partial)
-    create_run_folder(tmp_path / "run", load_config([]))
-    assert files_below(tmp_path) == {"run/config.yaml"}
-
-
-def test_files_in_a_folder_of_no_run_stay(tmp_path):
+def test_what_a_run_without_results_has_left_is_deleted_and_other_files_stay(tmp_path):
+    left = ["train.log", "events/1", "feature_bank/features.bf16"]
+    partial = "checkpoints/.state.pth.7.partial"
     write_files(tmp_path / "run", "notes.txt")
-    create_run_folder(tmp_path / "run", load_config([]))
-    assert files_below(tmp_path) == {"run/config.yaml", "run/notes.txt"}
+    for name in ("empty", "run"):
+        begin(tmp_path / name)
+        write_files(tmp_path / name, *left, partial)
+    begin(tmp_path / "empty")
+    write_files(tmp_path / "run", "checkpoints/state.pth")
+    begin(tmp_path / "run", goes_on=True)
+    assert files_below(tmp_path / "empty") == {"config.yaml"}
+    kept = {"config.yaml", "notes.txt", "checkpoints/state.pth", *left}
+    assert files_below(tmp_path / "run") == kept
 
 
 def test_a_link_to_an_earlier_run_stays_and_its_folder_is_locked(tmp_path):
@@ -132,7 +115,7 @@ def test_a_link_to_an_earlier_run_stays_and_its_folder_is_locked(tmp_path):
     link.symlink_to(tmp_path / "disk" / "run")
     for number in range(2):
         with claimed(link):
-            create_run_folder(link, load_config([], ["RNG_SEED", number]))
+            begin(link, "RNG_SEED", number)
             write_text(link / "metrics.json", str(number))
             refused = pytest.raises(ConfigError, match="another run is using")
             with refused, claimed(link, patience=0):
@@ -142,43 +125,26 @@ def test_a_link_to_an_earlier_run_stays_and_its_folder_is_locked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "changes"),
+    ("name", "words", "opts", "reads"),
     [
-        ("runs", "runs holds another run", []),
-        ("folder", "folder holds Ring/, but no config.yaml", []),
-        ("run", "parts, which this run reads", ["TEST.dataset_path", "{}/run/parts"]),
-        ("log/run/part", "lies in .*/log/run, which is", ["OUTPUT_DIR", "{}/log"]),
+        ("runs", "runs holds another run", (), ""),
+        ("folder", "folder holds Ring/, but no config.yaml", (), ""),
+        ("run", "parts, which this run reads", ("TEST.dataset_path", "{}/run/parts"), ""),
+        ("run", "run/a.json, which this run reads", (), "{}/run/a.json"),
+        ("run", "link/a.json, which this run reads", (), "{}/link/a.json"),
+        ("log/run/part", "lies in .*/log/run, which is", ("OUTPUT_DIR", "{}/log"), ""),
     ],
 )
-def test_a_folder_with_what_is_not_of_one_run_is_refused(tmp_path, name, words, changes):
-    """Other runs, the data, folders of no run: a run that made room would take them away."""
+def test_a_folder_with_what_must_not_move_is_refused(tmp_path, name, words, opts, reads):
+    """Other runs, the data, what the run reads, folders of no run: a run would take them away."""
     for run in ("runs", "runs/mine", "run", "log/run"):
-        create_run_folder(tmp_path / run, load_config([]))
+        begin(tmp_path / run)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
     write_files(tmp_path, "run/parts/a.png", "folder/Ring/a.png", "runs/a.json", "run/a.json")
     before = files_below(tmp_path)
-    cfg = load_config([], [change.format(tmp_path) for change in changes])
     with pytest.raises(ConfigError, match=rf"RUN_NAME: .*{words}.*; choose another RUN_NAME"):
-        create_run_folder(tmp_path / name, cfg)
+        begin(tmp_path / name, *(o.format(tmp_path) for o in opts), reads=[reads.format(tmp_path)])
     assert files_below(tmp_path) == before
-
-
-@pytest.mark.parametrize("way", ["run", "link"])
-def test_files_that_the_run_reads_do_not_move(tmp_path, way):
-    create_run_folder(tmp_path / "run", load_config([]))
-    write_files(tmp_path / "run", "checkpoints/head.safetensors")
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    head = tmp_path / way / "checkpoints" / "head.safetensors"
-    words = rf"RUN_NAME: {head}, which this run reads, .* choose another RUN_NAME"
-    with pytest.raises(ConfigError, match=words):
-        create_run_folder(tmp_path / "run", load_config([]), reads=[str(head)])
-    assert head.is_file()
-
-
-def test_a_run_that_goes_on_keeps_its_files(tmp_path):
-    create_run_folder(tmp_path / "run", load_config([]))
-    write_files(tmp_path / "run", "checkpoints/state.pth")
-    create_run_folder(tmp_path / "run", load_config([]), goes_on=True)
-    assert files_below(tmp_path) == {"run/config.yaml", "run/checkpoints/state.pth"}
 
 
 def test_a_second_run_waits_for_the_first(tmp_path, caplog):
@@ -202,8 +168,8 @@ def test_a_second_run_waits_for_the_first(tmp_path, caplog):
 
 
 def test_provenance_names_versions(monkeypatch):
-    monkeypatch.setattr(run_folder_module, "PACKAGES", ("torch", "no-such-package"))
-    versions = provenance()
+    monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
+    versions = module.provenance()
     assert torch.__version__.startswith(versions["torch"])
     assert versions["no-such-package"] is None and "git_revision" in versions
     assert versions["python"] == sys.version.split()[0]
@@ -214,31 +180,30 @@ def test_revision_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
     root = tmp_path / "the code"
 
     def git(*args):
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-        command = [GIT, "-C", root, *identity, *args]
+        command = [GIT, "-C", root, "-c", "user.name=a", "-c", "user.email=a@b", *args]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     write_files(root, "utils/run.py")
-    monkeypatch.setattr(run_folder_module, "__file__", str(root / "utils" / "run.py"))
+    monkeypatch.setattr(module, "__file__", str(root / "utils" / "run.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert git_revision() is None
+    assert module.git_revision() is None
     for words in ("init -q", "add .", "commit -q -m one", "tag v1"):
         git(*words.split())
     head = git("rev-parse", "HEAD")
-    assert git_revision() == head
+    assert module.git_revision() == head
     (root / "utils" / "run.py").write_text("changed")
-    assert git_revision() == f"{head}+"
-    monkeypatch.setenv("PATH", str(Path("/nowhere")))
-    assert git_revision() is None
+    assert module.git_revision() == f"{head}+"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert module.git_revision() is None
 
 
 def test_what_differs_between_runs_of_one_command_is_kept_apart_from_the_figures():
     cfg = load_config([])
     before = datetime.now().astimezone().replace(microsecond=0)
-    record = json.loads(json.dumps(run_record(cfg, 0.249, ["wood: no query could be read"])))
+    record = json.loads(json.dumps(module.run_record(cfg, 0.249, ["wood: no query could be read"])))
     assert before <= datetime.fromisoformat(record.pop("finished")) <= datetime.now().astimezone()
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     failed = {"failed": ["wood: no query could be read"]}
     assert record == {"seconds": 0.2, "processes": 1, "device": device} | failed
-    assert "failed" not in run_record(cfg, 0.2, [])
-    assert run_facts(cfg) == run_facts(load_config([]))
+    assert "failed" not in module.run_record(cfg, 0.2, [])
+    assert module.run_facts(cfg) == module.run_facts(load_config([]))

@@ -14,19 +14,13 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_block_ends_at_once(number):
-    handlers, after = [signal.getsignal(n) for n in SIGNALS], False
+def test_a_block_ends_at_once_and_a_postponed_one_where_it_reads_the_signal(number):
+    handlers, steps = [signal.getsignal(n) for n in SIGNALS], []
     with pytest.raises(Interrupted) as error, interruptible():
         send(number)
-        after = True
-    assert not after and error.value.exit_code == 128 + number
+        steps.append("never")
+    assert error.value.exit_code == 128 + number
     assert str(error.value) == f"interrupted by {number.name}"
-    assert [signal.getsignal(n) for n in SIGNALS] == handlers
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_postponed_block_ends_where_it_reads_the_signal(number):
-    handlers, steps = [signal.getsignal(n) for n in SIGNALS], []
     words = f"interrupted by {number.name}: saved"
     with pytest.raises(Interrupted, match=words), postponed(alone=True) as pending:
         for step in range(5):
@@ -38,12 +32,8 @@ def test_a_postponed_block_ends_where_it_reads_the_signal(number):
     assert steps == [0, 1, 2] and [signal.getsignal(n) for n in SIGNALS] == handlers
 
 
-def test_a_signal_that_was_not_read_is_not_lost():
-    with pytest.raises(Interrupted), postponed(alone=True):
-        send(signal.SIGTERM)
-
-
 def test_a_second_signal_ends_a_lone_process_at_once_and_one_of_several_not():
+    """One that was not read is not lost."""
     steps = []
     with pytest.raises(Interrupted), postponed(alone=True):
         send(signal.SIGINT)
@@ -58,12 +48,9 @@ def test_a_second_signal_ends_a_lone_process_at_once_and_one_of_several_not():
 
 
 def test_a_lost_connection_after_a_signal_is_its_consequence_and_other_faults_are_not():
-    with pytest.raises(Interrupted) as error, postponed(alone=True):
-        send(signal.SIGTERM)
-        raise RuntimeError("connection closed")
-    assert isinstance(error.value.__cause__, RuntimeError)
-    with pytest.raises(OutputError), postponed(alone=True):
-        send(signal.SIGTERM)
-        raise OutputError("not saved")
-    with pytest.raises(RuntimeError), postponed(alone=True):
-        raise RuntimeError("before any signal")
+    for after, error in [(True, RuntimeError), (True, OutputError), (False, RuntimeError)]:
+        expected = Interrupted if after and error is RuntimeError else error
+        with pytest.raises(expected), postponed(alone=True):
+            if after:
+                send(signal.SIGTERM)
+            raise error("connection closed")

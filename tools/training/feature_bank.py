@@ -26,8 +26,8 @@ LOG = logging.getLogger(__name__)
 def bank_episodes(
     cfg: CfgNode, episodes: TrainingEpisodes, backbone: Backbone, folder: Path
 ) -> BankEpisodes:
-    """The episodes of a training with `TRAIN.feature_bank`; the bank is below the run's folder, not
-    filled yet."""
+    """The episodes of a training with `TRAIN.feature_bank`; the bank, not filled yet, is below the
+    run's folder."""
     crops, size = BankCrops(episodes, cfg.TRAIN.feature_bank), cfg.DATASET.image_size
     rows, tokens = len(crops) * crops.per_sample, size // backbone.stride
     shape = (rows, sum(backbone.channels), (tokens, tokens), size)
@@ -44,9 +44,7 @@ def filled(
     """Have the bank of the episodes, where they use one, on disk for the length of the block; each
     process encodes its share of the samples.
 
-    Raises:
-        ConfigError: the disk has too little space.
-        DataError: an image cannot be read.
+    ConfigError: the disk has too little space. DataError: an image cannot be read.
     """
     if not isinstance(episodes, BankEpisodes):
         yield

@@ -20,13 +20,13 @@ from models.build import build_model
 from models.losses import MixedNormalDiceLoss
 from models.weights import load_checked
 from tools import checkpoint
-from tools.checkpoint import BEST, HEAD, STATE
+from tools.checkpoint import AUTO, BEST, HEAD, STATE
 from tools.loading import Loader
 from tools.training.feature_bank import bank_episodes
 from tools.training.steps import Batch, EpisodeLoss, build_optimizer, polynomial_factor
 from tools.training.validation import validation_split
 from utils.distributed import gather_objects, is_main, rank, world_size
-from utils.errors import WeightsError
+from utils.errors import BROKEN, WeightsError
 from utils.metrics.segmentation import SegmentationMeter
 from utils.output_files import write_json
 from utils.precision import autocast, half_type, pick_device
@@ -37,18 +37,14 @@ LOG = logging.getLogger(__name__)
 
 class Training:
     """A training: its model, optimizer and episodes, and how far it is; resumed where TRAIN.resume
-    asks for it.
-
-    Args:
-        cfg: the config.
-        index: the samples of the training objects.
-        folder: of the run.
+    asks for it. `index` holds the samples of the training objects, `folder` is the run's.
 
     Attributes:
         index: the samples to train on.
         validation: the test of those that are held out, if any.
         epoch, step: whole epochs done, and steps of the one that is going on.
         losses, meter: of these steps, in this process.
+        random: generator states of an epoch that was cut off, until it goes on.
         history: figures of the whole epochs.
         best: `epoch`, `miou` and `head` of the best validation so far.
         reads: files that it has taken weights or a state from.
@@ -76,9 +72,8 @@ class Training:
             self.episodes = bank_episodes(cfg, self.episodes, self.model.backbone, folder)
         self.batches = EpisodeBatches(len(self.episodes), setups.batch_size, cfg.RNG_SEED,
                                       range(setups.epochs), rank(), world_size())  # fmt: skip
-        dice = MixedNormalDiceLoss(
-            train.SOFS.smooth_r, train.LOSS.dice_weight, train.LOSS.ce_weight
-        )
+        weights = train.LOSS.dice_weight, train.LOSS.ce_weight
+        dice = MixedNormalDiceLoss(train.SOFS.smooth_r, *weights)
         self.loss = EpisodeLoss(self.model, dice, per_pixel=train.LOSS.resolution == "pixel")
         if world_size() > 1:
             self.loss = DistributedDataParallel(self.loss)
@@ -89,12 +84,15 @@ class Training:
         self.epoch = self.step = 0
         self.losses: list[Tensor] = []
         self.meter = SegmentationMeter(dict.fromkeys(s.class_name for s in self.index.samples))
-        self.random: list[Tensor] = []  # of an epoch that was cut off, until it goes on
+        self.random: list[Tensor] = []
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.goes_on, self.saved = False, ""
         self.writer: SummaryWriter | None = None
-        if file := checkpoint.state_to_resume(cfg, folder):
+        file = folder / STATE if train.resume == AUTO else Path(train.resume)
+        if train.resume == AUTO and not file.exists():
+            LOG.info("TRAIN.resume auto: %s is not there, a new training begins", file)
+        elif train.resume:
             self._resume(file)
         self._set_rates()
 
@@ -109,8 +107,10 @@ class Training:
         self.model.train()
         torch.manual_seed(derive_seed(self.cfg.RNG_SEED, self.epoch, rank()))
         if self.random:
-            checkpoint.set_random_state(self.random, self.device)
-            self.random = []
+            torch.set_rng_state(self.random[0])
+        if self.random[1:] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.random[1], self.device)
+        self.random = []
 
     def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Forward, backward and step on a batch: loss (scalar) and token probabilities (B, h, w)
@@ -146,8 +146,9 @@ class Training:
         within = None
         if self.step:
             losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+            cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
             own = {"losses": losses, "counts": self.meter.counts,
-                   "random": checkpoint.random_state(self.device)}  # fmt: skip
+                   "random": [torch.get_rng_state(), *cuda]}  # fmt: skip
             within = {"step": self.step, "batch_size": self.batches.batch_size,
                       "classes": self.meter.classes, "processes": gather_objects(own)}  # fmt: skip
         config, keep = self.cfg.dump(), self.cfg.TRAIN.save_model
@@ -169,7 +170,7 @@ class Training:
 
     def interrupted(self, number: int) -> Interrupted:
         """What the training ends with after a signal; it names what is saved."""
-        file, resume = self.folder / STATE, checkpoint.AUTO if self.cfg.RUN_NAME else ""
+        file, resume = self.folder / STATE, AUTO if self.cfg.RUN_NAME else ""
         if not self.cfg.TRAIN.save_model:
             return Interrupted(number, "not saved: TRAIN.save_model is False")
         if not self.saved:
@@ -188,18 +189,16 @@ class Training:
         try:
             checkpoint.compare_settings(self.cfg, state["config"], file)
             load_checked(self.model.head, state["head"], f"TRAIN.resume: {file}")
-            checkpoint.check_state(state, self.optimizer)
             groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the config's
             self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
             self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
             self._resume_within(state["within"])
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
-                yaml.YAMLError) as error:  # fmt: skip
+        except (*BROKEN, RuntimeError, yaml.YAMLError) as error:
+            reason = f"{type(error).__name__}: {error!s:.200}"
             raise WeightsError(
-                f"TRAIN.resume: {file} does not hold what a training state does "
-                f"({type(error).__name__}: {error!s:.200}); take another copy, or remove it to "
-                "train anew"
+                f"TRAIN.resume: {file} does not hold what a training state does ({reason}); take "
+                "another copy, or remove it to train anew"
             ) from error
         self.batches.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         self.saved = self._position() if self.goes_on else ""
@@ -218,8 +217,6 @@ class Training:
             self.meter.counts, self.random = own["counts"], own["random"]
         else:
             self.step = within["step"] * len(processes) * size // (now[0] * now[1])
-            LOG.warning("%d processes with batches of %d from %d classes began this epoch, %d with "
-                        "batches of %d from %d end it: its loss and IoU are those of its rest, and "
-                        "some episodes may come twice",
-                        len(processes), size, len(classes), *now[:2], len(now[2]))  # fmt: skip
+            LOG.warning("other processes, batches or classes began this epoch: its loss and IoU "
+                        "are those of its rest, and some episodes may come twice")  # fmt: skip
         self.step = self.batches.skip = min(self.step, self.batches.per_epoch - 1)

@@ -16,19 +16,15 @@ from models.priors import downsample_mask, upsample
 from utils.metrics.segmentation import SegmentationMeter
 
 TARGET_SHARE = 0.1
-POWER = 0.9
 Batch = dict[str, Any]
 
 
 class EpisodeLoss(nn.Module):
     """One step's forward pass, in one module so that DistributedDataParallel sees it whole.
 
-    Args:
-        model: what is trained.
-        loss: of probabilities against targets in {0, 1}.
-        per_pixel: compare the upsampled answer with the mask itself (ours), which trains thin and
-            tiny defects to their true extent; False: on the token grid, as published, where a token
-            is defect from a tenth of its area on.
+    The loss compares probabilities with targets in {0, 1}: where `per_pixel`, the upsampled answer
+    with the mask itself (ours), which trains thin and tiny defects to their true extent; else on
+    the token grid, as published, where a token is defect from a tenth of its area on.
     """
 
     def __init__(self, model: SOFS, loss: MixedNormalDiceLoss, per_pixel: bool = False) -> None:
@@ -69,14 +65,12 @@ def build_optimizer(
     chosen = {id(p) for p in transformer}
     others = [p for p in head.parameters() if id(p) not in chosen]
     rates = (learning_rate, learning_rate * lr_multiple)
-    groups = [
-        {"params": parameters, "lr": rate, "initial_lr": rate}
-        for parameters, rate in zip((transformer, others), rates, strict=True)
-    ]
+    parts = zip((transformer, others), rates, strict=True)
+    groups = [{"params": part, "lr": rate, "initial_lr": rate} for part, rate in parts]
     return AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
-def polynomial_factor(iteration: int, max_iter: int, power: float = POWER) -> float:
+def polynomial_factor(iteration: int, max_iter: int, power: float = 0.9) -> float:
     """Factor on the learning rate before iteration `iteration` (from 0) of `max_iter`: (1 - i /
     max_iter) ** power."""
     return max(0.0, 1 - iteration / max_iter) ** power

@@ -21,16 +21,8 @@ LEFT = 2  # images of a class that stay in the training: a query and a support
 def validation_split(
     cfg: CfgNode, index: SampleIndex, folder: Path
 ) -> tuple[SampleIndex, SplitTest]:
-    """The samples to train on, and the test of the held-out images, whose supports are the others.
-
-    Args:
-        cfg: the config.
-        index: all samples of the training objects.
-        folder: of the run.
-
-    Raises:
-        DataError: no class has images to spare.
-    """
+    """The samples of the training objects to train on, and the test of the held-out images, whose
+    supports are the others. DataError: no class has images to spare."""
     images = held_out(index, cfg.TRAIN_SETUPS.TEST_SETUPS.val_share, cfg.RNG_SEED)
     if not images:
         raise DataError(f"{index.root}: no class has {LEFT + 1} images, of which one could be held "

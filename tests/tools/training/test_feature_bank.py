@@ -22,6 +22,12 @@ def bank_of(run):
     return filled(run.cfg, run.episodes, run.model.backbone, run.device)
 
 
+def loss_of(run, batch):
+    run.model.eval()
+    with torch.no_grad():
+        return float(run.loss(batch)[0])
+
+
 def test_the_bank_is_the_same_for_any_number_of_workers(surfaces, tmp_path):
     contents = []
     for workers in (0, 2):
@@ -41,34 +47,26 @@ def test_the_bank_is_the_same_for_any_number_of_workers(surfaces, tmp_path):
 )
 def test_the_loss_from_the_bank_is_that_of_the_same_crops_encoded_now(surfaces, tmp_path, changes):
     run = banked(surfaces, tmp_path, **changes)
-    run.model.eval()
-    with bank_of(run), torch.no_grad():
+    with bank_of(run):
         kept = default_collate([run.episodes[n] for n in range(8)])
         now = default_collate([run.episodes.images(n) for n in range(8)])
         assert all(torch.equal(kept[k], now[k]) for k in ("query_mask", "support_masks"))
         for stored, fresh in zip(run.loss.features(kept), run.loss.features(now), strict=True):
             assert_close(stored, fresh, rtol=2**-8, atol=1e-4)
-        losses = [float(run.loss(batch)[0]) for batch in (kept, now)]
-    assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+        assert loss_of(run, kept) == pytest.approx(loss_of(run, now), abs=5e-3)
 
 
 def test_each_crop_is_encoded_once_and_training_lowers_the_loss(surfaces, tmp_path):
     changes = {"TRAIN__feature_bank": 3, "TRAIN_SETUPS__epochs": 8, "TRAIN__save_model": False}
     run, encoded = banked(surfaces, tmp_path, **changes), []
     batch = default_collate([run.episodes.images(n) for n in range(8)])
-
-    def loss():
-        run.model.eval()
-        with torch.no_grad():
-            return float(run.loss(batch)[0])
-
-    before = loss()
+    before = loss_of(run, batch)
     hook = run.model.backbone.register_forward_pre_hook(lambda _, x: encoded.append(len(x[0])))
     train_epochs(run)
     hook.remove()
     assert encoded == [12] * 4, "as many a pass as a step without the bank, but whole samples"
     assert sum(encoded) == run.episodes.bank.rows == 8 * 2 * 3
-    assert loss() < before - 0.1 and not run.episodes.bank.folder.exists()
+    assert loss_of(run, batch) < before - 0.1 and not run.episodes.bank.folder.exists()
 
 
 def test_a_run_shows_pictures_of_its_episodes_and_leaves_no_bank(surfaces, tmp_path):
@@ -82,14 +80,11 @@ def test_a_run_shows_pictures_of_its_episodes_and_leaves_no_bank(surfaces, tmp_p
     assert len(events.Images("train/episode")) == 2
 
 
-def test_a_disk_that_is_too_small_ends_the_run_before_it_starts(surfaces, tmp_path):
+def test_a_disk_that_is_too_small_or_a_broken_image_leaves_no_bank(surfaces, tmp_path):
     cfg = tiny_config(surfaces, tmp_path, TRAIN__feature_bank=10**9)
     with pytest.raises(ConfigError, match=r"feature_bank: 16,000,000,000 crops need [\d,]+ bytes"):
         run_training(cfg, "")
     assert not (tmp_path / "run").exists()
-
-
-def test_an_image_that_cannot_be_read_leaves_no_bank(surfaces, tmp_path):
     shutil.copytree(surfaces, tmp_path / "data")
     (tmp_path / "data" / "Plate" / "train" / "spot_1.png").write_bytes(b"")
     run = banked(tmp_path / "data", tmp_path / "run")

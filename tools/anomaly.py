@@ -90,7 +90,7 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     outcomes = {name: outcome for found, _ in parts for name, outcome in found.items()}
     outcomes = {item.name: outcomes[item.name] for item in objects}
     failed = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
-    results = {name: result for name, result in outcomes.items() if result not in failed}
+    results = {name: r for name, r in outcomes.items() if not isinstance(r, str)}
     for result in results.values():
         for fault in result.faults:
             LOG.warning("left out: %s", fault)

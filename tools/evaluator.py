@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,10 @@ class SplitTest:
     def run(
         self, predictor: Predictor, title: str, *, gallery: bool = False, **facts: Any
     ) -> Evaluation:
-        """Evaluate and record; each process takes its share, and all return the whole.
-
-        An image that cannot be read is reported and counted, and the test goes on.
+        """Evaluate and record; each process takes its share, and all return the whole. An image
+        that cannot be read is reported and counted.
 
         Args:
-            predictor: the methods.
             title: of the table in the log.
             gallery: keep pictures of the worst, median and best query of each class.
             facts: further entries of metrics.json.
@@ -124,16 +123,15 @@ class SplitTest:
         """
         for note in self.index.notes:
             LOG.info("%s", note)
-        count, classes = len(self.index), len(self.index.classes())
-        LOG.info("%d samples of %d classes in %s", count, classes, self.index.root)
+        counts = (len(self.index), len(self.index.classes()))
+        LOG.info("%d samples of %d classes in %s", *counts, self.index.root)
         if is_main():  # removes pictures of an earlier test
             for kind in ("figures", "gallery"):
                 shutil.rmtree(self.folder / f"{kind}{self.suffix}", ignore_errors=True)
         barrier()
-        for name in self.normal:
-            for repeat in range(self.repeats):
-                for path in self.normal_images(name, repeat):
-                    read_image(path)  # a broken one ends the test now and not after hours
+        for name, repeat in product(self.normal, range(self.repeats)):
+            for path in self.normal_images(name, repeat):
+                read_image(path)  # a broken one ends the test now and not after hours
         shown = GalleryWriter(self.folder / f"gallery{self.suffix}") if gallery else None
         evaluation, start = self._empty(predictor), time.perf_counter()
         for first in range(0, self.repeats, REPEATS_AT_ONCE):
@@ -145,11 +143,10 @@ class SplitTest:
         for fault in evaluation.faults:
             LOG.warning("left out: %s", fault)
         if not evaluation.results:
-            reasons = "; ".join(evaluation.faults[:3])
-            raise NoQueryError(f"no query could be evaluated: {reasons}")
+            raise NoQueryError(f"no query could be evaluated: {'; '.join(evaluation.faults[:3])}")
         if is_main():
-            about = (title, self.cfg.DATASET.split, self.cfg.DATASET.shot, evaluation.table())
-            LOG.info("%s, split %d, %d-shot\n%s", *about)
+            data = self.cfg.DATASET
+            LOG.info("%s, split %d, %d-shot\n%s", title, data.split, data.shot, evaluation.table())
             content = run_facts(self.cfg) | evaluation.report() | facts | provenance()
             write_json(self.folder / f"metrics{self.suffix}.json", content)
             evaluation.write(self.folder, self.suffix)
@@ -189,11 +186,11 @@ class SplitTest:
                     bar.update()
                     continue
                 pending.append(query)
-                name, supports = query.sample.object, query.supports.items()
-                yield ImageStrips(query.image), [
-                    predictor.remember(views, normal(name, repeat, views.windowed))
-                    for repeat, views in supports
-                ]
+                memories = []
+                for repeat, views in query.supports.items():
+                    others = normal(query.sample.object, repeat, views.windowed)
+                    memories.append(predictor.remember(views, others))
+                yield ImageStrips(query.image), memories
 
         with progress_bar(total=len(queries), desc="test", unit="query") as bar:
             for outcome in predictor.segment(stream(), reproducible=True):

@@ -23,8 +23,14 @@ from datasets.episodes import derive_seed
 from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
 from datasets.picture_lists import read_supports, several
-from datasets.views import SupportSet, ViewSettings, is_windowed, normal_views
-from datasets.views import prepare_image, support_set
+from datasets.views import (
+    SupportSet,
+    ViewSettings,
+    is_windowed,
+    normal_views,
+    prepare_image,
+    support_set,
+)
 from datasets.windows import Blender, PublishedStitching
 from models.comparison import Comparison
 from models.encoder import SupportEncoder

@@ -50,9 +50,9 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         raise WeightsError(f"{path}: {reason}") from error
     for name, value in fingerprint(predictor).items():
         if about.get(name) != value:
-            raise WeightsError(f"{path}: its {name} are not those of this predictor ("
-                               f"{about.get(name, 'none')}, here {value}); use the config and "
-                               "weights it was written with, or teach the defect again")  # fmt: skip
+            other = f"{about.get(name, 'none')}, here {value}"
+            raise WeightsError(f"{path}: its {name} are not those of this predictor ({other}); "
+                               "use its config and weights or teach the defect again")  # fmt: skip
     try:
         use = json.loads(about.get("use", ""))
         thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}

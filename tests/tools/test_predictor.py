@@ -108,7 +108,7 @@ def test_half_precision_stays_near(predictor, supports):
 def test_windows_of_several_images_share_a_pass_and_no_answer_depends_on_it(
     predictor, passes, memories
 ):
-    """An answer is that of the image alone, to the last bit; a lone last window is encoded twice."""
+    """It is that of the image alone, to the last bit; a lone last window is encoded twice."""
     memory, sizes = memories[0], [(64, 64), (150, 192), (30, 70), (64, 130), (40, 70)]
     queries = [(picture(*size, seed=i), [memory]) for i, size in enumerate(sizes)]
     alone = [next(predictor.segment([query], reproducible=True)) for query in queries]

@@ -16,7 +16,7 @@ from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal
 from models.backbone import Backbone
 from models.build import build_method
 from models.methods.prior import Prior
-from tests.anomaly_data import write_mvtec, write_visa
+from tests.anomaly_data import score_maps, write_mvtec, write_visa
 from tests.helpers import tiny_config
 from tests.utils.metrics.plain_measures import plain_measures
 from tools.anomaly import AnomalyTest
@@ -25,7 +25,7 @@ from tools.gallery import GalleryWriter
 from tools.predictor import Predictor
 from utils.errors import DataError
 from utils.metrics import ANOMALY
-from utils.metrics.score_curves import FINE, ROUNDING
+from utils.metrics.score_curves import FINE
 
 SIZE, CROP, SEED = (40, 48), 32, 54  # four windows
 LAYOUTS = [("mvtec", write_mvtec, ["bottle", "cable"]), ("visa_ND", write_visa, ["candle", "pcb1"])]
@@ -60,18 +60,6 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def score_maps(predictor, item, supports):
-    """(scores, bool mask) of every test image, by the answers of the predictor; the scores are
-    rounded down to the steps in which pixels are counted."""
-    predictor.set_support(supports, [None] * len(supports))
-    maps, answers = [], predictor.predict_many(test.image for test in item.test)
-    for test, score in zip(item.test, (answer.score for answer in answers), strict=True):
-        mask = np.zeros(score.shape) if test.mask is None else np.array(Image.open(test.mask))
-        maps.append((np.floor(score * np.float32(FINE / 2) + np.float32(ROUNDING)) / (FINE / 2),
-                     mask > 0))  # fmt: skip
-    return maps
-
-
 def near(value):
     return pytest.approx(value, abs=1e-6)
 
@@ -83,8 +71,12 @@ def test_every_figure_is_that_of_the_score_maps(tmp_path, name, write, objects):
     folder = run_test(cfg, "")
     predictor = Predictor.from_config(cfg, {"prior": build_method(cfg, "prior")})
     report, curves, images = read(folder), read(folder, "curves")["curves"], rows(folder)
-    about = report["data_set"], report["shot"], report["seed"], report["unreadable"]
-    assert about == (name, 2, SEED, [])
+    assert [report[key] for key in ("data_set", "shot", "seed", "unreadable")] == [
+        name,
+        2,
+        SEED,
+        [],
+    ]
     items = {item.name: item for item in build_anomaly_objects(cfg)}
     assert list(report["anomaly"]["objects"]) == list(items) == objects
     means = {measure: [] for measure in MEASURES}

@@ -147,8 +147,8 @@ def test_normal_images_join_by_repeat_and_object_and_broken_ones_end_the_test(
             drawn.update(paths)
             (outcome,) = predictor.segment([(query.image, [memory])])
             for method, answer in outcome.answers[0].items():
-                (row,) = (r for r in results
-                          if (r.number, r.repeat, r.method) == (number, repeat, method))  # fmt: skip
+                at = (number, repeat, method)
+                (row,) = (r for r in results if (r.number, r.repeat, r.method) == at)
                 assert row.union[1] == (answer.mask | (query.target > 0)).sum()
     assert len(drawn) > 1
     without = evaluate(predictor, root, tmp_path, **changes | {"DATASET__normal_shot": 0}).results

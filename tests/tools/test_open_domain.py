@@ -44,9 +44,6 @@ def pooled_iou(pairs):
     return sum((p & t).sum() for p, t in pairs) / sum((p | t).sum() for p, t in pairs)
 
 
-# --- Files of a query -----------------------------------------------------------------------------
-
-
 def test_masks_scores_and_overlays_are_the_answers_of_the_predictor(data, tmp_path):
     """Of each query at its size, by the support file of the run."""
     write_object(data, "steel")
@@ -142,9 +139,6 @@ def test_a_large_image_in_strips_gets_the_same_answers(data, tmp_path, monkeypat
     assert {entry["caption"] for entry in shown} == {"two.png"}
 
 
-# --- Figures --------------------------------------------------------------------------------------
-
-
 def test_figures_of_every_type_are_those_of_its_masks_and_labels(data, tmp_path):
     labels = ("one.png", "two.jpg")
     truth = write_typed(data, labels=labels)
@@ -224,9 +218,6 @@ def test_several_processes_write_what_one_does(data, tmp_path, one_thread):
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
     rows = (first / "queries.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows] == ["0", "1", "4", "5"], "numbers go on"
-
-
-# --- Supports -------------------------------------------------------------------------------------
 
 
 def test_black_support_masks_show_what_is_unlike_the_supports(data, tmp_path, capsys):

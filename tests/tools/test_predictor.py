@@ -45,9 +45,6 @@ def memories(predictor):
     return taught
 
 
-# --- One image ------------------------------------------------------------------------------------
-
-
 def test_methods_share_each_pass_and_equal_supports_are_encoded_once(predictor, passes, supports):
     order = [0, 1, 0, 2, 0, 1]
     repeated = predictor.remember(SupportSet(supports.images[order], supports.masks[order]))
@@ -92,17 +89,6 @@ def test_the_threshold_of_the_memory_goes_before_that_of_the_predictor(predictor
         assert answer.threshold == at and answers["SOFS"].threshold == 0.45
         assert np.array_equal(answer.mask, answer.score > at) and answer.mask.dtype == bool
     assert 0 < outcome.answers[0]["prior"].mask.mean() < 1
-
-
-def test_half_precision_stays_near(predictor, supports):
-    image, half = picture(64, 64), variant(predictor, precision="bf16")
-    exact = ask(predictor, image, predictor.remember(supports))
-    for name, answer in ask(half, image, half.remember(supports)).items():
-        assert answer.score.dtype == np.float32
-        assert 0 < np.abs(answer.score - exact[name].score).max() < 0.1
-
-
-# --- Many images ----------------------------------------------------------------------------------
 
 
 def test_windows_of_several_images_share_a_pass_and_no_answer_depends_on_it(
@@ -216,9 +202,6 @@ def test_few_images_are_held_and_no_thread_is_left(predictor, memories):
     with pytest.raises(KeyError, match="lost"):
         list(predictor.segment(come(1)))
     assert threading.active_count() == before
-
-
-# --- Supports -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("windowed", [True, False])

@@ -71,12 +71,8 @@ def test_every_figure_is_that_of_the_score_maps(tmp_path, name, write, objects):
     folder = run_test(cfg, "")
     predictor = Predictor.from_config(cfg, {"prior": build_method(cfg, "prior")})
     report, curves, images = read(folder), read(folder, "curves")["curves"], rows(folder)
-    assert [report[key] for key in ("data_set", "shot", "seed", "unreadable")] == [
-        name,
-        2,
-        SEED,
-        [],
-    ]
+    about = [report[key] for key in ("data_set", "shot", "seed", "unreadable")]
+    assert about == [name, 2, SEED, []]
     items = {item.name: item for item in build_anomaly_objects(cfg)}
     assert list(report["anomaly"]["objects"]) == list(items) == objects
     means = {measure: [] for measure in MEASURES}

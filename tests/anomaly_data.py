@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers import SIZE, draw_defect, surface
+from utils.metrics.score_curves import FINE, ROUNDING
 
 KINDS = ("spot", "line")  # of the defects in test
 
@@ -58,6 +59,18 @@ def write_table(root, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+def score_maps(predictor, item, supports):
+    """(scores, bool mask) of every test image, by the answers of the predictor; the scores are
+    rounded down to the steps in which pixels are counted."""
+    predictor.set_support(supports, [None] * len(supports))
+    maps, answers = [], predictor.predict_many(test.image for test in item.test)
+    for test, score in zip(item.test, (answer.score for answer in answers), strict=True):
+        mask = np.zeros(score.shape) if test.mask is None else np.array(Image.open(test.mask))
+        maps.append((np.floor(score * np.float32(FINE / 2) + np.float32(ROUNDING)) / (FINE / 2),
+                     mask > 0))  # fmt: skip
+    return maps
 
 
 def _pictures(name, *, train=4, good=2, abnormal=2, size=SIZE, kinds=KINDS):

@@ -5,8 +5,6 @@ Data sets are those of kind "anomaly", such as MVTec AD and VisA.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +17,10 @@ from yacs.config import CfgNode
 from datasets.build import build_anomaly_objects
 from datasets.images import read_image
 from datasets.large_images import ImageStrips
-from datasets.readers.anomaly import AnomalyImage, AnomalyObject, draw_normal, read_target
+from datasets.readers.anomaly import AnomalyObject, draw_normal, read_target
 from models.build import build_method
-from models.memory import Memory
 from models.methods import BASELINE, method_class
-from tools.evaluation import summary
+from tools.evaluation import summary, write_csv
 from tools.gallery import GalleryWriter, Panel
 from tools.job import begin
 from tools.methods import weights_files
@@ -34,7 +31,7 @@ from utils.logging import progress_bar
 from utils.metrics import ANOMALY
 from utils.metrics.score_curves import FINE, Curve, ScoreCounts
 from utils.metrics.segmentation import mean_std
-from utils.output_files import write_json, write_text
+from utils.output_files import write_json
 from utils.run_folder import provenance, run_facts
 from utils.tables import anomaly_table
 from utils.visualize import TRUTH, outline
@@ -78,12 +75,9 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     for item in objects:
         kinds = {test.is_anomalous for test in item.test}
         if len(kinds) == 1:
-            lacking = (
-                "without a defect, so no figure of whole images"
-                if True in kinds
-                else "with a defect, so no figure"
-            )
-            LOG.warning("%s: there is no test image %s can be given", item.name, lacking)
+            lack = "without a defect, so no figure of whole images" if True in kinds else (
+                   "with a defect, so no figure")  # fmt: skip
+            LOG.warning("%s: there is no test image %s can be given", item.name, lack)
     gallery = GalleryWriter(folder / "gallery")
     test = AnomalyTest(cfg, predictor, gallery)
     mine: dict[str, ObjectResult | str] = {}
@@ -92,11 +86,11 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
             mine[item.name] = test.run(item)
         except UserError as error:  # the other objects are tested
             mine[item.name] = f"{item.name}: {error}"
-    found = {name: result for part in gather_objects(mine) for name, result in part.items()}
-    entries = [entry for part in gather_objects(gallery.entries) for entry in part]
-    tested = [item for item in objects if isinstance(found[item.name], ObjectResult)]
-    failed = [found[item.name] for item in objects if item not in tested]
-    results = {item.name: found[item.name] for item in tested}
+    parts = gather_objects((mine, gallery.entries))
+    outcomes = {name: outcome for found, _ in parts for name, outcome in found.items()}
+    outcomes = {item.name: outcomes[item.name] for item in objects}
+    failed = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
+    results = {name: r for name, r in outcomes.items() if not isinstance(r, str)}
     for result in results.values():
         for fault in result.faults:
             LOG.warning("left out: %s", fault)
@@ -104,18 +98,12 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
         raise DataError("; ".join(failed))
     if is_main():
         _record(cfg, results, failed, folder)
-        gallery.finish(entries, [item.name for item in tested])
+        gallery.finish([entry for _, entries in parts for entry in entries], results)
     return failed
 
 
 class AnomalyTest:
-    """A test by the config.
-
-    Args:
-        cfg: the config.
-        predictor: of one method.
-        gallery: of all objects.
-    """
+    """A test by the config with a predictor of one method; pictures go into the gallery."""
 
     def __init__(self, cfg: CfgNode, predictor: Predictor, gallery: GalleryWriter) -> None:
         self.root, self.shot = Path(cfg.TEST.dataset_path), cfg.DATASET.shot
@@ -128,12 +116,14 @@ class AnomalyTest:
         Raises:
             DataError: a support cannot be read, or no test image can.
         """
-        memories = [self.memory(item, repeat) for repeat in range(self.repeats)]
+        drawn = [draw_normal(item.normal, item.name, self.shot, self.seed + repeat)
+                 for repeat in range(self.repeats)]  # fmt: skip
+        teach = self.predictor.teach
+        memories = [teach([(read_image(path), None) for path in paths]) for paths in drawn]
+        support, result = read_image(drawn[0][0]), ObjectResult()
         pixels = [ScoreCounts(FINE, 2.0, with_regions=True) for _ in memories]
         images: list[list[tuple[float, bool]]] = [[] for _ in memories]
-        result = ObjectResult()
         outcomes = self.predictor.segment((test.image, memories) for test in item.test)
-        support = read_image(self._supports(item, 0)[0])
         together = zip(item.test, outcomes, strict=True)
         bar = progress_bar(together, desc=item.name, total=len(item.test))
         for number, (test, outcome) in enumerate(bar):
@@ -144,58 +134,37 @@ class AnomalyTest:
             except DataError as error:
                 result.faults.append(str(error))
                 continue
+            file = test.image.relative_to(self.root).as_posix()
             for repeat, answers in enumerate(outcome.answers):
                 score = answers[self.predictor.main].score
                 highest = float(score.max())
                 pixels[repeat].update(score, target)
                 images[repeat].append((highest, test.is_anomalous))
-                result.scores.append((self._name(test), test.defect, repeat, highest))
+                result.scores.append((file, test.defect, repeat, highest))
                 if repeat == 0:
                     panels = [("support", support), *_panels(outcome.image, target)]
                     panels.append(("score", score))
-                    caption, scores = self._name(test), {"image score": highest}
-                    about = (number, item.name, item.name, highest, caption, scores, panels)
-                    self.gallery.add(*about, normal=not test.is_anomalous)
+                    about = (item.name, item.name, highest, file, {"image score": highest}, panels)
+                    self.gallery.add(number, *about, normal=not test.is_anomalous)
         if not result.scores:
             raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
-        curves = [counts.curve() for counts in pixels]
-        measured = []
-        for scores, curve in zip(images, curves, strict=True):
-            levels = {"image": Curve.of(*zip(*scores, strict=True)), "pixel": curve}
-            values = {
-                f"{level}_{name}": value
-                for level, of_level in levels.items()
-                for name, value in of_level.measures().items()
-            }
-            measured.append(values | {"aupro": curve.aupro()})
-        result.measures = {m.name: [values[m.name] for values in measured] for m in ANOMALY}
-        average = {"average_precision": measured[0]["pixel_ap"]}
-        result.curve = {"name": item.name} | average | curves[0].points()
+        _measure(result, images, [counts.curve() for counts in pixels])
+        result.curve = {"name": item.name} | result.curve
         return result
 
-    def memory(self, item: AnomalyObject, repeat: int) -> Memory:
-        """The memory of the supports of a repeat."""
-        windowed = self.predictor.settings.resize_ratio is not None
-        images = map(read_image, self._supports(item, repeat))
-        normal = self.predictor.encode_normal(images, windowed=windowed)
-        return self.predictor.encoder.remember([], normal, windowed=windowed)
 
-    def _supports(self, item: AnomalyObject, repeat: int) -> list[Path]:
-        return draw_normal(item.normal, item.name, self.shot, self.seed + repeat)
-
-    def _name(self, test: AnomalyImage) -> str:
-        return test.image.relative_to(self.root).as_posix()
-
-
-def _measures(images: ScoreCounts, pixels: ScoreCounts) -> dict[str, float | None]:
-    """The measures of `ANOMALY` of one object in one repeat; None where undefined."""
-    values = {"aupro": pixels.aupro()}
-    for level, counts in (("image", images), ("pixel", pixels)):
-        best = counts.f1_max()
-        values[f"{level}_auroc"] = counts.auroc()
-        values[f"{level}_ap"] = counts.average_precision()
-        values[f"{level}_f1_max"] = best[0] if best else None
-    return values
+def _measure(
+    result: ObjectResult, images: list[list[tuple[float, bool]]], pixels: list[Curve]
+) -> None:
+    """Set the measures of (image score, label) and of the curve of all pixels of each repeat."""
+    measured = []
+    for scores, curve in zip(images, pixels, strict=True):
+        levels = {"image": Curve.of(*zip(*scores, strict=True)), "pixel": curve}
+        values = {f"{level}_{name}": value for level, of_level in levels.items()
+                  for name, value in of_level.measures().items()}  # fmt: skip
+        measured.append(values | {"aupro": curve.aupro()})
+    result.measures = {m.name: [values[m.name] for values in measured] for m in ANOMALY}
+    result.curve = {"average_precision": measured[0]["pixel_ap"]} | pixels[0].points()
 
 
 def _panels(image: ImageStrips, target: np.ndarray) -> list[Panel]:
@@ -225,8 +194,5 @@ def _record(
     content = run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance()
     write_json(folder / "metrics.json", content)
     write_json(folder / "curves.json", {"curves": [result.curve for result in results.values()]})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("object", "image", "defect", "repeat", "score"))
-    writer.writerows((name, *row) for name, result in results.items() for row in result.scores)
-    write_text(folder / "images.csv", text.getvalue())
+    rows = [(name, *row) for name, result in results.items() for row in result.scores]
+    write_csv(folder / "images.csv", ("object", "image", "defect", "repeat", "score"), rows)

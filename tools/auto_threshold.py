@@ -37,29 +37,22 @@ def choose_thresholds(
         normal: further support images, without defect, encoded.
         windowed: queries are seen in windows; False: resized whole.
     """
-    counts = {method: ScoreCounts() for method in predictor.methods}
-    alone = all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
-
-    def remember(parts: Sequence[Memory]) -> Memory:
-        return predictor.encoder.remember(parts, normal, windowed=windowed)
-
-    def memory_without(image: np.ndarray) -> Memory:
-        together = zip(pairs, parts, strict=True)
-        return remember([p for (other, _), p in together if not np.array_equal(other, image)])
-
-    asked = list(pairs)
+    asked, alone = pairs, all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
     if alone:
-        asked = [
-            tuple(np.ascontiguousarray(np.flip(array, axes)) for array in pair)
-            for pair in pairs
-            for axes in (0, 1, (0, 1))
-        ]
-        whole = remember(parts)
+        mirrored = [[np.flip(array, axes) for array in pair]
+                    for pair in pairs for axes in (0, 1, (0, 1))]  # fmt: skip
+        asked = [(np.ascontiguousarray(image), mask) for image, mask in mirrored]
+
+    def memory_without(image: np.ndarray | None) -> Memory:
+        together = zip(pairs, parts, strict=True)
+        others = [part for (other, _), part in together if not np.array_equal(other, image)]
+        return predictor.encoder.remember(others, normal, windowed=windowed)
+
+    whole = memory_without(None) if alone else None
     # memories are made one after the other: those of many supports would fill the memory
-    outcomes = predictor.segment(
-        (image, [whole if alone else memory_without(image)]) for image, _ in asked
-    )
-    for (_, mask), outcome in zip(asked, outcomes, strict=True):
+    queries = ((image, [whole if alone else memory_without(image)]) for image, _ in asked)
+    counts = {method: ScoreCounts() for method in predictor.methods}
+    for (_, mask), outcome in zip(asked, predictor.segment(queries), strict=True):
         for method, answer in outcome.answers[0].items():
             counts[method].update(answer.score, mask)
     best = {method: best_threshold(counts) for method, counts in counts.items()}

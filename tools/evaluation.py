@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from utils.errors import DataError
 from utils.metrics.score_curves import ScoreCounts
 from utils.metrics.segmentation import SegmentationMeter, intersection_union, mean_std
 from utils.metrics.sizes import SizeMeter
-from utils.output_files import write_text
+from utils.output_files import write_json, write_text
 from utils.tables import method_table
 
 HEADER = (
@@ -56,14 +56,15 @@ class QueryResult:
         return self.intersection[1] / self.union[1] if self.union[1] else None
 
 
-@dataclass
 class Evaluation:
     """The measurements of a test.
 
-    Attributes:
+    Args:
         class_names: name for people of each class.
-        methods: names of those that were tested.
+        methods: names of those that are tested.
         repeats: of the test.
+
+    Attributes:
         results: one for each query, repeat and method.
         sizes, curves: by method, over all queries and repeats.
         faults: files that could not be read.
@@ -73,23 +74,19 @@ class Evaluation:
         DataError: two classes have one name.
     """
 
-    class_names: dict[ClassKey, str]
-    methods: list[str]
-    repeats: int = 1
-    results: list[QueryResult] = field(default_factory=list)
-    sizes: dict[str, SizeMeter] = field(default_factory=dict)
-    curves: dict[str, ScoreCounts] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-    failed_queries: int = 0
-
-    def __post_init__(self) -> None:
-        name, count = Counter(self.class_names.values()).most_common(1)[0]
+    def __init__(
+        self, class_names: dict[ClassKey, str], methods: Sequence[str], repeats: int = 1
+    ) -> None:
+        name, count = Counter(class_names.values()).most_common(1)[0]
         if count > 1:
-            raise DataError(
-                f"two classes have the name {name!r}, of which a table would show one; rename one"
-            )
-        self.sizes = self.sizes or {method: SizeMeter() for method in self.methods}
-        self.curves = self.curves or {method: ScoreCounts() for method in self.methods}
+            raise DataError(f"two classes have the name {name!r}, of which a table would show one; "
+                            "rename one")  # fmt: skip
+        self.class_names, self.methods, self.repeats = class_names, list(methods), repeats
+        self.sizes = {method: SizeMeter() for method in methods}
+        self.curves = {method: ScoreCounts() for method in methods}
+        self.results: list[QueryResult] = []
+        self.faults: list[str] = []
+        self.failed_queries = 0
 
     def add(
         self,
@@ -109,17 +106,12 @@ class Evaluation:
         """
         share, ious = float((target == 1).mean()), {}
         for method, answer in answers.items():
-            intersection, union = (
-                tuple(int(v) for v in pixels) for pixels in intersection_union(answer.label, target)
-            )
-            threshold = answer.threshold
-            counted = QueryResult(
-                repeat, number, key, image, method, share, threshold, intersection, union
-            )
-            self.results.append(counted)
+            pixels = (tuple(p.tolist()) for p in intersection_union(answer.label, target))
+            about = (repeat, number, key, image, method, share, answer.threshold)
+            self.results.append(QueryResult(*about, *pixels))
             self.sizes[method].update(answer.label, target)
             self.curves[method].update(answer.score, target)
-            ious[method] = counted.iou
+            ious[method] = self.results[-1].iou
         return ious
 
     def join(self, others: Iterable[Evaluation]) -> None:
@@ -131,10 +123,8 @@ class Evaluation:
             for method in self.methods:
                 self.sizes[method].counts += other.sizes[method].counts
                 self.curves[method].add(other.curves[method])
-        keys, methods = list(self.class_names), self.methods
-        self.results.sort(
-            key=lambda r: (r.repeat, r.number, keys.index(r.key), methods.index(r.method))
-        )
+        keys, place = list(self.class_names), self.methods.index
+        self.results.sort(key=lambda r: (r.repeat, r.number, keys.index(r.key), place(r.method)))
 
     def meters(self, method: str) -> list[SegmentationMeter]:
         """Pixel counts per class of one method, a meter per repeat."""
@@ -148,8 +138,7 @@ class Evaluation:
         """Figures as plain JSON: IoU as fractions, None where undefined."""
         methods: dict[str, Any] = {}
         for method in self.methods:
-            meters = self.meters(method)
-            classes = {}
+            meters, classes = self.meters(method), {}
             for position, (key, name) in enumerate(self.class_names.items()):
                 queries = int(sum(m.queries()[position] for m in meters))
                 iou = summary([m.class_iou()[key] for m in meters], "iou")
@@ -176,24 +165,25 @@ class Evaluation:
         """Class IoU, mIoU and FB-IoU in percent, a column per method."""
         return method_table(self.report()["methods"])
 
-    def write_queries(self, file: Path) -> None:
-        """Write every query's counts as CSV."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(HEADER)
-        for r in self.results:
-            about = [r.repeat, r.number, self.class_names[r.key], r.image, r.method]
-            pixels = [r.intersection[0], r.intersection[1], r.union[0], r.union[1]]
-            writer.writerow([*about, r.share, r.threshold, *pixels])
-        write_text(file, text.getvalue())
-
-    def curve_report(self) -> dict[str, Any]:
-        """Precision, recall and IoU by threshold of every method, as plain JSON."""
+    def write(self, folder: Path, suffix: str = "") -> None:
+        """Write the counts of every query to queries.csv, and precision, recall and IoU by
+        threshold of every method to curves.json; `suffix` ends the names."""
+        names = self.class_names
+        rows = [(r.repeat, r.number, names[r.key], r.image, r.method, r.share, r.threshold,
+                 *r.intersection, *r.union) for r in self.results]  # fmt: skip
+        write_csv(folder / f"queries{suffix}.csv", HEADER, rows)
         curves = [{"name": method} | curve.report() for method, curve in self.curves.items()]
-        return {"curves": curves}
+        write_json(folder / f"curves{suffix}.json", {"curves": curves})
 
 
 def summary(values: list[float | None], key: str = "mean") -> dict[str, Any]:
     """Mean under `key`, standard deviation and the values of the repeats."""
     mean, std = mean_std(values)
     return {key: mean, "std": std, "repeats": values}
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(file, text.getvalue())

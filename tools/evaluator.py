@@ -8,6 +8,8 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,8 @@ def test_split(cfg: CfgNode, folder: Path) -> list[str]:
     Returns:
         A line for each set that could not be tested.
     """
-    tests = [
-        SplitTest(cfg, build_test_index(cfg, name), folder, name)
-        for name in cfg.DATASET.sub_datasets
-    ]
+    names = cfg.DATASET.sub_datasets
+    tests = [SplitTest(cfg, build_test_index(cfg, name), folder, name) for name in names]
     predictor = Predictor.from_config(cfg)
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
     head = {"head_sha256": sha256_of(cfg.TEST.load_model_path)} if tests_a_head(cfg) else {}
@@ -109,12 +109,10 @@ class SplitTest:
     def run(
         self, predictor: Predictor, title: str, *, gallery: bool = False, **facts: Any
     ) -> Evaluation:
-        """Evaluate and record; each process takes its share, and all return the whole.
-
-        An image that cannot be read is reported and counted, and the test goes on.
+        """Evaluate and record; each process takes its share, and all return the whole. An image
+        that cannot be read is reported and counted.
 
         Args:
-            predictor: the methods.
             title: of the table in the log.
             gallery: keep pictures of the worst, median and best query of each class.
             facts: further entries of metrics.json.
@@ -125,16 +123,15 @@ class SplitTest:
         """
         for note in self.index.notes:
             LOG.info("%s", note)
-        count, classes = len(self.index), len(self.index.classes())
-        LOG.info("%d samples of %d classes in %s", count, classes, self.index.root)
+        counts = (len(self.index), len(self.index.classes()))
+        LOG.info("%d samples of %d classes in %s", *counts, self.index.root)
         if is_main():  # removes pictures of an earlier test
             for kind in ("figures", "gallery"):
                 shutil.rmtree(self.folder / f"{kind}{self.suffix}", ignore_errors=True)
         barrier()
-        for name in self.normal:
-            for repeat in range(self.repeats):
-                for path in self.normal_images(name, repeat):
-                    read_image(path)  # a broken one ends the test now and not after hours
+        for name, repeat in product(self.normal, range(self.repeats)):
+            for path in self.normal_images(name, repeat):
+                read_image(path)  # a broken one ends the test now and not after hours
         shown = GalleryWriter(self.folder / f"gallery{self.suffix}") if gallery else None
         evaluation, start = self._empty(predictor), time.perf_counter()
         for first in range(0, self.repeats, REPEATS_AT_ONCE):
@@ -146,10 +143,14 @@ class SplitTest:
         for fault in evaluation.faults:
             LOG.warning("left out: %s", fault)
         if not evaluation.results:
-            reasons = "; ".join(evaluation.faults[:3])
-            raise NoQueryError(f"no query could be evaluated: {reasons}")
+            raise NoQueryError(f"no query could be evaluated: {'; '.join(evaluation.faults[:3])}")
         if is_main():
-            self._record(evaluation, title, facts)
+            data = self.cfg.DATASET
+            LOG.info("%s, split %d, %d-shot\n%s", title, data.split, data.shot, evaluation.table())
+            content = run_facts(self.cfg) | evaluation.report() | facts | provenance()
+            write_json(self.folder / f"metrics{self.suffix}.json", content)
+            evaluation.write(self.folder, self.suffix)
+            LOG.info("figures and metrics in %s", self.folder)
         if shown is not None:
             entries = [entry for part in gather_objects(shown.entries) for entry in part]
             if is_main():
@@ -170,8 +171,12 @@ class SplitTest:
         queries = self._queries(repeats, numbers, keep_pairs=predictor.auto_threshold)
         batches = BatchSampler(SequentialSampler(queries), cfg.TEST_SETUPS.batch_size, False)
         loader = Loader(queries, batches, num_workers=cfg.TRAIN_SETUPS.num_workers, collate=list)
-        normal = NormalMemories(self, predictor)
         pending: deque[Query] = deque()
+
+        @lru_cache(2 * REPEATS_AT_ONCE)
+        def normal(name: str, repeat: int, windowed: bool) -> list[Memory]:
+            images = map(read_image, self.normal_images(name, repeat))
+            return predictor.encode_normal(images, windowed=windowed)
 
         def stream() -> Iterator[tuple[ImageStrips, list[Memory]]]:
             for query in (query for batch in loader for query in batch):
@@ -181,44 +186,39 @@ class SplitTest:
                     bar.update()
                     continue
                 pending.append(query)
-                memories = [
-                    predictor.remember(supports, normal.of(query, repeat, supports.windowed))
-                    for repeat, supports in query.supports.items()
-                ]
+                memories = []
+                for repeat, views in query.supports.items():
+                    others = normal(query.sample.object, repeat, views.windowed)
+                    memories.append(predictor.remember(views, others))
                 yield ImageStrips(query.image), memories
 
         with progress_bar(total=len(queries), desc="test", unit="query") as bar:
             for outcome in predictor.segment(stream(), reproducible=True):
                 query = pending.popleft()
-                sample, number, target = query.sample, query.number, query.target
+                number, sample, target = query.number, query.sample, query.target
                 key, image = sample.class_key, sample.image
                 for repeat, answers in zip(query.supports, outcome.answers, strict=True):
                     ious = part.add(repeat, number, key, image, target, answers)
                     if repeat == 0:
                         self._draw_figure(query, answers)
                     if repeat == 0 and gallery is not None:
-                        value, shown = (
-                            ious[predictor.main],
-                            query_panels(query.image, target, answers),
-                        )
-                        gallery.add(number, key, sample.class_name, value, image, ious, shown)
+                        shown = query_panels(query.image, target, answers)
+                        about = (key, sample.class_name, ious[predictor.main], image, ious)
+                        gallery.add(number, *about, shown)
                 bar.update()
         return part
 
     def _queries(
         self, repeats: Sequence[int], numbers: Sequence[int], keep_pairs: bool
     ) -> EvaluationQueries:
-        return EvaluationQueries(
-            self.episodes,
-            self.settings,
-            repeats=repeats,
-            scale_by_query=self.cfg.TEST.protocol == "published",
-            keep_pairs=keep_pairs,
-            numbers=numbers,
-        )
+        by_query = self.cfg.TEST.protocol == "published"
+        options = {"repeats": repeats, "numbers": numbers, "keep_pairs": keep_pairs}
+        return EvaluationQueries(self.episodes, self.settings, scale_by_query=by_query, **options)
 
     def normal_images(self, name: str, repeat: int) -> list[Path]:
         """The normal images of an object that join its supports in a repeat."""
+        if name not in self.normal:
+            return []
         seed, shot = self.cfg.RNG_SEED + repeat, self.cfg.DATASET.normal_shot
         return draw_normal(self.normal[name], name, shot, seed, "DATASET.normal_shot")
 
@@ -238,39 +238,5 @@ class SplitTest:
         for method, answer in answers.items():
             pictures.append((method, overlay(image, answer.mask)))
             pictures.append((f"{method} score", heat(answer.score)))
-        stem = f"{query.number:05d}_{name}_{Path(query.sample.image).stem}"
-        write_image(
-            self.folder / f"figures{self.suffix}" / file_name(stem, ".png"), panels(pictures)
-        )
-
-    def _record(self, evaluation: Evaluation, title: str, facts: dict[str, Any]) -> None:
-        """Log the table; write metrics, counts of every query, and curves."""
-        cfg, suffix = self.cfg, self.suffix
-        split, shot = cfg.DATASET.split, cfg.DATASET.shot
-        LOG.info("%s, split %d, %d-shot\n%s", title, split, shot, evaluation.table())
-        content = run_facts(cfg) | evaluation.report() | facts | provenance()
-        write_json(self.folder / f"metrics{suffix}.json", content)
-        evaluation.write_queries(self.folder / f"queries{suffix}.csv")
-        write_json(self.folder / f"curves{suffix}.json", evaluation.curve_report())
-        LOG.info("figures and metrics in %s", self.folder)
-
-
-class NormalMemories:
-    """Memories of the normal images that join supports, DATASET.normal_shot, of one object."""
-
-    def __init__(self, test: SplitTest, predictor: Predictor) -> None:
-        self.test, self.predictor, self.object = test, predictor, ""
-        self.memories: dict[tuple[int, bool], list[Memory]] = {}
-
-    def of(self, query: Query, repeat: int, windowed: bool) -> list[Memory]:
-        """Those of the query's object in a repeat, at the scale of its queries."""
-        name = query.sample.object
-        if name not in self.test.normal:
-            return []
-        if name != self.object:
-            self.object, self.memories = name, {}
-        if (repeat, windowed) not in self.memories:
-            images = map(read_image, self.test.normal_images(name, repeat))
-            encoded = self.predictor.encode_normal(images, windowed=windowed)
-            self.memories[repeat, windowed] = encoded
-        return self.memories[repeat, windowed]
+        file = file_name(f"{query.number:05d}_{name}_{Path(query.sample.image).stem}", ".png")
+        write_image(self.folder / f"figures{self.suffix}" / file, panels(pictures))

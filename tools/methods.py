@@ -28,11 +28,8 @@ def load_methods(cfg: CfgNode) -> dict[str, Method]:
     if not method_class(name).needs_training:
         return with_baseline(cfg, build_method(cfg, name))
     if not cfg.TEST.load_checkpoint:
-        LOG.warning(
-            "no checkpoint given (TEST.load_checkpoint is False): testing the method without "
-            "training, %r",
-            BASELINE,
-        )
+        LOG.warning("TEST.load_checkpoint is False: the method without training, %r, is tested",
+                    BASELINE)  # fmt: skip
         return {BASELINE: build_method(cfg, BASELINE)}
     require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
     method = build_method(cfg, name)

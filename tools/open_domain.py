@@ -15,7 +15,6 @@ from datasets.images import limit_pixels, read_image
 from datasets.large_images import ImageStrips
 from datasets.orientation import turned_back
 from datasets.readers.open_domain import OpenDomainObject, category_mask, read_open_domain
-from models.memory import Memory
 from tools.evaluation import Evaluation
 from tools.gallery import GalleryWriter, all_ranked, query_panels, support_panels
 from tools.job import begin
@@ -67,6 +66,11 @@ class ObjectTask:
         reasons = "; ".join(fault for _, fault in self.faults[:3])
         return f"{self.item.name}: no query could be read: {reasons}"
 
+    def target(self, kind: str, query: Path) -> np.ndarray | None:
+        """The true mask (h, w) {0, 1} of a type in a query; None where there is none."""
+        label = self.item.true_labels[kind].get(query.name)
+        return label and turned_back(category_mask(label, *self.category), query, label)
+
 
 def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
     """Segment every query of every object of the config; each process takes its share.
@@ -79,65 +83,58 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
         A line for each object whose files could not all be written, or no query be read.
     """
     limit_pixels(cfg.DATASET.max_pixels)
-    tasks, first = [], 0
-    for number, name in enumerate(cfg.DATASET.open_domain_test_object):
-        item = read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path")
-        category = chosen_category(cfg, number)
-        tasks.append(ObjectTask(item, category, read_supports(item, category), first))
-        first += len(item.queries)
+    tasks = read_tasks(cfg)
     predictor = Predictor.from_config(cfg)
     begin(folder, cfg, "test.log", reads=weights_files(cfg))
-    classes = {
-        (task.item.name, place): task.item.class_name(kind)
-        for task in tasks
-        for place, kind in enumerate(task.item.supports)
-    }
-    evaluation = Evaluation(classes, list(predictor.methods))
+    classes = {(task.item.name, place): task.item.class_name(kind)
+               for task in tasks for place, kind in enumerate(task.supports)}  # fmt: skip
+    share, whole = (Evaluation(classes, list(predictor.methods)) for _ in range(2))
     gallery = GalleryWriter(folder / "gallery")
     for task in tasks:
-        _segment_object(predictor, task, folder / task.item.name, evaluation, gallery)
-    whole = Evaluation(classes, list(predictor.methods))
-    whole.join(gather_objects(evaluation))
-    for task in tasks:
-        parts = gather_objects((task.answered, task.faults, task.unwritten))
+        _segment_object(predictor, task, folder / task.item.name, share, gallery)
+    states = [(task.answered, task.faults, task.unwritten) for task in tasks]
+    evaluations, entries, states = zip(
+        *gather_objects((share, gallery.entries, states)), strict=True
+    )
+    whole.join(evaluations)
+    for task, parts in zip(tasks, zip(*states, strict=True), strict=True):
         task.answered = sorted(number for answered, _, _ in parts for number in answered)
         task.faults = sorted(fault for _, faults, _ in parts for fault in faults)
         task.unwritten = next((unwritten for _, _, unwritten in parts if unwritten), "")
         for _, fault in task.faults:
             LOG.warning("left out: %s", fault)
-    entries = [entry for part in gather_objects(gallery.entries) for entry in part]
     failed = [task.failure for task in tasks if task.failure]
     if not any(task.answered for task in tasks):
         raise DataError("; ".join(failed))
     if is_main():
         _record(cfg, folder, tasks, whole)
-        gallery.finish(entries, classes, all_ranked)
+        gallery.finish([entry for part in entries for entry in part], classes, all_ranked)
     return failed
 
 
-def chosen_category(cfg: CfgNode, number: int) -> tuple[int, int]:
-    """`ObjectTask.category` of object `number`."""
+def read_tasks(cfg: CfgNode) -> list[ObjectTask]:
+    """The objects of the config, with their supports.
+
+    Raises:
+        DataError: an object has a file too few, or a support cannot be read.
+    """
+    tasks, first = [], 0
     chosen = cfg.DATASET.open_domain_specific_defect_category
     counts = cfg.DATASET.open_domain_object_category_num
-    return chosen[number if len(chosen) > 1 else 0], counts[number if len(counts) > 1 else 0]
-
-
-def read_supports(item: OpenDomainObject, category: tuple[int, int]) -> Supports:
-    """`ObjectTask.supports` of an object."""
-    supports: Supports = {}
-    normal = [(read_image(path), None) for path in item.normal]
-    for kind, files in item.supports.items():
-        pairs = [
-            (read_image(image), turned_back(category_mask(mask, *category), image, mask))
-            for image, mask in files
-        ]
-        if not any(mask.any() for _, mask in pairs):
-            LOG.warning(
-                "%s: no support pixel is marked: what looks like no support is taken for a defect",
-                item.class_name(kind),
-            )
-        supports[kind] = [*pairs, *normal]
-    return supports
+    for number, name in enumerate(cfg.DATASET.open_domain_test_object):
+        item, supports = read_open_domain(cfg.TEST.dataset_path, name, "TEST.dataset_path"), {}
+        category = tuple(v[number if len(v) > 1 else 0] for v in (chosen, counts))
+        normal = [(read_image(path), None) for path in item.normal]
+        for kind, files in item.supports.items():
+            pairs = [(read_image(image), turned_back(category_mask(mask, *category), image, mask))
+                     for image, mask in files]  # fmt: skip
+            if not any(mask.any() for _, mask in pairs):
+                LOG.warning("%s: no support pixel is marked: what looks like no support is taken "
+                            "for a defect", item.class_name(kind))  # fmt: skip
+            supports[kind] = [*pairs, *normal]
+        tasks.append(ObjectTask(item, category, supports, first))
+        first += len(item.queries)
+    return tasks
 
 
 def _segment_object(
@@ -148,10 +145,16 @@ def _segment_object(
     gallery: GalleryWriter,
 ) -> None:
     """Segment this process's queries, each once for all types; end at a file not written."""
-    item, names = task.item, output_names(task.item.queries)
+    item, names, memories = task.item, output_names(task.item.queries), []
     numbers = range(rank(), len(item.queries), world_size())
     try:
-        memories = [_taught(predictor, task, kind, folder) for kind in task.supports]
+        for kind, pairs in task.supports.items():
+            memories.append(predictor.teach(pairs))
+            if is_main():
+                file = file_name(f"support_{kind}" if kind else "support", ".safetensors")
+                predictor.save_support(folder / file)
+            for method, threshold in memories[-1].thresholds.items():
+                LOG.info("%s: threshold of %s is %.3f", item.class_name(kind), method, threshold)
         queries = ((item.queries[number], memories) for number in numbers)
         outcomes = predictor.segment(queries, reproducible=True)
         for number, outcome in zip(numbers, outcomes, strict=True):
@@ -159,7 +162,7 @@ def _segment_object(
             try:
                 if outcome.error is not None:
                     raise outcome.error
-                targets = [_target(task, kind, query) for kind in task.supports]
+                targets = [task.target(kind, query) for kind in task.supports]
             except DataError as error:
                 task.faults.append((number, str(error)))
                 continue
@@ -170,23 +173,6 @@ def _segment_object(
             _measure(task, number, outcome, targets, evaluation, gallery)
     except OutputError as error:  # the other objects are segmented
         task.unwritten = f"{item.name}: {error}"
-
-
-def _taught(predictor: Predictor, task: ObjectTask, kind: str, folder: Path) -> Memory:
-    memory = predictor.teach(task.supports[kind])
-    if is_main():
-        name = file_name(f"support_{kind}" if kind else "support", ".safetensors")
-        predictor.save_support(folder / name)
-    for method, threshold in memory.thresholds.items():
-        LOG.info("%s: threshold of %s is %.3f", task.item.class_name(kind), method, threshold)
-    return memory
-
-
-def _target(task: ObjectTask, kind: str, query: Path) -> np.ndarray | None:
-    label = task.item.true_labels[kind].get(query.name)
-    if label is None:
-        return None
-    return turned_back(category_mask(label, *task.category), query, label)
 
 
 def _measure(
@@ -215,17 +201,16 @@ def _measure(
 
 def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Evaluation) -> None:
     objects: dict[str, Any] = {}
+    ious = {method: evaluation.meters(method)[0].class_iou() for method in evaluation.methods}
     for task in tasks:
         for place, kind in enumerate(task.supports):
-            name, key, iou = task.item.class_name(kind), (task.item.name, place), {}
+            name, key = task.item.class_name(kind), (task.item.name, place)
             labelled = len({r.number for r in evaluation.results if r.key == key})
+            iou = {method: values[key] for method, values in ious.items() if labelled}
             if labelled:
-                for method in evaluation.methods:
-                    iou[method] = evaluation.meters(method)[0].class_iou()[key]
-                shown = ", ".join(
-                    f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items()
-                )
-                LOG.info("%s: pooled IoU over %d labelled queries: %s", name, labelled, shown)
+                values = (f"{m} {'-' if v is None else f'{100 * v:.2f} %'}" for m, v in iou.items())
+                counted = (name, labelled, ", ".join(values))
+                LOG.info("%s: pooled IoU over %d labelled queries: %s", *counted)
             counts = {"queries": len(task.answered), "labelled": labelled}
             faults = [fault for _, fault in task.faults]
             objects[name] = counts | {"iou": iou, "unreadable": faults}
@@ -233,8 +218,7 @@ def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Eva
     content = run_facts(cfg) | {"objects": objects, "shot": shots} | provenance()
     write_json(folder / "metrics.json", content)
     if evaluation.results:
-        evaluation.write_queries(folder / "queries.csv")
-        write_json(folder / "curves.json", evaluation.curve_report())
+        evaluation.write(folder)
     LOG.info("masks, scores and overlays in %s", folder)
 
 
@@ -256,11 +240,11 @@ def write_answers(
     """
     several, file = list(answers) != [""], file_name(name, ".png")
     size = next(iter(answers.values())).score.shape
+    blocks = [np.s_[top : top + ROWS] for top in range(0, size[0], ROWS)]
     for kind, answer in answers.items():
         path = f"{kind}/{file}" if several else file
         marks, levels = allocate(size, np.uint8), allocate(size, np.uint16)
-        for top in range(0, size[0], ROWS):
-            rows = np.s_[top : top + ROWS]
+        for rows in blocks:
             levels[rows] = np.rint(np.minimum(answer.score[rows], 1) * SCORE_LEVELS)
             marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
             let_go(levels, marks, answer.score, answer.label)
@@ -268,14 +252,9 @@ def write_answers(
         write_image(folder / "scores" / path, levels)
         let_go(marks, levels)
     labels = allocate(size, np.uint8)
-    for top in range(0, size[0], ROWS):
-        rows = np.s_[top : top + ROWS]
-        above = np.stack(
-            [
-                np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf)
-                for a in answers.values()
-            ]
-        )
+    for rows in blocks:
+        above = np.stack([np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf)
+                          for a in answers.values()])  # fmt: skip
         labels[rows] = np.where(np.isfinite(above.max(0)), above.argmax(0) + 1, 0)
         let_go(labels, *(array for a in answers.values() for array in (a.score, a.label)))
     if several:

@@ -49,12 +49,11 @@ DEFAULT_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer of a method to one image.
+    """The answer of a method to one image; arrays of a very large one lie in temporary files.
 
     Attributes:
         label: (h, w) uint8 {0, 1}; with the published stitching float32 votes, defect where 1.
-        score: (h, w) float32 in [0, 1]; in [0, 2] where all supports are normal images. For a very
-            large image it lies in a temporary file, as `label` does.
+        score: (h, w) float32 in [0, 1]; in [0, 2] where all supports are normal images.
         windows: how many windows the image took.
         threshold: the score above which a pixel is defect.
     """
@@ -72,13 +71,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one image.
-
-    Attributes:
-        image: the opened image; None with an error.
-        answers: for each memory the answer by method; empty with an error.
-        error: why the image could not be read.
-    """
+    """An opened image with, for each of its memories, the answers by method; or why it could not
+    be read."""
 
     image: ImageStrips | None
     answers: list[dict[str, Prediction]]
@@ -93,7 +87,7 @@ class Predictor:
     Args:
         methods: by name; the backbone is that of the first, whose answer `predict` gives.
         settings: how supports and queries become network inputs.
-        device: where the methods are.
+        device: where the methods run.
         window_batch: windows per pass.
         overlap: share of a window's side in common with the next.
         memory_tokens: background tokens kept of the supports; 0: all.
@@ -190,12 +184,12 @@ class Predictor:
 
     def encode_normal(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[Memory]:
         """Encode images (h, w, 3) uint8 RGB without defect, at the scale of their queries."""
+        size, step = self.settings.image_size, self.window_batch
 
         def batches(image: np.ndarray) -> Iterator[torch.Tensor]:
             views = normal_views(image, self.settings, windowed)
-            for start in range(0, len(views), self.window_batch):
-                part = views[start : start + self.window_batch]
-                yield torch.stack([prepare_image(v, self.settings.image_size) for v in part])
+            for at in range(0, len(views), step):
+                yield torch.stack([prepare_image(view, size) for view in views[at : at + step]])
 
         return [self.encoder.encode_normal(batches(image)) for image in images]
 
@@ -204,13 +198,12 @@ class Predictor:
 
         With `TEST.threshold auto` the thresholds are chosen on the supports.
         """
-        if not self.auto_threshold:
-            parts = [self.encoder.encode(supports.images, supports.masks)]
-            return self.encoder.remember(parts, normal, windowed=supports.windowed)
-        count = len(supports.images) // len(supports.pairs)
+        count = len(supports.images) // (len(supports.pairs) if self.auto_threshold else 1)
         views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
         memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
+        if not self.auto_threshold:
+            return memory
         thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.windowed)
         return replace(memory, thresholds=thresholds)
 
@@ -248,8 +241,7 @@ class Predictor:
 
         Args:
             queries: images with the memories that answer them.
-            reproducible: no answer depends on the other images, not by a rounding, so that figures
-                are
+            reproducible: no answer depends on the other images, not by a rounding, so figures are
                 the same however the images are dealt to processes: a window that is left alone for
                 the last pass is encoded twice, as a pass of one window is rounded in another way.
         """
@@ -266,17 +258,17 @@ class Predictor:
                 while waiting and waiting[0].is_answered:
                     yield self._outcome(waiting.popleft())
             if batch:
-                self._encode(batch * 2 if reproducible and len(batch) == 1 else batch, len(batch))
+                self._encode(batch, twice=reproducible and len(batch) == 1)
             while waiting:
                 yield self._outcome(waiting.popleft())
 
-    def _encode(self, batch: list[Window], count: int | None = None) -> None:
-        """Encode windows in one pass, the first `count` of which are asked for, and answer the
-        windows of each image in groups that do not depend on the pass."""
-        pixels = torch.stack([window.pixels.result() for window in batch])
+    def _encode(self, batch: list[Window], twice: bool = False) -> None:
+        """Encode windows in one pass, and answer those of each image in groups that do not depend
+        on the pass."""
+        pixels = torch.stack([window.pixels.result() for window in batch * (1 + twice)])
         with autocast(self.device, self.precision):
             features = self.backbone(pixels.to(self.device, non_blocking=True))
-            for place, window in enumerate(batch[:count]):
+            for place, window in enumerate(batch):
                 query = window.query
                 query.encoded.append((window, features, place))
                 query.left[window.windowed] -= 1
@@ -287,9 +279,9 @@ class Predictor:
     def _answer(self, query: PendingQuery, windowed: bool, size: tuple[int, int]) -> None:
         """Have every method answer the encoded windows of a query by its memories of one scale."""
         if not query.mergers:
-            for m in query.memories:
-                thresholds = {name: m.thresholds.get(name, self.threshold) for name in self.methods}
-                shape = query.image.size
+            shape, default = query.image.size, dict.fromkeys(self.methods, self.threshold)
+            for memory in query.memories:
+                thresholds = {name: memory.thresholds.get(name, t) for name, t in default.items()}
                 query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
         features = joined_features(query.encoded)
         for memory, mergers in zip(query.memories, query.mergers, strict=True):
@@ -317,8 +309,7 @@ class Predictor:
     def load_support(self, path: str | Path) -> Memory:
         """Read what `save_support` wrote with the same settings and weights, in whatever precision.
 
-        Thresholds that were chosen on the supports come with it and take the place of the
-        predictor's.
+        Thresholds that were chosen on the supports come with it, in place of the predictor's.
 
         Raises:
             WeightsError: missing, unreadable, damaged, or written with other settings.

@@ -31,6 +31,7 @@ def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 
 
+@torch.inference_mode()
 def load_memory(path: str | Path, predictor: Predictor) -> Memory:
     """Read what `save_memory` wrote, in any precision.
 
@@ -42,48 +43,40 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         raise WeightsError(f"{path}: no such support file; write one with Predictor.save_support")
     try:
         with safe_open(path, "pt", device=str(predictor.device)) as file:
-            metadata = file.metadata() or {}
+            about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path}: not a readable support file ({error}); teach the defect again"
-        ) from error
+        reason = f"not a readable support file ({error}); teach the defect again"
+        raise WeightsError(f"{path}: {reason}") from error
     for name, value in fingerprint(predictor).items():
-        if metadata.get(name) != value:
-            raise WeightsError(
-                f"{path}: its {name} are not those of this predictor "
-                f"({metadata.get(name, 'none')}, here {value}); use the config and weights that "
-                "it was written with, or teach the defect again"
-            )
-    dtype = half_type(predictor.device, predictor.precision) or torch.float32
-    if dtype == torch.float32:
-        tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
+        if about.get(name) != value:
+            other = f"{about.get(name, 'none')}, here {value}"
+            raise WeightsError(f"{path}: its {name} are not those of this predictor ({other}); "
+                               "use its config and weights or teach the defect again")  # fmt: skip
     try:
-        use = json.loads(metadata.get("use", ""))
+        use = json.loads(about.get("use", ""))
         thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
         in_range = all(0 <= value <= 1 for value in thresholds.values())
         if not isinstance(use["windowed"], bool) or not in_range:
-            raise ValueError(f"use is {metadata['use']}")
+            raise ValueError(f"use is {about['use']}")
+        dtype = half_type(predictor.device, predictor.precision) or torch.float32
+        if dtype == torch.float32:
+            tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
         memory = Memory.from_tensors(tensors, windowed=use["windowed"], thresholds=thresholds)
         memory = memory.in_type(dtype)
         if memory.views.numel() != 1:
             raise ValueError(f"views is of shape {tuple(memory.views.shape)}")
-        _require_answer(memory, predictor)
+        # a tensor that does not fit the model shows in the answers to a blank window
+        with autocast(predictor.device, predictor.precision):
+            channels = predictor.backbone.channels
+            blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
+            for method in predictor.methods.values():
+                shape = tuple(method.answer(Comparison(blank, memory), (2, 2)).shape)
+                if shape != (1, 2, 2):
+                    raise ValueError(f"one window gets answers of shape {shape}")
     except (*BROKEN, RuntimeError) as error:
         raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
     return memory
-
-
-@torch.inference_mode()
-def _require_answer(memory: Memory, predictor: Predictor) -> None:
-    """Let every method answer a blank window, which fails where a tensor does not fit the model."""
-    with autocast(predictor.device, predictor.precision):
-        channels = predictor.backbone.channels
-        blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
-        for method in predictor.methods.values():
-            shape = tuple(method.answer(Comparison(blank, memory), (2, 2)).shape)
-            if shape != (1, 2, 2):
-                raise ValueError(f"one window gets answers of shape {shape}")
 
 
 def fingerprint(predictor: Predictor) -> dict[str, str]:

@@ -34,10 +34,9 @@ class PendingQuery:
         opening: the image, opened by a thread.
         image: the opened image.
         error: why the image, or the rest of it, cannot be read.
-        boxes: of its windows, by `Memory.windowed`.
-        left: numbers of windows that are not answered yet, likewise.
-        encoded: windows that are encoded and not answered yet, each with the features of its pass
-            and its place in them.
+        boxes, left: by `Memory.windowed`, of its windows and how many are not encoded yet.
+        encoded: windows that are not answered yet, each with the features of its pass and its
+            place in them.
         mergers: for each memory, by method, what joins the answers to the windows.
         complete: all windows were cut.
     """
@@ -139,10 +138,8 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
 
 
 def _opening(picture: Picture | ImageStrips, number: int, pool: ThreadPoolExecutor) -> Future:
-    """The image, opened by a thread where it is a file; of other pictures a copy is made at once.
-
-    A caller may fill one array with one image after the other, or close each.
-    """
+    """The image, opened by a thread where it is a file; others are copied at once, as a caller may
+    fill one array with one image after the other, or close each."""
     if isinstance(picture, str | os.PathLike):
         return pool.submit(ImageStrips, picture)
     ready: Future = Future()

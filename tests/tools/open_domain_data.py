@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -72,3 +73,8 @@ def as_levels(score):
 
 def written(folder, kind, name):
     return cv2.imread(str(folder / kind / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+
+
+def objects(folder):
+    """The figures of each object and type."""
+    return json.loads((folder / "metrics.json").read_text())["objects"]

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
-from itertools import permutations
 
 import numpy as np
 import pytest
-from utils.metrics.curves import ScoreHistogram
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tools.evaluation import HEADER, Evaluation, QueryResult
+from tools.evaluation import HEADER, Evaluation
 from tools.predictor import Prediction
 from utils.errors import DataError
+from utils.metrics.score_curves import ScoreCounts
 from utils.metrics.segmentation import SegmentationMeter
 from utils.metrics.sizes import SizeMeter
 
@@ -49,19 +50,24 @@ def whole(asked):
     return evaluation_of(asked)
 
 
-def figures(evaluation, folder):
-    """All that a run keeps of an evaluation, as text."""
-    evaluation.write_queries(folder / "q.csv")
-    kept = json.dumps([evaluation.report(), evaluation.curve_report()])
-    return kept + (folder / "q.csv").read_text() + evaluation.table()
+def files(evaluation, folder):
+    """The content of what an evaluation writes, and its report."""
+    evaluation.write(folder, "_x")
+    texts = [(folder / name).read_text() for name in ("queries_x.csv", "curves_x.json")]
+    return [*texts, json.dumps(evaluation.report()), evaluation.table()]
 
 
-def test_the_report_is_that_of_meters_fed_directly(asked, whole):
-    for method, report in whole.report()["methods"].items():
+def test_the_report_is_that_of_meters_fed_directly(asked, whole, tmp_path):
+    curves = json.loads(files(whole, tmp_path)[1])["curves"]
+    for (method, report), curve in zip(whole.report()["methods"].items(), curves, strict=True):
         meters, sizes = [SegmentationMeter(NAMES) for _ in range(REPEATS)], SizeMeter()
+        counts, thresholds = ScoreCounts(), [[] for _ in meters]
         for repeat, _, key, _, target, answers in asked:
-            meters[repeat].update(key, answers[method].mask, target)
-            sizes.update(answers[method].mask, target)
+            answer = answers[method]
+            meters[repeat].update(key, answer.mask, target)
+            sizes.update(answer.mask, target)
+            counts.update(answer.score, target)
+            thresholds[repeat].append(answer.threshold)
         mious = [meter.miou() for meter in meters]
         assert report["miou"]["repeats"] == mious and len(set(mious)) == REPEATS
         assert report["miou"]["mean"] == pytest.approx(np.mean(mious)) == whole.miou(method)
@@ -72,24 +78,12 @@ def test_the_report_is_that_of_meters_fed_directly(asked, whole):
             assert entry["repeats"] == [meter.class_iou()[key] for meter in meters]
             assert entry["queries"] == sum(int(meter.queries()[position]) for meter in meters)
         assert report["sizes"] == sizes.report()
-        means = [
-            np.mean([answers[method].threshold for r, *_, answers in asked if r == repeat])
-            for repeat in range(REPEATS)
-        ]
-        assert report["threshold"]["repeats"] == pytest.approx(means)
+        assert report["threshold"]["repeats"] == pytest.approx(np.mean(thresholds, axis=1))
+        assert curve == {"name": method} | counts.report()
 
 
-def test_curves_are_those_of_the_scores(asked, whole):
-    curves = whole.curve_report()["curves"]
-    assert [curve["name"] for curve in curves] == METHODS
-    for curve in curves:
-        histogram = ScoreHistogram()
-        for *_, target, answers in asked:
-            histogram.update(answers[curve["name"]].score, target)
-        assert curve == {"name": curve["name"]} | histogram.report()
-
-
-@pytest.mark.parametrize("order", [*permutations(range(3))])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
+@given(st.permutations(range(3)))
 def test_parts_join_to_the_whole_in_any_order(asked, whole, tmp_path, order):
     parts = [evaluation_of(asked[rank::3]) for rank in range(3)]
     for number, part in enumerate(parts):
@@ -99,41 +93,27 @@ def test_parts_join_to_the_whole_in_any_order(asked, whole, tmp_path, order):
     assert first.failed_queries == 3
     assert first.faults == ["fault 0", "fault 1", "fault 2", "fault of all"]
     first.failed_queries, first.faults = 0, []
-    assert first.results == whole.results
-    assert figures(first, tmp_path) == figures(whole, tmp_path)
+    assert first.results == whole.results and files(first, tmp_path) == files(whole, tmp_path)
 
 
-def test_the_counts_of_the_queries_give_the_figures_again(whole, tmp_path):
-    whole.write_queries(tmp_path / "queries.csv")
+def test_rows_hold_the_counts_shares_and_thresholds_of_every_query(asked, whole, tmp_path):
+    whole.write(tmp_path)
     with (tmp_path / "queries.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == HEADER and len(rows) == REPEATS * NUMBERS * len(METHODS)
-    for method, report in whole.report()["methods"].items():
-        for name, entry in report["classes"].items():
-            for repeat in range(REPEATS):
-                about = {"method": method, "class": name, "repeat": str(repeat)}
-                counts = [
-                    (int(row["intersection"]), int(row["union"]))
-                    for row in rows
-                    if about.items() <= row.items()
-                ]
-                pooled = np.sum(counts, axis=0)
-                iou = pooled[0] / pooled[1] if counts else None
-                assert iou == entry["repeats"][repeat]
-
-
-def test_rows_hold_the_counts_shares_and_thresholds(asked, whole):
-    rows = {(r.repeat, r.number, r.method): r for r in whole.results}
     for repeat, number, key, image, target, answers in asked:
         for method, answer in answers.items():
-            row, truth = rows[repeat, number, method], target > 0
-            assert (row.key, row.image, row.threshold) == (key, image, answer.threshold)
-            assert row.share == pytest.approx(truth.mean())
-            assert row.intersection == ((~answer.mask & ~truth).sum(), (answer.mask & truth).sum())
-            assert row.union == ((~answer.mask | ~truth).sum(), (answer.mask | truth).sum())
+            row, mask, truth = rows.pop(0), answer.mask, target > 0
+            about = (str(repeat), str(number), NAMES[key], image, method)
+            assert tuple(row.values())[:5] == about
+            assert float(row["share"]) == pytest.approx(truth.mean())
+            assert float(row["threshold"]) == answer.threshold
+            pairs = [(~mask, ~truth), (mask, truth)]
+            counts = [f(m, t).sum() for f in (np.logical_and, np.logical_or) for m, t in pairs]
+            assert [int(value) for value in tuple(row.values())[7:]] == counts
 
 
-def test_an_undefined_class_is_none_a_dash_and_no_part_of_the_mean(whole):
+def test_what_is_undefined_is_none_a_dash_and_no_part_of_the_mean(whole):
     undefined = {"iou": None, "std": None, "repeats": [None] * REPEATS, "queries": 0}
     for report in whole.report()["methods"].values():
         assert report["classes"]["Rod/dent"] == undefined
@@ -141,28 +121,15 @@ def test_an_undefined_class_is_none_a_dash_and_no_part_of_the_mean(whole):
         assert len(ious) == 2 and report["miou"]["mean"] == pytest.approx(np.mean(ious))
     (line,) = (line for line in whole.table().splitlines() if line.startswith("Rod/dent"))
     assert line.split() == ["Rod/dent", "0", "-", "-"]
-
-
-def test_without_any_defect_all_is_undefined():
     nothing = np.zeros((4, 5), np.uint8)
     evaluation = Evaluation({("Rod", 0): "Rod/dent"}, ["prior"])
     answers = {"prior": Prediction(nothing, nothing.astype(np.float32), 1, 0.5)}
     assert evaluation.add(0, 0, ("Rod", 0), "a.png", nothing, answers) == {"prior": None}
     report = json.loads(json.dumps(evaluation.report()))["methods"]["prior"]
     assert report["miou"]["mean"] is report["fb_iou"]["mean"] is evaluation.miou("prior") is None
-    assert report["classes"]["Rod/dent"]["queries"] == 1
-    assert evaluation.curve_report()["curves"][0]["average_precision"] is None
     assert [line.split()[-1] for line in evaluation.table().splitlines()[1:]] == ["-"] * 3
 
 
 def test_two_classes_of_one_name_are_refused():
     with pytest.raises(DataError, match="two classes have the name 'a/b'"):
         Evaluation({("a", 0): "a/b", ("a", 1): "a/b"}, METHODS)
-
-
-@pytest.mark.parametrize(
-    ("intersection", "union", "iou"),
-    [((9, 3), (10, 4), 0.75), ((0, 0), (8, 8), 0.0), ((8, 0), (8, 0), None)],
-)
-def test_iou_of_a_query_is_that_of_its_defect(intersection, union, iou):
-    assert QueryResult(0, 0, ("Rod", 0), "a.png", "SOFS", 0.1, 0.5, intersection, union).iou == iou

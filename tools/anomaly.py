@@ -22,9 +22,9 @@ from models.build import build_method
 from models.methods import BASELINE, method_class
 from tools.evaluation import summary, write_csv
 from tools.gallery import GalleryWriter, Panel
-from tools.job import begin
 from tools.methods import weights_files
 from tools.predictor import Predictor
+from tools.running import begin
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, UserError
 from utils.logging import progress_bar

@@ -28,11 +28,11 @@ from models.memory import Memory
 from tools.anomaly import detect_anomalies
 from tools.evaluation import Evaluation
 from tools.gallery import Entry, GalleryWriter, Panel, query_panels, support_panels
-from tools.job import begin, run_job
 from tools.loading import Loader
 from tools.methods import tests_a_head, weights_files
 from tools.open_domain import segment_open_domain
 from tools.predictor import Prediction, Predictor
+from tools.running import begin, run_job
 from utils.distributed import barrier, gather_objects, is_main, rank, world_size
 from utils.errors import DataError
 from utils.logging import progress_bar

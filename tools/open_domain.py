@@ -17,9 +17,9 @@ from datasets.orientation import turned_back
 from datasets.readers.open_domain import OpenDomainObject, category_mask, read_open_domain
 from tools.evaluation import Evaluation
 from tools.gallery import GalleryWriter, all_ranked, query_panels, support_panels
-from tools.job import begin
 from tools.methods import weights_files
 from tools.predictor import Outcome, Prediction, Predictor
+from tools.running import begin
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, OutputError
 from utils.large_arrays import allocate, let_go

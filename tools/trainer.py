@@ -27,8 +27,8 @@ from datasets.views import denormalise
 from models.build import with_baseline
 from models.priors import upsample
 from tools.evaluator import NoQueryError, SplitTest
-from tools.job import begin, run_job
 from tools.predictor import Predictor
+from tools.running import begin, run_job
 from tools.training.feature_bank import filled
 from tools.training.state import Training
 from tools.training.steps import Batch, add_to_meter

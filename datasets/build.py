@@ -42,8 +42,8 @@ def build_train_index(cfg: CfgNode) -> SampleIndex:
     """Samples of the training objects, each from all of the training roots that have it.
 
     Categories of one name are one. Images are relative to the first root, links resolved.
-    Raises ConfigError for a data set without training objects, DataError for an object in no root
-    or where two roots disagree about its categories.
+    Raises ConfigError without training objects, DataError for an object in no root or where two
+    roots disagree about its categories.
     """
     reader, objects = _sample_reader(cfg), objects_of(cfg)[0]
     if not objects:
@@ -137,31 +137,24 @@ def build_anomaly_objects(cfg: CfgNode) -> list[AnomalyObject]:
 def view_settings(cfg: CfgNode) -> ViewSettings:
     """How samples become network inputs; without the suffix _ND every image is resized whole."""
     data = cfg.DATASET
-    return ViewSettings(
-        image_size=data.image_size,
-        crop_size=data.crop_size,
-        resize_ratio=data.area_resize_ratio if data.name.endswith(NATIVE_SUFFIX) else None,
-        views=data.s_in_shot,
-        normal_views=data.normal_views,
-        crops_may_miss=cfg.TEST.protocol == "published",
-    )
+    ratio = data.area_resize_ratio if data.name.endswith(NATIVE_SUFFIX) else None
+    views = {"views": data.s_in_shot, "normal_views": data.normal_views}
+    may_miss = cfg.TEST.protocol == "published"
+    return ViewSettings(data.image_size, data.crop_size, ratio, **views, crops_may_miss=may_miss)
 
 
 def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisodes:
     """Training episodes over the samples of `index`."""
-    data = cfg.DATASET
+    data, degrees = cfg.DATASET, (cfg.DATASET.rotate_min, cfg.DATASET.rotate_max)
+    ratio, share = tuple(data.crop_ratio), data.normal_sample_sampling_prob
     crops = TrainingCrops(
-        view_settings(cfg),
-        crop_ratio=tuple(data.crop_ratio),
-        normal_probability=data.normal_sample_sampling_prob,
-        degrees=(data.rotate_min, data.rotate_max),
+        view_settings(cfg), crop_ratio=ratio, normal_probability=share, degrees=degrees
     )
     return TrainingEpisodes(EpisodeList(index, data.shot, cfg.RNG_SEED), crops)
 
 
 def _test_root(cfg: CfgNode, sub_dataset: str) -> Path:
-    root = Path(cfg.TEST.dataset_path)
-    return root if sub_dataset == "original" else root / sub_dataset
+    return Path(cfg.TEST.dataset_path, "" if sub_dataset == "original" else sub_dataset)
 
 
 def _index(cfg: CfgNode, root: Path, objects: list[str], key: str) -> SampleIndex:

@@ -42,9 +42,8 @@ def list_images(folder: Path) -> list[Path]:
     stems = {path.stem for path in images}
     masks = [path.name for path in images if path.stem.removesuffix("_mask") in stems - {path.stem}]
     if masks:
-        fault = "have the names of masks of others there, but are read as images"
-        remedy = "keep masks in a folder of their own"
-        warn_once(_LOG, f"{folder}: {len(masks)} files, such as {masks[0]}, {fault}; {remedy}")
+        fault = "have the names of masks, but are read as images; keep masks in another folder"
+        warn_once(_LOG, f"{folder}: {len(masks)} files, such as {masks[0]}, {fault}")
     return images
 
 
@@ -78,8 +77,7 @@ def warn_unread(
 ) -> None:
     """Warns of images below a folder that are not among those read, once for each of its folders.
 
-    expected: where images are read from, for people.  masks: names of folders of masks.  silent: of
-    folders that are not meant to be read.
+    expected: where images are read from.  masks, silent: folders of masks, and not to be read.
     """
     real = cache(os.path.realpath)  # of folders; the files in them may be links
     known, left = {(real(path.parent), path.name) for path in read}, defaultdict(list)
@@ -186,10 +184,7 @@ def plain(name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, without a byte order mark.
-
-    Raises DataError for another encoding, or a web page or an archive under the file's name.
-    """
+    """Text of a file in UTF-8, without a byte order mark; DataError for what else it may be."""
     content = path.read_bytes()
     if other := foreign(content[:64]):
         raise DataError(f"{path}: not the file meant, but {other}")

@@ -24,17 +24,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """All pixels of one defect category in one image.
+    """All pixels of one defect category in one image."""
 
-    image: path relative to the data set's root, with forward slashes.  object: the product, such as
-    "Ring_VISION".  category: its id within the object.  mask: of the image's size, not empty.
-    """
-
-    image: str
-    object: str
-    category: int
+    image: str  # path relative to the data set's root, with forward slashes
+    object: str  # the product, such as "Ring_VISION"
+    category: int  # its id within the object
     category_name: str
-    mask: Rle = field(hash=False)
+    mask: Rle = field(hash=False)  # of the image's size, not empty
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,16 +60,12 @@ class Sample:
 
 @dataclass
 class SampleIndex:
-    """Samples of one or more objects.
+    """Samples of one or more objects."""
 
-    root: that sample.image is relative to.  notes: what the reader left out, one line each.
-    fingerprint: of the files that were read; empty for an index of several objects.
-    """
-
-    root: Path
+    root: Path  # that sample.image is relative to
     samples: list[Sample] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    fingerprint: str = ""
+    notes: list[str] = field(default_factory=list)  # what the reader left out, one line each
+    fingerprint: str = ""  # of the files that were read; empty for an index of several objects
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -135,6 +127,7 @@ def load_or_build(
         current = fingerprint(root, reader.source_files(root, object_name, key))
         index = _load_fitting(path, current) if load else None
         if index is None:
+            _LOG.info("reading %s in %s: no saved index of it is used", object_name, root)
             index = SampleIndex(root, *reader.read_object(root, object_name, key), current)
             if save:
                 index.save(path)
@@ -157,19 +150,15 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
 
 
 def _load_fitting(path: Path, current: str) -> SampleIndex | None:
-    """A saved index, or None, with a line in the log, where it is to be built."""
-    if not path.is_file():  # a pipe would be waited for
-        _LOG.info("no saved index %s: reading the data set", path)
-        return None
+    """A saved index of files that have not changed since."""
     try:
         index = SampleIndex.load(path)
+    except FileNotFoundError:
+        return None
     except BROKEN as error:
         _LOG.warning("%s: no index of samples (%.300r): reading the data set again", path, error)
         return None
-    if index.fingerprint == current:
-        return index
-    _LOG.info("the data set has changed since %s was saved: reading it again", path)
-    return None
+    return index if index.fingerprint == current else None
 
 
 def join_categories(

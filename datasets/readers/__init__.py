@@ -3,12 +3,10 @@
 A reader is a module with a `kind` and the functions that jobs of that kind call. `key` is the
 setting that holds root, which errors name.
 
-- "episodes", samples that become queries and supports: `read_object(root, object, key)`, the
-  samples of one object and a line for each kind of thing that was left out;
-  `source_files(root, object, key)`, the files whose change makes a saved index stale;
-  `normal_images(root, object, key)`, images without defect, sorted; `has_object(root, object)`.
-- "anomaly": `objects`, the names of all of them, and `read_object(root, name, key)`, which returns
-  an `AnomalyObject`.
+- "episodes": `read_object(root, object, key)`, the samples of one object and a line for each kind
+  of thing that was left out; `source_files(root, object, key)`, whose change makes a saved index
+  stale; `normal_images(root, object, key)`, without defect, sorted; `has_object(root, object)`.
+- "anomaly": `objects`, all names, and `read_object(root, name, key)`, an `AnomalyObject`.
 - "open_domain": `read_open_domain(root, object, key)`.
 """
 
@@ -33,9 +31,8 @@ READERS: dict[str, ModuleType] = {
 
 def reader_of(name: str) -> ModuleType:
     """The reader of a data set by DATASET.name, with or without _ND; ConfigError if unknown."""
-    base = name.removesuffix(NATIVE_SUFFIX)
-    if base in READERS:
-        return READERS[base]
+    if reader := READERS.get(name.removesuffix(NATIVE_SUFFIX)):
+        return reader
     expected = f"one of {', '.join(READERS)}, each also with {NATIVE_SUFFIX}"
     near = hint(name, [*READERS, *(known + NATIVE_SUFFIX for known in READERS)], "")
     raise ConfigError(f"DATASET.name is {name!r:.200}, expected {expected}. {near}".strip())

@@ -52,15 +52,11 @@ class AnomalyObject:
 def read_target(item: AnomalyImage, size: tuple[int, int]) -> np.ndarray:
     """What is abnormal in an image of size (h, w), uint8 (h, w) in {0, 1}; zeros if it is normal.
 
-    A warning names a mask that marks nothing. Raises DataError for one of another size.
+    A warning names a mask that marks nothing.
     """
     if item.mask is None:
         return np.zeros(size, np.uint8)
     mask = turned_back(read_mask(item.mask), item.image, item.mask)
-    if mask.shape != tuple(size):
-        own, other = (f"{height} x {width}" for height, width in (mask.shape, size))
-        fault = f"is {own} (h x w), but its image {item.image} is {other}"
-        raise DataError(f"{item.mask} {fault}; a mask needs the size of its image")
     if not mask.any():
         doubt = f"its image is one of {item.defect}; mend the mask"
         warn_once(_LOG, f"{item.mask} marks nothing, but {doubt}")

@@ -32,17 +32,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CocoFile:
-    """An annotation file.
-
-    images: entries by id; their file_name is relative to the file's folder, without `..`.
-    names: of the categories, by id.
-    shapes: run lengths of each annotation, by (image id, category id).
-    """
+    """An annotation file."""
 
     path: Path
-    images: dict[int, dict]
-    names: dict[int, str]
-    shapes: dict[tuple[int, int], list[Rle]]
+    images: dict[int, dict]  # entries by id; file_name is relative to the file's folder, without ..
+    names: dict[int, str]  # of the categories, by id
+    shapes: dict[tuple[int, int], list[Rle]]  # run lengths by (image id, category id)
 
     def size(self, image_id: int) -> tuple[int, int]:
         """Size (h, w) that an image is listed with. Raises DataError as check_pixels."""
@@ -79,15 +74,12 @@ def read_coco(path: Path) -> CocoFile:
     names = {entry["id"]: entry["name"] for entry in categories}
     coco = CocoFile(path, {image["id"]: image for image in images}, names, {})
     annotations = _entries(path, content, "annotations")
-    boxes, sizes = [], []
+    boxes, sizes, listed = [], [], {"images": coco.images, "categories": names}
     for annotation in annotations:
         image_id, category = annotation["image_id"], annotation["category_id"]
         where = f"{path}: annotation {annotation['id']}"
-        for key, number, ids in (
-            ("images", image_id, coco.images),
-            ("categories", category, names),
-        ):
-            if number not in ids:
+        for key, number in (("images", image_id), ("categories", category)):
+            if number not in listed[key]:
                 noun = f"{_NOUNS[key]} {number!r}"
                 raise DataError(f"{where} belongs to {noun}, which {key!r} does not list")
         sizes.append(coco.size(image_id))
@@ -125,10 +117,7 @@ def _entries(path: Path, content: dict, key: str) -> list[dict]:
 
 
 def _shape(segmentation: list | dict, size: tuple[int, int]) -> tuple[Rle, Sequence[float]]:
-    """Run lengths of an annotation in an image of size (h, w), and its bounding box.
-
-    The box is left, top, right, bottom in pixels, not cut off at the image's border.
-    """
+    """Run lengths of an annotation, and its left, top, right, bottom, not cut off at the border."""
     if isinstance(segmentation, dict):
         rle = rle_of_annotation(segmentation, size)
         return rle, rle_box(rle)
@@ -178,10 +167,7 @@ def _doubts(annotations: list[dict], boxes: list, sizes: list[tuple[int, int]]) 
 
 
 def _contradicts(boxes: np.ndarray, beside: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Whether bbox or, without one, area cannot be that of a shape, (n,) bool.
-
-    boxes: of the shapes (n, 4).  beside: bbox and area in the entries (n, 5).  limits: w, h, w, h.
-    """
+    """Whether bbox or, without one, area in the entries (n, 5) cannot be that of a shape."""
     bbox, area, margin = beside[:, :4], beside[:, 4], np.array([-1, -1, 1, 1])
     one, other = np.clip(boxes + margin, 0, limits), np.clip(bbox + margin, 0, limits)
     common = np.hstack([np.maximum(one, other)[:, :2], np.minimum(one, other)[:, 2:]])
@@ -192,7 +178,7 @@ def _contradicts(boxes: np.ndarray, beside: np.ndarray, limits: np.ndarray) -> n
 
 
 def _bbox_and_area(annotation: dict) -> list[float]:
-    """Left, top, right, bottom and area that an entry gives; NaN for what is no use."""
+    """Left, top, right, bottom and area of an entry; NaN for what is no use."""
     box, area = annotation.get("bbox"), annotation.get("area")
     numbers = [*box, area] if isinstance(box, list) and len(box) == 4 else [None] * 4 + [area]
     is_number = [type(value) in (int, float) and abs(value) < 1e15 for value in numbers]

@@ -8,11 +8,13 @@ Ring_VISION, DS-DAGM, DS-Cotton-Fabric).
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from datasets import folders
+from datasets.folders import ANY_PATH_KEY
 from datasets.masks import read_labels
 from datasets.orientation import turned_back
 from datasets.rle import rle_encode
@@ -27,9 +29,7 @@ _COLOURED = ("rbg_mask", "rgb_mask")  # folders of the download that show the ma
 
 
 @folders.named_files()
-def read_object(
-    root: Path, object: str, key: str = folders.ANY_PATH_KEY
-) -> tuple[list[Sample], list[str]]:
+def read_object(root: Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
     """Samples of one object, sorted by (image, category), and notes on what was left out.
 
     Every value above 0 in a mask is a sample of that category. object: its name in the published
@@ -58,13 +58,13 @@ def read_object(
 
 
 @folders.named_files()
-def source_files(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
+def source_files(root: Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Images and masks of one object. Raises DataError as read_object."""
     return [path for pair in _pairs(_object_folder(root, object, key)) for path in pair]
 
 
 @folders.named_files()
-def normal_images(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
+def normal_images(root: Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Images in image/good/ of one object, sorted; none without that folder."""
     folder = _object_folder(root, object, key) / "image" / _NORMAL
     return folders.list_images(folder) if folder.is_dir() else []
@@ -82,23 +82,22 @@ def _candidates(root: Path, name: str) -> list[Path]:
 
 def _object_folder(root: Path, name: str, key: str) -> Path:
     candidates = _candidates(root, name)
-    found = [folder for folder in candidates if folder.is_dir()]
-    if not found:
+    there = [folder for folder in candidates if folder.is_dir()]
+    if not there:
         raise folders.missing_object(root, candidates, key, ("", "DS-MVTec", "DS-VISION"))
-    if len(found) > 1:
-        warn_once(_LOG, f"{name} is read from {found[0]}; {found[1]} is there, too, and left out")
-    return found[0]
+    if len(there) > 1:
+        warn_once(_LOG, f"{name} is read from {there[0]}; {there[1]} is there, too, and left out")
+    return there[0]
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """(image, mask) of every image, sorted by image; each has a mask of its size."""
     images, masks = folder / "image", folder / "mask"
-    if missing := [folder for folder in (images, masks) if not folder.is_dir()]:
-        expected = "an object of Defect Spectrum has image/ and mask/"
-        raise DataError(f"{missing[0]}: no such folder; {expected}")
+    for place in (images, masks):
+        if not place.is_dir():
+            expected = "an object of Defect Spectrum has image/ and mask/"
+            raise DataError(f"{place}: no such folder; {expected}")
     folders.refuse_other_spelling(images, _NORMAL)
-    pairs = folders.pair_masks(folders.list_images(images), masks)
-    for place in folders.subfolders(images):
-        if place.name != _NORMAL:
-            pairs += folders.pair_masks(folders.list_images(place), masks / place.name)
-    return pairs
+    places = ["", *(path.name for path in folders.subfolders(images) if path.name != _NORMAL)]
+    pairs = (folders.pair_masks(folders.list_images(images / p), masks / p) for p in places)
+    return list(chain(*pairs))

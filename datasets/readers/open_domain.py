@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from datasets import folders
+from datasets.folders import ANY_PATH_KEY
 from datasets.masks import read_labels, read_mask
 from utils.errors import ConfigError, DataError
 from utils.warn_once import warn_once
@@ -24,18 +26,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenDomainObject:
-    """The files of one object to segment.
-
-    supports: (image, mask) of each type of defect, sorted by image; the only type of an object
-    without types is "".  normal: images without defect.  true_labels: by type, the mask of a query
-    by its file name, for the queries that have one.
-    """
+    """The files of one object to segment; the only type of an object without types is ""."""
 
     name: str
-    supports: dict[str, list[tuple[Path, Path]]]
-    normal: list[Path]
+    supports: dict[str, list[tuple[Path, Path]]]  # (image, mask) of each type, sorted by image
+    normal: list[Path]  # images without defect
     queries: list[Path]
-    true_labels: dict[str, dict[str, Path]]
+    true_labels: dict[str, dict[str, Path]]  # by type: the masks that are there, by query name
 
     def class_name(self, kind: str) -> str:
         """A type of defect, for people: object/type, or the object alone."""
@@ -43,9 +40,7 @@ class OpenDomainObject:
 
 
 @folders.named_files()
-def read_open_domain(
-    root: str | Path, object: str, key: str = folders.ANY_PATH_KEY
-) -> OpenDomainObject:
+def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> OpenDomainObject:
     """Finds and matches the files of one object; pixels are read later.
 
     Raises DataError where folders or images are missing, a support has no mask, or a mask is not of
@@ -73,13 +68,11 @@ def read_open_domain(
     if types and labels.is_dir() and (flat := folders.list_images(labels)):
         remedy = f"put true labels into {labels}/TYPE, one of {', '.join(types)}"
         raise DataError(f"{flat[0]} tells no type; {remedy}")
-    read = [path for pairs in supports.values() for pair in pairs for path in pair]
-    read += [*normal, *queries]
-    true_labels = {}
-    for name in supports:
+    read, true_labels = [*normal, *queries], {}
+    for name, pairs in supports.items():
         masks = folders.match_masks(queries, labels / name)
         true_labels[name] = {query.name: mask for query, mask in masks.items()}
-        read += masks.values()
+        read += [*chain(*pairs), *masks.values()]
     expected = (
         f"images are read from support/{'TYPE/' if types else ''}image, support/{_NORMAL} and "
         "query/image themselves, masks beside image/ and true labels from query/true_label"

@@ -58,9 +58,9 @@ def read_object(root: Path, name: str, key: str = folders.ANY_PATH_KEY) -> Anoma
     item = AnomalyObject(name, sorted(normal), sorted(test, key=lambda image: image.image))
     expected = f"what {TABLE} lists as normal for the training, or for the test, is"
     folders.warn_unread(root / name, item.files(), expected)
-    for images, split, label in ((normal, "train", "normal"), (test, "test", "normal or anomaly")):
+    for images, sort in ((normal, "train and label normal"), (test, "test")):
         if not images:
-            raise DataError(f"{table}: no row of {name} with split {split} and label {label}")
+            raise DataError(f"{table}: no row of {name} with split {sort}")
     if twice := [file for file, count in Counter(item.files()).items() if count > 1]:
         remedy = "a test image must not be a training image too, and a mask belongs to one image"
         raise DataError(f"{table} lists {twice[0]} twice; {remedy}")
@@ -83,8 +83,7 @@ def _file(row: dict[str, str], there: dict[str, Path], column: str) -> Path:
     """The file that a column names, below the root."""
     where, relative = f"{row['where']}: {column}", Path(row[column])
     if relative.is_absolute() or ".." in relative.parts:
-        remedy = "paths start there, without .."
-        raise DataError(f"{where} {relative} leads out of the root; {remedy}")
+        raise DataError(f"{where} {relative} leads out of the root; paths start there, without ..")
     file = there[row[column]]
     if not file.is_file():
         raise DataError(f"{where} {file}: no such file; see whether the data set was copied whole")

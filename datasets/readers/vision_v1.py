@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from datasets import folders
+from datasets.folders import ANY_PATH_KEY
 from datasets.images import image_size
 from datasets.masks import warn_inverted
 from datasets.orientation import STORED, frame_of_mask, turned_back
@@ -24,9 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @folders.named_files()
-def read_object(
-    root: Path, object: str, key: str = folders.ANY_PATH_KEY
-) -> tuple[list[Sample], list[str]]:
+def read_object(root: Path, object: str, key: str = ANY_PATH_KEY) -> tuple[list[Sample], list[str]]:
     """Samples of one product, sorted by (part, image, category), and notes on what was left out.
 
     A sample is an image and one category: all its polygons and run lengths merged. Categories of
@@ -67,7 +66,7 @@ def read_object(
 
 
 @folders.named_files()
-def normal_images(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
+def normal_images(root: Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Images of one product that are on disk and listed without any annotation, sorted."""
     normal = []
     for path in source_files(root, object, key):
@@ -85,13 +84,12 @@ def has_object(root: Path, object: str) -> bool:
 
 
 @folders.named_files()
-def source_files(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> list[Path]:
+def source_files(root: Path, object: str, key: str = ANY_PATH_KEY) -> list[Path]:
     """Annotation files of one product, one or more. Raises DataError where there are none."""
     folder = root / object
     if not folder.is_dir():
         raise folders.missing_object(root, [folder], key)
-    parts = [folder / part for part in PARTS]
-    parts = [part for part in parts if part.is_dir() or part.is_symlink()]
+    parts = [path for path in map(folder.joinpath, PARTS) if path.is_dir() or path.is_symlink()]
     if not parts:
         others = _other_annotations(folder)
         hint = f"; {others[0]} is there: put it and its images so" if others else ""
@@ -108,8 +106,8 @@ def source_files(root: Path, object: str, key: str = folders.ANY_PATH_KEY) -> li
 def _other_annotations(folder: Path) -> list[Path]:
     """JSON files of an object's folder, and of those in it, that are not read."""
     places = [folder, *(path for path in folders.subfolders(folder) if path.name != UNLABELLED)]
-    found = [path for place in places for path in sorted(place.glob("[!.]*.json"))]
-    return [path for path in found if path.parent.name not in PARTS or path.name != ANNOTATIONS]
+    files = [path for place in places for path in sorted(place.glob("[!.]*.json"))]
+    return [path for path in files if path.parent.name not in PARTS or path.name != ANNOTATIONS]
 
 
 def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
@@ -131,14 +129,11 @@ def _image_files(coco: CocoFile, needed: set[int]) -> dict[int, Path]:
 
 def _notes(coco: CocoFile, used: list[int], empty: int) -> list[str]:
     """A note on each name of several ids, on images without annotation and on empty masks."""
-    ids, notes = defaultdict(list), []
-    for number in used:
-        ids[coco.names[number]].append(str(number))
-    for name, same in ids.items():
-        if len(same) > 1:
-            notes.append(
-                f"the categories {', '.join(same)} are all called {name!r} and count as one"
-            )
+    notes, names = [], [coco.names[number] for number in used]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(str(number) for number in used if coco.names[number] == name)
+            notes.append(f"the categories {same} are all called {name!r} and count as one")
     images = len(coco.images)
     if unmarked := images - len({image_id for image_id, _ in coco.shapes}):
         notes.append(f"{unmarked} of {images} images have no annotation and are left out")

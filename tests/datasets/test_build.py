@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +19,7 @@ from datasets.build import (
 from datasets.images import read_image
 from datasets.splits import split_objects
 from tests.anomaly_data import write_mvtec
-from tests.datasets.bad_files import warnings_about
+from tests.datasets.bad_files import saved, warnings_about
 from tests.helpers import tiny_config, write_product
 from utils.errors import ConfigError, DataError
 
@@ -30,8 +32,7 @@ def config(tmp_path):
 
 def test_objects_come_from_the_split_unless_they_are_listed(surfaces, config):
     listed = {"DATASET__train_objects": [], "DATASET__test_objects": []}
-    published = config(surfaces, DATASET__split=2, **listed)
-    assert objects_of(published) == split_objects("VISION_V1", 2)
+    assert objects_of(config(surfaces, DATASET__split=2, **listed)) == split_objects("VISION_V1", 2)
     own_test = config(surfaces, DATASET__train_objects=[])
     assert objects_of(own_test) == (split_objects("VISION_V1", 0)[0], ["Disk"])
     assert objects_of(config(surfaces)) == (["Plate"], ["Disk"])
@@ -52,62 +53,72 @@ def test_training_and_test_have_their_own_roots(surfaces, tmp_path, config):
         build_test_index(config(surfaces, **root))
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_further_roots_join_the_training(tmp_path, config, linked):
+def test_further_roots_join_the_training(tmp_path, config):
     """Also where a root is a link, through which `..` leads elsewhere."""
-    root, extra = tmp_path / "deep" / "down" / "main", tmp_path / "extra"
-    write_product(root, "Plate", {"spot": 3, "line": 2})
-    write_product(extra, "Ring", {"line": 2})
-    write_product(extra, "Plate", {"line": 4, "spot": 2})
-    if linked:
-        (tmp_path / "link").symlink_to(root)
-        root = tmp_path / "link"
-    options = {"TRAIN__extra_dataset_paths": [str(extra)]}
-    index = build_train_index(config(root, DATASET__train_objects=["Plate", "Ring"], **options))
+    root, extra, main = tmp_path / "link", tmp_path / "extra", tmp_path / "deep" / "down" / "main"
+    write_product(main, "Plate", {"spot": 3, "line": 2})
+    write_product(main, "Disk", {"spot": 3})
+    for name, defects in (
+        ("Ring", {"line": 2}),
+        ("Plate", {"line": 4, "spot": 2}),
+        ("Disk", {"line": 3}),
+    ):
+        write_product(extra, name, defects)
+    root.symlink_to(main)
+
+    def build(*names):
+        listed = {"DATASET__train_objects": list(names), "DATASET__test_objects": ["X"]}
+        return build_train_index(config(root, TRAIN__extra_dataset_paths=[str(extra)], **listed))
+
+    index = build("Plate", "Ring")
     assert index.objects() == ["Plate", "Ring"] and len(index) == 5 + 6 + 2
     names = {index.samples[m[0]].class_name: len(m) for m in index.classes().values()}
     assert names == {"Plate/spot": 3 + 2, "Plate/line": 2 + 4, "Ring/line": 2}, "by name"
-    assert index.missing_images() == []
     assert all(read_image(index.image_path(s)).shape[:2] == s.size for s in index.samples)
-    only_there = build_train_index(config(root, DATASET__train_objects=["Ring"], **options))
+    only_there = build("Ring")
     assert len(only_there) == 2 and only_there.missing_images() == []
-    write_product(extra, "Disk", {"line": 3})
-    write_product(root, "Disk", {"spot": 3})
     words = r"extra/Disk/train/\S+: category 0 is 'line', but in \S+/Disk/train/\S+ it is 'spot'"
     with pytest.raises(DataError, match=words):
-        build_train_index(
-            config(root, DATASET__train_objects=["Disk"], DATASET__test_objects=["X"], **options)
-        )
+        build("Disk")
 
 
 def test_extra_roots_that_are_missing_or_add_nothing_are_named(surfaces, tmp_path, config, caplog):
     """And one that is the first root by a link adds its samples once."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(surfaces)
-    extra = [str(tmp_path / "empty"), str(tmp_path / "link")]
-    joined = build_train_index(config(surfaces, TRAIN__extra_dataset_paths=extra))
-    assert joined.samples == build_train_index(config(surfaces)).samples
+
+    def build(*names):
+        extra = [str(tmp_path / name) for name in names]
+        return build_train_index(config(surfaces, TRAIN__extra_dataset_paths=extra))
+
+    assert build("empty", "link").samples == build().samples
     (message,) = warnings_about(caplog, tmp_path / "empty")
     assert "(TRAIN.extra_dataset_paths) has none of the training objects Plate" in message
-    cfg = config(surfaces, TRAIN__extra_dataset_paths=[str(tmp_path / "gone")])
     with pytest.raises(DataError, match=r"gone: no such folder; mend TRAIN\.extra_dataset_paths"):
-        build_train_index(cfg)
+        build("gone")
 
 
 def test_what_cannot_be_trained_on_is_refused(surfaces, tmp_path, config):
     with pytest.raises(DataError, match=r"Plat\b.*TRAIN\.dataset_path.*Plate"):
         build_train_index(config(surfaces, DATASET__train_objects=["Plat"]))
+    for name in ("image", "mask"):
+        saved(tmp_path / "cup" / name / "a.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(
+        DataError, match=r"cup .*TRAIN\.dataset_path.* no sample .*1 masks are black"
+    ):
+        build_train_index(
+            config(tmp_path, DATASET__name="DS_Spectrum", DATASET__train_objects=["cup"])
+        )
     cfg = config(surfaces, DATASET__name="DS_Spectrum_DS_ND", DATASET__train_objects=[])
     with pytest.raises(ConfigError, match=r"DS_Spectrum_DS_ND.*DATASET\.train_objects"):
         build_train_index(cfg)
-    for name in ("opendomain_test_dataset_ND", "mvtec"):
-        words = rf"DATASET\.name is {name}, which has nothing to train on; .*VISION_V1, DS_Spec"
-        with pytest.raises(ConfigError, match=words):
-            build_train_index(config(surfaces, DATASET__name=name))
+    words = r"DATASET\.name is mvtec, which has nothing to train on; .*VISION_V1, DS_Spec"
+    with pytest.raises(ConfigError, match=words):
+        build_train_index(config(surfaces, DATASET__name="mvtec"))
 
 
-def test_the_saved_index_follows_its_switches(tmp_path, config):
-    write_product(tmp_path, "Plate", {"spot": 3})
+def test_the_saved_index_follows_its_switches_and_the_files(tmp_path, config, caplog):
+    annotations = write_product(tmp_path, "Plate", {"spot": 3})[0].parent / "_annotations.coco.json"
     file = tmp_path / "cache" / "VISION_V1" / "Plate.json"
 
     def build(save, load):
@@ -117,22 +128,27 @@ def test_the_saved_index_follows_its_switches(tmp_path, config):
 
     built = build(save=False, load=False)
     assert not file.exists() and build(save=True, load=True) == built
-    file.write_text(file.read_text().replace('"spot"', '"dot"'))
-    assert {sample.category_name for sample in build(save=False, load=True)} == {"dot"}
-    assert build(save=True, load=False) == built and '"dot"' not in file.read_text()
+    whole = file.read_text()
+    file.write_text(whole.replace('"spot"', '"dot"'))
+    assert build(save=False, load=True) != built == build(save=False, load=False)
+    os.utime(annotations, ns=(1, 2))
+    assert build(save=True, load=True) == built, "they have changed"
+    for broken in ("{", "[]", '{"format": 0}'):
+        file.write_text(broken)
+        assert build(save=True, load=True) == built == build(save=False, load=True)
+    assert len(warnings_about(caplog, file)) == 3
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("VISION_V1_ND", 0.25), ("VISION_V1", None)])
-def test_episodes_take_the_settings_of_the_config(surfaces, config, name, ratio):
+def test_episodes_take_the_settings_of_the_config(surfaces, config):
     options = {"DATASET__shot": 2, "DATASET__normal_sample_sampling_prob": 0.7, "RNG_SEED": 9}
     options |= {"TEST__protocol": "published", "DATASET__area_resize_ratio": 0.25}
-    cfg = config(surfaces, DATASET__name=name, **options)
+    cfg = config(surfaces, DATASET__name="VISION_V1_ND", **options)
     episodes = build_training_episodes(cfg, build_train_index(cfg))
     assert episodes.crops.normal_probability == 0.7 and episodes.episodes.seed == 9
     assert episodes[0]["supports"].shape == (4, 3, 64, 64)
-    settings = view_settings(cfg)
-    assert settings.resize_ratio == ratio and settings.crops_may_miss
-    assert not view_settings(config(surfaces)).crops_may_miss
+    native, whole = view_settings(cfg), view_settings(config(surfaces, DATASET__name="VISION_V1"))
+    assert native.resize_ratio == 0.25 and native.crops_may_miss
+    assert whole.resize_ratio is None and not whole.crops_may_miss
 
 
 def write_clean(folder, *names):
@@ -147,9 +163,8 @@ def add_clean(product, part, *names):
     """Add images without any defect to a product's annotation file."""
     file = product / part / "_annotations.coco.json"
     content = json.loads(file.read_text())
-    for name in names:
-        entry = {"id": 100 + len(content["images"]), "file_name": name, "height": 12, "width": 16}
-        content["images"].append(entry)
+    size = {"height": 12, "width": 16}
+    content["images"] += [{"id": 100 + i, "file_name": name} | size for i, name in enumerate(names)]
     file.write_text(json.dumps(content))
     return write_clean(product / part, *names)
 
@@ -167,39 +182,33 @@ def test_normal_images_are_those_of_the_layout(tmp_path, config):
     assert build_normal_images(without, ["Disk"]) == {}
 
 
-@pytest.mark.parametrize("name", ["VISION_V1_ND", "DS_Spectrum_DS_ND"])
-def test_a_folder_of_normal_images_is_for_every_object(tmp_path, config, name, caplog):
+def test_a_folder_of_normal_images_is_for_every_object(tmp_path, config, caplog):
     """In place of the objects' own, for sub data sets, too; what lies deeper is named."""
     write_product(tmp_path / "dark", "Disk")
     add_clean(tmp_path / "dark" / "Disk", "train", "own.png")
     shared = write_clean(tmp_path / "clean", "1.png", "2.png")
     write_clean(tmp_path / "clean" / "day1", "3.png")
     folder = {"DATASET__normal_folder": "clean", "DATASET__normal_shot": 1}
-    cfg = config(tmp_path, DATASET__name=name, **folder)
     expected = {"Disk": shared, "bottle": shared}
-    assert build_normal_images(cfg, ["Disk", "bottle"], "dark") == expected
+    assert build_normal_images(config(tmp_path, **folder), ["Disk", "bottle"], "dark") == expected
     (message,) = warnings_about(caplog, tmp_path / "clean" / "day1")
     assert "1 files, such as 3.png, are not read" in message
 
 
-TOO_FEW = r"Disk: {} normal images in .*{}.*normal_shot is 3.*DATASET\.normal_folder"
-ANNOTATED = r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"
 REFUSED = [
-    ("VISION_V1", "", TOO_FEW.format(1, "")),
-    ("VISION_V1_ND", "clean", TOO_FEW.format(2, "clean")),
-    ("VISION_V1_ND", "gone", TOO_FEW.format(0, "gone")),
-    ("VISION_V1_ND", "Disk/train", ANNOTATED),
+    ("", r"Disk: 1 normal images in .*normal_shot is 3.*DATASET\.normal_folder"),
+    ("gone", "Disk: 0 normal images in .*gone.*normal_shot is 3"),
+    ("Disk/train", r"Disk/train \(DATASET\.normal_folder\) has _annotations\.coco\.json"),
 ]
 
 
-@pytest.mark.parametrize(("name", "folder", "words"), REFUSED)
-def test_too_few_normal_images_and_such_as_may_have_defects(tmp_path, config, name, folder, words):
+@pytest.mark.parametrize(("folder", "words"), REFUSED)
+def test_too_few_normal_images_and_such_as_may_have_defects(tmp_path, config, folder, words):
     write_product(tmp_path, "Disk")
     add_clean(tmp_path / "Disk", "train", "a.png")
-    write_clean(tmp_path / "clean", "1.png", "2.png")
-    options = {"DATASET__name": name, "DATASET__normal_shot": 3, "DATASET__normal_folder": folder}
+    cfg = config(tmp_path, DATASET__normal_shot=3, DATASET__normal_folder=folder)
     with pytest.raises(DataError, match=words):
-        build_normal_images(config(tmp_path, **options), ["Disk"])
+        build_normal_images(cfg, ["Disk"])
 
 
 def test_anomaly_objects_are_those_listed_or_all(tmp_path, config):

@@ -22,14 +22,13 @@ from datasets.rle import rle_of_annotation
 TIMES = int(os.environ.get("SOFS_FUZZ", "1"))  # times as many inputs; other ones from 2 on
 GROWTH = 400 << 20  # bytes of memory, for all inputs of a test
 SIDES = (13, 17)
-NAMES = ["", ".", "..", "/", "../a.png", "/etc/passwd", "a/../../b", "./a.png", "a.png\0"]
-NAMES += ["a\nb.png", "\ud800.png", "\udc80.png", "ü 漢.png", "x" * 256, "y" * 4097, "C:\\a", "~"]
-NUMBERS = [0, 1, -1, 2, 3, 16, 17, 255, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.5]
-NUMBERS += [-0.0, 1e-320, 1e308, float("nan"), float("inf"), float("-inf"), 8.5, 1e9, 16777216.0]
-OTHERS = [None, True, False, [], {}, [[]], [{}], {"a": {}}, [[1.0]], [None], "1", "true", "[1, 2]"]
+NAMES = ["", ".", "..", "/etc/passwd", "a/../../b", "./a.png", "a.png\0", "a\nb.png", "\ud800.png"]
+NAMES += ["ü 漢.png", "x" * 256, "C:\\a", "~"]
+NUMBERS = [0, 1, -1, 2, 16, 17, 255, 2**31, 2**63, 10**30, 10**400, -0.0, 0.5, 8.5, 1e308, 1e-320]
+NUMBERS += [float("nan"), float("inf"), float("-inf")]
+OTHERS = [None, True, [], {}, [[]], [{}], {"a": {}}, [[1.0]], [None], "1", "true", "[1, 2]"]
 ODD = st.one_of(
     st.sampled_from(NAMES + NUMBERS + OTHERS),
-    st.lists(st.sampled_from(NUMBERS), max_size=9),
     st.lists(st.lists(st.integers(-9, 40), max_size=9), max_size=3),
     st.text(max_size=9),
 ).map(copy.deepcopy)
@@ -66,22 +65,16 @@ def _places(tree, path=()):
 
 @st.composite
 def changed(draw, tree):
-    """A copy of a tree with up to four values replaced, taken out or under another name."""
+    """A copy of a tree with up to four values replaced or taken out."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(0, 4))):
-        *path, last = draw(st.sampled_from([path for path in _places(tree) if path] or [[None]]))
-        if last is None:
-            break
-        parent = reduce(operator.getitem, path, tree)
-        match draw(st.sampled_from(["odd", "odd", "drop", "move"])):
-            case "odd":
+        if places := [path for path in _places(tree) if path]:
+            *path, last = draw(st.sampled_from(places))
+            parent = reduce(operator.getitem, path, tree)
+            if draw(st.integers(0, 3)):
                 parent[last] = draw(ODD)
-            case "drop":
+            else:
                 del parent[last]
-            case "move" if isinstance(parent, dict):
-                parent[draw(st.sampled_from(NAMES))] = parent[last]
-            case "move":
-                parent.append(copy.deepcopy(parent[last]))
     return tree
 
 
@@ -118,7 +111,7 @@ def annotations(size=(12, 16), names=("a.png", "b.png", "c.png", "gone.png")):
 
 def contents(tree):
     """Content of an annotation file: a changed tree, or a spoilt text."""
-    odd = changed(tree).map(lambda found: json.dumps(found).encode())
+    odd = changed(tree).map(lambda tree: json.dumps(tree).encode())
     return st.one_of(odd, odd, spoilt(json.dumps(tree).encode()))
 
 
@@ -134,23 +127,20 @@ def _images():
     deep = Image.fromarray(rng.integers(0, 65536, SIDES, dtype=np.uint16))
     exif = Image.Exif()
     exif[274] = 6
-    pages = {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)]}
-    modes = {"PNG": "1 L LA P RGB RGBA", "JPEG": "L RGB CMYK", "BMP": "1 L P RGB RGBA"}
-    modes |= {"TIFF": "1 L RGB CMYK LAB YCbCr"}
+    modes = {"PNG": "1 LA P RGB", "JPEG": "L RGB CMYK", "BMP": "1 P RGB", "TIFF": "1 RGB CMYK LAB"}
     files = [
         _encoded(colour.convert(m), form) for form, some in modes.items() for m in some.split()
     ]
     files += [_encoded(colour, form, exif=exif) for form in ("PNG", "JPEG", "TIFF")]
+    pages = {"save_all": True, "append_images": [colour.rotate(90)]}
     files += [_encoded(colour, form, **pages) for form in ("PNG", "TIFF", "MPO", "GIF")]
     for packed in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         files.append(_encoded(colour, "TIFF", compression=packed))
-    files += [_encoded(deep, "PNG"), _encoded(deep, "TIFF"), _encoded(deep.convert("F"), "TIFF")]
-    files += [_encoded(colour, form) for form in ("WEBP", "PPM", "JPEG2000", "DIB")]
-    return [*files, _encoded(colour, "TIFF", big_tiff=True), b"", b"no image", b"<svg width='9'/>"]
+    files += [_encoded(deep, "PNG"), _encoded(deep.convert("F"), "TIFF")]
+    return [*files, *(_encoded(colour, form) for form in ("WEBP", "PPM", "JPEG2000")), b"no image"]
 
 
-_NUMBERS = [0, 1, 127, 255, 256, 5000, 65535, 65536, 100_000, 2**31 - 1, 2**31, 2**32 - 1]
+_NUMBERS = [0, 1, 127, 256, 5000, 65535, 65536, 100_000, 2**31 - 1, 2**31, 2**32 - 1]
 _HEADER = [n.to_bytes(4, order) for n in _NUMBERS for order in ("little", "big")]
-_HEADER += [(n % 65536).to_bytes(2, order) for n in _NUMBERS for order in ("little", "big")]
 # Content of image files, most often broken: cut, spliced, with odd numbers in their headers
 broken_files = st.sampled_from(_images()).flatmap(lambda whole: spoilt(whole, _HEADER))

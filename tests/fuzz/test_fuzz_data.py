@@ -39,13 +39,13 @@ def test_odd_annotations_are_read_or_refused_by_name(tmp_path):
         saved(folder / name, pixels)
     with_orientation(folder / "b.png", pixels.T.copy(), 6)
 
-    @fuzzed(200)
+    @fuzzed(120)
     @given(contents(annotations()))
     def read(content):
         (folder / vision_v1.ANNOTATIONS).write_bytes(content)
-        calls = (vision_v1.normal_images, vision_v1.read_object)
-        _, found = (result_of(call, (tmp_path, "Plate"), vision_v1.ANNOTATIONS) for call in calls)
-        for sample in found[0] if found else ():
+        result_of(vision_v1.normal_images, (tmp_path, "Plate"), vision_v1.ANNOTATIONS)
+        answer = result_of(vision_v1.read_object, (tmp_path, "Plate"), vision_v1.ANNOTATIONS)
+        for sample in answer[0] if answer else ():
             assert sample.image.startswith("Plate/train/") and ".." not in sample.image.split("/")
             assert sample.decode_mask().shape == sample.size and sample.decode_mask().any()
             if sample.image.endswith(("/a.png", "/b.png", "/c.png")):
@@ -65,7 +65,7 @@ def read_in_strips(path):
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about odd tags
 def test_broken_images_are_read_or_refused_by_name(tmp_path):
-    @fuzzed(300)
+    @fuzzed(200)
     @given(broken_files, st.sampled_from(["a.png", "a.jpg", "a.TIF", "a.bmp"]))
     def read(content, name):
         path = tmp_path / name

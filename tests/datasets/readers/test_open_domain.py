@@ -55,52 +55,39 @@ def test_files_are_found_and_matched(steel):
     assert found.queries == [query / "image" / "q1.jpeg", query / "image" / "q2.tif"]
     assert found.name == "steel" and found.normal == [] and found.class_name("") == "steel"
     assert found.true_labels == {"": {"q2.tif": label}}
-    write(query / "true_label" / "q1.png", (7, 6))
-    with pytest.raises(DataError, match=r"true_label/q1\.png.*image/q1\.jpeg"):
-        read(steel)
 
 
 def test_what_is_missing_is_named(steel):
     with pytest.raises(DataError, match=r"stele.*open_domain_test_object.*dataset_path.*steel"):
         read_open_domain(steel.parent, "stele", "TEST.dataset_path")
-    write(steel / "support" / "mask" / "a.bmp", (10, 8))
-    with pytest.raises(DataError, match=r"support/mask/a\.bmp is 10 x 8.*support/image/a\.png"):
-        read(steel)
     os.remove(steel / "support" / "mask" / "a.bmp")
     with pytest.raises(DataError, match=r"support/image/a\.png.*support/mask/a_mask\.png"):
         read(steel)
-    (steel / "support" / "image" / "a.png").rename(steel / "support" / "mask" / "a.png")
+    write(steel / "support" / "mask" / "a.bmp")
     (steel / "query" / "image").rename(steel / "query" / "images")
     with pytest.raises(DataError, match=r"query/image: no images.*query holds: images"):
         read(steel)
 
 
-def test_types_are_the_folders_of_the_supports(typed, names=("Dent ü", "s.png")):
+def test_types_are_the_folders_of_the_supports(typed):
+    names = ("Dent ü", "s.png")
     pairs = {name: [add_type(typed, name)] for name in reversed(names)}
     add_type(typed, names[0], labelled=("q1",))
-    found = read(typed)
-    assert list(found.supports) == sorted(names) and found.supports == pairs
-    label = typed / "query" / "true_label" / names[0] / "q1.png"
-    assert found.true_labels == {names[0]: {"q1.jpeg": label}, names[1]: {}}
-    assert found.class_name(names[1]) == f"steel/{names[1]}"
+    item, label = read(typed), typed / "query" / "true_label" / names[0] / "q1.png"
+    assert list(item.supports) == sorted(names) and item.supports == pairs
+    assert item.true_labels == {names[0]: {"q1.jpeg": label}, names[1]: {}}
+    assert item.class_name(names[1]) == f"steel/{names[1]}"
 
 
 @pytest.mark.parametrize("folders", ["good", "good/image", "good good/image"])
-@pytest.mark.parametrize("kind", ["dent", ""])
-def test_images_without_defect_are_no_type(typed, folders, kind):
-    add_type(typed, kind)
-    places = [typed / "support" / folder for folder in folders.split()]
-    images = [write(place / name) for place in places for name in ("b.png", "a.JPG")]
-    found = read(typed)
-    assert sorted(found.normal) == sorted(images)
-    assert list(found.supports) == [kind]
-
-
-def test_a_folder_without_image_and_mask_is_no_type_and_named(typed, caplog):
+def test_images_without_defect_and_other_folders_are_no_types(typed, caplog, folders):
     add_type(typed, "dent")
     for name in ("notes", ".cache"):
         (typed / "support" / name).mkdir()
-    assert list(read(typed).supports) == ["dent"]
+    places = [typed / "support" / folder for folder in folders.split()]
+    images = [write(place / name) for place in places for name in ("b.png", "a.JPG")]
+    item = read(typed)
+    assert sorted(item.normal) == sorted(images) and list(item.supports) == ["dent"]
     (message,) = warnings_about(caplog, typed)
     assert "support/notes is no type of defect: it has no image/ and mask/" in message
 
@@ -108,10 +95,6 @@ def test_a_folder_without_image_and_mask_is_no_type_and_named(typed, caplog):
 def test_types_that_are_not_whole_are_refused(typed):
     add_type(typed, "dent", labelled=["q1"])
     add_type(typed, "spot")
-    (typed / "support" / "good").mkdir()
-    with pytest.raises(DataError, match="support/good: no images"):
-        read(typed)
-    (typed / "support" / "good").rmdir()
     label = write(typed / "query" / "true_label" / "q1.png", (6, 7))
     with pytest.raises(DataError, match=r"q1\.png tells no type.*/TYPE, one of dent, spot"):
         read(typed)
@@ -129,7 +112,5 @@ def test_one_category_is_whatever_is_not_zero_and_several_are_values_from_one(tm
     path = write(tmp_path / "m.png")
     with pytest.raises(DataError, match=r"m\.png.*255.*open_domain_object_category_num is 3"):
         category_mask(path, 0, 3)
-    for category, count in ((1, 1), (-1, 2), (2, 2)):
-        words = rf"specific_defect_category is {category}.*category_num is {count}"
-        with pytest.raises(ConfigError, match=words):
-            category_mask(path, category, count)
+    with pytest.raises(ConfigError, match=r"specific_defect_category is 2.*category_num is 2"):
+        category_mask(path, 2, 2)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images import image_size
 from datasets.readers.anomaly import AnomalyImage, read_target
 from datasets.readers.visa import TABLE, VISA_OBJECTS, read_object
 from tests.anomaly_data import write_converted_visa, write_table, write_visa
@@ -35,35 +34,22 @@ def change(root, image, value, column):
 
 
 def test_the_table_says_what_is_what(visa):
-    found = read_object(visa, "candle")
-    assert found.name == "candle" and len(VISA_OBJECTS) == 12
-    assert found.normal == [visa / NORMAL / f"{number:04}.JPG" for number in range(4)]
+    item = read_object(visa, "candle")
+    assert item.name == "candle" and len(VISA_OBJECTS) == 12
+    assert item.normal == [visa / NORMAL / f"{number:04}.JPG" for number in range(4)]
     masks = visa / "candle" / "Data" / "Masks" / "Anomaly"
     bad = [
         AnomalyImage(visa / ANOMALY / f"00{n}.JPG", "bad", masks / f"00{n}.png") for n in range(4)
     ]
     good = [AnomalyImage(visa / NORMAL / f"000{n}.JPG", "good", None) for n in (4, 5)]
-    assert found.test == bad + good
-    for item in bad:
-        values = np.array(Image.open(item.mask))
-        np.testing.assert_array_equal(read_target(item, SIZE), values > 0)
+    assert item.test == bad + good
+    for test in bad:
+        values = np.array(Image.open(test.mask))
+        np.testing.assert_array_equal(read_target(test, SIZE), values > 0)
 
 
-def content(found):
-    """All that an object says, but for where its files lie."""
-    test = [
-        (i.image.name, i.image.read_bytes(), i.defect, read_target(i, image_size(i.image)))
-        for i in found.test
-    ]
-    return found.name, [(path.name, path.read_bytes()) for path in found.normal], test
-
-
-def test_both_layouts_hold_the_same_and_the_converted_one_goes_first(visa, tmp_path):
-    write_converted_visa(tmp_path / "converted", ["pcb1"])
-    other = read_object(tmp_path / "converted", "pcb1")
-    np.testing.assert_equal(content(read_object(visa, "pcb1")), content(other))
+def test_the_converted_layout_goes_first_and_needs_no_table(visa):
     write_converted_visa(visa, ["candle"], train=7)
-    assert len(read_object(visa, "candle").normal) == 7
     os.remove(visa / TABLE)
     assert len(read_object(visa, "candle").normal) == 7
     words = r"split_csv/1cls\.csv nor .*pcb1/train/good.*TEST\.dataset_path.*MVTec AD"
@@ -95,33 +81,27 @@ def test_what_the_table_does_not_list_for_training_or_test_is_named(visa, caplog
 COLUMNS = "object,split,label,image,mask"
 TABLES = {
     b"": f"no column object, split, label, image, mask; its first line must be {COLUMNS}",
-    b"object,split": "no column label, image, mask",
     b"object;split;label;image;mask": "no column object, .*, parted by commas",
     b"object," + b"x" * 200_000: "cannot be read as a table .*commas",
     COLUMNS.encode(): "no row of candle; .*the table lists: nothing",
     "object,split".encode("utf-16"): "is not UTF-8 but UTF-16; save it as UTF-8: iconv -f UTF-16",
-    "object,stra\u00dfe".encode("cp1252"): r"is not UTF-8 \(byte 0xdf at 11\)",
-    b"<!DOCTYPE html><p>not found": "but a web page; download",
 }
 
 
 @pytest.mark.parametrize("text", TABLES, ids=lambda text: repr(text)[:20])
 def test_what_is_no_table_is_refused_for_what_it_is(visa, text):
     (visa / TABLE).write_bytes(text)
-    with pytest.raises(DataError, match=rf"1cls\.csv: .*{TABLES[text]}") as error:
+    with pytest.raises(DataError, match=rf"1cls\.csv: .*{TABLES[text]}"):
         read_object(visa, "candle")
-    assert "copy" not in str(error.value)
 
 
 CELLS = [
     ("split", "val", "split is 'val', expected train or test"),
     ("label", "", "label is '', expected normal or anomaly"),
     ("label", "normal", "has the label normal, but a mask"),
-    ("image", "candle/gone.JPG", "image .*candle/gone.JPG: no such file"),
     ("image", "", "image .*: no such file"),
     ("image", "pcb1/../../a.JPG", "image .*leads out"),
     ("mask", "candle/gone.png", "mask .*candle/gone.png: no such file"),
-    ("mask", "/a.png", "mask /a.png leads out"),
     ("mask", "", "has the label anomaly, but no mask"),
 ]
 
@@ -133,10 +113,7 @@ def test_what_does_not_fit_names_file_and_line(visa, column, value, named):
         read_object(visa, "candle")
 
 
-def test_an_object_without_rows_training_or_test_images(visa, tmp_path):
-    (visa / "fryum").mkdir()
-    with pytest.raises(DataError, match=r"1cls\.csv: no row of fryum.*lists: candle, pcb1"):
-        read_object(visa, "fryum")
+def test_an_object_without_rows_of_training_or_test(tmp_path):
     write_visa(tmp_path / "one", train=0)
     with pytest.raises(DataError, match="no row of candle with split train and label normal"):
         read_object(tmp_path / "one", "candle")
@@ -147,7 +124,6 @@ def test_an_object_without_rows_training_or_test_images(visa, tmp_path):
 
 TWICE = [
     (f"{NORMAL}/0000.JPG", "image", f"{NORMAL}/0004.JPG"),
-    (f"{ANOMALY}/000.JPG", "mask", "candle/Data/Masks/Anomaly/001.png"),
     (f"{ANOMALY}/000.JPG", "mask", f"{ANOMALY}/000.JPG"),
 ]
 

@@ -8,21 +8,15 @@ import pytest
 from datasets.images import turned
 from datasets.readers.vision_v1 import normal_images, read_object, source_files
 from datasets.rle import rle_encode
-from tests.datasets.bad_files import REFUSED, saved, warnings_about, with_orientation
+from tests.datasets.bad_files import saved, warnings_about, with_orientation
 from utils.errors import DataError
 
 SIZE = (20, 30)
 BOX, OTHER = [2, 3, 12, 3, 12, 7, 2, 7], [10, 5, 20, 5, 20, 15, 10, 15]
+WHERE = [np.s_[3:8, 2:13], np.s_[5:16, 10:21]]  # of BOX and OTHER
 OUTSIDE = [50, 50, 60, 50, 60, 60]
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 FILE = "_annotations.coco.json"
-
-
-def boxes(*polygons):
-    mask = np.zeros(SIZE, np.uint8)
-    for left, top, _, _, right, bottom, *_ in polygons:
-        mask[top : bottom + 1, left : right + 1] = 1
-    return mask
 
 
 def annotation(number, image, category, *polygons):
@@ -65,11 +59,13 @@ def test_a_sample_is_an_image_and_a_category_with_its_union(tmp_path):
         ("Ring/train/a.png", "Ring", 4, "pit"),
         ("Ring/train/b.png", "Ring", 4, "pit"),
     ]
-    for sample, polygons in zip(samples, ([BOX], [OTHER], [BOX, OTHER]), strict=True):
-        np.testing.assert_array_equal(sample.decode_mask(), boxes(*polygons))
+    for sample, places in zip(samples, (WHERE[:1], WHERE[1:], WHERE), strict=True):
+        mask = np.zeros(SIZE, np.uint8)
+        for place in places:
+            mask[place] = 1
+        np.testing.assert_array_equal(sample.decode_mask(), mask)
     assert notes == []
-    reverse = {key: entries[::-1] for key, entries in data.items()}
-    write(tmp_path, reverse)
+    write(tmp_path, {key: entries[::-1] for key, entries in data.items()})
     assert read_object(tmp_path, "Ring")[0] == samples
 
 
@@ -85,11 +81,8 @@ def test_train_val_and_valid_are_read_and_inference_is_not(tmp_path, caplog):
     assert images_of(tmp_path) == [f"{p}/{name}.png" for p in parts for name in "ab"]
     assert source_files(tmp_path, "Ring") == [tmp_path / "Ring" / part / FILE for part in parts]
     assert not caplog.records
-    val, aside = tmp_path / "Ring" / "val", tmp_path / "aside"
-    (val / FILE).unlink()  # stores that keep equal files once make such links
-    (val / FILE).symlink_to(tmp_path / "Ring" / "train" / FILE)
-    (tmp_path / "Ring" / "valid").rename(aside)
-    (tmp_path / "Ring" / "valid").symlink_to(val)
+    (tmp_path / "Ring" / "valid").rename(tmp_path / "aside")
+    (tmp_path / "Ring" / "valid").symlink_to(tmp_path / "Ring" / "val")
     assert images_of(tmp_path) == [f"{p}/{name}.png" for p in parts[:2] for name in "ab"]
 
 
@@ -97,12 +90,11 @@ def test_the_name_of_a_category_decides_in_all_parts(tmp_path):
     write(tmp_path, content(), "train")
     write(tmp_path, content(names=("scratch", "pit")), "val")
     samples, notes = read_object(tmp_path, "Ring")
-    found = [(s.image[5:], s.category, s.category_name) for s in samples]
-    assert found[2:] == [("val/a.png", 4, "pit"), ("val/b.png", 0, "scratch")] and notes == []
+    later = [(s.image[5:], s.category, s.category_name) for s in samples[2:]]
+    assert later == [("val/a.png", 4, "pit"), ("val/b.png", 0, "scratch")] and notes == []
     write(tmp_path, content(names=("hole", "scratch")), "val")
-    with pytest.raises(
-        DataError, match=rf"val/{FILE}: category 4 is 'hole', but in .*train/{FILE}"
-    ):
+    words = rf"val/{FILE}: category 4 is 'hole', but in .*train/{FILE}"
+    with pytest.raises(DataError, match=words):
         read_object(tmp_path, "Ring")
 
 
@@ -126,25 +118,14 @@ def test_normal_images_have_no_annotation_and_are_there(tmp_path):
     for part in ("val", "train"):
         more = ("a.png", "b.png", "d.png", "c.png", "unlisted.png")
         write(tmp_path, content("d.png", "c.png", "gone.png"), part, images=more)
-    found = [
-        path.relative_to(tmp_path / "Ring").as_posix() for path in normal_images(tmp_path, "Ring")
-    ]
-    assert found == ["train/c.png", "train/d.png", "val/c.png", "val/d.png"]
-    saved(tmp_path / "Ring" / "train" / "c.png", PIXELS.swapaxes(0, 1).copy())
-    with pytest.raises(DataError, match=r"image 21 .*\(20, 30\).*c\.png.*\(30, 20\)"):
-        normal_images(tmp_path, "Ring")
+    places = ("train/c.png", "train/d.png", "val/c.png", "val/d.png")
+    assert normal_images(tmp_path, "Ring") == [tmp_path / "Ring" / place for place in places]
     with pytest.raises(DataError, match=r"Rnig.*TEST\.dataset_path.*holds: Ring"):
         normal_images(tmp_path, "Rnig", "TEST.dataset_path")
-    with pytest.raises(DataError, match=r"TRAIN\.dataset_path or TEST\.dataset_path"):
-        read_object(tmp_path / "nowhere", "Ring")
 
 
-OTHERS = ["test/_annotations.coco.json", "annotations/instances_default.json", "result.json"]
-
-
-@pytest.mark.parametrize("place", OTHERS)
-def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog, place):
-    folder, other = write(tmp_path, content()), tmp_path / "Ring" / place
+def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog):
+    folder, other = write(tmp_path, content()), tmp_path / "Ring" / "annotations" / "default.json"
     other.parent.mkdir(exist_ok=True)
     other.write_text(json.dumps(content()))
     read_object(tmp_path, "Ring")
@@ -158,9 +139,7 @@ def test_annotations_in_places_that_are_not_read_are_named(tmp_path, caplog, pla
         read_object(tmp_path, "Ring")
 
 
-def test_an_image_under_another_spelling_is_read_and_one_file_for_two_names_refused(
-    tmp_path, caplog
-):
+def test_other_spellings_of_names_are_read_and_two_names_of_a_file_refused(tmp_path, caplog):
     data = content()
     data["images"][1]["file_name"] = "images\\A.png"
     write(tmp_path, data, images=("images/a.png", "b.png"))
@@ -173,21 +152,17 @@ def test_an_image_under_another_spelling_is_read_and_one_file_for_two_names_refu
         read_object(tmp_path, "Ring")
 
 
-def test_headers_are_read_and_pixels_are_not(tmp_path):
-    folder = write(tmp_path, content())
-    path = folder / "a.png"
-    for kind in ("empty", "folder", "loop", "pipe"):
-        path.unlink()
-        REFUSED[kind](path)
-        assert len(images_of(tmp_path)) == 2, "that is no error of the reader"
-        path.rename(tmp_path / kind)
-        saved(path, PIXELS.swapaxes(0, 1).copy())
-    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"IDAT") + 20])
+def test_an_unreadable_image_is_no_error_of_the_reader_and_one_of_another_size_is(tmp_path):
+    path = write(tmp_path, content()) / "a.png"
+    for start in (b"", path.read_bytes()[:40]):
+        path.write_bytes(start)
+        assert len(images_of(tmp_path)) == 2
+    saved(path, PIXELS.swapaxes(0, 1).copy())
     with pytest.raises(DataError, match=r"image 5 is listed as \(20, 30\).*a\.png is \(30, 20\)"):
         read_object(tmp_path, "Ring")
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("orientation", [5, 6])
 def test_annotations_of_the_displayed_size_are_turned_back(tmp_path, orientation):
     shown = np.zeros((30, 20), np.uint8)
     shown[2:5, 3:11] = 1

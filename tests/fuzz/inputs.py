@@ -134,8 +134,8 @@ def _images():
     files += [_encoded(colour, form, exif=exif) for form in ("PNG", "JPEG", "TIFF")]
     pages = {"save_all": True, "append_images": [colour.rotate(90)]}
     files += [_encoded(colour, form, **pages) for form in ("PNG", "TIFF", "MPO", "GIF")]
-    for packed in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
-        files.append(_encoded(colour, "TIFF", compression=packed))
+    packed = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    files += [_encoded(colour, "TIFF", compression=name) for name in packed]
     files += [_encoded(deep, "PNG"), _encoded(deep.convert("F"), "TIFF")]
     return [*files, *(_encoded(colour, form) for form in ("WEBP", "PPM", "JPEG2000")), b"no image"]
 

@@ -122,14 +122,7 @@ def test_an_object_without_rows_of_training_or_test(tmp_path):
         read_object(tmp_path / "two", "candle")
 
 
-TWICE = [
-    (f"{NORMAL}/0000.JPG", "image", f"{NORMAL}/0004.JPG"),
-    (f"{ANOMALY}/000.JPG", "mask", f"{ANOMALY}/000.JPG"),
-]
-
-
-@pytest.mark.parametrize(("image", "column", "value"), TWICE)
-def test_a_file_that_is_listed_twice_is_refused(visa, image, column, value):
-    change(visa, image, value, column)
-    with pytest.raises(DataError, match=rf"1cls\.csv lists .*{value} twice"):
+def test_a_file_that_is_listed_twice_is_refused(visa):
+    change(visa, f"{NORMAL}/0000.JPG", f"{NORMAL}/0004.JPG", "image")
+    with pytest.raises(DataError, match=rf"1cls\.csv lists .*{NORMAL}/0004.JPG twice"):
         read_object(visa, "candle")

@@ -56,7 +56,7 @@ def test_crops_depend_on_seed_sample_role_and_number_alone(index):
 def test_each_role_looks_where_it_should(index):
     def marked(**options):
         crops = bank_crops(index, 3, **options)
-        masks = torch.stack([crops[place]["masks"] for place in range(0, len(crops), 3)])
+        masks = torch.stack([crops[place]["masks"] for place in range(0, len(crops), 4)])
         return masks.unflatten(1, (-1, 3)).flatten(3).any(-1).float().mean((0, 2)).tolist()
 
     assert marked()[QUERY] == marked()[VIEW] == 1 and marked()[NORMAL] < 0.7

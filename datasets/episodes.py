@@ -150,12 +150,10 @@ class TrainingEpisodes(Dataset):
 
 @dataclass
 class EpisodeBatches:
-    """Numbers of one process's training episodes in batches, epoch after epoch.
+    """Numbers of one process's training episodes, epoch after epoch in `per_epoch` batches.
 
-    An epoch is a permutation of (seed, epoch), dealt out in turn to `world` processes. Every
-    process gets equally many, so that none waits for another: the first ones are dealt twice where
-    it does not come out even.
-    `per_epoch` is the number of batches of a whole epoch.
+    An epoch is a permutation of (seed, epoch), dealt out in turn to `world` processes; where that
+    does not come out even, the first ones are dealt twice, so that no process waits for another.
     """
 
     length: int  # episodes of an epoch

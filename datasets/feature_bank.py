@@ -1,9 +1,7 @@
-"""The feature bank: crops drawn once, their features on disk, and training episodes read from
-there."""
+"""The feature bank: crops drawn once, their features on disk, training episodes read from there."""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -81,25 +79,19 @@ class FeatureBank:
         return self.rows * (2 * self.channels * self.grid[0] * self.grid[1] + self.image_size**2)
 
     def create(self) -> None:
-        """Make the files at their full size, in place of those that a killed run has left.
-
-        Raises ConfigError where the disk has too little space, or refuses.
-        """
+        """Make the files at their full size, in place of those that a killed run has left. Raises
+        ConfigError where the disk has too little space."""
         self.remove()
         self.folder.mkdir(parents=True)
         free, masks = shutil.disk_usage(self.folder).free, self.rows * self.image_size**2
-        try:
-            if self.nbytes > free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            # reserved, not sparse: a map that finds the disk full kills the process
-            for name, size in (("features.bf16", self.nbytes - masks), ("masks.uint8", masks)):
-                with (self.folder / name).open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
+        if self.nbytes > free:
             need = f"{self.rows:,} crops need {self.nbytes:,} bytes in {self.folder}, and {free:,}"
             remedy = "lower TRAIN.feature_bank (0: no bank), or set OUTPUT_DIR to a larger disk"
-            why = f"are free there ({error.strerror})"
-            raise ConfigError(f"TRAIN.feature_bank: {need} {why}; {remedy}") from error
+            raise ConfigError(f"TRAIN.feature_bank: {need} are free there; {remedy}")
+        # reserved, not sparse: a map that finds the disk full kills the process
+        for name, size in (("features.bf16", self.nbytes - masks), ("masks.uint8", masks)):
+            with (self.folder / name).open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
 
     def remove(self) -> None:
         """Delete the files where there are any."""

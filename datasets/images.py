@@ -100,8 +100,7 @@ def read_image(picture: Picture, name: str = "") -> np.ndarray:
 
 def warn_constant(where: str, colour: np.ndarray) -> None:
     """Warn of an image all of one colour, (3,) or (1,) uint8."""
-    values = " ".join(map(str, colour.tolist()))
-    warn_once(_LOG, f"{where}: every pixel is {values}; is this the image?")
+    warn_once(_LOG, f"{where}: every pixel is {' '.join(map(str, colour))}; is this the image?")
 
 
 def image_size(picture: Picture) -> tuple[int, int]:
@@ -151,8 +150,9 @@ def opened(picture: object, where: str) -> Iterator[tuple[Image.Image, int]]:
             yield picture, 1
             return
         if not isinstance(picture, str | os.PathLike):
-            expected = "expected a path, a PIL image, or an array (h, w) or (h, w, 3)"
-            raise DataError(f"{where}: {expected}")
+            raise DataError(
+                f"{where}: expected a path, a PIL image, or an array (h, w) or (h, w, 3)"
+            )
         if not stat.S_ISREG(os.stat(picture).st_mode):  # a pipe would be waited for
             raise DataError(f"{where}: not a file; put the image itself there")
         # not by its path: Pillow maps such files into memory, and gets turned TIFFs wrong then
@@ -176,8 +176,7 @@ def shown(picture: object, name: str = "") -> str:
     if isinstance(picture, np.ndarray):
         kind = f"an array of {picture.dtype}{shape}"
     elif isinstance(picture, Image.Image):
-        size = f"{picture.height} x {picture.width} pixels (h x w)"
-        kind = f"a PIL image of mode {picture.mode}, {size}"
+        kind = f"a PIL image of mode {picture.mode}, {picture.height} x {picture.width} pixels"
     return f"{name}, {kind}" if name else kind
 
 
@@ -250,11 +249,7 @@ def _check(image: Image.Image, where: str) -> None:
 
 
 def checked_array(array: np.ndarray, where: str) -> np.ndarray:
-    """The array itself, (h, w) or (h, w, 1 to 4 channels); else raises DataError, as
-    check_pixels.
-    """
-    if isinstance(array, np.ma.MaskedArray):
-        raise DataError(f"{where}: a masked array; give plain values, such as array.filled(0)")
+    """The array, (h, w) or (h, w, 1 to 4 channels); raises DataError for others, or no pixels."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         advice = "; channels come last here: array.transpose(1, 2, 0)" if first else ""
@@ -291,10 +286,8 @@ def _rgb_of_array(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _warn_unused_bits(where: str, values: np.ndarray) -> None:
-    """Warn of 10, 12 or 14 bits in a container of 16, of which most grey levels would be lost.
-
-    Once for a folder. A few stuck pixels do not count, nor a mark of 65535 burnt into the image.
-    """
+    """Warn, once for a folder, of 10 to 14 bits in 16, of which most grey levels are lost; a few
+    stuck pixels do not count, nor a mark of 65535 burnt into the image."""
     full = np.count_nonzero(values == 65535)
     beyond = np.count_nonzero(values >= _FULL_RANGE) - (full if full <= _MARK * values.size else 0)
     if beyond > max(_STUCK * values.size, 1 if values.size > 1000 else 0):

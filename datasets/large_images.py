@@ -23,11 +23,8 @@ BLOCK = 16  # rows of a thumbnail that are made at once
 class ImageStrips:
     """An image, a file or its pixels (h, w, 3) uint8 RGB, whose rows are asked for from the top.
 
-    Raises DataError as `datasets.images.read_image`.
-
-    Attributes:
-        size: (h, w) in pixels.
-        pixels: the whole image where it is in memory, else None.
+    `size` is (h, w); `pixels` the whole image where it is in memory, else None. Raises DataError as
+    `datasets.images.read_image`.
     """
 
     def __init__(self, image: str | os.PathLike | np.ndarray) -> None:

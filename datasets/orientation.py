@@ -1,8 +1,5 @@
-"""Masks of photographs that viewers turn by EXIF: brought to the stored pixels of their images.
-
-Annotations refer to the stored pixels, but some tools draw on the turned image, and some save masks
-that have an EXIF orientation of their own.
-"""
+"""Masks that were drawn on a photograph as viewers turn it by EXIF, or have an EXIF orientation of
+their own: brought to the stored pixels of their images."""
 
 from __future__ import annotations
 

@@ -34,8 +34,7 @@ class EvaluationQueries(Dataset):
 
     Args:
         episodes: draws the supports, in repeat r with its seed + r.
-        scale_by_query: the true mask of the query decides between windows and the resized image,
-            as in the published protocol; False: the mean area share of the supports.
+        scale_by_query: choose windows or the resized image by the query's true mask, as published.
         keep_pairs: keep the support images and masks beside their views.
         numbers: of the queries; None: all.
     """

@@ -13,7 +13,7 @@ from utils.errors import DataError
 
 # {"size": [h, w], "counts": str}: compressed run lengths, as text so that they are JSON
 Rle = dict[str, Any]
-_BROKEN = "run lengths are broken: expected integers >= 0 that sum up to {} x {} pixels"
+_BROKEN = "run lengths are broken: expected counts, integers >= 0 that sum up to {} x {} pixels"
 _FARTHEST = 2**24  # pixels; cv2.fillPoly computes in 16.16 fixed point and wraps around
 
 
@@ -93,10 +93,8 @@ def rle_of_annotation(segmentation: Rle, size: tuple[int, int]) -> Rle:
     if isinstance(counts, str):
         _runs_of_string(counts, size)
         return {"size": list(size), "counts": counts}
-    if not isinstance(counts, list):
-        kind = type(counts).__name__
-        raise DataError(f"run lengths have counts of type {kind}, expected a list or a string")
-    if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
+    is_whole = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
+    if not is_whole or sum(counts) != size[0] * size[1]:
         raise DataError(_BROKEN.format(*size))
     return _rle_of_runs(counts, size)
 

@@ -85,9 +85,9 @@ def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> l
 
 
 def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) -> list[Box]:
-    """Boxes of the views of one support image, drawn from `rng`: `views` crops around random defect
-    pixels of the (h, w) mask, then `normal_views` around random normal pixels, which show what else
-    is not a defect (ours). All are the whole image for a large defect or none."""
+    """Boxes of the views of one support image: `views` crops around random defect pixels of the
+    (h, w) mask, then `normal_views` around normal ones (ours); all the whole for a large defect or
+    none."""
     whole = (0, mask.shape[0], 0, mask.shape[1])
     if not needs_crops(mask, settings.resize_ratio):
         return [whole] * (settings.views + settings.normal_views)
@@ -107,9 +107,7 @@ def needs_crops(mask: np.ndarray, resize_ratio: float | None) -> bool:
 
 
 def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
-    """A random true pixel (row, column) of a (h, w) bool array, in row-major order; None
-    without.
-    """
+    """A random true pixel (row, column) of a (h, w) bool array, by row-major number, or None."""
     # a list of all pixels would take 8 bytes each
     up_to = np.cumsum([np.count_nonzero(row) for row in candidates])
     if not up_to[-1]:
@@ -125,11 +123,7 @@ def crop_around(
     may_miss: bool = False,
 ) -> Box:  # fmt: skip
     """A random box of `side` native pixels around a pixel (row, column), moved inside an image of
-    `shape` (h, w) and cut to it; drawn for rows, then for columns.
-
-    may_miss: offsets of 0 to `side`, as published, of which 0 leaves the pixel just outside; else 1
-    to `side`.
-    """
+    `shape` (h, w) and cut to it. may_miss: it may end just before the pixel, as published."""
     box: list[int] = []
     for position, length in zip(pixel, shape, strict=True):
         start = position + rng.randint(0 if may_miss else 1, side) - side
@@ -165,8 +159,6 @@ def prepare_image(image: np.ndarray, size: int) -> Tensor:
 def prepare_mask(mask: np.ndarray, size: int) -> Tensor:
     """A (h, w) uint8 mask resized as its image, (size, size) uint8 in {0, 1}: a pixel counts from a
     tenth of the largest value on, so that no defect vanishes."""
-    if not mask.any():
-        return torch.zeros(size, size, dtype=torch.uint8)
     resized = torch.from_numpy(_resized((mask > 0).astype(np.uint8) * 255, size)).float()
     small = (resized / resized.max().clamp(min=1) > MASK_THRESHOLD).to(torch.uint8)
     return F.pad(small, (0, size - small.shape[1], 0, size - small.shape[0]))

@@ -54,9 +54,7 @@ class Blender:
     """Blends windows that come row by row; it holds sums of the rows that may still change.
 
     Where windows overlap, a pixel is the mean of their probabilities, weighted by the distance to
-    each window's border: a window fades out where another takes over, so that no seam shows.
-
-    threshold: probability above which a pixel is defect.
+    each window's border, so that no seam shows; it is defect above the threshold.
     """
 
     def __init__(self, height: int, width: int, threshold: float) -> None:
@@ -96,11 +94,9 @@ class Blender:
             let_go(self.score, self.label)
         if isinstance(self.score, np.memmap):
             trim_heap()
+        self.top, rest = row, self.sums[count:]
         # a copy of nothing, so that the rows above are given back
-        self.top, self.sums = (
-            row,
-            self.sums[count:] if count < len(self.sums) else self.sums[:0].copy(),
-        )
+        self.sums = rest if len(rest) else rest.copy()
 
 
 @lru_cache(maxsize=8)

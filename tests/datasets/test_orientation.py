@@ -14,36 +14,21 @@ MARKS = np.zeros((12, 18), np.uint8)
 MARKS[1:4, 2:9] = 1
 
 
-def shown_by(pixels, orientation):
-    """What a viewer shows of stored pixels: Pillow's own turning."""
-    image = Image.fromarray(pixels)
-    image.getexif()[274] = orientation
-    return np.array(ImageOps.exif_transpose(image))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_turning_is_that_of_viewers_and_can_be_undone(orientation):
-    shown = turned(RGB, orientation)
-    np.testing.assert_array_equal(shown, shown_by(RGB, orientation))
-    np.testing.assert_array_equal(turned(shown, orientation, undo=True), RGB)
-
-
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "lzw.tif", "a.webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_is_reported_but_not_applied(tmp_path, name, orientation):
+def test_the_orientation_is_reported_and_turns_masks_but_not_pixels(tmp_path, name, orientation):
     options = {"compression": "tiff_lzw"} if name == "lzw.tif" else {}
     path = with_orientation(tmp_path / name, RGB, orientation, **options)
     plain = saved(tmp_path / "plain" / name, RGB, **options)
     assert exif_orientation(path) == orientation and image_size(path) == (12, 18)
     np.testing.assert_array_equal(read_image(path), read_image(plain))
-
-
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-@pytest.mark.parametrize("name", ["i.jpg", "i.tif"])
-def test_a_mask_of_the_displayed_size_is_turned_back(tmp_path, orientation, name):
-    image = with_orientation(tmp_path / name, RGB, orientation)
-    for mask in (shown_by(MARKS, orientation), MARKS):
-        np.testing.assert_array_equal(turned_back(mask, image), MARKS)
+    marks = Image.fromarray(MARKS)
+    marks.getexif()[274] = orientation
+    shown = np.array(ImageOps.exif_transpose(marks))  # Pillow's own turning
+    np.testing.assert_array_equal(turned(MARKS, orientation), shown)
+    np.testing.assert_array_equal(turned(shown, orientation, undo=True), MARKS)
+    for mask in (MARKS, shown) if orientation > 4 else ():
+        np.testing.assert_array_equal(turned_back(mask, path), MARKS)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +46,8 @@ def test_where_sizes_are_ambiguous_a_warning_names_the_image_once(
 
 
 @pytest.mark.parametrize("name", ["m.png", "m.tif"])
-@pytest.mark.parametrize("own", [2, 3, 5, 6, 8])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("own", [2, 3, 6])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("side", [12, 18])
 def test_a_mask_with_an_orientation_of_its_own_lies_on_its_image_as_shown(
     tmp_path, orientation, own, name, side
@@ -92,12 +77,10 @@ def test_where_only_the_stored_sizes_fit_the_orientation_of_a_mask_is_left_aside
     assert f"its mask by {own}" in message and "as they are stored" in message
 
 
-@pytest.mark.parametrize(
-    ("orientation", "own", "size"), [(1, 3, (18, 12)), (6, 6, (18, 12)), (6, 8, (18, 13))]
-)
-def test_a_mask_that_fits_no_way_is_refused_with_both_sizes(tmp_path, orientation, own, size):
+@pytest.mark.parametrize(("orientation", "own", "width"), [(1, 3, 12), (6, 6, 12), (6, 8, 13)])
+def test_a_mask_that_fits_no_way_is_refused_with_both_sizes(tmp_path, orientation, own, width):
     image = with_orientation(tmp_path / "i.png", RGB, orientation)
-    mask = with_orientation(tmp_path / "m.png", np.zeros(size, np.uint8), own)
+    mask = with_orientation(tmp_path / "m.png", np.zeros((18, width), np.uint8), own)
     words = rf"m\.png is 18 x 1\d .*EXIF orientation {own}, but its image .*i\.png is 12"
     with pytest.raises(DataError, match=words):
         check_same_size(image, mask)

@@ -18,15 +18,12 @@ from datasets.views import (
     cut,
     is_windowed,
     normal_views,
-    prepare_image,
     prepare_mask,
     random_pixel,
     support_boxes,
     support_set,
 )
-from datasets.windows import fitted_shape
 
-MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
 NATIVE = ViewSettings(image_size=32, crop_size=40, resize_ratio=0.1, views=3)
 
 
@@ -38,10 +35,6 @@ def marked(shape, rows, columns):
     mask = np.zeros(shape, np.uint8)
     mask[rows, columns] = 1
     return mask
-
-
-def small_pair(seed=0):
-    return noise(90, 120, seed), marked((90, 120), slice(30, 40), slice(50, 60))
 
 
 def crops(degrees=(-10, 10), normal_probability=0.3, ratio=(1, 1), **changes):
@@ -62,33 +55,19 @@ def test_a_crop_lies_in_its_image_and_holds_its_pixel(data):
             assert may_miss or low <= position < high
 
 
-@pytest.mark.parametrize(("may_miss", "low"), [(False, 1), (True, 0)])
-def test_a_crop_puts_its_pixel_at_every_place_and_as_published_just_outside(may_miss, low):
+def test_a_crop_puts_its_pixel_at_every_place():
     rng = random.Random(2)
-    tops = {crop_around((100, 100), (300, 300), 10, rng, may_miss)[0] for _ in range(500)}
-    assert tops == {90 + offset for offset in range(low, 11)}
+    tops = {crop_around((100, 100), (300, 300), 10, rng)[0] for _ in range(500)}
+    assert tops == set(range(91, 101))
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-def test_a_pixel_is_drawn_by_its_number_in_row_major_order(share):
-    candidates = np.random.default_rng(5).random((9, 13)) < share
+def test_a_pixel_is_drawn_by_its_number_in_row_major_order():
+    candidates = np.random.default_rng(5).random((9, 13)) < 0.2
     for seed in range(50):
         number = random.Random(seed).randint(0, int(candidates.sum()) - 1)
         expected = tuple(np.argwhere(candidates)[number])
         assert random_pixel(candidates, random.Random(seed)) == expected
     assert random_pixel(np.zeros((5, 5), bool), random.Random(0)) is None
-
-
-def test_support_crops_of_a_small_defect_show_it_and_follow_the_seed():
-    settings = replace(NATIVE, views=4, crop_size=64)
-    for seed in range(10):
-        rng = random.Random(seed)
-        mask = marked((400, 600), rng.choices(range(400), k=3), rng.choices(range(600), k=3))
-        boxes, again, other = (
-            support_boxes(mask, settings, random.Random(s)) for s in (seed, seed, seed + 1)
-        )
-        assert len(set(boxes)) > 1 and [cut(mask, box).shape for box in boxes] == [(64, 64)] * 4
-        assert all(cut(mask, box).any() for box in boxes) and boxes == again != other
 
 
 @pytest.mark.parametrize(
@@ -100,10 +79,14 @@ def test_support_views_are_the_whole_image_for_a_large_defect_or_none(share, rat
     settings = replace(NATIVE, normal_views=1, resize_ratio=ratio)
     boxes = support_boxes(mask, settings, random.Random(0))
     assert (boxes == [(0, 100, 0, 200)] * 4) is whole
+    if not whole:
+        assert len(set(boxes)) == 4 and [cut(mask, box).shape for box in boxes] == [(40, 40)] * 4
+        assert all(cut(mask, box).any() for box in boxes[:3])
 
 
 def test_supports_are_prepared_crops_with_normal_views_after_each_image():
-    pairs = [small_pair(i) for i in range(2)]
+    mask = marked((90, 120), slice(30, 40), slice(50, 60))
+    pairs = [(noise(90, 120, i), mask) for i in range(2)]
     supports = support_set(pairs, replace(NATIVE, normal_views=1), random.Random(0))
     assert supports.images.shape == (8, 3, 32, 32) and supports.images.dtype == torch.float32
     assert supports.masks.shape == (8, 32, 32) and supports.masks.dtype == torch.uint8
@@ -125,8 +108,8 @@ def test_views_of_a_normal_image_are_its_windows_or_the_whole():
 
 @pytest.mark.parametrize(
     ("shares", "windowed"),
-    [([0.1], True), ([0.11], False), ([0.05, 0.15], True), ([0.05, 0.16], False), ([], True),
-     ([0.0], True), ([0.15, 0.0, 0.0], False)],
+    [([0.1], True), ([0.05, 0.15], True), ([0.05, 0.16], False), ([], True), ([0.0], True),
+     ([0.15, 0.0, 0.0], False)],
 )  # fmt: skip
 def test_scale_follows_the_mean_share_of_the_masks_that_mark_something(shares, windowed):
     masks = [np.zeros((10, 10), np.uint8) for _ in shares]
@@ -135,40 +118,11 @@ def test_scale_follows_the_mean_share_of_the_masks_that_mark_something(shares, w
     assert is_windowed(masks, 0.1) is windowed and is_windowed(masks, None) is False
 
 
-@pytest.mark.parametrize("shape", [(37, 60), (140, 91), (1, 70), (400, 3)])
-def test_padding_right_and_below_is_zero(shape):
-    image, mask = prepare_image(noise(*shape), 70), prepare_mask(np.ones(shape, np.uint8), 70)
-    rows, columns = fitted_shape(*shape, 70)
-    assert image.shape == (3, 70, 70) and mask.shape == (70, 70) and mask.dtype == torch.uint8
-    assert image[:, :rows, :columns].abs().min() > 0 and mask[:rows, :columns].all()
-    for padded in (image, mask[None]):
-        assert not padded[:, rows:].any() and not padded[:, :, columns:].any()
-
-
-@pytest.mark.parametrize(("side", "tolerance"), [(70, 1e-3), (700, 0.6)])
-def test_an_image_is_normalised_and_its_mean_survives_shrinking(side, tolerance):
-    image = noise(side, side)
-    image.flags.writeable = False
-    pixels = 255 * (prepare_image(image, 70) * STD + MEAN).numpy()
-    np.testing.assert_allclose(pixels.mean((1, 2)), image.mean((0, 1)), atol=tolerance)
-    if side == 70:
-        np.testing.assert_allclose(pixels.transpose(1, 2, 0), image, atol=tolerance)
-    else:
-        assert pixels.std() < 25, "noise must be averaged away, not sampled"
-
-
-@pytest.mark.parametrize("pixel", [(0, 0), (3999, 2999), (1234, 567)])
+@pytest.mark.parametrize("pixel", [(0, 0), (3999, 2999)])
 def test_a_mask_of_one_pixel_survives_a_4000_px_image(pixel):
-    places = prepare_mask(marked((4000, 3000), *pixel), 518).nonzero().numpy()
+    places = prepare_mask(marked((4000, 3000), *pixel) * 7, 518).nonzero().numpy()
     assert 1 <= len(places) <= 9
     assert np.abs(places - [int(p * 518 / 4000) for p in pixel]).max() <= 1
-
-
-def test_a_mask_is_binary_whatever_its_values():
-    mask = (np.random.default_rng(0).random((90, 120)) > 0.9).astype(np.uint8)
-    ours = prepare_mask(mask, 70)
-    assert ours.unique().tolist() == [0, 1] and torch.equal(ours, prepare_mask(mask * 7, 70))
-    np.testing.assert_array_equal(prepare_mask(mask[:70, :50], 70)[:, :50], mask[:70, :50])
 
 
 def test_training_queries_are_normal_as_often_as_asked_and_whole_for_a_large_defect():
@@ -184,13 +138,7 @@ def test_training_queries_are_normal_as_often_as_asked_and_whole_for_a_large_def
         draw = crops(normal_probability=1.0, crop_size=20, resize_ratio=ratio)
         image, _ = draw.query(noise(40, 60), np.ones((40, 60), np.uint8), rng)
         assert np.array_equal(image, noise(40, 60))
-
-
-@pytest.mark.parametrize("ratio", [0.5, 1.0])
-def test_crop_ratio_scales_the_crop(ratio):
-    draw = crops(ratio=(ratio, ratio))
-    image, mask = draw.query(*small_pair(), random.Random(0))
-    assert image.shape[:2] == mask.shape == (40 * ratio, 40 * ratio)
+    assert crops(ratio=(0.5, 0.5)).query(mask, mask, rng)[0].shape == (20, 20)
 
 
 def test_the_augmentation_moves_image_and_mask_alike():
@@ -198,7 +146,7 @@ def test_the_augmentation_moves_image_and_mask_alike():
     leaves."""
     y, x = np.mgrid[:96, :96]
     shape = ((y - 48) ** 2 + (x - 48) ** 2 < 34**2) & (x > 40) & (y > 55 - x // 4)
-    image, mask, disk = shape[..., None] * np.full(3, 255, np.uint8), shape.astype(np.uint8), None
+    image, mask = shape[..., None] * np.full(3, 255, np.uint8), shape.astype(np.uint8)
     disk = np.hypot(y - 47.5, x - 47.5) < 46
     kept = mirrored = 0
     for seed in range(40):
@@ -238,9 +186,8 @@ def test_probabilities_are_the_published_ones():
 
 
 def test_a_side_over_the_longest_is_shrunk_to_it_before_the_augmentation():
-    image, mask = np.full((60, 20_000, 3), 99, np.uint8), np.zeros((60, 20_000), np.uint8)
+    image, mask = np.full((60, 20_000, 3), 99, np.uint8), marked((60, 20_000), 59, 19_999)
     image[20:40, 5000:6000], mask[20:40, 5000:6000] = 255, 1
-    mask[59, 19_999] = 1
     torch.manual_seed(0)
     pixels, marks = crops((0, 0)).augment(image, mask)
     assert pixels.shape == (*marks.shape, 3) and max(marks.shape) == LONGEST == 8192

@@ -33,12 +33,8 @@ FEW = 20  # queries of a class; intervals over fewer are notably too narrow
 
 
 class Run(NamedTuple):
-    """Counts of one method of a run.
-
-    Attributes:
-        name: folder:method.
-        queries: (intersection, union), (2,) float64 pixels, by (class, image): means over repeats.
-    """
+    """Counts of one method of a run, `name` is folder:method; `queries` are (intersection, union),
+    (2,) float64 pixels, by (class, image): means over repeats."""
 
     name: str
     queries: dict[tuple[str, str], np.ndarray]

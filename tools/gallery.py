@@ -92,8 +92,8 @@ class GalleryWriter:
     ) -> None:
         """Write the pictures of a query; no two of a class have the same number.
 
-        A panel's picture is (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2], that
-        `finish` colours with the highest value of its class as 1. The rest is as in `Entry`.
+        A panel is (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2], that `finish`
+        colours with the highest value of its class as 1. The rest is as in `Entry`.
 
         Raises:
             OutputError: a file cannot be written.

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.report.example import RANGES, Page, metrics, summary, write_gallery, write_metrics
+from tests.tools.report.example import (
+    RANGES,
+    Page,
+    metrics,
+    summary,
+    write_gallery,
+    write_metrics,
+    write_run,
+)
 from tools.report import write_report
 from tools.report.__main__ import main
 from tools.report.page import embed_image
@@ -20,6 +28,14 @@ DASH = "\N{EN DASH}"
 
 def page_of(folder):
     return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a run with everything and two test sets, and its page; to look at only."""
+    folder = write_run(tmp_path_factory.mktemp("whole"))
+    write_run(folder, ["Only/here"], suffix="_validation")
+    return folder, page_of(folder)
 
 
 def methods_of(folder):

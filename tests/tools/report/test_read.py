@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.report.example import HEADER, query_rows, write_gallery
+from tests.tools.report.example import HEADER, query_rows, write_gallery, write_run
 from tools.report import write_report
 from tools.report.read import read_gallery, read_queries
 from utils.errors import DataError
@@ -52,14 +52,16 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(n, text) for n in BROKEN for text in BROKEN[n]])
-def test_a_broken_file_is_named(run, name, content):
+def test_a_broken_file_is_named(tmp_path, name, content):
+    run = write_run(tmp_path)
     (run / name).write_text(content, encoding="latin-1")
     with pytest.raises(DataError, match=f"{run / name}: not as a run writes it"):
         write_report(run)
     assert not (run / "report.html").exists()
 
 
-def test_a_picture_that_lies_outside_the_gallery_is_refused(run):
+def test_a_picture_that_lies_outside_the_gallery_is_refused(tmp_path):
+    run = write_run(tmp_path)
     Image.new("RGB", (4, 4)).save(run / "secret.jpg")
     file = run / "gallery" / "index.json"
     file.write_text(file.read_text().replace("0000_support.jpg", "../secret.jpg"))

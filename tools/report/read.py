@@ -156,8 +156,7 @@ def read_metrics(text: str) -> Test:
             rows.append(Row(name, [value(entry[m.name]) for m in ANOMALY], entry["images"]))
         totals = [Row("mean", [value(table["mean"][m.name]) for m in ANOMALY], None)]
     if failed := content.pop("failed_queries", 0):
-        lost = "1 query failed and is" if failed == 1 else f"{failed} queries failed and are"
-        warnings.insert(0, f"{lost} not in the figures")
+        warnings.insert(0, f"failed queries, which are not in the figures: {failed}")
     record = {
         key: ", ".join(map(str, part)) if isinstance(part, list) else str(part)
         for key, part in content.items()

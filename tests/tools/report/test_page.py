@@ -143,7 +143,7 @@ def test_the_head_and_further_test_sets_are_on_the_page(whole):
     ids = {f"{part}-{i}" for part in ("results", "gallery", "curves", "sizes") for i in (1, 2)}
     assert {*ids, "training", "settings"} <= set(page.ids())
     for part in ("VISION_V1_ND", "tiny", "54", "21 in 3 repeats", "2026-01-02 03:04 UTC", "2.0",
-                 "left out: a.jpg: cut short", "2 queries failed", "backbone: other", "1 min 2 s",
+                 "left out: a.jpg: cut short", "the figures: 2", "backbone: other", "1 min 2 s",
                  "cpu, 2 processes", "Results: validation", "validation: left out"):  # fmt: skip
         assert part in page.text, part
 
@@ -209,7 +209,7 @@ def test_many_classes_with_large_pictures_make_a_page_of_bounded_size(tmp_path):
 
 
 def test_the_command_rebuilds_reports_to_the_byte(tmp_path, capsys):
-    runs = [write_metrics(tmp_path / name, metrics(["a", "b"])) for name in ("one", "two")]
+    runs = [write_metrics(tmp_path / name, metrics(name)) for name in ("ab", "c")]
     assert main([str(run) for run in runs]) == 0
     assert capsys.readouterr().out.split() == [str(run / "report.html") for run in runs]
     before = (runs[0] / "report.html").read_bytes()

@@ -24,20 +24,17 @@ import numpy as np
 
 from tools.cli import exit_code
 from utils.console import say
-from utils.errors import BROKEN, ConfigError, DataError
+from utils.errors import ConfigError, DataError
 from utils.metrics.bootstrap import paired_bootstrap
 from utils.output_files import write_json
+from utils.tables import reading
 
 FEW = 20  # queries of a class; intervals over fewer are notably too narrow
 
 
 class Run(NamedTuple):
-    """Counts of one method of a run.
-
-    Attributes:
-        name: folder:method.
-        queries: (intersection, union), (2,) float64 pixels, by (class, image): means over repeats.
-    """
+    """Counts of one method of a run, `name` is folder:method; `queries` are (intersection, union),
+    (2,) float64 pixels, by (class, image): means over repeats."""
 
     name: str
     queries: dict[tuple[str, str], np.ndarray]
@@ -58,37 +55,21 @@ def read_run(argument: str, suffix: str = "") -> Run:
             f"{file}: no such file; compare needs a run with queries.csv, which tests of a split "
             "and open domain runs with true labels leave; anomaly detection runs have none"
         )
-    try:
-        if not method:
+    if not method:
+        with reading(metrics):
             content = json.loads(metrics.read_text(encoding="utf-8"))
             of_objects = [name for o in content.get("objects", {}).values() for name in o["iou"]]
             method, *_ = of_objects or content["methods"]
-    except BROKEN as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{metrics}: no methods of a run ({cause}); name one, {folder}:METHOD"
-        ) from error
-    return Run(f"{Path(folder)}:{method}", _read_counts(file, method))
-
-
-def _read_counts(file: Path, method: str) -> dict[tuple[str, str], np.ndarray]:
-    """The `queries` of a `Run`, from the rows of a method in queries.csv."""
-    rows, methods = defaultdict[tuple[str, str], list](list), set[str]()
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            for row in reader:
-                part, whole = int(row["intersection"]), int(row["union"])
-                methods.add(row["method"])
-                if row["method"] == method:
-                    rows[row["class"], row["image"]].append((part, whole))
-        except BROKEN as error:
-            cause = f"line {reader.reader.line_num}: {type(error).__name__}: {error}"
-            raise DataError(f"{file}, {cause}; run the test again") from error
-    if not rows:
-        methods = ", ".join(sorted(methods)) or "no rows"
+    counts: dict[str, dict[tuple[str, str], list]] = defaultdict(lambda: defaultdict(list))
+    with reading(file), file.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream, strict=True):
+            pixels = int(row["intersection"]), int(row["union"])
+            counts[row["method"]][row["class"], row["image"]].append(pixels)
+    if method not in counts:
+        methods = ", ".join(sorted(counts)) or "no rows"
         raise DataError(f"{file}: no rows of method {method}; it has {methods}")
-    return {key: np.mean(counts, axis=0) for key, counts in rows.items()}
+    queries = {key: np.mean(repeats, axis=0) for key, repeats in counts[method].items()}
+    return Run(f"{Path(folder)}:{method}", queries)
 
 
 def compare(runs: Sequence[Run], samples: int = 10000, seed: int = 0) -> dict[str, Any]:

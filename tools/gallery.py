@@ -35,24 +35,16 @@ Panel = tuple[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Entry:
-    """A query whose pictures are written.
+    """A query whose pictures are written; `panels` are (caption, name of the file)."""
 
-    Attributes:
-        number: orders queries of equal value.
-        value: IoU or, of anomaly detection, highest score of the image; None where undefined.
-        caption, scores: shown with the pictures.
-        panels: (caption, name of the file in the gallery's folder).
-        normal: an image without defect among those of anomaly detection.
-    """
-
-    number: int
+    number: int  # orders queries of equal value
     class_key: Hashable
     class_name: str
-    value: float | None
+    value: float | None  # IoU or, of anomaly detection, the highest score; None where undefined
     caption: str
     scores: dict[str, float | None]
     panels: list[tuple[str, str]]
-    normal: bool = False
+    normal: bool = False  # an image without defect, in anomaly detection
 
 
 Ranked = list[tuple[str, Entry]]
@@ -100,8 +92,8 @@ class GalleryWriter:
     ) -> None:
         """Write the pictures of a query; no two of a class have the same number.
 
-        A panel's picture is (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2], that
-        `finish` colours with the highest value of its class as 1. The rest is as in `Entry`.
+        A panel is (h, w, 3) uint8 RGB or a score map, (h, w) float in [0, 2], that `finish`
+        colours with the highest value of its class as 1. The rest is as in `Entry`.
 
         Raises:
             OutputError: a file cannot be written.
@@ -119,11 +111,9 @@ class GalleryWriter:
     ) -> None:
         """Write index.json of the chosen queries and delete all other files; one process calls it.
 
-        Args:
-            entries: of all processes; None: those of this one.
-            classes: keys in the order in which the classes are shown; others follow as they come.
-            choose: of the queries of a class those that are shown, with their ranks.
-            before: panels for a chosen query that stand before its own, such as its supports.
+        `entries` are those of all processes (None: of this one), `classes` the keys in the order
+        in which they are shown (others follow). Of the queries of a class, `choose` takes those
+        that are shown, with their ranks; `before` has panels to stand before those of a query.
 
         Raises:
             OutputError: a file cannot be written.
@@ -230,7 +220,7 @@ def detail(mask: np.ndarray) -> Box | None:
 
 def shrunk(picture: np.ndarray, box: Box | None = None) -> np.ndarray:
     """A picture or map, or a part of it, with its longer side at most SIDE pixels; of large ones
-    about four pixels make one, as it would take ten times as long to look at all."""
+    about four pixels make one, which is ten times as fast."""
     part = picture if box is None else picture[box]
     rows, columns = _small(part.shape)
     if min(part.shape[0] / rows, part.shape[1] / columns) > 2:

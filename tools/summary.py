@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tools.cli import exit_code
 from utils.console import say
-from utils.errors import BROKEN, DataError
-from utils.tables import TABLES
+from utils.errors import DataError
+from utils.tables import TABLES, reading
 
 
 def summarise(folder: Path) -> str:
@@ -22,13 +22,10 @@ def summarise(folder: Path) -> str:
     """
     lines = []
     for file in sorted(folder.glob("metrics*.json")):
-        try:
+        with reading(file):
             content = json.loads(file.read_text(encoding="utf-8"))
             (kind,) = TABLES.keys() & content.keys()
             lines += [str(file), TABLES[kind](content[kind])]
-        except BROKEN as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise DataError(f"{file}: no metrics of a run ({cause}); run the test again") from error
     if not lines:
         remedy = "give the folder of a finished run of train.py or test.py"
         raise DataError(f"{folder}: no metrics.json; {remedy}")

@@ -1,10 +1,26 @@
-"""Results as text: a column per method or measure, values in percent."""
+"""Results of runs: their files, and as text, a column per method or measure, values in percent."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from utils.errors import BROKEN, DataError
 from utils.metrics import ANOMALY, CLASS_IOU, SEGMENTATION
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn whatever a broken `file` leads to into a DataError that names it."""
+    try:
+        yield
+    except (*BROKEN, yaml.YAMLError) as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(f"{file}: not as a run writes it ({cause}); run it again") from error
 
 
 def method_table(methods: dict[str, Any]) -> str:

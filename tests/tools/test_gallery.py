@@ -30,38 +30,30 @@ PICTURE = np.full((700, 900, 3), (250, 20, 20), np.uint8)
 HIGHEST = "highest of the normal ones"
 
 
-def entries(values, normal=()):
-    """Queries with these IoU, in an order that does not matter."""
-    made = [Entry(i, "key", "a", v, f"{i}.png", {}, []) for i, v in enumerate(values)]
-    made += [Entry(90 + i, "key", "a", v, "", {}, [], normal=True) for i, v in enumerate(normal)]
-    return made[::-1]
-
-
 @pytest.mark.parametrize(
-    ("values", "normal", "expected"),
+    ("choose", "values", "expected"),
     [
-        ([0.5, 0.3, 0.9, 0.1, 0.7], [], [("worst", 3), ("median", 0), ("best", 2)]),
-        ([0.4, None, 0.2], [], [("worst", 2), ("best", 0)]),
-        ([0.6], [], [("worst", 0)]),
-        ([None], [], []),
-        ([0.8, 0.8, 0.8, 0.2], [], [("worst", 3), ("median", 1), ("best", 2)]),
-        ([0.5, 0.3], [0.1, 0.9, 0.2], [("worst", 1), ("best", 0), (HIGHEST, 91)]),
+        (extremes, [0.5, 0.3, 0.9, 0.1, 0.7], [("worst", 3), ("median", 0), ("best", 2)]),
+        (extremes, [0.4, None, 0.2], [("worst", 2), ("best", 0)]),
+        (extremes, [0.6], [("worst", 0)]),
+        (extremes, [None], []),
+        (extremes, [0.8, 0.8, 0.8, 0.2], [("worst", 3), ("median", 1), ("best", 2)]),
+        (all_ranked, [0.5, None, 0.9, 0.1], [("worst", 3), ("", 0), ("best", 2), ("", 1)]),
+        (all_ranked, [0.5, 0.5], [("", 0), ("", 1)]),
     ],
 )
-def test_worst_median_and_best_of_a_class(values, normal, expected):
+def test_worst_median_and_best_of_a_class(choose, values, expected):
     """Equal ones stay in their order."""
-    shown = extremes(entries(values, normal))
-    assert [(rank, entry.number) for rank, entry in shown] == expected
+    entries = [Entry(i, "key", "a", v, f"{i}.png", {}, []) for i, v in enumerate(values)]
+    assert [(rank, entry.number) for rank, entry in choose(entries[::-1])] == expected
+    normal = [Entry(90 + i, "key", "a", v, "", {}, [], True) for i, v in enumerate((0.1, 9, 0.2))]
+    if choose is extremes:
+        shown = [(rank, entry.number) for rank, entry in choose([*normal, *entries])]
+        assert shown == [*expected, (HIGHEST, 91)]
 
 
-def test_all_queries_of_a_class_in_the_order_of_their_iou():
-    shown = [(rank, e.number) for rank, e in all_ranked(entries([0.5, None, 0.9, 0.1]))]
-    assert shown == [("worst", 3), ("", 0), ("best", 2), ("", 1)]
-    assert [rank for rank, _ in all_ranked(entries([0.5, 0.5]))] == ["", ""], "none is better"
-
-
-def add(gallery, number, key, value, panels=(("query", PICTURE),), **more):
-    gallery.add(number, key, f"Rod/{key}", value, f"{number}.png", {"SOFS": value}, panels, **more)
+def add(gallery, number, key, value, panels=(("query", PICTURE),)):
+    gallery.add(number, key, f"Rod/{key}", value, f"{number}.png", {"SOFS": value}, panels)
 
 
 def index_of(folder):
@@ -100,7 +92,8 @@ def test_supports_are_added_and_score_maps_coloured_by_the_highest_value_of_thei
     gallery, asked = GalleryWriter(tmp_path), []
     for number, value in enumerate((0.3, 0.6, 0.7, 1.2)):
         add(gallery, number, "dent", value, [("score", np.full((40, 50), value, np.float32))])
-    gallery.finish(before=lambda entry: asked.append(entry.number) or [("support", PICTURE)])
+    supports = lambda entry: asked.append(entry.number) or [("support", PICTURE)]  # noqa: E731
+    gallery.finish(before=supports)
     assert asked == [0, 2, 3]
     for entry, share in zip(index_of(tmp_path), (0.25, 0.7 / 1.2, 1), strict=True):
         assert [panel["caption"] for panel in entry["panels"]] == ["support", "score"]
@@ -120,17 +113,12 @@ SIDES = st.tuples(st.integers(300, 1500), st.integers(300, 1500))
 PARTS = st.tuples(*[st.floats(0, 0.99)] * 2, *[st.integers(1, 400)] * 2)
 
 
-def rectangle(shape, part):
+@given(SIDES, PARTS)
+def test_a_detail_and_a_small_mask_hold_all_that_is_marked_in_its_place(shape, part):
     mask = np.zeros(shape, np.uint8)
     top, left = int(part[0] * shape[0]), int(part[1] * shape[1])
     mask[top : top + part[2], left : left + part[3]] = 1
-    return mask
-
-
-@given(SIDES, PARTS)
-def test_a_detail_holds_all_that_is_marked_and_lies_in_the_image(shape, part):
-    mask = rectangle(shape, part)
-    box = detail(mask)
+    box, small = detail(mask), marks(mask)
     lengths = [len(np.flatnonzero(mask.any(axis))) for axis in (1, 0)]
     sides = [min(n, max(DETAIL, 2 * m)) for n, m in zip(shape, lengths, strict=True)]
     assert (box is None) == (sides[0] * sides[1] >= SMALL * mask.size)
@@ -138,19 +126,6 @@ def test_a_detail_holds_all_that_is_marked_and_lies_in_the_image(shape, part):
         assert all(0 <= s.start < s.stop <= n for s, n in zip(box, shape, strict=True))
         assert list(mask[box].shape) == sides and mask[box].sum() == mask.sum()
         assert marks(mask.astype(bool), box).any()
-
-
-def test_no_detail_of_nothing_or_of_defects_far_from_each_other():
-    mask = np.zeros((1000, 1200), np.uint8)
-    assert detail(mask) is None
-    mask[[100, 900], [100, 1100]] = 1
-    assert detail(mask) is None
-
-
-@given(SIDES, PARTS)
-def test_a_mask_is_as_small_as_its_picture_and_keeps_every_defect_in_its_place(shape, part):
-    mask = rectangle(shape, part)
-    small = marks(mask)
     assert small.shape == shrunk(np.zeros((*shape, 3), np.uint8)).shape[:2]
     assert max(small.shape) == min(SIDE, max(shape))
     for axis in (1, 0):
@@ -161,14 +136,15 @@ def test_a_mask_is_as_small_as_its_picture_and_keeps_every_defect_in_its_place(s
         assert last * scale - 1 <= true_last <= (last + 1) * scale
 
 
-def test_scores_are_spread_around_the_threshold():
+def answers_of(mask):
+    return {m: Prediction(mask, mask.astype(np.float32), 1, 0.5) for m in ("SOFS", "prior")}
+
+
+def test_no_detail_of_nothing_and_scores_spread_around_the_threshold():
+    assert detail(np.zeros((1000, 1200), np.uint8)) is None
     score = np.array([[0.3, 0.35, 0.2]], np.float32)
     np.testing.assert_allclose(around(score, 0.3), [[0.5, 0.75, 0.0]], atol=1e-6)
     np.testing.assert_allclose(around(score[:, :2] / 100, 0.003), [[0.5, 0.505]], atol=1e-6)
-
-
-def answers_of(mask):
-    return {m: Prediction(mask, mask.astype(np.float32), 1, 0.5) for m in ("SOFS", "prior")}
 
 
 def test_panels_show_a_small_defect_as_a_detail():
@@ -193,12 +169,11 @@ def test_panels_show_a_small_defect_as_a_detail():
     assert [caption for caption, _ in support_panels(pairs)] == ["support, detail", "support"]
 
 
-@pytest.mark.parametrize("has_truth", [True, False])
-def test_panels_of_a_large_defect_and_without_a_truth(has_truth):
+@pytest.mark.parametrize("truth", [["truth"], []])
+def test_panels_of_a_large_defect_and_without_a_truth(truth):
     image, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
     mask[20:50, 10:60] = 1
-    panels = query_panels(image, mask if has_truth else None, answers_of(mask))
-    truth = ["truth"] if has_truth else []
+    panels = query_panels(image, mask if truth else None, answers_of(mask))
     methods = ["SOFS", "SOFS score", "prior", "prior score"]
     assert [caption for caption, _ in panels] == ["query", *truth, *methods]
     assert all(picture.shape == image.shape for _, picture in panels)

@@ -184,9 +184,7 @@ def iou_by_threshold(test: Test) -> Drawing | None:
     axes.set(xlabel="threshold", ylabel="IoU, %", ylim=(0, None))
     names = [_name(curve["name"]) for curve in curves]
     alt = "Curves: IoU against the threshold, and the threshold used"
-    text = (
-        "IoU of all pixels together. Dashed upright lines: the threshold used, mean over queries."
-    )
+    text = "IoU of all pixels together. Dashed lines: the threshold used, mean over queries."
     return _drawing(axes, lines, names, alt, text)
 
 
@@ -249,14 +247,12 @@ def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], style: Any
     return axes.plot(x, y, color=f"C{i}", linestyle=style or in_turn, marker=marker)[0]
 
 
-def _drawing(
-    axes: Axes, handles: Iterable[Artist], names: Iterable[str], alt: str, caption: str
-) -> Drawing:
+def _drawing(axes: Axes, lines: Iterable, names: Iterable[str], alt: str, text: str) -> Drawing:
     """The figure of the axes with a legend above it."""
     labels = [_name(name, LEGEND) for name in names]
     columns = 1 if max(map(len, labels)) > LABEL else 2
-    axes.figure.legend(list(handles), labels, loc="outside upper left", ncols=columns)
-    return Drawing(axes.figure, alt, caption)
+    axes.figure.legend(list(lines), labels, loc="outside upper left", ncols=columns)
+    return Drawing(axes.figure, alt, text)
 
 
 def _epochs(axes: Axes, history: list[dict[str, Any]]) -> None:
@@ -270,8 +266,7 @@ def _percent(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _name(name: str, most: int = LABEL) -> str:
-    """A name on one line, without what XML cannot hold, cut in the middle where it is long: its
-    ends tell classes apart."""
+    """A name without what XML cannot hold, cut in the middle: its ends tell classes apart."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     half = most // 2
     return shown if len(shown) <= most else f"{shown[:half]}…{shown[1 - half :]}"

@@ -18,10 +18,11 @@ from PIL import Image
 
 from method_config.values import leaves
 from tools.report.figures import TEST_FIGURES, TRAINING_FIGURES, pictures
-from tools.report.read import panels_of, parsed, read_test, reading
+from tools.report.read import panels_of, parsed, read_test
 from utils.errors import DataError
 from utils.metrics import BY_SIZE
 from utils.output_files import write_text
+from utils.tables import reading
 
 GALLERY_BYTES = 12 << 20  # of the pictures of a page together; a third more as base64
 SIDES = (360, 270, 200, 150, 110)  # pixels, tried in turn for a picture above its share of that
@@ -36,9 +37,8 @@ def write_report(folder: Path) -> Path:
     """Write `folder`/report.html, one file that needs neither a connection nor a script, and
     return its path.
 
-    Its size is bounded: the pictures of the gallery take 16 MiB together at most (larger ones are
-    shrunk; only above some two thousand pictures does the page grow with them, by 8 KiB each), a
-    figure some 0.1 MiB, that of ten thousand queries 1.5 MiB.
+    Its pictures take 16 MiB together at most (beyond some two thousand, 8 KiB each), a figure some
+    0.1 MiB, that of ten thousand queries 1.5 MiB.
 
     Raises:
         DataError: the folder is none of a run, or a file in it is broken.
@@ -119,14 +119,8 @@ def is_best(value: float | None, values: Sequence[float | None], higher: bool = 
 
 
 def embed_image(file: Path, most: int) -> dict[str, Any]:
-    """A JPEG or PNG file as data URI, made a smaller JPEG where it has over `most` bytes.
-
-    Returns:
-        uri, width and height in pixels; the smallest has a longer side of 110 pixels.
-
-    Raises:
-        DataError: there is no such picture.
-    """
+    """A JPEG or PNG file as data `uri` with its `width` and `height`, made a smaller JPEG, with a
+    longer side of 110 pixels at the least, where it has over `most` bytes."""
     with reading(file):
         data = file.read_bytes()
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:

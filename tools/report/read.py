@@ -6,18 +6,14 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from utils.errors import BROKEN, DataError
 from utils.metrics import ANOMALY, SEGMENTATION
-from utils.tables import TABLES, measured_queries
+from utils.tables import TABLES, measured_queries, reading
 
 RANKS = ("worst", "median", "best")
 
@@ -42,22 +38,15 @@ class Row(NamedTuple):
 class Test:
     """One test set of a run; what its files lack is empty.
 
-    Attributes:
-        name: "" for the ordinary one.
-        kind: "methods", "objects" (open domain) or "anomaly", the key of the results.
-        columns: methods, or labels of the measures of anomaly detection.
-        sizes: per method the ranges of defect size as in metrics.json.
-        record: everything else of metrics.json that fits a line, as text.
-        points: per method (defect as share of the image, IoU), fractions, of each query with a
-            defect, its pixels pooled over the repeats.
-        without_defect: how many queries have none.
-        thresholds: per method with thresholds their mean over all queries.
-        curves: as in curves.json.
-        gallery: per class the entries of the gallery's index; `file` of a panel is a path.
+    `name` is "" for the ordinary one; `columns` are methods, or labels of the measures of anomaly
+    detection; `record` is everything else of metrics.json that fits a line. Per method: `sizes` as
+    in metrics.json; `points` (defect as share of the image, IoU), fractions, of each query with a
+    defect, its pixels pooled over the repeats; the mean of `thresholds` over all queries. Per class
+    `gallery` has the entries of the index; `file` of a panel is a path.
     """
 
     name: str
-    kind: str
+    kind: str  # "methods", "objects" (open domain) or "anomaly", the key of the results
     columns: list[str]
     totals: list[Row]
     rows: list[Row]
@@ -65,7 +54,7 @@ class Test:
     warnings: list[str] = field(default_factory=list)
     record: dict[str, str] = field(default_factory=dict)
     points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    without_defect: int = 0
+    without_defect: int = 0  # queries
     thresholds: dict[str, float] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
     gallery: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -75,16 +64,6 @@ class Test:
         """The most repeats of any value."""
         rows = (*self.totals, *self.rows)
         return max((value.repeats for row in rows for value in row.values), default=1)
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turn whatever a broken `file` leads to into a DataError that names it."""
-    try:
-        yield
-    except (*BROKEN, yaml.YAMLError) as error:
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise DataError(f"{file}: not as a run writes it ({cause}); run it again") from error
 
 
 def parsed(file: Path, parse: Callable[[str], Any], missing: Any = None) -> Any:
@@ -97,11 +76,7 @@ def parsed(file: Path, parse: Callable[[str], Any], missing: Any = None) -> Any:
 
 def read_test(folder: Path, suffix: str = "") -> Test:
     """One test set of a run, its files ending in `suffix`, such as "_validation"; only its metrics
-    file has to exist.
-
-    Raises:
-        DataError: a file is broken.
-    """
+    file has to exist."""
     test = parsed(folder / f"metrics{suffix}.json", read_metrics)
     test.name = suffix.removeprefix("_")
     queries = parsed(folder / f"queries{suffix}.csv", read_queries, ({}, 0, {}))
@@ -181,8 +156,7 @@ def read_metrics(text: str) -> Test:
             rows.append(Row(name, [value(entry[m.name]) for m in ANOMALY], entry["images"]))
         totals = [Row("mean", [value(table["mean"][m.name]) for m in ANOMALY], None)]
     if failed := content.pop("failed_queries", 0):
-        lost = "1 query failed and is" if failed == 1 else f"{failed} queries failed and are"
-        warnings.insert(0, f"{lost} not in the figures")
+        warnings.insert(0, f"failed queries, which are not in the figures: {failed}")
     record = {
         key: ", ".join(map(str, part)) if isinstance(part, list) else str(part)
         for key, part in content.items()

@@ -27,7 +27,7 @@ CURVES = [CURVE | {"name": name} for name in ("SOFS", "prior")]
 
 
 class Page(HTMLParser):
-    """html: as it is.  tags: (name, attributes).  tables: rows of cells.  text: all of it."""
+    """`tags` are (name, attributes), `tables` rows of cells, `text` is all of it."""
 
     def __init__(self, html):
         super().__init__()
@@ -86,16 +86,16 @@ def metrics(classes, repeats=3):
     return head | {"torch": "2.0"} | faults | {"methods": methods}
 
 
-def query_rows(classes, repeats=3):
-    """Rows of queries.csv; the first query has no defect."""
-    rng = np.random.default_rng(0)
+def query_rows(classes, repeats=3, gain=0, seed=0):
+    """Rows of queries.csv, six queries per class; the first has no defect."""
+    rng, n = np.random.default_rng(seed), len(classes)
     for repeat in range(repeats):
-        for query in range(3 * len(classes)):
+        for query in range(6 * n):
             share = 10.0 ** -(1 + query % 4) if query else 0.0
-            about = [classes[query % len(classes)], f"{query}.jpg"]
+            about = [repeat, query, classes[query % n], f"{query // n}.jpg"]
             for method, threshold in (("SOFS", 0.5), ("prior", 0.6 + 0.1 * repeat)):
-                counts = [500, int(rng.integers(0, 90)), 600, 100]
-                yield [repeat, query, *about, method, share, threshold, *counts]
+                counts = [500, int(rng.integers(40)) + gain, 600, 100]
+                yield [*about, method, share, threshold, *counts]
 
 
 def write_queries(file, rows):
@@ -119,17 +119,16 @@ def write_gallery(folder, classes):
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def write_metrics(folder, content):
-    """A run of nothing but metrics.json."""
+def write_metrics(folder, content, suffix=""):
+    """A run of nothing but its metrics."""
     folder.mkdir(exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(content))
+    (folder / f"metrics{suffix}.json").write_text(json.dumps(content))
     return folder
 
 
 def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""):
     """Everything that a run may leave."""
-    folder.mkdir(exist_ok=True)
-    (folder / f"metrics{suffix}.json").write_text(json.dumps(metrics(classes)))
+    write_metrics(folder, metrics(classes), suffix)
     write_queries(folder / f"queries{suffix}.csv", query_rows(classes))
     (folder / f"curves{suffix}.json").write_text(json.dumps({"curves": CURVES}))
     (folder / "history.json").write_text(json.dumps(HISTORY))

@@ -67,10 +67,7 @@ SCHEMA = dict(leaves(get_defaults())) | WITHOUT_EFFECT
 
 
 def coerce(key: str, value: Any, source: str) -> Any:
-    """`value` in the type of its key, paths written out; text for a number or a list is read.
-
-    A value of another type raises a ConfigError.
-    """
+    """`value` in the type of its key, paths written out; ConfigError for one of another type."""
     default = SCHEMA[key]
     several = isinstance(default, list)
     kind = type((default or [""])[0] if several else default)
@@ -115,7 +112,7 @@ def _scalar(value: Any, kind: type) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would silently drop the first value."""
+    """Refuses a key that a mapping has twice: YAML would silently drop the first value."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -78,12 +78,11 @@ def check_config(cfg: CfgNode, sources: Mapping[str, str]) -> None:
     """
     # relations divide by values that the bounds have let through
     for rules in ((_alone,), (_networks, _folders)):
-        problems = [(f"{key} is {shown(get(cfg, key))}", sources.get(key, "defaults"), text)
-                    for rule in rules for key, text in rule(cfg)]  # fmt: skip
-        if problems:
-            raise ConfigError(
-                "\n".join(f"{file}: {value}: {text}" for value, file, text in problems)
-            )
+        problems = [problem for rule in rules for problem in rule(cfg)]
+        lines = [f"{key} is {shown(get(cfg, key))}: {text}" for key, text in problems]
+        if lines:
+            origins = (sources.get(key, "defaults") for key, _ in problems)
+            raise ConfigError("\n".join(map(": ".join, zip(origins, lines, strict=True))))
 
 
 def leads_out(path: str) -> bool:
@@ -119,10 +118,7 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
         yield "DATASET.rotate_min", f"it must not exceed DATASET.rotate_max = {data.rotate_max}."
     layers = sofs.prior_layer_pointer
     if not layers or layers != sorted(set(layers)):
-        yield (
-            "TRAIN.SOFS.prior_layer_pointer",
-            "it must hold a layer or more, ascending, each once.",
-        )
+        yield "TRAIN.SOFS.prior_layer_pointer", "it must hold layers, ascending, each once."
     width = sofs.transformer_embed_dim
     if width % sofs.transformer_nums_heads:
         divisors = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)

@@ -1,7 +1,6 @@
 """Rules for values: the numbers and words that a key takes, and relations between keys.
 
-Names of data sets, backbones and methods, and what follows from them (splits, layers, patch size),
-are checked where these are defined.
+Names of data sets, backbones and methods are checked where these are defined.
 """
 
 from __future__ import annotations

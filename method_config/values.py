@@ -18,7 +18,7 @@ from method_config.defaults import PATH_ENDINGS, WORDS, get_defaults
 from method_config.published import REPLACED, WITHOUT_EFFECT
 from utils.errors import ConfigError
 
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # of the parser; ValueError: not UTF-8
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: not UTF-8
 _LONGEST = 200  # characters of a value that an error shows
 _TYPES = {bool: "True or False", int: "an integer", float: "a finite number"}
 _TYPES[str] = "a string (quote it in YAML)"
@@ -125,8 +125,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The tree in a YAML file, empty in an empty one; ConfigError for an unreadable file, one that
-    is no YAML, has a key twice, or holds no mapping."""
+    """The tree in a YAML file, empty in an empty one; ConfigError for any other file."""
     try:
         with path.open(encoding="utf-8") as file:
             tree = yaml.load(file, _Loader)  # noqa: S506
@@ -142,9 +141,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
     """Set `pairs` of (full dotted key, value) in the whole tree `cfg`; return the keys set.
-
-    An unknown key or a wrong type raises a ConfigError, which names `source`.
-    """
+    ConfigErrors, for unknown keys and wrong types, name `source`."""
     changed = []
     for key, value in pairs:
         if key in WITHOUT_EFFECT:

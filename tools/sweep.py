@@ -41,15 +41,9 @@ PROTOCOLS = CONFIGS / "protocols"
 METRICS = "metrics.json"
 RESUME, LOAD_HEAD, HEAD = "TRAIN.resume", "TEST.load_checkpoint", "TEST.load_model_path"
 # keys that a sweep sets itself -> what to use instead
-SET_BY_SWEEP = {
-    "RUN_NAME": "--name, which names the folder of the sweep",
-    "DATASET.split": "--splits",
-    "DATASET.shot": "--shots",
-    "RNG_SEED": "--seeds",
-    LOAD_HEAD: "--heads",
-    HEAD: "--heads",
-    RESUME: "the same command again, which goes on where the sweep was interrupted",
-}
+SET_BY_SWEEP = {"RUN_NAME": "--name", "DATASET.split": "--splits", "DATASET.shot": "--shots"}
+SET_BY_SWEEP |= {"RNG_SEED": "--seeds", LOAD_HEAD: "--heads", HEAD: "--heads"}
+SET_BY_SWEEP[RESUME] = "the same command again, which goes on where the sweep was interrupted"
 Settings = dict[str, Any]  # full dotted key -> value
 
 
@@ -129,9 +123,8 @@ class Sweep:
     def runs(self) -> list[Run]:
         """All runs in their order: by seed and split, a training before its tests.
 
-        Raises:
-            ConfigError: a setting is impossible or the sweep's own; there is no head to test.
-            WeightsError: a file of --heads is missing.
+        ConfigError: a setting is impossible or the sweep's own, or there is no head to test;
+        WeightsError: a file of --heads is missing.
         """
         method, heads, folder = self._draft.TEST.method, self.args.heads, str(self.folder())
         needs_head = method_class(method).needs_training
@@ -174,9 +167,8 @@ class Sweep:
 def build_sweep(args: argparse.Namespace, folder: Path = PROTOCOLS) -> Sweep:
     """The sweep that the arguments of `build_parser` describe.
 
-    Raises:
-        ConfigError: `folder` has no such protocol, it does not hold what docs/protocol.md
-            describes, or it lacks a split that is asked for.
+    ConfigError: `folder` has no such protocol, it does not hold what docs/protocol.md describes, or
+    it lacks a split that is asked for.
     """
     name, file, names = args.protocol, folder / f"{args.protocol}.yaml", protocol_names()
     if not file.is_file():
@@ -236,10 +228,9 @@ def check_folders(runs: Sequence[Run]) -> None:
 
 
 def carry_out(runs: Sequence[Run]) -> None:
-    """Do, in their order, all runs that are not finished.
+    """Do, in their order, all runs that are not finished: a cut-off training goes on.
 
-    A training is left out, too, where all its tests are there. One that was cut off goes on where
-    it was. Tests of another head than their training's are done again.
+    It is left out where all its tests are there. Tests of another head than its are done again.
     """
     for number, run in enumerate(runs, 1):
         setup_logging()  # on the console alone: the last run's log file is closed

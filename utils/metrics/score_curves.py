@@ -37,10 +37,8 @@ class Curve:
         return cls(-thresholds, *map(np.cumsum, found))
 
     def measures(self) -> dict[str, float | None]:
-        """AUROC, average precision and the highest F1: `auroc`, `ap`, `f1_max`.
-
-        AUROC is by trapezoids: a tie counts half. Average precision is the sum of
-        (R_n - R_{n-1}) P_n over the descending thresholds n; R: recall, P: precision.
+        """`auroc`, by trapezoids: a tie counts half; `ap`, average precision, the sum of
+        (R_n - R_{n-1}) P_n over the descending thresholds n (recall, precision); highest `f1_max`.
         """
         if not self._is_defined():
             return {"auroc": None, "ap": None, "f1_max": None}
@@ -53,8 +51,7 @@ class Curve:
         """Area under the mean overlap per region up to a false positive rate of `limit`, / `limit`.
 
         Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 4: the rate is
-        over the normal pixels of all images, the curve starts at (0, 0) and is linear between
-        thresholds. None without regions, too.
+        over the normal pixels of all images, the curve linear from (0, 0). None without regions.
         """
         if self.overlap is None or not self._is_defined():
             return None

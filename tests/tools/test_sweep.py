@@ -17,7 +17,7 @@ from utils.errors import ConfigError
 SUMMARY = {"summary.md", "summary.json", "summary.csv"}
 # what a protocol sets is not for a test to change
 QUICK = {key: value for key, value in TINY.items() if "objects" not in key and "smooth" not in key}
-QUICK |= {"TRAIN_SETUPS.epochs": 1, "DATASET.few_shot_repeated_multiple": 2}
+QUICK |= {"TRAIN_SETUPS.epochs": 1, "DATASET.few_shot_repeated_multiple": 1}
 QUICK |= {"DATASET.vision_data_save": False}
 del QUICK["RUN_NAME"]
 
@@ -82,7 +82,7 @@ def test_a_sweep_trains_tests_and_sums_up(finished):
         assert {name.split("/")[0] for name in classes} == set(VISION_V1_TEST[content["split"]])
     (mean,) = figures(folder, shot=1, method="SOFS", split="mean", metric="miou")
     text = (folder / "summary.md").read_text()
-    assert f"{100 * mean['mean']:.2f} +- {100 * mean['std']:.2f}" in text
+    assert f" {100 * mean['mean']:.2f} |" in text
     # the same command again keeps every run
     files = [*folder.glob("*/metrics.json"), *folder.glob("*/checkpoints/*")]
     before = [file.stat().st_mtime_ns for file in files]
@@ -143,8 +143,7 @@ def test_an_interrupted_sweep_goes_on(vision, tmp_path):
 def test_anomaly_detection_on_all_objects(tmp_path):
     shape = {"good": 1, "abnormal": 1, "size": (48, 64), "kinds": ["spot"]}
     write_mvtec(tmp_path / "data", MVTEC_OBJECTS, **shape)
-    changes = {"TEST__dataset_path": tmp_path / "data", "DATASET__few_shot_repeated_multiple": 1}
-    words = ["mvtec", "--shots", "1", *opts(tmp_path, **changes)]
+    words = ["mvtec", "--shots", "1", *opts(tmp_path, TEST__dataset_path=tmp_path / "data")]
     assert main(words) == 0
     folder, runs = tmp_path / "mvtec", plan(*words)
     assert {path.name for path in folder.iterdir()} == {"test_seed54_1shot"} | SUMMARY

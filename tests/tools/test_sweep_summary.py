@@ -81,7 +81,7 @@ def test_seeds_and_repeats_are_pooled_and_splits_averaged_within_each(summed):
     draws = list(itertools.product(SEEDS, range(REPEATS)))
     for row, figure in zip(rows, figures, strict=True):
         shot, method, split, label, metric = list(figure.values())[:5]
-        assert list(row.values())[:5] == [str(shot), method, str(split), label, metric]
+        assert [*row.values()][:5] == [str(shot), method, str(split), label, metric]
         values = kept[shot, method, label.split("/")[-1] or metric]
         values = (values.mean(0) if split == "mean" else values[SPLITS.index(split)]).ravel()
         assert [(r["seed"], r["repeat"]) for r in figure["repeats"]] == draws

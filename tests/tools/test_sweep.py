@@ -55,9 +55,9 @@ def vision(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(vision, tmp_path_factory):
-    """Words and folder of a sweep over two splits."""
+    """Words and folder of a sweep over one split."""
     output = tmp_path_factory.mktemp("log")
-    words = ["vision_v1", "--splits", "0", "2", "--shots", "1", *opts(output, **vision)]
+    words = ["vision_v1", "--splits", "0", "--shots", "1", *opts(output, **vision)]
     with own_logging():
         assert main(words) == 0
     return words, output / "vision_v1"
@@ -95,9 +95,9 @@ def test_a_sweep_trains_tests_and_sums_up(finished):
 def test_other_settings_in_the_same_folder_are_refused(finished, tmp_path, capsys):
     """Before anything runs: the split that is missing, too. Of a test, another head as well."""
     words, folder = finished
-    assert main(["vision_v1", "--splits", "1", "2", *words[4:], "DATASET.s_in_shot", "3"]) == 2
+    assert main(["vision_v1", "--splits", "1", "0", *words[3:], "DATASET.s_in_shot", "3"]) == 2
     error = capsys.readouterr().err
-    for word in ("train_split2_seed54/config.yaml", "s_in_shot is 2", "has 3", "--name"):
+    for word in ("train_split0_seed54/config.yaml", "s_in_shot is 2", "has 3", "--name"):
         assert word in error
     assert not (folder / "train_split1_seed54").exists()
     (tmp_path / "head.safetensors").touch()

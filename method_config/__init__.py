@@ -25,11 +25,8 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
         opts: KEY VALUE KEY VALUE ..., keys in full ("TRAIN.SOFS.smooth_r"). Text is read as YAML,
             without evaluation; keys that hold text take it as it is.
 
-    Returns:
-        The frozen tree. Its `dump()`, written to a file, loads again to an equal tree.
-
-    Raises:
-        utils.errors.ConfigError: an unreadable file, unknown key, wrong type or impossible value.
+    Returns the frozen tree, whose `dump()` loads again to an equal one. An unreadable file, unknown
+    key, wrong type or impossible value raises a `utils.errors.ConfigError`.
     """
     files = [path] if isinstance(path, str | Path) else path
     parts = [(str(file), leaves(read_yaml(Path(file).expanduser()))) for file in files]

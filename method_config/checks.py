@@ -1,7 +1,6 @@
 """Rules for values: the numbers and words that a key takes, and relations between keys.
 
-Names of data sets, backbones and methods, and what follows from them (splits, layers, patch size),
-are checked where these are defined.
+Names of data sets, backbones and methods are checked where these are defined.
 """
 
 from __future__ import annotations
@@ -41,17 +40,13 @@ BOUNDS = {
     ),
     "more than 0": (
         lambda x: x > 0,
-        """
-        DATASET.crop_ratio TRAIN.SOFS.target_semantic_temperature TRAIN.SOFS.smooth_r
-        TRAIN_SETUPS.learning_rate TRAIN_SETUPS.lr_multiple
-        """,
+        "DATASET.crop_ratio TRAIN.SOFS.target_semantic_temperature TRAIN.SOFS.smooth_r "
+        "TRAIN_SETUPS.learning_rate TRAIN_SETUPS.lr_multiple",
     ),
     "from 0 to 1": (
         lambda x: 0 <= x <= 1,
-        """
-        DATASET.area_resize_ratio DATASET.normal_sample_sampling_prob TEST.threshold
-        TEST.VISUALIZE.sample_prob
-        """,
+        "DATASET.area_resize_ratio DATASET.normal_sample_sampling_prob TEST.threshold "
+        "TEST.VISUALIZE.sample_prob",
     ),
     "between 0 and 1": (lambda x: 0 < x < 1, "TRAIN_SETUPS.TEST_SETUPS.val_share"),
     "from 0 to 0.9": (lambda x: 0 <= x <= 0.9, "TEST.window_overlap"),
@@ -81,13 +76,12 @@ def check_config(cfg: CfgNode, sources: Mapping[str, str]) -> None:
     `sources` maps a key to the file that set it, for the messages; other keys have their defaults.
     """
     # relations divide by values that the bounds have let through
-    for rules in ((_alone,), (_networks, _folders, _paths)):
-        if problems := [problem for rule in rules for problem in rule(cfg)]:
-            lines = (
-                f"{sources.get(key, 'defaults')}: {key} is {shown(get(cfg, key))}: {text}"
-                for key, text in problems
-            )
-            raise ConfigError("\n".join(lines))
+    for rules in ((_alone,), (_networks, _folders)):
+        problems = [problem for rule in rules for problem in rule(cfg)]
+        lines = [f"{key} is {shown(get(cfg, key))}: {text}" for key, text in problems]
+        if lines:
+            origins = (sources.get(key, "defaults") for key, _ in problems)
+            raise ConfigError("\n".join(map(": ".join, zip(origins, lines, strict=True))))
 
 
 def leads_out(path: str) -> bool:
@@ -96,7 +90,6 @@ def leads_out(path: str) -> bool:
 
 
 def _alone(cfg: CfgNode) -> Iterator[_Problem]:
-    """Values that are wrong whatever the others are."""
     for words, (allowed, keys) in BOUNDS.items():
         for key in keys.split():
             value = get(cfg, key)
@@ -109,7 +102,6 @@ def _alone(cfg: CfgNode) -> Iterator[_Problem]:
 
 
 def _networks(cfg: CfgNode) -> Iterator[_Problem]:
-    """Sizes, the head, the loss, resuming."""
     data, sofs = cfg.DATASET, cfg.TRAIN.SOFS
     size, patch = data.image_size, sofs.vit_patch_size
     if size % patch:
@@ -125,8 +117,7 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
         yield "DATASET.rotate_min", f"it must not exceed DATASET.rotate_max = {data.rotate_max}."
     layers = sofs.prior_layer_pointer
     if not layers or layers != sorted(set(layers)):
-        text = "it must hold one layer or more, ascending, each once."
-        yield "TRAIN.SOFS.prior_layer_pointer", text
+        yield "TRAIN.SOFS.prior_layer_pointer", "it must hold layers, ascending, each once."
     width = sofs.transformer_embed_dim
     if width % sofs.transformer_nums_heads:
         divisors = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
@@ -162,9 +153,6 @@ def _folders(cfg: CfgNode) -> Iterator[_Problem]:
         if len(data[name]) not in (1, count):
             text = f"it must hold one number, or one per open_domain_test_object ({count})."
             yield f"DATASET.{name}", text
-
-
-def _paths(cfg: CfgNode) -> Iterator[_Problem]:
     if leads_out(cfg.DATASET.normal_folder):
         yield "DATASET.normal_folder", "it leads out of the data set; name a folder in it."
     name = cfg.RUN_NAME

@@ -18,7 +18,7 @@ from method_config.defaults import PATH_ENDINGS, WORDS, get_defaults
 from method_config.published import REPLACED, WITHOUT_EFFECT
 from utils.errors import ConfigError
 
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # of the parser; ValueError: not UTF-8
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: not UTF-8
 _LONGEST = 200  # characters of a value that an error shows
 _TYPES = {bool: "True or False", int: "an integer", float: "a finite number"}
 _TYPES[str] = "a string (quote it in YAML)"
@@ -67,10 +67,7 @@ SCHEMA = dict(leaves(get_defaults())) | WITHOUT_EFFECT
 
 
 def coerce(key: str, value: Any, source: str) -> Any:
-    """`value` in the type of its key, paths written out; text for a number or a list is read.
-
-    A value of another type raises a ConfigError.
-    """
+    """`value` in the type of its key, paths written out; ConfigError for one of another type."""
     default = SCHEMA[key]
     several = isinstance(default, list)
     kind = type((default or [""])[0] if several else default)
@@ -115,7 +112,7 @@ def _scalar(value: Any, kind: type) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would silently drop the first value."""
+    """Refuses a key that a mapping has twice: YAML would silently drop the first value."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -128,8 +125,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The tree in a YAML file, empty in an empty one; ConfigError for an unreadable file, one that
-    is no YAML, has a key twice, or holds no mapping."""
+    """The tree in a YAML file, empty in an empty one; ConfigError for any other file."""
     try:
         with path.open(encoding="utf-8") as file:
             tree = yaml.load(file, _Loader)  # noqa: S506
@@ -145,9 +141,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 def merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> list[str]:
     """Set `pairs` of (full dotted key, value) in the whole tree `cfg`; return the keys set.
-
-    An unknown key or a wrong type raises a ConfigError, which names `source`.
-    """
+    ConfigErrors, for unknown keys and wrong types, name `source`."""
     changed = []
     for key, value in pairs:
         if key in WITHOUT_EFFECT:

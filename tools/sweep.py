@@ -41,15 +41,9 @@ PROTOCOLS = CONFIGS / "protocols"
 METRICS = "metrics.json"
 RESUME, LOAD_HEAD, HEAD = "TRAIN.resume", "TEST.load_checkpoint", "TEST.load_model_path"
 # keys that a sweep sets itself -> what to use instead
-SET_BY_SWEEP = {
-    "RUN_NAME": "--name, which names the folder of the sweep",
-    "DATASET.split": "--splits",
-    "DATASET.shot": "--shots",
-    "RNG_SEED": "--seeds",
-    LOAD_HEAD: "--heads",
-    HEAD: "--heads",
-    RESUME: "the same command again, which goes on where the sweep was interrupted",
-}
+SET_BY_SWEEP = {"RUN_NAME": "--name", "DATASET.split": "--splits", "DATASET.shot": "--shots"}
+SET_BY_SWEEP |= {"RNG_SEED": "--seeds", LOAD_HEAD: "--heads", HEAD: "--heads"}
+SET_BY_SWEEP[RESUME] = "the same command again, which goes on where the sweep was interrupted"
 Settings = dict[str, Any]  # full dotted key -> value
 
 
@@ -58,12 +52,9 @@ Settings = dict[str, Any]  # full dotted key -> value
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training or test.
+    """One training or test: `settings` differ from the YAML file `file`, `cfg` is the whole tree.
 
-    Attributes:
-        file, settings: the YAML file that its config starts from, and what differs from it.
-        cfg: the whole, frozen tree.
-        training: of a test, the training whose head it loads; None: it has a given head, or none.
+    `training` is that of a test whose head it loads; None: it has a given head, or none.
     """
 
     file: Path
@@ -100,14 +91,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A protocol and what the command line asks of it.
+    """A protocol and what the arguments of `build_parser` ask of it.
 
-    Attributes:
-        args: of `build_parser`.
-        config: YAML file that all runs start from.
-        splits: settings of the runs of each split; the one key None where the data have no splits.
-        shots: supports per query, a test for each.
-        train, test: settings of the trainings (None: nothing is trained) and of the tests.
+    `config` is the YAML file that all runs start from; `splits` holds the settings of each split,
+    of None where the data have no splits; `train` is None where nothing is trained.
     """
 
     args: argparse.Namespace
@@ -130,18 +117,22 @@ class Sweep:
         """Where its runs and its summary lie; ConfigError for an impossible --name or --opts."""
         name = self.args.name or self.args.protocol
         if leads_out(name) or name.startswith("~"):
-            advice = "choose a plain name, and set OUTPUT_DIR to the rest"
-            raise ConfigError(f"--name: {name} is no folder below OUTPUT_DIR; {advice}")
+            raise ConfigError(f"--name: {name} is no folder below OUTPUT_DIR; set OUTPUT_DIR, too")
         return Path(self._draft.OUTPUT_DIR) / name
 
     def runs(self) -> list[Run]:
         """All runs in their order: by seed and split, a training before its tests.
 
-        Raises:
-            ConfigError: a setting is impossible or the sweep's own; there is no head to test.
-            WeightsError: a file of --heads is missing.
+        ConfigError: a setting is impossible or the sweep's own, or there is no head to test;
+        WeightsError: a file of --heads is missing.
         """
-        folder, trains, heads = str(self.folder()), self._trains(), self.args.heads
+        method, heads, folder = self._draft.TEST.method, self.args.heads, str(self.folder())
+        needs_head = method_class(method).needs_training
+        if heads and not needs_head:
+            raise ConfigError(f"--heads: TEST.method is {method}, which has no head; drop one")
+        if needs_head and self.train is None and not heads:
+            fault = f"{self.args.protocol} trains no head for TEST.method {method}"
+            raise ConfigError(f"{fault}; give one with --heads, or use {BASELINE}")
         runs = []
         for seed in dict.fromkeys(self.args.seeds or [self._draft.RNG_SEED]):
             for split in self.splits:
@@ -149,29 +140,17 @@ class Sweep:
                 own: Settings = {"OUTPUT_DIR": folder, "RNG_SEED": seed}
                 own |= {} if split is None else {"DATASET.split": split}
                 training = None
-                if trains:
+                if heads:
+                    file = heads.replace("{split}", str(split)).replace("{seed}", str(seed))
+                    own |= {LOAD_HEAD: True, HEAD: str(require_file(expanded(file), "--heads"))}
+                elif needs_head:
                     training = self._run(own | {"RUN_NAME": f"train_{where}"}, trains=True)
                     runs.append(training)
                     own |= {LOAD_HEAD: True, HEAD: str(training.head)}
-                elif heads:
-                    file = heads.replace("{split}", str(split)).replace("{seed}", str(seed))
-                    own |= {LOAD_HEAD: True, HEAD: str(require_file(expanded(file), "--heads"))}
                 for shot in dict.fromkeys(self.shots):
                     named = {"RUN_NAME": f"test_{where}_{shot}shot", "DATASET.shot": shot}
                     runs.append(self._run(own | named, training=training))
         return runs
-
-    def _trains(self) -> bool:
-        """Whether heads are trained; ConfigError where the method has none, or none can be had."""
-        method, heads = self._draft.TEST.method, self.args.heads
-        needs_head = method_class(method).needs_training
-        if heads and not needs_head:
-            fault = f"--heads: TEST.method is {method}, which has no head"
-            raise ConfigError(f"{fault}; leave out one of them")
-        if needs_head and self.train is None and not heads:
-            fault = f"{self.args.protocol} trains no head for TEST.method {method}"
-            raise ConfigError(f"{fault}; give one with --heads, or use {BASELINE}")
-        return needs_head and not heads
 
     def _run(self, own: Settings, trains: bool = False, training: Run | None = None) -> Run:
         """The settings of the split, then of the training or test, the user's, the sweep's own."""
@@ -181,17 +160,15 @@ class Sweep:
         cfg = load_config(self.config, _flat(settings))
         for key in ("TRAIN.save_model", "TRAIN_SETUPS.epochs"):
             if trains and not (value := get(cfg, key)):
-                fault = f"{key} is {value}: no head would be left to test"
-                raise ConfigError(f"{fault}; change it in --opts")
+                raise ConfigError(f"{key} is {value}: no head would be left to test; change it")
         return Run(self.config, settings, cfg, trains, training)
 
 
 def build_sweep(args: argparse.Namespace, folder: Path = PROTOCOLS) -> Sweep:
     """The sweep that the arguments of `build_parser` describe.
 
-    Raises:
-        ConfigError: `folder` has no such protocol, it does not hold what docs/protocol.md
-            describes, or it lacks a split that is asked for.
+    ConfigError: `folder` has no such protocol, it does not hold what docs/protocol.md describes, or
+    it lacks a split that is asked for.
     """
     name, file, names = args.protocol, folder / f"{args.protocol}.yaml", protocol_names()
     if not file.is_file():
@@ -220,7 +197,8 @@ def build_sweep(args: argparse.Namespace, folder: Path = PROTOCOLS) -> Sweep:
         there = f"the splits {', '.join(map(str, splits))}" if splits else "no splits"
         raise ConfigError(f"--splits: {name} has {there}, but {wrong[0]} was given")
     splits = {split: splits[split] for split in args.splits or splits} or {None: {}}
-    train = None if train is None else train | {"TRAIN_SETUPS.TEST_SETUPS.test_state": False}
+    if train is not None:
+        train["TRAIN_SETUPS.TEST_SETUPS.test_state"] = False
     return Sweep(args, config, splits, shots, train, test or {})
 
 
@@ -246,29 +224,23 @@ def check_folders(runs: Sequence[Run]) -> None:
                 continue
             if earlier != value and key != RESUME:
                 fault = f"{file}: {key} is {earlier!r}, but this sweep has {value!r}"
-                advice = "choose another folder for it with --name, or repeat the earlier settings"
-                raise ConfigError(f"{fault}; {advice}")
+                raise ConfigError(f"{fault}; repeat that setting, or give another --name")
 
 
 def carry_out(runs: Sequence[Run]) -> None:
-    """Do, in their order, all runs that are not finished.
+    """Do, in their order, all runs that are not finished: a cut-off training goes on.
 
-    A training is left out, too, where all its tests are there. One that was cut off goes on where
-    it was. Tests that are older than their training, or of another head, are done again.
+    It is left out where all its tests are there. Tests of another head than its are done again.
     """
     for number, run in enumerate(runs, 1):
         setup_logging()  # on the console alone: the last run's log file is closed
         place = f"{number} of {len(runs)}, {run.folder}"
         tests = [test for test in runs if test.training is run]
-        if is_finished(run):
+        if is_finished(run) or (run.trains and all(map(is_finished, tests))):
             LOG.info("%s: kept, it is finished", place)
-        elif run.trains and all(map(is_finished, tests)):
-            LOG.info("%s: not needed, its tests are finished", place)
         elif run.trains:
             LOG.info("%s: training", place)
             run_training(run.config({RESUME: "auto"}), str(run.file))
-            for test in tests:
-                (test.folder / METRICS).unlink(missing_ok=True)
         else:
             LOG.info("%s: test", place)
             head = {HEAD: str(run.training.head)} if run.training else {}
@@ -290,10 +262,9 @@ def is_finished(run: Run) -> bool:
         ended, metrics = (json.loads(file.read_text("utf-8")) for file in files)
     except (OSError, ValueError):  # cut off before it was written, or while
         return False
-    if ended.get("failed"):
-        return False
     head = run.training.head if run.training else Path()
-    return not head.is_file() or metrics.get("head_sha256") == sha256_of(head)
+    same_head = not head.is_file() or metrics.get("head_sha256") == sha256_of(head)
+    return same_head and not ended.get("failed")
 
 
 # --- Command line --------------------------------------------------------------------------------
@@ -328,8 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def sweep() -> None:
         args = build_parser().parse_args(argv)
         if started_by_torchrun():
-            fault = "a sweep starts the processes of its runs itself"
-            raise ConfigError(f"{fault}: call it without torchrun, with --opts NUM_GPUS N")
+            raise ConfigError("call a sweep without torchrun, with --opts NUM_GPUS N")
         planned = build_sweep(args)
         runs = planned.runs()
         if args.list:

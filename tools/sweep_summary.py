@@ -23,9 +23,8 @@ Keys = dict[str, Any]
 class Figure:
     """One measured quantity.
 
-    Attributes:
-        keys: shot, method, split, class, metric; of anomaly detection shot, object, metric.
-        values: as fractions, by RNG_SEED of a run and number of the repeat; None where undefined.
+    `keys` are shot, method, split, class, metric; of anomaly detection shot, object, metric.
+    `values` are fractions, by RNG_SEED of a run and number of the repeat; None where undefined.
     """
 
     keys: Keys
@@ -33,9 +32,8 @@ class Figure:
 
     def summed(self) -> tuple[float | None, float | None, int]:
         """Mean, population standard deviation and number of the defined values."""
-        return *mean_std(list(self.values.values())), sum(
-            v is not None for v in self.values.values()
-        )
+        defined = [value for value in self.values.values() if value is not None]
+        return *mean_std(defined), len(defined)
 
     def cell(self) -> str:
         """In percent: mean, and +- standard deviation of several defined values; else a dash."""
@@ -68,11 +66,12 @@ def figures_of(contents: Iterable[dict[str, Any]]) -> list[Figure]:
         if not figure.keys.get("class"):
             part = "object" if "object" in figure.keys else "split"
             groups.setdefault(tuple((figure.keys | {part: MEAN}).items()), []).append(figure)
+    means = []
     for keys, members in groups.items():
         draws = dict.fromkeys(draw for member in members for draw in member.values)
         values = {d: mean_std([member.values.get(d) for member in members])[0] for d in draws}
-        figures[keys] = Figure(dict(keys), values)
-    return list(figures.values())
+        means.append(Figure(dict(keys), values))
+    return [*figures.values(), *means]
 
 
 def _rows(content: dict[str, Any]) -> Iterator[tuple[Keys, list[tuple[Keys, list[float | None]]]]]:
@@ -94,18 +93,15 @@ def tables(figures: Sequence[Figure]) -> list[str]:
     """Markdown tables, first those that papers print, then the details.
 
     Of split tests mIoU and FB-IoU, a row per shot and method, a column per split, then class IoU, a
-    table per split; of anomaly detection means over objects, a row per shot, then objects, a table
-    per shot.
+    table per split; of anomaly detection means over objects, then objects, a table per shot.
     """
     if "object" in figures[0].keys:
         means = [f for f in figures if f.keys["object"] == MEAN]
         first = [_table("Means over objects", means, ["shot"], "{label}")]
         key, title, row, column = "shot", "{}-shot, objects", "object", "{label}"
     else:
-        first = []
-        for measure in SEGMENTATION:
-            chosen = [f for f in figures if f.keys["metric"] == measure.name]
-            first.append(_table(measure.label, chosen, ["shot", "method"], "{part}"))
+        of = {m.label: [f for f in figures if f.keys["metric"] == m.name] for m in SEGMENTATION}
+        first = [_table(label, some, ["shot", "method"], "{part}") for label, some in of.items()]
         figures = [f for f in figures if f.keys["class"]]
         key, title, row, column = "split", "Split {}, class IoU", "class", "{shot}-shot {method}"
     parts: dict[Any, list[Figure]] = {}
@@ -146,16 +142,13 @@ def write_summary(folder: Path, files: Sequence[Path]) -> str:
     """Write summary.md, summary.json and summary.csv of some metrics files into the sweep's folder.
 
     JSON and CSV hold fractions; JSON the value of every seed and repeat, None where undefined; CSV
-    the number of defined ones. Returns the tables that papers print.
-
-    Raises:
-        DataError: a file is of another test, such as of open-domain objects.
+    the number of defined ones. Returns the tables that papers print. A file of another test, such
+    as of open-domain objects, raises a DataError.
     """
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for file, content in zip(files, contents, strict=True):
         if not content.keys() & {"methods", "anomaly"}:
-            fault = f"{file}: holds no figures of splits or of anomaly detection"
-            raise DataError(f"{fault}; a sweep sums up no other tests")
+            raise DataError(f"{file}: a sweep sums up splits and anomaly detection, no other tests")
     figures, entries, text = figures_of(contents), [], io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*figures[0].keys, "mean", "std", "repeats"])

@@ -41,18 +41,16 @@ def test_every_bound_is_kept(load, fault, words):
 
 def test_every_number_has_a_bound():
     bounded = [key for _, keys in BOUNDS.values() for key in keys.split()]
-    assert len(bounded) == len(set(bounded))
     kinds = {k: type((v or [""])[0] if isinstance(v, list) else v) for k, v in DEFAULTS.items()}
     numbers = {key for key, kind in kinds.items() if kind in (int, float)}
     assert numbers - set(bounded) == {"DATASET.rotate_min", "DATASET.rotate_max"}
 
 
-@pytest.mark.parametrize("key", CHOICES)
-def test_every_word_loads_and_another_is_refused(load, fault, key):
-    for option in CHOICES[key]:
-        assert get(load(key, option), key) == option
-    message = fault([], key, "other")
-    assert f"{key} is 'other': it must be one of {', '.join(CHOICES[key])}." in message
+def test_every_word_loads_and_another_is_refused(load, fault):
+    for key, options in CHOICES.items():
+        assert [get(load(key, option), key) for option in options] == list(options)
+        message = fault([], key, "other")
+        assert f"{key} is 'other': it must be one of {', '.join(options)}." in message
 
 
 REFUSED = [
@@ -83,20 +81,15 @@ def test_impossible_combinations_are_refused_with_the_remedy(fault, opts, words)
     assert words in message and message.startswith(("command line: ", "defaults: "))
 
 
-@pytest.mark.parametrize(
-    "opts",
-    [
-        "DATASET.image_size 532 DATASET.mask_size 532 DATASET.crop_size 100",
+def test_unusual_but_possible_values_load(load):
+    for opts in (
         "TRAIN.SOFS.vit_patch_size 8 DATASET.image_size 384 DATASET.mask_size 384",
         "TRAIN_SETUPS.epochs 0 TRAIN_SETUPS.num_workers 0 TRAIN.LOSS.ce_weight 0",
-        "DATASET.crop_ratio [1,1] DATASET.rotate_min 10",
-        "DATASET.open_domain_test_object [a,b]",
+        "DATASET.crop_ratio [1,1] DATASET.rotate_min 10 DATASET.open_domain_test_object [a,b]",
         "RUN_NAME a/..b DATASET.test_objects [a/b] DATASET.normal_folder ..a",
         "RUN_NAME x TRAIN.resume auto DATASET.normal_shot 1 TRAIN.backbone timm:x",
-    ],
-)
-def test_unusual_but_possible_values_load(load, opts):
-    load(*opts.split())
+    ):
+        load(*opts.split())
 
 
 def test_all_faults_are_reported_at_once_each_with_its_source(write, fault):

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from yacs.config import CfgNode
 
 from method_config import add_config_arguments, get_defaults, load_config
 from method_config.defaults import PATH_ENDINGS
@@ -27,15 +26,15 @@ def nested(key, value):
 
 def test_later_files_and_then_opts_win(write):
     one = write("DATASET: {shot: 2, s_in_shot: 2}\nRNG_SEED: 1", "one.yaml")
-    two = write("DATASET: {shot: 3}\nRNG_SEED: 2", "two.yaml")
+    two = write("DATASET.shot: 3\nDATASET: {<<: &a {crop_size: 28}}\nRNG_SEED: 2", "two.yaml")
     cfg = load_config([one, str(two)], ["RNG_SEED", "3"])
-    assert (cfg.DATASET.shot, cfg.DATASET.s_in_shot, cfg.RNG_SEED) == (3, 2, 3)
+    data = cfg.DATASET
+    assert (data.shot, data.s_in_shot, data.crop_size, cfg.RNG_SEED) == (3, 2, 28, 3)
     assert load_config([two, one]).DATASET.shot == 2
 
 
 def test_the_result_is_frozen_and_the_defaults_stay(load):
     cfg = load("DATASET.train_objects", "[a]", "DATASET.shot", "5")
-    assert isinstance(cfg, CfgNode) and cfg.is_frozen()
     with pytest.raises(AttributeError):
         cfg.DATASET.shot = 2
     cfg.DATASET.train_objects.append("b")
@@ -47,18 +46,10 @@ def test_empty_files_sections_and_strings_change_nothing(write, text):
     assert load_config(write(text)) == get_defaults()
 
 
-def test_dotted_keys_and_merged_mappings_in_yaml(write):
-    text = "TEST_SETUPS: &t {batch_size: 2}\nTRAIN_SETUPS: {<<: *t, epochs: 1}"
-    cfg = load_config(write(f"TRAIN.SOFS.smooth_r: 2\n{text}"))
-    assert (cfg.TRAIN.SOFS.smooth_r, cfg.TRAIN_SETUPS.batch_size) == (2.0, 2)
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "value"),
-    [
+def test_text_takes_the_type_of_its_key(load):
+    for key, text, value in (
         ("TRAIN_SETUPS.learning_rate", "1e-5", 1e-5),
         ("DATASET.rotate_min", "-10", -10.0),
-        ("TRAIN_SETUPS.epochs", "3.0", 3),
         ("TRAIN_SETUPS.epochs", "1e2", 100),
         ("RUN_NAME", "007", "007"),
         ("RUN_NAME", "[a", "[a"),
@@ -67,20 +58,16 @@ def test_dotted_keys_and_merged_mappings_in_yaml(write):
         ("DATASET.train_objects", "Ring", ["Ring"]),
         ("DATASET.train_objects", "[Ring, 007]", ["Ring", "007"]),
         ("DATASET.train_objects", "", []),
-        ("DATASET.test_objects", ("a",), ["a"]),
         ("TEST.threshold", "auto", "auto"),
         ("TEST.threshold", "1", 1.0),
-    ],
-)
-def test_values_take_the_type_of_their_key(load, write, key, text, value):
-    cfg = load(key, text)
-    assert repr(get(cfg, key)) == repr(value)
-    assert load_config(write(cfg.dump())) == cfg
+    ):
+        assert repr(get(load(key, text), key)) == repr(value)
 
 
 KINDS = {
     "RNG_SEED": st.integers(0, 2**32 - 1),
     "TRAIN.SOFS.smooth_r": st.floats(1e-300, 1e300),
+    "TEST.threshold": st.just("auto") | st.floats(0, 1),
     "DATASET.crop_ratio": st.lists(st.floats(0.01, 9), min_size=2, max_size=2).map(sorted),
     "TEST.baseline": st.booleans(),
     "TRAIN.backbone_sha256": st.text(st.characters(codec="utf-8"), max_size=9),
@@ -88,7 +75,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(KINDS)).flatmap(lambda key: st.tuples(st.just(key), KINDS[key])))
 def test_every_value_loads_again_from_opts_and_from_its_dump(pair):
     key, value = pair
@@ -101,7 +88,7 @@ def test_every_value_loads_again_from_opts_and_from_its_dump(pair):
 
 
 WRONG = {
-    "TEST.baseline": ["yes please", "1+1", 1, None, [True]],
+    "TEST.baseline": ["yes please", 1, None, [True]],
     "RNG_SEED": ["1+1", "!!python/object/apply:os.getpid []", True, 1.5, None, [1], 10**400, {}],
     "TRAIN.SOFS.smooth_r": ["abc", True, None, [0.5], float("nan"), {"a": 1}],
     "TEST.threshold": ["automatic", "", "[auto]", ".nan"],
@@ -109,25 +96,20 @@ WRONG = {
     "RUN_NAME": [1, True, 0.5, ["a"]],
     "DATASET.crop_ratio": [["a", 1], [True], [[1]], {"a": 1}, "[a"],
     "DATASET.train_objects": [[1], {"a": 1}],
+    "TRAIN.LOSS": [3, "a"],
 }
 
 
 @pytest.mark.parametrize("key", WRONG)
 def test_a_wrong_type_is_refused_naming_source_key_value_and_type(key, write, fault):
-    """Text is not evaluated."""
+    """Text is not evaluated; a section takes no value."""
     for value in WRONG[key]:
         path = write(nested(key, value))
         message = fault(path)
         assert message.startswith(f"{path}: ") and key in message
         if not isinstance(value, dict):
-            assert f"{key} is {value!r}"[:150] in message and "takes" in message
+            assert f"{key} is {value!r}"[:150] in message
             assert message.endswith("or auto.") == (key == "TEST.threshold")
-
-
-def test_opts_without_a_value_and_values_for_sections_are_refused(write, fault):
-    assert "'DATASET.shot'" in fault([], "RNG_SEED", "1", "DATASET.shot")
-    for message in (fault(write("TRAIN: {LOSS: 3}")), fault([], "TRAIN.LOSS", "3")):
-        assert "TRAIN.LOSS is " in message and "dice_weight, ce_weight" in message
 
 
 @pytest.mark.parametrize(
@@ -136,7 +118,6 @@ def test_opts_without_a_value_and_values_for_sections_are_refused(write, fault):
         ("RNG_SEED: 1\nRNG_SEED: 2", "'RNG_SEED' is given twice; keep one"),
         ("TRAIN: {SOFS: {smooth_r: 1,\n smooth_r: 2}}", "line 2"),
         ("DATASET: {", "not a valid YAML file"),
-        ("RUN_NAME: a\0b", "not a valid YAML file"),
         ("x: !!python/object/apply:os.getpid []", "not a valid YAML file"),
         ("- a", "must map keys to values"),
     ],
@@ -146,13 +127,14 @@ def test_faulty_yaml_is_refused_naming_the_file(write, fault, text, words):
     assert (message := fault(path)).startswith(str(path)) and words in message
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path, fault):
+def test_missing_and_binary_files_and_opts_without_a_value_are_named(tmp_path, fault):
     assert "absent.yaml: cannot be read (No such file" in fault(tmp_path / "absent.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\x80\xff")
     assert "binary.yaml: not a valid YAML file" in fault(tmp_path / "binary.yaml")
+    assert "'DATASET.shot' stands alone" in fault([], "RNG_SEED", "1", "DATASET.shot")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_misspelt_key_is_refused_naming_the_original(data):
     key = data.draw(st.sampled_from(sorted(DEFAULTS)))
@@ -170,23 +152,21 @@ def test_a_key_of_another_section_is_found(write, fault):
     assert "Did you mean TRAIN.SOFS.smooth_r?" in fault(write("smooth_r: 1"))
     assert "docs/configuration.md lists all keys" in fault([], "XYZZY", "1")
     assert hint("vision_v1_nd", ["mvtec", "VISION_V1_ND"], "") == "Did you mean VISION_V1_ND?"
-    assert hint("x", [], "No options.") == "No options."
 
 
 def test_home_and_variables_are_written_out_in_every_key_of_a_path(load, fault, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("DATA", "/data")
-    expected = {"~": "/home/me", "~/a b": "/home/me/a b", "~root/x": "/root/x", "./x/~": "./x/~"}
-    expected |= {"$DATA/x": "/data/x", "${DATA}x": "/datax", "": ""}
+    expected = {"~/a b": "/home/me/a b", "./x/~": "./x/~", "${DATA}x": "/datax", "": ""}
     keys = [k for k, v in DEFAULTS.items() if k.endswith(PATH_ENDINGS) and v not in (True, False)]
     assert len(keys) == 9
     for key in keys:
-        for given_path, path in expected.items():
-            several = isinstance(DEFAULTS[key], list)
-            value = get(load(key, [given_path] if several else given_path), key)
+        several = isinstance(DEFAULTS[key], list)
+        for text, path in expected.items():
+            value = get(load(key, [text] if several else text), key)
             assert value == ([path] if several else path)
-        assert "unknown user or variable" in fault([], key, "~nobody_of_that_name/x")
-        assert "unknown user or variable" in fault([], key, "/x/$NO_SUCH_VARIABLE/y")
+        for text in ("~nobody_of_that_name/x", "/x/$NO_SUCH_VARIABLE/y"):
+            assert "unknown user or variable" in fault([], key, text)
 
 
 def test_arguments_of_the_entry_points():
@@ -196,5 +176,3 @@ def test_arguments_of_the_entry_points():
     args = parser.parse_args(words.split())
     assert args.cfg == ["a.yaml", "b.yaml", "c.yaml"] and args.opts == ["DATASET.rotate_min", "-5"]
     assert parser.parse_args(["--cfg", "a"]).opts == []
-    with pytest.raises(SystemExit):
-        parser.parse_args([])

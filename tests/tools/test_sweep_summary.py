@@ -26,14 +26,6 @@ def segmentation(seed, shot, split, value):
     return {"seed": seed, "shot": shot, "split": split, "methods": methods}
 
 
-def anomaly(seed, shot, value):
-    objects = {
-        name: {"images": 8} | {m.name: {"repeats": value(name, m.name)} for m in ANOMALY}
-        for name in ("nut", "cable")
-    }
-    return {"seed": seed, "shot": shot, "anomaly": {"objects": objects, "mean": {}}}
-
-
 @pytest.fixture
 def summed(tmp_path):
     """Sums up metrics files: {title: rows of cells}, text, figures of JSON, rows of CSV."""
@@ -75,24 +67,21 @@ def test_seeds_and_repeats_are_pooled_and_splits_averaged_within_each(summed):
     ]
     tables, _, figures, rows = summed(contents)
     pairs = list(itertools.product(SHOTS, METHODS))
-    for title, name in (("mIoU", "miou"), ("FB-IoU", "fb_iou")):
-        expected = [["shot", "method", "split 0", "split 2", "mean"]]
-        for pair in pairs:
-            values = kept[*pair, name]
-            cells = map(percent, (values[0], values[1], values.mean(0)))
-            expected.append([*map(str, pair), *cells])
-        assert tables.pop(title) == expected
-    for s, split in enumerate(SPLITS):
-        expected = [["class", *(f"{shot}-shot {method}" for shot, method in pairs)]]
-        for name in CLASSES:
-            expected.append([f"P{split}/{name}", *(percent(kept[*p, name][s]) for p in pairs)])
-        assert tables.pop(f"Split {split}, class IoU") == expected
-    assert not tables
+    assert list(tables) == ["mIoU", "FB-IoU", *(f"Split {n}, class IoU" for n in SPLITS)]
+    assert tables["mIoU"][0] == ["shot", "method", "split 0", "split 2", "mean"]
+    for (shot, method), *found in zip(pairs, tables["mIoU"][1:], tables["FB-IoU"][1:], strict=True):
+        for cells, name in zip(found, ("miou", "fb_iou"), strict=True):
+            values = kept[shot, method, name]
+            assert cells == [str(shot), method, *map(percent, (*values, values.mean(0)))]
+    assert tables["Split 2, class IoU"] == [
+        ["class", *(f"{shot}-shot {method}" for shot, method in pairs)],
+        *([f"P2/{c}", *(percent(kept[*pair, c][1]) for pair in pairs)] for c in CLASSES),
+    ]
     assert len(rows) == len(figures) == len(pairs) * (2 * (2 + 2) + 2)
     draws = list(itertools.product(SEEDS, range(REPEATS)))
     for row, figure in zip(rows, figures, strict=True):
         shot, method, split, label, metric = list(figure.values())[:5]
-        assert list(row.values())[:5] == [str(shot), method, str(split), label, metric]
+        assert [*row.values()][:5] == [str(shot), method, str(split), label, metric]
         values = kept[shot, method, label.split("/")[-1] or metric]
         values = (values.mean(0) if split == "mean" else values[SPLITS.index(split)]).ravel()
         assert [(r["seed"], r["repeat"]) for r in figure["repeats"]] == draws
@@ -134,30 +123,28 @@ def test_undefined_values_are_a_dash_and_no_part_of_a_mean(summed):
 
 
 def test_anomaly_detection_is_averaged_over_objects_within_each_repeat(summed):
-    rng, kept = np.random.default_rng(2), {}
+    kept = np.random.default_rng(2).random((2, len(ANOMALY), len(SEEDS), REPEATS))
 
-    def value_of(*key):
-        return lambda *names: kept.setdefault((*key, *names), rng.random(REPEATS).tolist())
+    def measured(number, i):
+        pairs = zip(ANOMALY, kept[number, :, i].tolist(), strict=True)
+        return {"images": 8} | {m.name: {"repeats": values} for m, values in pairs}
 
-    contents = [anomaly(seed, shot, value_of(seed, shot)) for seed in SEEDS for shot in SHOTS]
-    tables, _, _, rows = summed(contents)
+    contents = [
+        {"objects": {"nut": measured(0, i), "cable": measured(1, i)}} for i in range(len(SEEDS))
+    ]
+    tables, _, _, rows = summed(
+        [{"seed": s, "shot": 2, "anomaly": c} for s, c in zip(SEEDS, contents, strict=True)]
+    )
     labels = [measure.label for measure in ANOMALY]
-    assert list(tables) == ["Means over objects", "1-shot, objects", "5-shot, objects"]
-    assert tables["Means over objects"][0] == ["shot", *labels]
-    for number, shot in enumerate(SHOTS, 1):
-        values = {
-            name: [[kept[seed, shot, name, m.name] for seed in SEEDS] for m in ANOMALY]
-            for name in ("nut", "cable")
-        }
-        values["mean"] = (np.array(values["nut"]) + values["cable"]) / 2
-        expected = [[name, *map(percent, rows)] for name, rows in values.items()]
-        assert tables[f"{shot}-shot, objects"] == [["object", *labels], *expected]
-        assert tables["Means over objects"][number] == [str(shot), *expected[-1][1:]]
+    nut, cable, mean = ([*map(percent, values)] for values in (*kept, kept.mean(0)))
+    assert tables["Means over objects"] == [["shot", *labels], ["2", *mean]]
+    assert tables["2-shot, objects"] == [
+        ["object", *labels], ["nut", *nut], ["cable", *cable], ["mean", *mean]
+    ]  # fmt: skip
     assert list(rows[0]) == ["shot", "object", "metric", "mean", "std", "repeats"]
 
 
 def test_a_test_of_another_kind_is_named(tmp_path):
     (tmp_path / "bad.json").write_text('{"objects": {}}')
-    with pytest.raises(DataError, match=r"bad\.json: holds no figures of splits or of anomaly"):
+    with pytest.raises(DataError, match=r"bad\.json: a sweep sums up splits and anomaly"):
         write_summary(tmp_path, [tmp_path / "bad.json"])
-    assert not list(tmp_path.glob("summary*"))

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: its key in metrics.json, and its label for tables, reports and summaries.
-
-    `unit` "%" is that of a fraction, shown in percent; "" shows the value as it is.
-    """
+    """Its key in metrics.json, its label, and its unit: "%" shows a fraction in percent."""
 
     name: str
     label: str

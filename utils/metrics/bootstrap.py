@@ -16,8 +16,8 @@ CHUNK = 1 << 22  # numbers of draws held at once, 32 MiB
 class Estimate:
     """A figure and its 95 % percentile interval, fractions; None where undefined.
 
-    `p`, of differences, is two-sided, of the hypothesis that there is none. Where there are too few
-    queries, `low`, `high` and `p` are None.
+    `p`, of differences, is two-sided, of the hypothesis that there is none. Too few queries have
+    `low`, `high` and `p` None.
     """
 
     value: float | None
@@ -44,13 +44,8 @@ def paired_bootstrap(
     since n draws make the variance (n - 1) / n of what it should be (Rao and Wu, JASA 83, 1988),
     which over classes of few queries finds differences where there are none.
 
-    Args:
-        strata: per class (queries, runs, 2) float64: intersection and union in pixels.
-        samples: how many bootstrap samples are drawn.
-
-    Returns:
-        mIoU, the mean over the classes that have a union in every run (of each sample), and the
-        classes.
+    `strata` holds per class (queries, runs, 2) float64: intersection and union in pixels. Returns
+    mIoU, the mean over the classes that have a union in every run (of each sample), and classes.
     """
     rng = np.random.default_rng(seed)
     total, defined, freedom, classes = 0.0, 0.0, 0, {}
@@ -85,11 +80,8 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _compare(iou: np.ndarray, freedom: int) -> Comparison:
-    differences = (iou[:, 1:] - iou[:, :1]).T
-    return Comparison(
-        [_estimate(values, freedom) for values in iou.T],
-        [_estimate(values, freedom, is_difference=True) for values in differences],
-    )
+    differences = [_estimate(v, freedom, is_difference=True) for v in (iou[:, 1:] - iou[:, :1]).T]
+    return Comparison([_estimate(v, freedom) for v in iou.T], differences)
 
 
 def _estimate(values: np.ndarray, freedom: int, is_difference: bool = False) -> Estimate:

@@ -20,8 +20,8 @@ BLOCK = 1 << 20  # pixels counted at a time
 class Curve:
     """How many positives and negatives score `threshold` or more, (n,) at descending thresholds.
 
-    `overlap` is the share of a defect region that scores so high, as a mean over the regions; None
-    where no regions are known. All measures are None where there is no positive or no negative.
+    `overlap` is the share of a defect region that scores so high, as a mean over the regions, if
+    they are known. All measures are None where there is no positive or no negative.
     """
 
     thresholds: np.ndarray
@@ -37,10 +37,8 @@ class Curve:
         return cls(-thresholds, *map(np.cumsum, found))
 
     def measures(self) -> dict[str, float | None]:
-        """AUROC, average precision and the highest F1: `auroc`, `ap`, `f1_max`.
-
-        AUROC is by trapezoids: a tie counts half. Average precision is the sum of
-        (R_n - R_{n-1}) P_n over the descending thresholds n; R: recall, P: precision.
+        """`auroc`, by trapezoids: a tie counts half; `ap`, average precision, the sum of
+        (R_n - R_{n-1}) P_n over the descending thresholds n (recall, precision); highest `f1_max`.
         """
         if not self._is_defined():
             return {"auroc": None, "ap": None, "f1_max": None}
@@ -53,8 +51,7 @@ class Curve:
         """Area under the mean overlap per region up to a false positive rate of `limit`, / `limit`.
 
         Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 4: the rate is
-        over the normal pixels of all images, the curve starts at (0, 0) and is linear between
-        thresholds. None without regions, too.
+        over the normal pixels of all images, the curve linear from (0, 0). None without regions.
         """
         if self.overlap is None or not self._is_defined():
             return None
@@ -100,11 +97,8 @@ class ScoreCounts:
     measured on 5 million pixels: AUROC by 1e-7, average precision and F1 by 1e-5 where the scores
     fill a range of 0.6, by 5e-5 where they fill a tenth of it. Memory: 24 bytes per step.
 
-    Attributes:
-        counts: (2, steps + 1) int64: background, defect.
-        overlap: (steps + 1,) float64, the shares of all defect regions (8-connected components),
-            added up; None unless `with_regions`.
-        regions: how many there are.
+    `counts` is (2, steps + 1) int64: background, defect; `overlap`, if `with_regions`, (steps + 1,)
+    float64, the shares of all `regions` (8-connected components of defect pixels), added up.
     """
 
     def __init__(self, steps: int = STEPS, highest: float = 1.0, with_regions: bool = False):
@@ -115,8 +109,7 @@ class ScoreCounts:
     def update(self, score: np.ndarray, target: np.ndarray) -> None:
         """Add an image: (h, w) float, and (h, w) uint8 or bool, not 0 where there is a defect.
 
-        Raises:
-            ValueError: a score is NaN, or the shapes differ; nothing is added then.
+        NaN, or another shape, raises a ValueError, and nothing is added.
         """
         if score.shape != target.shape or np.isnan(score.min(initial=0)):
             raise ValueError(f"scores {score.shape}, labels {target.shape}: NaN or another shape")
@@ -159,9 +152,8 @@ class ScoreCounts:
         """Precision (None: nothing scores so high), recall and IoU at POINTS even thresholds, and
         average precision over all steps. Empty lists without a defect pixel."""
         wrong, right = self._found()
-        total, at = int(right[0]), range(0, self.steps + 1, self.steps // (POINTS - 1))
-        if not total:
-            at = range(0)
+        total = int(right[0])
+        at = range(0, self.steps + 1 if total else 0, self.steps // (POINTS - 1))
         precision = right / np.maximum(right + wrong, 1)
         average = float((-np.diff(right / max(total, 1), append=0) * precision).sum())
         return {

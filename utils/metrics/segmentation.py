@@ -14,11 +14,9 @@ IGNORE = 255
 def intersection_union(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of one image in pixels, each (2,) int64: background, foreground.
 
-    Args:
-        prediction: (h, w), {0, 1}; or fractions, the votes of the published stitching: a vote from
-            0.5 on counts in the foreground's area, but only a vote of exactly 0 or 1 can match the
-            target.
-        target: (h, w), {0, 1}, 255 where a pixel is ignored.
+    `target` is (h, w), {0, 1}, 255 where a pixel is ignored. `prediction` is (h, w), {0, 1}; or
+    fractions, the votes of the published stitching: a vote from 0.5 on counts in the foreground's
+    area, but only a vote of exactly 0 or 1 can match the target.
     """
     counted = target != IGNORE
     p, t = np.asarray(prediction)[counted], np.asarray(target)[counted]
@@ -41,7 +39,7 @@ class SegmentationMeter:
         self.counts = torch.zeros(len(self.classes), 5, dtype=torch.int64)
 
     def update(self, key: Hashable, prediction: np.ndarray, target: np.ndarray) -> None:
-        """Add one query of class `key`; see `intersection_union`."""
+        """Add one query of class `key`, as `intersection_union` takes it."""
         self.add(key, *intersection_union(prediction, target))
 
     def add(self, key: Hashable, intersection: Sequence[int], union: Sequence[int]) -> None:

@@ -18,8 +18,7 @@ SIZES = (
 )
 
 # Share of a defect's pixels that must be predicted for it to count as found: a stray pixel is no
-# detection, and tiny defects are never outlined exactly, neither by annotators nor by predictions,
-# so that half would ask for too much.
+# detection, and half would ask for too much of tiny defects, which nobody outlines exactly.
 FOUND_SHARE = 0.1
 
 # images: all queries, the same in every range. queries: those whose whole defect area lies in the
@@ -42,13 +41,7 @@ class SizeMeter:
         self.counts = np.zeros((len(SIZES), len(COLUMNS)), np.int64)
 
     def update(self, prediction: np.ndarray, target: np.ndarray) -> None:
-        """Add one query.
-
-        Args:
-            prediction: (h, w), {0, 1}, or fractions, of which 0.5 and above are foreground;
-                intersection and union are those of `intersection_union`.
-            target: (h, w), {0, 1}, 255 where a pixel is ignored.
-        """
+        """Add one query, as `intersection_union` takes it."""
         counted = target != IGNORE
         predicted, defect = (np.asarray(prediction) >= 0.5) & counted, target == 1
         pixels = np.count_nonzero(counted)
@@ -62,8 +55,7 @@ class SizeMeter:
             self.counts[_ranges(areas.sum() / pixels), 1:7] += row
         found, alarms = areas[hits / areas >= FOUND_SHARE], alarm_areas[touched == 0]
         for column, sizes in enumerate((areas, found, alarms), 7):
-            per_range = np.bincount(_ranges(sizes / pixels), minlength=len(SIZES))
-            self.counts[:, column] += per_range
+            self.counts[:, column] += np.bincount(_ranges(sizes / pixels), minlength=len(SIZES))
 
     def report(self) -> list[dict[str, Any]]:
         """Figures per range as plain JSON, None where undefined.
@@ -85,8 +77,6 @@ class SizeMeter:
 
 def _components(mask: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of each 8-connected component of a mask, and of these in `other`; (h, w) bool."""
-    if not mask.any():
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     number, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     # faster than connectedComponentsWithStats
     areas, shared = (np.bincount(labels[m], minlength=number)[1:] for m in (mask, mask & other))

@@ -1,38 +1,14 @@
+"""What the golden tests of the measures leave open."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from utils.metrics.segmentation import IGNORE, SegmentationMeter, intersection_union, mean_std
+from utils.metrics.segmentation import SegmentationMeter, mean_std
 
 KEYS = [("Ring", 0), ("Ring", 1), ("Wood", 0)]
 ONES, ZEROS = np.ones((4, 5), np.uint8), np.zeros((4, 5), np.uint8)
-
-
-@pytest.fixture
-def queries():
-    """(key, prediction, target) of twelve images of several sizes, some pixels ignored."""
-    rng, made = np.random.default_rng(0), []
-    for i in range(12):
-        size = (10 + i, 25 - i)
-        target = (rng.random(size) < 0.2).astype(np.uint8)
-        target[rng.random(size) < 0.1] = IGNORE
-        made.append((KEYS[i % 3], (rng.random(size) < 0.3).astype(np.uint8), target))
-    return made
-
-
-def confusion(queries):
-    """Rows: target, columns: prediction; ignored pixels left out."""
-    matrix = np.zeros((2, 2), np.int64)
-    for _, prediction, target in queries:
-        counted = target != IGNORE
-        np.add.at(matrix, (target[counted], prediction[counted]), 1)
-    return matrix
-
-
-def iou(matrix, label):
-    hits = matrix[label, label]
-    return hits / (matrix[label].sum() + matrix[:, label].sum() - hits)
 
 
 def metered(queries):
@@ -40,18 +16,6 @@ def metered(queries):
     for query in queries:
         meter.update(*query)
     return meter
-
-
-def test_figures_are_those_of_confusion_matrices(queries):
-    """A class pools the pixels of its queries, FB-IoU those of all classes; meters add up."""
-    meter, rest = metered(queries[5:]), metered(queries[:5])
-    meter.counts += rest.counts
-    per_class = {key: iou(confusion([q for q in queries if q[0] == key]), 1) for key in KEYS}
-    assert meter.class_iou() == pytest.approx(per_class)
-    assert meter.miou() == pytest.approx(sum(per_class.values()) / 3)
-    pooled = confusion(queries)
-    assert meter.fb_iou() == pytest.approx((iou(pooled, 0) + iou(pooled, 1)) / 2)
-    assert meter.queries().tolist() == [4, 4, 4]
 
 
 def test_undefined_classes_are_left_out_and_missed_ones_count_as_zero():
@@ -63,12 +27,6 @@ def test_undefined_classes_are_left_out_and_missed_ones_count_as_zero():
     assert meter.miou() == 0.5
 
 
-def test_fractional_votes_match_only_where_unanimous():
-    votes, target = np.array([[0, 0.25, 0.5, 0.75, 1.0]]), np.array([[0, 0, 1, 1, 1]], np.uint8)
-    intersection, union = intersection_union(votes, target)
-    assert intersection.tolist() == [1, 1] and union.tolist() == [3, 5]
-
-
 def test_counts_are_exact_where_float32_is_not():
     """2 ** 24 + 1 pixels of one class: the next float32 is 2 away."""
     big, one = np.ones((1 << 12, 1 << 12), np.uint8), np.ones((1, 1), np.uint8)
@@ -78,5 +36,4 @@ def test_counts_are_exact_where_float32_is_not():
 
 def test_mean_and_deviation_over_repeats():
     assert mean_std([0.2, None, 0.4]) == (pytest.approx(0.3), pytest.approx(0.1))
-    assert mean_std([0.5]) == (0.5, 0.0)
     assert mean_std([None]) == (None, None)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import normalize
 
 from models.backbone import BACKBONES, Backbone, build_backbone, check_backbone, to_grid
+from models.weights import load_backbone_weights
 from tests.models.tiny import tiny_vit
 from utils.errors import ConfigError
 
@@ -33,26 +34,21 @@ def official(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
-def test_files_of_dinov2_are_read_and_resized_as_the_official_code_does(tmp_path, name):
-    """Official ones, and those of timm: features are those of a model of the other size."""
-    torch.manual_seed(0)
-    vit = timm.create_model(BACKBONES[name], num_classes=0, img_size=518).eval()
-    for parameter in vit.parameters():
-        parameter.normal_(0, 0.05)
-    prefix = 0 if name.endswith("_reg") else 1
-    grid = vit.pos_embed[:, prefix:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
-    scaling = {"size": (4, 4), "antialias": True} if prefix == 0 else {"scale_factor": 4.1 / 37}
-    grid = nn.functional.interpolate(grid, mode="bicubic", **scaling)
-    reference = timm.create_model(BACKBONES[name], num_classes=0, img_size=56).eval()
-    resized = torch.cat([vit.pos_embed[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
-    reference.load_state_dict(vit.state_dict() | {"pos_embed": resized})
-    expected = Backbone(reference, [3, 11], 14)(pixels(56))
-    options = {"layers": [3, 11], "image_size": 56, "stride": 14}
+@pytest.mark.parametrize("registers", [False, True])
+def test_files_of_dinov2_are_read_and_resized_as_the_official_code_does(tmp_path, registers):
+    """Official ones, and those of timm."""
+    name = "dinov2_vits14_reg" if registers else "dinov2_vits14"
+    options = {"reg_tokens": 4, "no_embed_class": True} if registers else {}
+    vit, first = tiny_vit(img_size=518, **options), 0 if registers else 1
+    grid = vit.pos_embed[:, first:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
+    scaling = {"size": (4, 4), "antialias": True} if registers else {"scale_factor": 4.1 / 37}
+    grid = nn.functional.interpolate(grid, mode="bicubic", **scaling).flatten(2).transpose(1, 2)
+    expected = vit.state_dict() | {"pos_embed": torch.cat([vit.pos_embed[:, :first], grid], dim=1)}
     for state in (official(vit), vit.state_dict()):
         torch.save(state, tmp_path / "w.pth")
-        backbone = build_backbone(name, **options, checkpoint=str(tmp_path / "w.pth"))
-        near(backbone(pixels(56)), expected)
+        fresh = tiny_vit(**options)
+        load_backbone_weights(fresh, name, str(tmp_path / "w.pth"))
+        assert_close(fresh.state_dict(), expected, rtol=0, atol=1e-6)
 
 
 def test_every_dinov2_name_is_the_timm_model_of_that_size():
@@ -63,6 +59,7 @@ def test_every_dinov2_name_is_the_timm_model_of_that_size():
         assert vit.embed_dim == widths[name[len("dinov2_vit")]]
         assert vit.patch_embed.patch_size == (14, 14)
         assert vit.num_prefix_tokens == (5 if name.endswith("_reg") else 1)
+        assert vit.no_embed_class == name.endswith("_reg")
 
 
 def test_features_are_blocks_before_the_norm_on_any_grid_and_no_later_one_runs():

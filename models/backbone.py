@@ -153,16 +153,9 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
 
 
 def build_backbone(
-    name: str,
-    *,
-    layers: Sequence[int],
-    image_size: int,
-    stride: int,
-    checkpoint: str = "",
-    sha256: str = "",
-    pretrained: bool = True,
-    attention: str = "sdpa",
-) -> Backbone:
+    name: str, *, layers: Sequence[int], image_size: int, stride: int, checkpoint: str = "",
+    sha256: str = "", pretrained: bool = True, attention: str = "sdpa",
+) -> Backbone:  # fmt: skip
     """Build a backbone by name with its weights.
 
     ConfigError: see `check_backbone`; WeightsError: missing or unfitting weights.

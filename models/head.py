@@ -61,9 +61,9 @@ class TransformerLayer(nn.Module):
 
 
 def fuse(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
-    """Add marked support tokens (B or 1, N, C) to the query (B, C, h, w): attention without
-    weights, with a softmax over the query tokens (paper, section 3.3). Support tokens of share 0,
-    of shares (B or 1, N), add nothing.
+    """Add support tokens (B or 1, N, C), times their shares of marked pixels (B or 1, N), to the
+    query (B, C, h, w): attention without weights, with a softmax over the query tokens (paper,
+    section 3.3).
     """
     tokens = query.flatten(2)
     similarity = F.normalize(support, dim=-1) @ F.normalize(tokens, dim=1)
@@ -86,18 +86,10 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_priors: int,
-        *,
-        reduce_dim: int = 256,
-        embed_dim: int = 256,
-        num_heads: int = 4,
-        num_stages: int = 2,
-        temperature: float = 0.1,
-        meta_cls: bool = True,
+        self, channels: int, num_priors: int, *, reduce_dim: int = 256, embed_dim: int = 256,
+        num_heads: int = 4, num_stages: int = 2, temperature: float = 0.1, meta_cls: bool = True,
         prior_residual: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
 
         def conv_relu(inputs: int, width: int, *more: nn.Module) -> nn.Sequential:

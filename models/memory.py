@@ -187,19 +187,18 @@ def join(parts: Sequence[Memory]) -> Memory:
     """One memory of the views of several; their extras and normal images are left out."""
     if len(parts) == 1:
         return parts[0]
+
+    def beside(name: str) -> list[Tensor]:
+        layers = zip(*(getattr(p, name) for p in parts), strict=True)
+        return [torch.cat(layer, dim=1) for layer in layers]
+
+    share, covered = (torch.cat([getattr(p, n) for p in parts], 1) for n in ("share", "covered"))
     views = torch.stack([p.views for p in parts]).sum(0)
     means = zip(*([layer * p.views for layer in p.mean] for p in parts), strict=True)
-    foreground = zip(*(p.foreground for p in parts), strict=True)
-    background = zip(*(p.background for p in parts), strict=True)
     return Memory(
-        foreground=[torch.cat(layer, dim=1) for layer in foreground],
-        share=torch.cat([p.share for p in parts], dim=1),
-        sizes=[size for p in parts for size in p.sizes],
-        covered=torch.cat([p.covered for p in parts], dim=1),
-        background=[torch.cat(layer, dim=1) for layer in background],
-        mean=[sum(layer) / views for layer in means],
-        views=views,
-    )
+        beside("foreground"), share, [size for p in parts for size in p.sizes], covered,
+        beside("background"), [sum(layer) / views for layer in means], views,
+    )  # fmt: skip
 
 
 def background_only(memory: Memory) -> Memory:
@@ -215,8 +214,8 @@ def with_foreground(memory: Memory) -> Memory:
     if memory.sizes:
         return memory
     share = memory.share.new_zeros(1, 1)
-    blocks = [layer[:, :1] for layer in memory.background]
-    return replace(memory, foreground=blocks, share=share, sizes=[1], covered=share > 0)
+    first = [layer[:, :1] for layer in memory.background]
+    return replace(memory, foreground=first, share=share, sizes=[1], covered=share > 0)
 
 
 def thin(memory: Memory, budget: int) -> Memory:

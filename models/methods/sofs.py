@@ -37,14 +37,9 @@ class SOFS(Method):
     needs_training = True
 
     def __init__(
-        self,
-        backbone: Backbone,
-        head: Head,
-        *,
-        abnormal_to_head: bool = True,
-        area_downsampling: bool = True,
-        skip_empty_supports: bool = True,
-    ) -> None:
+        self, backbone: Backbone, head: Head, *, abnormal_to_head: bool = True,
+        area_downsampling: bool = True, skip_empty_supports: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(backbone)
         self.head, self.abnormal_to_head = head, abnormal_to_head
         self.area_downsampling, self.skip_empty_supports = area_downsampling, skip_empty_supports

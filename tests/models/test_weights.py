@@ -160,12 +160,10 @@ def test_weights_under_the_names_of_a_training_are_read(file, way, official):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pos_embed", None), ("pos_embed", torch.zeros(1, 6, 12)),
-     ("patch_embed.proj.weight", torch.zeros(12, 3, 99, 14))],
-)  # fmt: skip
+    [("pos_embed", torch.zeros(1, 6, 12)), ("patch_embed.proj.weight", torch.zeros(12, 3, 9, 14))],
+)
 def test_embeddings_of_a_vit_that_cannot_be_resized_are_named(file, name, value):
-    state = vit().state_dict() | {"mask_token": torch.zeros(1, 12), name: value}
-    path = file({n: v for n, v in state.items() if v is not None})
+    path = file(vit().state_dict() | {"mask_token": torch.zeros(1, 12), name: value})
     with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} has shape"):
         load_backbone_weights(vit(), "dinov2_vits14", path)
     path = file({"embeddings.patch_embeddings.projection.weight": torch.zeros(12, 3, 14, 14)})
@@ -186,7 +184,7 @@ def test_efficientnet_is_read_in_either_kind_of_names_and_in_the_right_order(fil
         path = file({f"module.{n}": v for n, v in state.items()})
         load_backbone_weights(copy, "efficientnet_lite0", path)
         assert same(model, copy)
-    with pytest.raises(WeightsError, match=r"w\.pth holds 1 tensors, such as a; Efficient.* has"):
+    with pytest.raises(WeightsError, match=r"w\.pth does not fit .*unexpected a"):
         load_backbone_weights(copy, "efficientnet_lite0", file({"a": torch.zeros(1)}))
 
 

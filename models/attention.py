@@ -25,11 +25,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     In half precision on a CPU without units for products of bf16 matrices (AMX), torch's kernel
     runs at a third of the speed of plain products: there it is computed head by head.
     """
-    half_on_cpu = q.device.type == "cpu" and q.dtype in HALF and not torch.is_grad_enabled()
-    by_head = half_on_cpu and not torch.compiler.is_compiling()
-    if by_head and not torch.cpu.get_capabilities().get("amx_bf16"):
-        return attend_by_head(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
+    exact = q.device.type != "cpu" or q.dtype not in HALF or torch.is_grad_enabled()
+    if exact or torch.compiler.is_compiling() or torch.cpu.get_capabilities().get("amx_bf16"):
+        return F.scaled_dot_product_attention(q, k, v)
+    return attend_by_head(q, k, v)
 
 
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -67,13 +66,12 @@ class ViTAttention(nn.Module):
 
 def use_kernel(model: nn.Module, kernel: Kernel) -> int:
     """Compute every plain attention of a timm model by a kernel, in place; how many there are."""
-    blocks = [
-        b for b in getattr(model, "blocks", []) if type(getattr(b, "attn", None)) is Attention
-    ]
-    plain = [block for block in blocks if block.attn.gate is None]
-    for block in plain:
-        block.attn = ViTAttention(block.attn, kernel)
-    return len(plain)
+    count = 0
+    for block in getattr(model, "blocks", []):
+        attention = getattr(block, "attn", None)
+        if type(attention) is Attention and attention.gate is None:
+            block.attn, count = ViTAttention(attention, kernel), count + 1
+    return count
 
 
 def use_xformers(model: nn.Module) -> None:

@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import attend, use_kernel, use_xformers
-from models.weights import digest, load_backbone_weights, load_timm
+from models.weights import BACKBONES, digest, load_backbone_weights, load_timm
 from utils.errors import ConfigError
 
-DINOV2_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
-BACKBONES = {  # names in configs to those of timm
-    **{f"dinov2_vit{k}14": f"vit_{v}_patch14_dinov2" for k, v in DINOV2_SIZES.items()},
-    **{f"dinov2_vit{k}14_reg": f"vit_{v}_patch14_reg4_dinov2" for k, v in DINOV2_SIZES.items()},
-    "resnet50": "resnet50",
-    "wideresnet50": "wide_resnet50_2",
-    "efficientnet_lite0": "tf_efficientnet_lite0",
-}
 TIMM_PREFIX = "timm:"
 
 
@@ -66,8 +58,8 @@ class Backbone(nn.Module):
         return self._identity or digest(self.model.state_dict())
 
     def hold_weights(self, dtype: torch.dtype) -> None:
-        """Keep the weights of linear and convolution layers in the type to which autocast would
-        convert them at every pass: the same figures in half the memory, for good.
+        """Keep the weights of linear and convolution layers in the type to which autocast converts
+        them at every pass: the same figures in half the memory, for good.
         """
         self._identity = self.identity
         for module in self.model.modules():
@@ -88,13 +80,9 @@ class Backbone(nn.Module):
         """
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
-            images * self.scale + self.offset,
-            indices=self.layers,
-            norm=False,
-            stop_early=True,
-            output_fmt="NLC" if self.by_token else "NCHW",
-            intermediates_only=True,
-        )
+            images * self.scale + self.offset, indices=self.layers, norm=False, stop_early=True,
+            output_fmt="NLC" if self.by_token else "NCHW", intermediates_only=True,
+        )  # fmt: skip
         # views: the tokens stay side by side in memory, as comparisons and 1 x 1 convolutions want
         if self.by_token:
             return [m.transpose(1, 2).unflatten(2, grid) for m in maps]
@@ -120,11 +108,12 @@ def timm_name_of(name: str) -> str:
             f"TRAIN.backbone is {name}; the backbones are {', '.join(BACKBONES)}, or "
             f"{TIMM_PREFIX}NAME with a name of timm.list_models().{near}"
         )
-    model, dot, _ = timm_name.partition(".")
-    tagged = timm.list_models(f"{model}.*", pretrained=True)
-    if dot and timm_name not in tagged:
-        names = ", ".join([model, *tagged])
-        raise ConfigError(f"TRAIN.backbone: timm has no weights {timm_name}, only {names}")
+    model = timm_name.partition(".")[0]
+    names = [model, *timm.list_models(f"{model}.*", pretrained=True)]
+    if timm_name not in names:
+        raise ConfigError(
+            f"TRAIN.backbone: timm has no weights {timm_name}, only {', '.join(names)}"
+        )
     return timm_name
 
 
@@ -136,9 +125,7 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
     with torch.device("meta"):
         model = timm.create_model(timm_name_of(name), num_classes=0)
         if not hasattr(model, "forward_intermediates"):
-            raise ConfigError(
-                f"TRAIN.backbone: {name} has no intermediate features; choose another timm model"
-            )
+            raise ConfigError(f"TRAIN.backbone: {name} has no features of layers; choose another")
         if hasattr(model, "set_input_size"):
             model.set_input_size((image_size, image_size))
         count = len(model.feature_info)
@@ -166,30 +153,21 @@ def check_backbone(name: str, *, layers: Sequence[int], image_size: int, stride:
 
 
 def build_backbone(
-    name: str,
-    *,
-    layers: Sequence[int],
-    image_size: int,
-    stride: int,
-    checkpoint: str = "",
-    sha256: str = "",
-    pretrained: bool = True,
-    attention: str = "sdpa",
-) -> Backbone:
+    name: str, *, layers: Sequence[int], image_size: int, stride: int, checkpoint: str = "",
+    sha256: str = "", pretrained: bool = True, attention: str = "sdpa",
+) -> Backbone:  # fmt: skip
     """Build a backbone by name with its weights.
+
+    ConfigError: see `check_backbone`; WeightsError: missing or unfitting weights.
 
     Args:
         name: a name of `BACKBONES`, or `timm:NAME`.
         layers, stride: see `Backbone`; the stride of a ViT is its patch.
         image_size: side of the square input in pixels; position embeddings are resized to it once.
         checkpoint: weights file; empty for the official (or embedded) weights.
-        sha256: expected checksum of the weights file; empty for no such check.
+        sha256: expected checksum of that file; empty: unchecked.
         pretrained: False leaves random weights, for tests and speed measurements.
         attention: `sdpa`, or `xformers` on CUDA.
-
-    Raises:
-        ConfigError: see `check_backbone`.
-        WeightsError: missing or unfitting weights.
     """
     check_backbone(name, layers=layers, image_size=image_size, stride=stride)
     timm_name = timm_name_of(name)
@@ -201,8 +179,5 @@ def build_backbone(
         model.set_input_size((image_size, image_size))
     if pretrained and name in BACKBONES:
         load_backbone_weights(model, name, checkpoint, sha256)
-    if attention == "xformers":
-        use_xformers(model)
-    else:
-        use_kernel(model, attend)
+    use_xformers(model) if attention == "xformers" else use_kernel(model, attend)
     return Backbone(model, layers, stride)

@@ -15,10 +15,7 @@ from utils.errors import ConfigError
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Check the method's name and the backbone's settings before any data are read.
-
-    ConfigError: a name is unknown, or the backbone lacks a layer or takes other image sizes.
-    """
+    """Check the method's name and the backbone's settings (ConfigError) before data are read."""
     method_class(cfg.TEST.method)
     check_backbone(cfg.TRAIN.backbone, **_shape(cfg))
 

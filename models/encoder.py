@@ -30,14 +30,9 @@ class SupportEncoder:
     """
 
     def __init__(
-        self,
-        methods: Sequence[Method],
-        device: torch.device,
-        *,
-        precision: str = "fp32",
-        batch: int = 4,
-        memory_tokens: int = 0,
-    ) -> None:
+        self, methods: Sequence[Method], device: torch.device, *, precision: str = "fp32",
+        batch: int = 4, memory_tokens: int = 0,
+    ) -> None:  # fmt: skip
         self.methods, self.device = list(methods), device
         self.precision, self.batch, self.memory_tokens = precision, batch, memory_tokens
         self._thinning_is_logged = False

@@ -61,17 +61,9 @@ class TransformerLayer(nn.Module):
 
 
 def fuse(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
-    """Add the marked support tokens to the query tokens: attention without weights, with a softmax
-    over the query tokens (paper, section 3.3).
-
-    Args:
-        query: (B, C, h, w).
-        support: (B or 1, N, C) marked tokens of all supports.
-        share: (B or 1, N) their shares; a token of share 0 adds nothing.
-        temperature: of the softmax.
-
-    Returns:
-        (B, C, h, w).
+    """Add support tokens (B or 1, N, C), times their shares of marked pixels (B or 1, N), to the
+    query (B, C, h, w): attention without weights, with a softmax over the query tokens (paper,
+    section 3.3).
     """
     tokens = query.flatten(2)
     similarity = F.normalize(support, dim=-1) @ F.normalize(tokens, dim=1)
@@ -84,28 +76,20 @@ class Head(nn.Module):
     """Turns features, prototypes and priors into mask logits on the token grid.
 
     Args:
-        channels: channels of all layers together.
+        channels: of all layers together.
         num_priors: prior maps beside the query.
         reduce_dim, embed_dim: widths after reduction and of the transformer.
-        num_heads, num_stages: attention heads and layers of the transformer.
+        num_heads, num_stages: of the transformer.
         temperature: of the fusion.
         meta_cls: the support prototype is the classifier; False: convolutions with two channels.
         prior_residual: take one more prior map, the joint prior, and correct it (ours).
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_priors: int,
-        *,
-        reduce_dim: int = 256,
-        embed_dim: int = 256,
-        num_heads: int = 4,
-        num_stages: int = 2,
-        temperature: float = 0.1,
-        meta_cls: bool = True,
+        self, channels: int, num_priors: int, *, reduce_dim: int = 256, embed_dim: int = 256,
+        num_heads: int = 4, num_stages: int = 2, temperature: float = 0.1, meta_cls: bool = True,
         prior_residual: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
 
         def conv_relu(inputs: int, width: int, *more: nn.Module) -> nn.Sequential:
@@ -161,9 +145,8 @@ class Head(nn.Module):
         """The joint prior (B, h, w) plus the head's logits (B, h, w), each times a learned factor
         (ours): the log-odds of defect, float32.
 
-        In use the logits are damped and bounded: on classes and surfaces that it was not trained
-        on, a head is too sure, the more so the less they are like those of its training. Bounded
-        in training, too, it learns less.
+        In use the logits are damped and bounded: a head is too sure on classes and surfaces unlike
+        those of its training. Bounded in training, too, it learns less.
         """
         correction = self.own_scale * logits.float()
         if not self.training:

@@ -8,15 +8,10 @@ DICE_EPS, LOG_EPS = 1e-5, 1e-6
 
 
 def mixed_normal_dice(probability: Tensor, target: Tensor, smooth_r: float) -> Tensor:
-    """Dice loss (B,) per query that stays defined for queries without defect.
+    """Dice loss (B,) of queries, by probabilities (B, h, w) float and targets (B, h, w) {0, 1}.
 
     With a defect: 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e), e = 1e-5. Without: 1 - 1 /
-    (smooth_r sum(p) + 1).
-
-    Args:
-        probability: (B, h, w) float.
-        target: (B, h, w), {0, 1}.
-        smooth_r: eta of the paper; the larger, the dearer a false alarm on a normal query.
+    (smooth_r sum(p) + 1); the larger smooth_r, eta of the paper, the dearer is a false alarm.
     """
     p, t = probability.flatten(1), target.flatten(1).to(probability.dtype)
     dice = 1 - (2 * (p * t).sum(1) + DICE_EPS) / (p.sum(1) + t.sum(1) + DICE_EPS)

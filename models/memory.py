@@ -112,9 +112,7 @@ class Memory:
     def from_tensors(
         cls, tensors: dict[str, Tensor], *, windowed: bool, thresholds: dict[str, float]
     ) -> Memory:
-        """The memory that `to_tensors` wrote; ValueError names a missing, strange or not finite
-        tensor, or numbers of tokens that do not fit each other.
-        """
+        """The memory that `to_tensors` wrote; ValueError names a missing or not finite tensor."""
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
         extras: dict[str, dict[str, Tensor]] = {}
@@ -131,19 +129,12 @@ class Memory:
             }
             normal = [lists.pop(f"normal.{n}") for n in images]
             single = {name: tensors[name] for name in ("share", "covered", "views")}
-            memory = cls(
+            return cls(
                 **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
                 windowed=windowed, thresholds=thresholds,
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error
-        if strange := tensors.keys() ^ memory.to_tensors().keys():
-            raise ValueError(f"{min(strange)} does not belong there")
-        counts = {layer.shape[:2] for layer in memory.foreground} | {memory.share.shape}
-        views = (sum(memory.sizes), len(memory.sizes))
-        if len(counts) > 1 or views != (memory.share.shape[1], memory.covered.shape[1]):
-            raise ValueError("the numbers of tokens, shares and sizes do not fit each other")
-        return memory
 
 
 def comparison_type(device: torch.device) -> torch.dtype:
@@ -196,47 +187,42 @@ def join(parts: Sequence[Memory]) -> Memory:
     """One memory of the views of several; their extras and normal images are left out."""
     if len(parts) == 1:
         return parts[0]
+
+    def beside(name: str) -> list[Tensor]:
+        layers = zip(*(getattr(p, name) for p in parts), strict=True)
+        return [torch.cat(layer, dim=1) for layer in layers]
+
+    share, covered = (torch.cat([getattr(p, n) for p in parts], 1) for n in ("share", "covered"))
     views = torch.stack([p.views for p in parts]).sum(0)
     means = zip(*([layer * p.views for layer in p.mean] for p in parts), strict=True)
-    foreground = zip(*(p.foreground for p in parts), strict=True)
-    background = zip(*(p.background for p in parts), strict=True)
     return Memory(
-        foreground=[torch.cat(layer, dim=1) for layer in foreground],
-        share=torch.cat([p.share for p in parts], dim=1),
-        sizes=[size for p in parts for size in p.sizes],
-        covered=torch.cat([p.covered for p in parts], dim=1),
-        background=[torch.cat(layer, dim=1) for layer in background],
-        mean=[sum(layer) / views for layer in means],
-        views=views,
-    )
+        beside("foreground"), share, [size for p in parts for size in p.sizes], covered,
+        beside("background"), [sum(layer) / views for layer in means], views,
+    )  # fmt: skip
 
 
 def background_only(memory: Memory) -> Memory:
     """The same views without their foreground, as normal images have none."""
-    return replace(
-        memory,
-        foreground=[layer[:, :0] for layer in memory.foreground],
-        share=memory.share[:, :0], sizes=[], covered=memory.covered[:, :0],
-    )  # fmt: skip
+    none, share, covered = [f[:, :0] for f in memory.foreground], memory.share, memory.covered
+    return replace(memory, foreground=none, share=share[:, :0], sizes=[], covered=covered[:, :0])
 
 
 def with_foreground(memory: Memory) -> Memory:
-    """The same memory; without foreground, it gets a block of one background token of share 0.
-
-    A comparison needs a foreground, and a background token that is there twice changes nothing.
+    """The same memory; without foreground, which a comparison needs, it gets a block of one
+    background token of share 0: that it is there twice changes nothing.
     """
     if memory.sizes:
         return memory
     share = memory.share.new_zeros(1, 1)
-    blocks = [layer[:, :1] for layer in memory.background]
-    return replace(memory, foreground=blocks, share=share, sizes=[1], covered=share > 0)
+    first = [layer[:, :1] for layer in memory.background]
+    return replace(memory, foreground=first, share=share, sizes=[1], covered=share > 0)
 
 
 def thin(memory: Memory, budget: int) -> Memory:
     """Keep at most `budget` background tokens of one set of views; the foreground stays whole.
 
-    Most of them are those most like the foreground, where the two are hard to tell apart. The rest
-    is a coreset of the others, which shows what else is normal.
+    Most are those most like the foreground, which are hard to tell apart from it; the rest is a
+    coreset of the others.
     """
     count = memory.background[0].shape[1]
     if count <= budget:
@@ -254,13 +240,11 @@ def thin(memory: Memory, budget: int) -> Memory:
 
 
 def coreset(layers: list[Tensor], size: int) -> Tensor:
-    """Choose tokens so that every other one is near to one of them; equal input, equal choice.
+    """`size` indices, ascending, of tokens (M, C_l) per layer so that every other is near to one.
 
-    The tokens are drawn in rounds, each with a probability in proportion to its squared distance to
-    those drawn before (k-means||, Bahmani et al. 2012). Distances are those of random projections
-    of all layers.
-
-    Of layers (M, C_l) float, `size` indices, at most M, ascending.
+    They are drawn in rounds, each with a probability in proportion to its squared distance to those
+    drawn before (k-means||, Bahmani et al. 2012). Distances are those of random projections of all
+    layers. Equal input, equal choice.
     """
     draw = torch.Generator().manual_seed(SEED)
     points = torch.zeros(())

@@ -38,9 +38,8 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def layer_prototype(features: Tensor, share: Tensor) -> Tensor:
-    """Weighted mean of the foreground: sum(feature * share) / (sum(share) + 0.0005).
-
-    (..., C, h, w) features and (..., h, w) shares to (..., C), zero where nothing is marked.
+    """Weighted mean of the foreground, sum(feature * share) / (sum(share) + 0.0005): features
+    (..., C, h, w) and shares (..., h, w) to (..., C), zero where nothing is marked.
     """
     weighted = (features * share.unsqueeze(-3)).sum((-2, -1))
     return weighted / (share.sum((-2, -1)).unsqueeze(-1) + PROTOTYPE_EPS)
@@ -52,21 +51,18 @@ def unit_tokens(features: Tensor) -> Tensor:
 
 
 def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
-    """Unit tokens over all layers, each layer centred, normalised and of the same weight.
+    """Unit tokens over all layers, each layer centred, normalised and of the same weight: per layer
+    (B, M, C_l) and means (B or 1, 1, C_l) to (B, M, sum C_l) float32.
 
-    Tokens are centred on the mean of the supports: what all of a surface has in common does not
-    tell its defects apart. Per layer (B, M, C_l) and means (B or 1, 1, C_l), to (B, M, sum C_l)
-    float32.
+    The centre is the mean of the supports: what all of a surface has in common tells no defect.
     """
     parts = [F.normalize(t.float() - m, dim=-1) for t, m in zip(tokens, mean, strict=True)]
     return torch.cat(parts, dim=-1) / len(parts) ** 0.5
 
 
 def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep the tokens (B, M, C) of positive share (B, M): (B, N, C) and shares (B, N).
-
-    They are padded with share 0, so that the largest product with a share keeps the 0 of the
-    background wherever there is background.
+    """Keep the tokens (B, M, C) of positive share (B, M): (B, N, C) and shares (B, N), padded with
+    such of share 0.
     """
     n = min(int((share > 0).sum(-1).max()) + 1, share.shape[-1])
     weight, index = share.topk(n, dim=-1)
@@ -79,15 +75,11 @@ def taken(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def normal_vote(surroundings: Tensor, images: Sequence[Tensor]) -> Tensor:
-    """How much tokens look like normal ones, with further normal images at hand.
+    """How much tokens look like normal ones: by their largest similarity to what surrounds the
+    supports' defects, of any shape, and to each further image without defect.
 
     The largest similarity to many tokens grows with their number, also where there is a defect. So
-    each image has one vote: the mean of the images' largest similarities, those to the defects'
-    surroundings among them, where it exceeds these.
-
-    Args:
-        surroundings: largest similarity to what surrounds the supports' defects, any shape.
-        images: largest similarity to each further image without defect, the same shape.
+    each image has one vote: the mean of all counts where it exceeds that to the surroundings.
     """
     if not images:
         return surroundings

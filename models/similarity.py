@@ -18,14 +18,8 @@ class Keys:
         self.count = tokens.shape[1]
 
     def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Dot products with the first keys, and the largest with the others.
-
-        Args:
-            queries: (B, M, C) tokens of any length.
-            first: how many keys are the first; at least one other must remain.
-
-        Returns:
-            (B, M, first) and (B, M), float32.
+        """Dot products of tokens (B, M, C) of any length with the first keys, (B, M, first), and
+        the largest with the others, of which there is at least one, (B, M): float32.
         """
         rows = queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries
         count = max(1, PRODUCTS // (len(rows) * self.count))

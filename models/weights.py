@@ -29,6 +29,14 @@ LOG = logging.getLogger(__name__)
 KEY, SHA_KEY = "TRAIN.backbone_checkpoint", "TRAIN.backbone_sha256"
 SHOWN, SAMPLED = 3, 1024  # names of a kind in a message, and values of a tensor in a digest
 CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.")
+SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+BACKBONES = {  # names in configs to those of timm
+    **{f"dinov2_vit{k}14": f"vit_{v}_patch14_dinov2" for k, v in SIZES.items()},
+    **{f"dinov2_vit{k}14_reg": f"vit_{v}_patch14_reg4_dinov2" for k, v in SIZES.items()},
+    "resnet50": "resnet50",
+    "wideresnet50": "wide_resnet50_2",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+}
 # where files keep a state dict, the outer one first; DINOv2's teacher is what it publishes
 WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dict", "model_ema",
             "ema", "net")  # fmt: skip
@@ -102,9 +110,8 @@ def require_state(state: Any, source: str) -> dict[str, Tensor]:
 
 
 def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict; names, shapes and kinds of number must fit, and the numbers be finite.
-
-    WeightsError lists the first missing, unexpected and other unfit names.
+    """Load a state dict; WeightsError lists the first names that are missing, unexpected, or unfit
+    in shape, kind of number or by values that are not finite.
     """
     expected = model.state_dict()
     missing = [f"missing {n} {tuple(expected[n].shape)}" for n in expected if n not in state]
@@ -120,10 +127,8 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     if not any(kinds):
         unfit += [f"{name} holds values that are not finite" for name in not_finite(state)]
     if any(kinds):  # some of each are shown: they explain each other
-        problems = [problem for kind in kinds for problem in kind[:SHOWN]]
-        if more := sum(map(len, kinds)) - len(problems):
-            problems.append(f"and {more} more")
-        raise WeightsError(f"{source} does not fit the model: {'; '.join(problems)}")
+        problems = "; ".join(problem for kind in kinds for problem in kind[:SHOWN])
+        raise WeightsError(f"{source} does not fit the model: {problems}")
     model.load_state_dict(state)
 
 
@@ -148,10 +153,8 @@ def _vit_state(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[
         shape = tuple(state.get(name, torch.empty(0)).shape)
         if shape != wanted:
             raise WeightsError(f"{source}: {name} has shape {shape}, expected one such as {wanted}")
-    registers = model.num_reg_tokens > 0
-    offset = 0.0 if registers else 0.1
-    resized = resize_position_embedding(position, grid, offset=offset, antialias=registers)
-    return checkpoint_filter_fn(state | {"pos_embed": resized}, model)
+    position = resize_position_embedding(position, grid, registers=model.num_reg_tokens > 0)
+    return checkpoint_filter_fn(state | {"pos_embed": position}, model)
 
 
 def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
@@ -170,10 +173,8 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
         # the embedded file holds the network under other names, in the same order
         heads = {"_fc", "fc", "classifier"}
         tensors = [v for k, v in state.items() if not heads & set(k.split("."))]
-        if len(expected) != len(tensors):
-            held = f"{len(tensors)} tensors, such as {next(iter(state))}"
-            raise WeightsError(f"{source} holds {held}; EfficientNet-Lite0 has {len(expected)}")
-        state = dict(zip(expected, tensors, strict=True))
+        if len(tensors) == len(expected):
+            state = dict(zip(expected, tensors, strict=True))
     if "mask_token" in state or "pos_embed" in state:  # an official DINOv2 file, or one of timm
         state = _vit_state(model, state, source)
     fitting = {k: v for k, v in state.items() if k in expected or not k.startswith(CLASSIFIERS)}
@@ -244,24 +245,22 @@ def _read_backbone(checkpoint: str, sha256: str, expected: Iterable[str]) -> dic
 
 
 def resize_position_embedding(
-    embedding: Tensor, grid: tuple[int, int], *, offset: float = 0.1, antialias: bool = False
+    embedding: Tensor, grid: tuple[int, int], *, registers: bool = False
 ) -> Tensor:
-    """Resize a ViT position embedding to rows * columns tokens as the official DINOv2 does.
+    """Resize a ViT position embedding to a grid (rows, columns) of tokens as official DINOv2 code
+    does, which for models with registers is another way.
 
-    Args:
-        embedding: (1, 1 + N, C) with the class token first and N a square, or (1, N, C) without it.
-        grid: target tokens (rows, columns).
-        offset, antialias: 0.1 and False, or 0 and True for the models with registers.
+    It is (1, 1 + N, C) with the class token first and N a square, or (1, N, C) without it.
     """
     side = math.isqrt(embedding.shape[1])
     if (side, side) == tuple(grid):
         return embedding
     first = embedding.shape[1] - side * side  # tokens of no patch
     patches = embedding[:, first:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    target: dict[str, Any] = {"size": tuple(grid)}
-    if offset:
-        target = {"scale_factor": tuple((n + offset) / side for n in grid)}
-    patches = F.interpolate(patches, mode="bicubic", antialias=antialias, **target)
+    target: dict[str, Any] = {"scale_factor": tuple((n + 0.1) / side for n in grid)}
+    if registers:
+        target = {"size": tuple(grid), "antialias": True}
+    patches = F.interpolate(patches, mode="bicubic", **target)
     tokens = patches.flatten(2).transpose(1, 2).to(embedding.dtype)
     return torch.cat([embedding[:, :first], tokens], dim=1)
 
@@ -270,9 +269,7 @@ def official_url(name: str) -> str:
     """Address of the official weights of a DINOv2, `resnet50` or `wideresnet50` backbone."""
     if name in TORCHVISION_WEIGHTS:
         return get_weight(f"{TORCHVISION_WEIGHTS[name]}.IMAGENET1K_V1").url
-    size = {"s": "small", "b": "base", "l": "large", "g": "giant"}[name[len("dinov2_vit")]]
-    registers = "_reg4" if name.endswith("_reg") else ""
-    return timm.get_pretrained_cfg(f"vit_{size}_patch14{registers}_dinov2").url
+    return timm.get_pretrained_cfg(BACKBONES[name]).url
 
 
 def download(name: str) -> Path:
@@ -290,21 +287,19 @@ def download(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(target), prefix, sys.stderr.isatty())
             read_weights(target, KEY)  # torch.hub notices no cut-off download and no error page
         except (OSError, RuntimeError, http.client.HTTPException, WeightsError) as error:
-            if target.is_file():
-                target.unlink()
+            target.unlink(missing_ok=True)
             raise WeightsError(
                 f"the weights of {name} could not be downloaded to {target.parent} ({error}); run "
                 f"again, or fetch {url} on a machine with a connection and set {KEY} to the file, "
                 f"or place it at {target}; TORCH_HOME moves that folder"
             ) from error
     record, actual = target.with_name(target.name + ".sha256"), sha256_of(target)
-    recorded = record.read_text("ascii", "replace")[:64] if record.is_file() else ""
-    if not re.fullmatch("[0-9a-f]{64}", recorded):
+    if not record.is_file():
         try:
             write_text(record, f"{actual}  {target.name}\n")
-        except OutputError as error:
+        except OutputError as error:  # a folder that others fill may be read-only
             LOG.warning("a later change of %s cannot be noticed (%s)", target, error)
-    elif recorded != actual:
+    elif record.read_text("ascii", "replace")[:64] != actual:
         raise WeightsError(
             f"{target} has changed since its download (SHA-256 is not that in {record}); delete "
             "both files and download it again"

@@ -1,7 +1,5 @@
-"""Methods: each a file in this folder with a subclass of `Method`, registered by its name.
-
-A method without training needs `answer` alone. `TEST.method` names the method of a test, and
-`models.build.build_method` builds it.
+"""Methods: each a file in this folder with a subclass of `Method`, registered by its name, by which
+`TEST.method` chooses it. A method without training needs `answer` alone.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from models.priors import downsample_mask, gather_foreground, layer_prototype, u
 class SOFS(Method):
     """Few-shot defect segmentation with a trained head.
 
-    What it keeps of the supports beside their tokens, B is 1 where one set of supports serves all:
+    What it keeps of the supports beside their tokens; B is 1 where one set of supports serves all:
     `weight` (B, K) of each view in means over views; `prototype` (B, reduce_dim), mean over views;
     `tokens` (B, M, embed_dim), transformed foreground tokens, times how often their view was given;
     `shares` (B, M) of these; `support_prototype` (B, embed_dim), the classifier.
@@ -28,50 +28,38 @@ class SOFS(Method):
         backbone: frozen features.
         head: the trained part.
         abnormal_to_head: feed the abnormal prior to the query mixing, beside the semantic prior.
-        area_downsampling: bring masks to tokens by area share (True) or bilinear interpolation.
-        skip_empty_supports: leave a support view without defect pixel out of every mean. False
-            averages it in as zero, as the published code does (it dilutes the others' prototype).
+        area_downsampling: bring masks to tokens by area share; False: bilinear interpolation.
+        skip_empty_supports: leave a support view without defect pixel out of every mean; False:
+            average it in as zero, as published (it dilutes the others' prototype).
     """
 
     name = "SOFS"
     needs_training = True
 
     def __init__(
-        self,
-        backbone: Backbone,
-        head: Head,
-        *,
-        abnormal_to_head: bool = True,
-        area_downsampling: bool = True,
-        skip_empty_supports: bool = True,
-    ) -> None:
+        self, backbone: Backbone, head: Head, *, abnormal_to_head: bool = True,
+        area_downsampling: bool = True, skip_empty_supports: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(backbone)
         self.head, self.abnormal_to_head = head, abnormal_to_head
-        self.area_downsampling = area_downsampling
-        self.skip_empty_supports = skip_empty_supports
+        self.area_downsampling, self.skip_empty_supports = area_downsampling, skip_empty_supports
 
     @classmethod
     def from_config(cls, cfg: CfgNode, backbone: Backbone) -> SOFS:
         """The published architecture by TRAIN.SOFS, with a random head."""
         keys = cfg.TRAIN.SOFS
         head = Head(
-            sum(backbone.channels),
-            len(backbone.layers) * (2 if keys.normal_sim_aug else 1),
-            reduce_dim=keys.reduce_dim,
-            embed_dim=keys.transformer_embed_dim,
-            num_heads=keys.transformer_nums_heads,
-            num_stages=keys.transformer_num_stages,
-            temperature=keys.target_semantic_temperature,
-            meta_cls=keys.meta_cls,
+            sum(backbone.channels), len(backbone.layers) * (2 if keys.normal_sim_aug else 1),
+            reduce_dim=keys.reduce_dim, embed_dim=keys.transformer_embed_dim,
+            num_heads=keys.transformer_nums_heads, num_stages=keys.transformer_num_stages,
+            temperature=keys.target_semantic_temperature, meta_cls=keys.meta_cls,
             prior_residual=keys.prior_residual,
-        )
+        )  # fmt: skip
         return cls(
-            backbone,
-            head,
-            abnormal_to_head=keys.normal_sim_aug,
+            backbone, head, abnormal_to_head=keys.normal_sim_aug,
             area_downsampling=keys.conv_vit_down_sampling,
             skip_empty_supports=cfg.TEST.protocol == "ours",
-        )
+        )  # fmt: skip
 
     def shares(self, masks: Tensor) -> Tensor:
         return downsample_mask(masks, self.backbone.stride, self.area_downsampling)
@@ -109,9 +97,8 @@ class SOFS(Method):
         return joined
 
     def token_logits(self, compared: Comparison, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-odds of defect and abnormal prior maps on the token grid: (B, h, w) and (B, L, h, w).
-
-        `kept` is what `encode` gave of the supports.
+        """Log-odds of defect (B, h, w) and abnormal prior maps (B, L, h, w); `kept`: of
+        `encode`.
         """
         semantic, abnormal = compared.priors(kept["weight"])
         priors = [semantic, abnormal] if self.abnormal_to_head else [semantic]

@@ -53,7 +53,7 @@ def test_every_plain_attention_of_a_vit_is_replaced_and_no_other():
     assert use_kernel(vit, attend) == 0 and vit.blocks[0].attn is gated
 
 
-def test_heads_one_by_one_lose_little_in_half_precision():
+def test_half_precision_loses_little_and_has_gradients():
     """Keys with much in common make large scores, which half precision would round away."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 50, 16).bfloat16() for _ in range(3))
@@ -61,10 +61,5 @@ def test_heads_one_by_one_lose_little_in_half_precision():
     exact = F.scaled_dot_product_attention(*(t.float() for t in half))
     error = attend_by_head(*half).float() - exact
     assert (error.square().mean() / exact.square().mean()).sqrt() < 2**-7
-
-
-def test_gradients_pass_through_attention_in_half_precision():
-    torch.manual_seed(0)
-    half = [torch.randn(1, 2, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
-    attend(*half).float().square().sum().backward()
-    assert all(t.grad.any() for t in half)
+    attend(*(t.requires_grad_() for t in (q, k, v))).float().square().sum().backward()
+    assert all(t.grad.any() for t in (q, k, v))

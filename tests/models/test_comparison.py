@@ -8,28 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from models.comparison import Comparison
-from models.memory import background_only, join, label, with_foreground
-from tests.models.tiny import GRID, features, shares
+from models.memory import join, label, with_foreground
+from tests.models.tiny import GRID, features, normal_image, priors, shares
 
 
 def near(ours, expected, tolerance=1e-5):
     assert_close(ours, expected, rtol=0, atol=tolerance)
-
-
-def normal_image(maps):
-    return background_only(label(maps, torch.zeros(1, len(maps[0]), *GRID)))
-
-
-def remember(supports, share, further=()):
-    normal = [normal_image(image).background for image in further]
-    return replace(label(supports, share), normal=normal)
-
-
-def priors(query, memory, weight=None):
-    """Semantic, abnormal and joint prior in one tensor (B, 2 L + 1, h, w)."""
-    compared = Comparison(query, memory)
-    weight = torch.ones(memory.covered.shape) if weight is None else weight
-    return torch.cat([*compared.priors(weight), compared.joint_prior.unsqueeze(1)], dim=1)
 
 
 def vote(own, images):
@@ -84,38 +68,24 @@ def test_priors_are_those_of_every_pair_of_tokens(marked, change, weight, images
     if change is not None:
         share[0, 1] = change
     further, weight = [features(n, 10 + n) for n in images], torch.tensor([weight]).float()
-    ours = priors(query, remember(supports, share, further), weight)
+    normal = [normal_image(image).background for image in further]
+    ours = priors(query, replace(label(supports, share), normal=normal), weight)
     assert ours.dtype == torch.float32
     for i in range(2):
         near(ours[i], loops([q[i : i + 1] for q in query], supports, share, further, weight))
 
 
 def test_a_batch_of_sets_equals_each_alone():
-    """Also where they differ in the number of marked tokens, and one has none."""
-    supports, query = features(6, 1), features(3, 2)
-    share = torch.cat([shares(2, 1), shares(2, 7, seed=3), torch.zeros(1, 2, *GRID)])
+    """Also where they differ in the number of marked tokens, and one has none, or nothing else."""
+    supports, query = features(8, 1), features(4, 2)
+    full = torch.full((1, 2, *GRID), 0.9)
+    share = torch.cat([shares(2, 1), shares(2, 7, seed=3), torch.zeros(1, 2, *GRID), full])
     together = priors(query, label(supports, share))
-    for b in range(3):
+    for b in range(4):
         alone = label([s[2 * b : 2 * b + 2] for s in supports], share[b : b + 1])
         near(priors([q[b : b + 1] for q in query], alone)[0], together[b], 1e-6)
+    assert together.isfinite().all()
     assert (together[2, -1] <= 1e-6).all(), "nothing looks like what was never marked"
-
-
-def test_a_query_equal_to_its_support_is_told_apart_token_by_token():
-    supports = features(1, 1)
-    share = (shares(1, 5) > 0).float()
-    semantic, _, abnormal, _, gap = priors(supports, label(supports, share))[0]
-    marked = share[0, 0] > 0
-    assert torch.equal(gap > 0, marked) and gap.abs().amax() <= 2
-    near(semantic[marked], torch.ones(5))
-    near(abnormal[~marked], torch.zeros(7))
-    assert (abnormal[marked] > 0.01).all()
-
-
-def test_supports_without_background_give_finite_answers():
-    supports, memory = features(1, 1), label(features(1, 1), torch.full((1, 1, *GRID), 0.9))
-    assert priors(features(1, 2), memory).isfinite().all()
-    near(priors(supports, memory)[:, -1], torch.ones(1, *GRID))
 
 
 def test_normal_images_alone_score_by_the_nearest_of_all_their_tokens():
@@ -128,9 +98,7 @@ def test_normal_images_alone_score_by_the_nearest_of_all_their_tokens():
     for pair in zip(query, together, strict=True):
         asked, stored = (torch.nn.functional.normalize(m, dim=1).flatten(2) for m in pair)
         cosines.append(torch.einsum("bcm,kcn->bmkn", asked, stored).flatten(2).amax(-1))
-    expected = (1 - torch.stack(cosines)).amax(0).unflatten(1, GRID)
     anomaly = Comparison(query, memory).anomaly
-    near(anomaly, expected)
+    near(anomaly, (1 - torch.stack(cosines)).amax(0).unflatten(1, GRID))
     assert anomaly.max() > 1
     near(Comparison(query, label(together, torch.zeros(1, 6, *GRID))).anomaly, anomaly)
-    near(Comparison(images[1], memory).anomaly, torch.zeros(3, *GRID))

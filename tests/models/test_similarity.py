@@ -17,7 +17,7 @@ def tokens(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(**SIZES, sets=st.booleans(), first=st.integers(0, 29), piece=st.sampled_from([1, 200, 9**9]))
 def test_products_in_pieces_are_those_of_all_pairs(batch, queries, keys, sets, first, piece):
     first, rows = min(first, keys - 1), 7 * tokens(batch, queries, 8)
@@ -31,10 +31,8 @@ def test_products_in_pieces_are_those_of_all_pairs(batch, queries, keys, sets, f
     assert_close(best, dense[..., first:].amax(-1), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("outlier", [0.0, 200.0])
-def test_half_precision_loses_little_whatever_the_channels_hold(outlier):
-    """One channel may hold most of the length, as some of a transformer's do."""
-    common = outlier * torch.eye(768)[3]
+def test_half_precision_loses_little_though_one_channel_holds_most_of_the_length():
+    common = 200 * torch.eye(768)[3]
     rows, stored = (F.normalize(tokens(1, 300, 768, seed=n) + common, dim=-1) for n in (0, 1))
     exact = rows[0].double() @ stored[0].double().T
     some, best = Keys(stored.bfloat16()).compare(rows.bfloat16(), 299)

@@ -37,7 +37,7 @@ def test_a_state_dict_is_read_bare_wrapped_or_as_safetensors(file, tmp_path):
     state = tiny().state_dict()
     save_file(state, tmp_path / "w.safetensors")
     assert same(read_weights(tmp_path / "w.safetensors", KEY), state)
-    for content in (state, *({name: state, "epoch": 3} for name in ("model", "ema", "net"))):
+    for content in (state, {"model": state, "epoch": 3}, {"teacher": {"net": state}}):
         assert same(read_weights(file(content), KEY), state)
 
 
@@ -51,31 +51,24 @@ def test_a_training_state_of_plain_values_is_read_whole(file, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_missing_or_damaged_file_names_path_and_key(tmp_path, suffix):
-    path, start = tmp_path / f"w{suffix}", rf"{re.escape(KEY)}: "
-    with pytest.raises(WeightsError, match=rf"{start}no weights file .*w\{suffix}"):
+def test_a_missing_damaged_or_cut_off_file_names_path_and_key(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    with pytest.raises(WeightsError, match=rf"^{KEY}: no weights file .*w\{suffix}"):
         read_weights(path, KEY)
-    cut = save({"a": torch.ones(1000)})[:-100]
-    for content in (b"", b"\x00" * 64, b"<html>", b"\x80\x02]q\x00.", cut):
+    if suffix == ".pth":
+        torch.save(tiny().state_dict(), path)
+    body = path.read_bytes() if suffix == ".pth" else save({"a": torch.ones(1000)})
+    cut = [body[:length] for length in range(0, len(body) - 1, len(body) // 8)]
+    for content in (b"\x00" * 64, b"<html>", b"\x80\x02]q\x00.", *cut):
         path.write_bytes(content)
-        words = rf"{start}.*w\{suffix} (cannot be read|holds no state dict)"
+        words = rf"^{KEY}: .*w\{suffix} (cannot be read|holds no state dict)"
         with pytest.raises(WeightsError, match=words):
-            read_weights(path, KEY)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_cut_off_file_is_refused_wherever_it_is_cut(file, tmp_path, zipped):
-    path = tmp_path / file(tiny().state_dict(), _use_new_zipfile_serialization=zipped)
-    body = path.read_bytes()
-    for length in range(0, len(body) - 1, len(body) // 25):
-        path.write_bytes(body[:length])
-        with pytest.raises(WeightsError, match=rf"{KEY}: .*w\.pth (cannot be read|was not loaded)"):
             read_weights(path, KEY)
 
 
 @pytest.mark.parametrize(
     ("content", "held"),
-    [([1, 2], "list"), ({"a": 3}, "a"), ({3: torch.zeros(2)}, "3"), (torch.zeros(2), "Tensor"),
+    [([1, 2], "list"), ({"a": 3}, "a"), ({3: torch.zeros(2)}, "3"),
      ({"m": torch.zeros(3, device="meta")}, "m")],
 )  # fmt: skip
 def test_a_file_of_anything_but_plain_tensors_is_refused(file, content, held):
@@ -83,8 +76,9 @@ def test_a_file_of_anything_but_plain_tensors_is_refused(file, content, held):
         read_weights(file(content), KEY)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(("payload", "wanted"), [(Evil, r"\w+\.mkdir"), (Evaluated, "eval")])
+@pytest.mark.parametrize(
+    ("payload", "wanted", "zipped"), [(Evil, r"\w+\.mkdir", True), (Evaluated, "eval", False)]
+)
 def test_code_in_a_file_is_named_and_not_run(tmp_path, monkeypatch, file, payload, wanted, zipped):
     """Also where the environment or another library asks to read the file, code and all."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -104,7 +98,6 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path, monkeypatch, file, payloa
     ("name", "value", "reason"),
     [("strange", torch.zeros(5), r"unexpected strange \(5,\)"), ("1.bias", None, r"missing 1.bias"),
      ("0.weight", torch.zeros(7, 4), r"0\.weight has shape \(7, 4\), expected \(3, 4\)"),
-     ("0.weight", torch.zeros(1).expand(10**6, 10**6), r"shape \(1000000, 1000000\), expected"),
      ("0.weight", torch.ones(3, 4).long(), r"0\.weight is of torch\.int64, expected torch.float32"),
      ("1.bias", torch.tensor([0.0, -torch.inf]).half(), r"1\.bias holds values that are not")],
 )  # fmt: skip
@@ -116,13 +109,7 @@ def test_a_state_that_does_not_fit_is_refused_and_loads_nothing(name, value, rea
     assert same(model, tiny())
 
 
-def test_a_long_refusal_shows_some_names_of_either_side():
-    state = {"0.weight": torch.zeros(3, 4)} | {f"x{i}": torch.zeros(1) for i in range(5)}
-    with pytest.raises(WeightsError, match=r"missing 0\.bias.*unexpected x2.*; and 2 more$"):
-        load_checked(tiny(), state, "file")
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float8_e4m3fn])
 def test_other_precisions_are_converted(kind):
     stored, model = {name: value.to(kind) for name, value in tiny(1).state_dict().items()}, tiny()
     load_checked(model, stored, "file")
@@ -147,18 +134,15 @@ def vit():
     return VisionTransformer(**sizes, num_classes=0)
 
 
-def chunked(state):
-    return {re.sub(r"blocks\.(\d)\.", r"blocks.0.\1.", n): v for n, v in state.items()}
-
-
 WAYS = {
-    "Lightning": lambda s: {"state_dict": {f"backbone.{n}": v for n, v in s.items()}, "epoch": 3},
     "teacher and student": lambda s: {
         f"{who}.backbone.{n}": v + (who == "student")
         for who in ("student", "teacher") for n, v in s.items()
     },
     "chunks of a teacher": lambda s: {
-        "teacher": {f"backbone.{n}": v for n, v in chunked(s).items()} | {"dino.x": s["norm.bias"]}
+        "teacher": {"dino.x": s["norm.bias"]} | {
+            "backbone." + re.sub(r"blocks\.(\d)\.", r"blocks.0.\1.", n): v for n, v in s.items()
+        }
     },
 }  # fmt: skip
 
@@ -176,21 +160,12 @@ def test_weights_under_the_names_of_a_training_are_read(file, way, official):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pos_embed", None), ("pos_embed", torch.zeros(1, 6, 12)), ("pos_embed", torch.ones(1, 10, 8)),
-     ("pos_embed", torch.zeros(1, 1, 12)), ("patch_embed.proj.weight", torch.zeros(12, 3, 99, 14))],
-)  # fmt: skip
+    [("pos_embed", torch.zeros(1, 6, 12)), ("patch_embed.proj.weight", torch.zeros(12, 3, 9, 14))],
+)
 def test_embeddings_of_a_vit_that_cannot_be_resized_are_named(file, name, value):
-    state = vit().state_dict() | {"mask_token": torch.zeros(1, 12), name: value}
-    path = file({n: v for n, v in state.items() if v is not None})
+    path = file(vit().state_dict() | {"mask_token": torch.zeros(1, 12), name: value})
     with pytest.raises(WeightsError, match=rf"w\.pth: {re.escape(name)} has shape"):
         load_backbone_weights(vit(), "dinov2_vits14", path)
-
-
-def test_files_of_another_network_or_library_are_refused(file):
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
-    path = file({n: torch.zeros(1) for n in ("a", "b")})
-    with pytest.raises(WeightsError, match=r"w\.pth holds 2 tensors, such as a; Efficient.* has"):
-        load_backbone_weights(model, "efficientnet_lite0", path)
     path = file({"embeddings.patch_embeddings.projection.weight": torch.zeros(12, 3, 14, 14)})
     with pytest.raises(WeightsError, match=rf"{KEY}: .*w\.pth has the names of .* transformers"):
         load_backbone_weights(vit(), "dinov2_vits14", path)
@@ -209,6 +184,8 @@ def test_efficientnet_is_read_in_either_kind_of_names_and_in_the_right_order(fil
         path = file({f"module.{n}": v for n, v in state.items()})
         load_backbone_weights(copy, "efficientnet_lite0", path)
         assert same(model, copy)
+    with pytest.raises(WeightsError, match=r"w\.pth does not fit .*unexpected a"):
+        load_backbone_weights(copy, "efficientnet_lite0", file({"a": torch.zeros(1)}))
 
 
 def timm_state(name):
@@ -217,11 +194,13 @@ def timm_state(name):
     return {n: v.uniform_(0.5, 2) if v.is_floating_point() else v for n, v in state.items()}
 
 
-@pytest.mark.parametrize("way", ["{}", "teacher.backbone.{}"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-def test_timm_weights_are_read_under_a_prefix(file, name, way):
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("test_resnet", ""), ("test_vit", "teacher.backbone."), ("test_convnext", "model.")],
+)
+def test_timm_weights_are_read_under_a_prefix(file, name, prefix):
     state = timm_state(name)
-    path = file({"state_dict": {way.format(n): v for n, v in state.items()}})
+    path = file({"state_dict": {prefix + n: v for n, v in state.items()}})
     assert same(load_timm(name, path), state)
 
 

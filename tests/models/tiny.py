@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models.comparison import Comparison
-from models.memory import comparison_type, label
+from models.memory import background_only, comparison_type, label
 
 SIDE, GRID = 56, (3, 4)
 
@@ -63,3 +63,15 @@ def remember(methods, supports, masks):
 def answer(method, query, memory):
     """Scores (B, S, S) of windows (B, 3, S, S)."""
     return method.answer(Comparison(method.backbone(query), memory), query.shape[-2:])
+
+
+def normal_image(maps):
+    """The memory of an image without defect, per layer (K, C_l, 3, 4)."""
+    return background_only(label(maps, torch.zeros(1, len(maps[0]), *GRID)))
+
+
+def priors(query, memory, weight=None):
+    """All that a comparison gives: semantic, abnormal and joint prior as (B, 2 L + 1, h, w)."""
+    compared = Comparison(query, memory)
+    weight = torch.ones(memory.covered.shape) if weight is None else weight
+    return torch.cat([*compared.priors(weight), compared.joint_prior.unsqueeze(1)], dim=1)

@@ -30,7 +30,7 @@ def check(job, root, folder, expected, **options):
     runs = []
     for workers, batch in ((0, 1), (3, 2)):
         loading = {"TRAIN_SETUPS__num_workers": workers, "TEST_SETUPS__batch_size": batch}
-        loading |= {"RUN_NAME": str(workers)}
+        loading |= {"RUN_NAME": f"with {workers}"}
         runs.append(figures(job(tiny_config(root, folder, **options, **loading), "")))
     assert runs[0].keys() == expected
     assert [name for name in runs[1] if runs[1][name] != runs[0][name]] == []

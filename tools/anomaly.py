@@ -46,7 +46,7 @@ class ObjectResult:
 
     Attributes:
         measures: by name, the value of each repeat, None where undefined.
-        scores: (image, kind of defect, repeat, image score) of every test image and repeat.
+        scores: (image, kind of defect, repeat, image score).
         curve: precision, recall and IoU of the pixels of the first repeat.
         faults: files that could not be read.
     """
@@ -79,11 +79,10 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
                    "with a defect, so no figure")  # fmt: skip
             LOG.warning("%s: there is no test image %s can be given", item.name, lack)
     gallery = GalleryWriter(folder / "gallery")
-    test = AnomalyTest(cfg, predictor, gallery)
     mine: dict[str, ObjectResult | str] = {}
     for item in objects[rank() :: world_size()]:
         try:
-            mine[item.name] = test.run(item)
+            mine[item.name] = measure_object(cfg, predictor, item, gallery)
         except UserError as error:  # the other objects are tested
             mine[item.name] = f"{item.name}: {error}"
     parts = gather_objects((mine, gallery.entries))
@@ -102,69 +101,53 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     return failed
 
 
-class AnomalyTest:
-    """A test by the config with a predictor of one method; pictures go into the gallery."""
+def measure_object(
+    cfg: CfgNode, predictor: Predictor, item: AnomalyObject, gallery: GalleryWriter
+) -> ObjectResult:
+    """Score every test image of an object, encoded once for all repeats.
 
-    def __init__(self, cfg: CfgNode, predictor: Predictor, gallery: GalleryWriter) -> None:
-        self.root, self.shot = Path(cfg.TEST.dataset_path), cfg.DATASET.shot
-        self.seed, self.repeats = cfg.RNG_SEED, cfg.DATASET.few_shot_repeated_multiple
-        self.predictor, self.gallery = predictor, gallery
-
-    def run(self, item: AnomalyObject) -> ObjectResult:
-        """Score every test image of an object, encoded once for all repeats.
-
-        Raises:
-            DataError: a support cannot be read, or no test image can.
-        """
-        drawn = [draw_normal(item.normal, item.name, self.shot, self.seed + repeat)
-                 for repeat in range(self.repeats)]  # fmt: skip
-        teach = self.predictor.teach
-        memories = [teach([(read_image(path), None) for path in paths]) for paths in drawn]
-        support, result = read_image(drawn[0][0]), ObjectResult()
-        pixels = [ScoreCounts(FINE, 2.0, with_regions=True) for _ in memories]
-        images: list[list[tuple[float, bool]]] = [[] for _ in memories]
-        outcomes = self.predictor.segment((test.image, memories) for test in item.test)
-        together = zip(item.test, outcomes, strict=True)
-        bar = progress_bar(together, desc=item.name, total=len(item.test))
-        for number, (test, outcome) in enumerate(bar):
-            try:
-                if outcome.error is not None:
-                    raise outcome.error
-                target = read_target(test, outcome.image.size)
-            except DataError as error:
-                result.faults.append(str(error))
-                continue
-            file = test.image.relative_to(self.root).as_posix()
-            for repeat, answers in enumerate(outcome.answers):
-                score = answers[self.predictor.main].score
-                highest = float(score.max())
-                pixels[repeat].update(score, target)
-                images[repeat].append((highest, test.is_anomalous))
-                result.scores.append((file, test.defect, repeat, highest))
-                if repeat == 0:
-                    panels = [("support", support), *_panels(outcome.image, target)]
-                    panels.append(("score", score))
-                    about = (item.name, item.name, highest, file, {"image score": highest}, panels)
-                    self.gallery.add(number, *about, normal=not test.is_anomalous)
-        if not result.scores:
-            raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
-        _measure(result, images, [counts.curve() for counts in pixels])
-        result.curve = {"name": item.name} | result.curve
-        return result
-
-
-def _measure(
-    result: ObjectResult, images: list[list[tuple[float, bool]]], pixels: list[Curve]
-) -> None:
-    """Set the measures of (image score, label) and of the curve of all pixels of each repeat."""
-    measured = []
-    for scores, curve in zip(images, pixels, strict=True):
-        levels = {"image": Curve.of(*zip(*scores, strict=True)), "pixel": curve}
+    Raises:
+        DataError: a support cannot be read, or no test image can.
+    """
+    drawn = [draw_normal(item.normal, item.name, cfg.DATASET.shot, cfg.RNG_SEED + repeat)
+             for repeat in range(cfg.DATASET.few_shot_repeated_multiple)]  # fmt: skip
+    memories = [predictor.teach([(read_image(path), None) for path in paths]) for paths in drawn]
+    support, result = read_image(drawn[0][0]), ObjectResult()
+    pixels = [ScoreCounts(FINE, 2.0, with_regions=True) for _ in memories]
+    images: list[list[tuple[float, bool]]] = [[] for _ in memories]
+    outcomes = predictor.segment((test.image, memories) for test in item.test)
+    together = zip(item.test, outcomes, strict=True)
+    bar = progress_bar(together, desc=item.name, total=len(item.test))
+    for number, (test, outcome) in enumerate(bar):
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            target = read_target(test, outcome.image.size)
+        except DataError as error:
+            result.faults.append(str(error))
+            continue
+        file = test.image.relative_to(cfg.TEST.dataset_path).as_posix()
+        scores = [answers[predictor.main].score for answers in outcome.answers]
+        for repeat, score in enumerate(scores):
+            pixels[repeat].update(score, target)
+            images[repeat].append((float(score.max()), test.is_anomalous))
+            result.scores.append((file, test.defect, repeat, float(score.max())))
+        panels = [("support", support), *_panels(outcome.image, target), ("score", scores[0])]
+        highest = float(scores[0].max())
+        about = (item.name, item.name, highest, file, {"image score": highest}, panels)
+        gallery.add(number, *about, normal=not test.is_anomalous)
+    if not result.scores:
+        raise DataError(f"no test image could be read: {'; '.join(result.faults[:3])}")
+    measured, curves = [], [counts.curve() for counts in pixels]
+    for pairs, curve in zip(images, curves, strict=True):
+        levels = {"image": Curve.of(*zip(*pairs, strict=True)), "pixel": curve}
         values = {f"{level}_{name}": value for level, of_level in levels.items()
                   for name, value in of_level.measures().items()}  # fmt: skip
         measured.append(values | {"aupro": curve.aupro()})
     result.measures = {m.name: [values[m.name] for values in measured] for m in ANOMALY}
-    result.curve = {"average_precision": measured[0]["pixel_ap"]} | pixels[0].points()
+    first = {"name": item.name, "average_precision": measured[0]["pixel_ap"]}
+    result.curve = first | curves[0].points()
+    return result
 
 
 def _panels(image: ImageStrips, target: np.ndarray) -> list[Panel]:

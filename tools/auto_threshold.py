@@ -30,12 +30,9 @@ def choose_thresholds(
     A single support is mirrored and segmented by itself. It is more like itself than other images
     are, so the result is the mean of that threshold and the predictor's.
 
-    Args:
-        predictor: segments the supports.
-        pairs: support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect.
-        parts: the same, encoded, one for each.
-        normal: further support images, without defect, encoded.
-        windowed: queries are seen in windows; False: resized whole.
+    `pairs` are support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect,
+    `parts` the same, encoded, and `normal` further support images, without defect, encoded;
+    `windowed`: queries are seen in windows and not resized whole.
     """
     asked, alone = pairs, all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
     if alone:

@@ -31,12 +31,10 @@ class QueryResult:
     """One method's answer to one query in one repeat, counted.
 
     Attributes:
-        repeat, number: of the query; the same number is the same query in every repeat.
+        number: of the query, which is the same in every repeat.
         key: the class, (object, category).
-        image: path of the image, relative to the data set's root.
-        method: name of the method.
+        image: its path, relative to the data set's root.
         share: of the image that is defect.
-        threshold: score above which a pixel was called a defect.
         intersection, union: pixels of background and defect.
     """
 
@@ -57,12 +55,7 @@ class QueryResult:
 
 
 class Evaluation:
-    """The measurements of a test.
-
-    Args:
-        class_names: name for people of each class.
-        methods: names of those that are tested.
-        repeats: of the test.
+    """The measurements of a test of classes, which have names for people, and methods.
 
     Attributes:
         results: one for each query, repeat and method.
@@ -129,9 +122,8 @@ class Evaluation:
     def meters(self, method: str) -> list[SegmentationMeter]:
         """Pixel counts per class of one method, a meter per repeat."""
         meters = [SegmentationMeter(self.class_names) for _ in range(self.repeats)]
-        for result in self.results:
-            if result.method == method:
-                meters[result.repeat].add(result.key, result.intersection, result.union)
+        for result in (r for r in self.results if r.method == method):
+            meters[result.repeat].add(result.key, result.intersection, result.union)
         return meters
 
     def report(self) -> dict[str, Any]:
@@ -144,9 +136,8 @@ class Evaluation:
                 iou = summary([m.class_iou()[key] for m in meters], "iou")
                 classes[name] = iou | {"queries": queries}
             thresholds: list[list[float]] = [[] for _ in meters]
-            for result in self.results:
-                if result.method == method:
-                    thresholds[result.repeat].append(result.threshold)
+            for result in (r for r in self.results if r.method == method):
+                thresholds[result.repeat].append(result.threshold)
             methods[method] = {
                 "miou": summary([m.miou() for m in meters]),
                 "fb_iou": summary([m.fb_iou() for m in meters]),

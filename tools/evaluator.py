@@ -78,11 +78,9 @@ def test_split(cfg: CfgNode, folder: Path) -> list[str]:
 
 
 class SplitTest:
-    """A test by the protocol of the config.
+    """A test of an index by the protocol of the config.
 
     Args:
-        cfg: the config.
-        index: what is tested.
         folder: of the run.
         name: of the test set; files of others than `original` carry it.
         query_images: the images that are queries of a validation, once, while all others are
@@ -110,12 +108,8 @@ class SplitTest:
         self, predictor: Predictor, title: str, *, gallery: bool = False, **facts: Any
     ) -> Evaluation:
         """Evaluate and record; each process takes its share, and all return the whole. An image
-        that cannot be read is reported and counted.
-
-        Args:
-            title: of the table in the log.
-            gallery: keep pictures of the worst, median and best query of each class.
-            facts: further entries of metrics.json.
+        that cannot be read is reported and counted. `title` is that of the table in the log, and
+        `facts` are further entries of metrics.json.
 
         Raises:
             NoQueryError: no query at all could be evaluated; all processes raise it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from datasets.readers.open_domain import OpenDomainObject, category_mask, read_o
 from tools.evaluation import Evaluation
 from tools.gallery import GalleryWriter, all_ranked, query_panels, support_panels
 from tools.methods import weights_files
-from tools.predictor import Outcome, Prediction, Predictor
+from tools.predictor import Prediction, Predictor
 from tools.running import begin
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.errors import DataError, OutputError
@@ -47,7 +46,6 @@ class ObjectTask:
         first: number of its first query in the evaluation.
         answered: numbers of the queries that were answered.
         faults: (number, reason) of those that could not be read.
-        unwritten: why not all its files could be written; "" otherwise.
     """
 
     item: OpenDomainObject
@@ -56,15 +54,6 @@ class ObjectTask:
     first: int
     answered: list[int] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)
-    unwritten: str = ""
-
-    @property
-    def failure(self) -> str:
-        """Why its files could not all be written, or no query be read; "" otherwise."""
-        if self.unwritten or self.answered:
-            return self.unwritten
-        reasons = "; ".join(fault for _, fault in self.faults[:3])
-        return f"{self.item.name}: no query could be read: {reasons}"
 
     def target(self, kind: str, query: Path) -> np.ndarray | None:
         """The true mask (h, w) {0, 1} of a type in a query; None where there is none."""
@@ -90,20 +79,28 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
                for task in tasks for place, kind in enumerate(task.supports)}  # fmt: skip
     share, whole = (Evaluation(classes, list(predictor.methods)) for _ in range(2))
     gallery = GalleryWriter(folder / "gallery")
+    states = []
     for task in tasks:
-        _segment_object(predictor, task, folder / task.item.name, share, gallery)
-    states = [(task.answered, task.faults, task.unwritten) for task in tasks]
-    evaluations, entries, states = zip(
-        *gather_objects((share, gallery.entries, states)), strict=True
-    )
+        unwritten = ""
+        try:
+            _segment_object(predictor, task, folder / task.item.name, share, gallery)
+        except OutputError as error:  # the other objects are segmented
+            unwritten = f"{task.item.name}: {error}"
+        states.append((task.answered, task.faults, unwritten))
+    parts = gather_objects((share, gallery.entries, states))
+    evaluations, entries, states = zip(*parts, strict=True)
     whole.join(evaluations)
-    for task, parts in zip(tasks, zip(*states, strict=True), strict=True):
-        task.answered = sorted(number for answered, _, _ in parts for number in answered)
-        task.faults = sorted(fault for _, faults, _ in parts for fault in faults)
-        task.unwritten = next((unwritten for _, _, unwritten in parts if unwritten), "")
+    failed = []
+    for task, of_all in zip(tasks, zip(*states, strict=True), strict=True):
+        task.answered = [number for answered, _, _ in of_all for number in answered]
+        task.faults = sorted(fault for _, faults, _ in of_all for fault in faults)
         for _, fault in task.faults:
             LOG.warning("left out: %s", fault)
-    failed = [task.failure for task in tasks if task.failure]
+        if unwritten := [reason for _, _, reason in of_all if reason]:
+            failed.append(unwritten[0])
+        elif not task.answered:
+            reasons = "; ".join(fault for _, fault in task.faults[:3])
+            failed.append(f"{task.item.name}: no query could be read: {reasons}")
     if not any(task.answered for task in tasks):
         raise DataError("; ".join(failed))
     if is_main():
@@ -144,59 +141,44 @@ def _segment_object(
     evaluation: Evaluation,
     gallery: GalleryWriter,
 ) -> None:
-    """Segment this process's queries, each once for all types; end at a file not written."""
+    """Segment this process's queries, each once for all types; those of the first queries join the
+    gallery."""
     item, names, memories = task.item, output_names(task.item.queries), []
     numbers = range(rank(), len(item.queries), world_size())
-    try:
-        for kind, pairs in task.supports.items():
-            memories.append(predictor.teach(pairs))
-            if is_main():
-                file = file_name(f"support_{kind}" if kind else "support", ".safetensors")
-                predictor.save_support(folder / file)
-            for method, threshold in memories[-1].thresholds.items():
-                LOG.info("%s: threshold of %s is %.3f", item.class_name(kind), method, threshold)
-        queries = ((item.queries[number], memories) for number in numbers)
-        outcomes = predictor.segment(queries, reproducible=True)
-        for number, outcome in zip(numbers, outcomes, strict=True):
-            query = item.queries[number]
-            try:
-                if outcome.error is not None:
-                    raise outcome.error
-                targets = [task.target(kind, query) for kind in task.supports]
-            except DataError as error:
-                task.faults.append((number, str(error)))
-                continue
-            main = [answers[predictor.main] for answers in outcome.answers]
-            by_type = dict(zip(task.supports, main, strict=True))
-            write_answers(folder, names[number], outcome.image, by_type)
-            task.answered.append(number)
-            _measure(task, number, outcome, targets, evaluation, gallery)
-    except OutputError as error:  # the other objects are segmented
-        task.unwritten = f"{item.name}: {error}"
-
-
-def _measure(
-    task: ObjectTask,
-    number: int,
-    outcome: Outcome,
-    targets: Sequence[np.ndarray | None],
-    evaluation: Evaluation,
-    gallery: GalleryWriter,
-) -> None:
-    """Count the answers about all types; those of the first queries join the gallery."""
-    item, query = task.item, task.item.queries[number]
-    for place, (kind, pairs) in enumerate(task.supports.items()):
-        answers, target = outcome.answers[place], targets[place]
-        key, ious = (item.name, place), dict[str, float | None]()
-        if target is not None:
-            name = f"{item.name}/query/image/{query.name}"
-            ious = evaluation.add(0, task.first + number, key, name, target, answers)
-        if number < SHOWN and outcome.image.pixels is not None:
-            shown = support_panels([pair for pair in pairs if pair[1] is not None])
-            shown += query_panels(outcome.image.pixels, target, answers)
-            main = ious.get(next(iter(answers)))
-            about = (key, item.class_name(kind), main, query.name, ious, shown)
-            gallery.add(task.first + number, *about)
+    for kind, pairs in task.supports.items():
+        memories.append(predictor.teach(pairs))
+        if is_main():
+            file = file_name(f"support_{kind}" if kind else "support", ".safetensors")
+            predictor.save_support(folder / file)
+        for method, threshold in memories[-1].thresholds.items():
+            LOG.info("%s: threshold of %s is %.3f", item.class_name(kind), method, threshold)
+    queries = ((item.queries[number], memories) for number in numbers)
+    outcomes = predictor.segment(queries, reproducible=True)
+    for number, outcome in zip(numbers, outcomes, strict=True):
+        query, place = item.queries[number], task.first + number
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            targets = [task.target(kind, query) for kind in task.supports]
+        except DataError as error:
+            task.faults.append((number, str(error)))
+            continue
+        main = [answers[predictor.main] for answers in outcome.answers]
+        by_type = dict(zip(task.supports, main, strict=True))
+        write_answers(folder, names[number], outcome.image, by_type)
+        task.answered.append(number)
+        together = zip(task.supports.items(), outcome.answers, targets, strict=True)
+        for order, ((kind, pairs), answers, target) in enumerate(together):
+            key, ious = (item.name, order), dict[str, float | None]()
+            if target is not None:
+                name = f"{item.name}/query/image/{query.name}"
+                ious = evaluation.add(0, place, key, name, target, answers)
+            if number < SHOWN and outcome.image.pixels is not None:
+                shown = support_panels([pair for pair in pairs if pair[1] is not None])
+                shown += query_panels(outcome.image.pixels, target, answers)
+                iou = ious.get(predictor.main)
+                about = (key, item.class_name(kind), iou, query.name, ious, shown)
+                gallery.add(place, *about)
 
 
 def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Evaluation) -> None:
@@ -261,15 +243,14 @@ def write_answers(
         write_image(folder / "labels" / file, labels)
     let_go(labels)
     shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
-    labels = _shrunk(labels, shown.shape[:2])
+    if labels.shape != shown.shape[:2]:
+        labels = _shrunk(labels, shown.shape[:2])
     picture = overlay_labels(shown, labels, list(answers)) if several else overlay(shown, labels)
     write_image(folder / "overlays" / file, picture)
 
 
 def _shrunk(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Labels at the size of a thumbnail, each pixel with the largest label in its block."""
-    if labels.shape == size:
-        return labels
     step, small = -(-max(labels.shape) // OVERLAY_SIDE), np.empty(size, np.uint8)
     for row in range(size[0]):
         lines = labels[row * step : (row + 1) * step].max(0)

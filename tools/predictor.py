@@ -130,13 +130,8 @@ class Predictor:
         methods: dict[str, Method] | None = None,
         device: torch.device | None = None,
     ) -> Predictor:
-        """A predictor as the config asks for.
-
-        Args:
-            cfg: the config.
-            methods: by name; None: TEST.method with its weights, and the baseline.
-            device: where the methods run; None: DEVICE of the config.
-        """
+        """A predictor as the config asks for; without `methods` of TEST.method with its weights,
+        and the baseline; without `device` on DEVICE of the config."""
         limit_pixels(cfg.DATASET.max_pixels)
         methods, device = methods or load_methods(cfg), device or pick_device(cfg.DEVICE)
         if half := half_type(device, cfg.TRAIN.precision):
@@ -219,7 +214,7 @@ class Predictor:
         """Segment images in order; threads read ahead, and windows of several images share a pass.
 
         Raises:
-            DataError: an image cannot be read. `segment` reports it and goes on.
+            DataError: an image cannot be read.
         """
         memory = self._require_memory()
         for outcome in self.segment((image, [memory]) for image in several(images, "images")):

@@ -11,12 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from models.comparison import Comparison
 from models.memory import Memory
 from models.weights import digest
 from utils.errors import BROKEN, WeightsError
 from utils.output_files import write_whole
-from utils.precision import autocast, half_type
+from utils.precision import half_type
 
 if TYPE_CHECKING:
     from tools.predictor import Predictor
@@ -53,30 +52,13 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
             other = f"{about.get(name, 'none')}, here {value}"
             raise WeightsError(f"{path}: its {name} are not those of this predictor ({other}); "
                                "use its config and weights or teach the defect again")  # fmt: skip
+    dtype = half_type(predictor.device, predictor.precision) or torch.float32
+    if dtype == torch.float32:
+        tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
     try:
-        use = json.loads(about.get("use", ""))
-        thresholds = {str(name): float(value) for name, value in use["thresholds"].items()}
-        in_range = all(0 <= value <= 1 for value in thresholds.values())
-        if not isinstance(use["windowed"], bool) or not in_range:
-            raise ValueError(f"use is {about['use']}")
-        dtype = half_type(predictor.device, predictor.precision) or torch.float32
-        if dtype == torch.float32:
-            tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
-        memory = Memory.from_tensors(tensors, windowed=use["windowed"], thresholds=thresholds)
-        memory = memory.in_type(dtype)
-        if memory.views.numel() != 1:
-            raise ValueError(f"views is of shape {tuple(memory.views.shape)}")
-        # a tensor that does not fit the model shows in the answers to a blank window
-        with autocast(predictor.device, predictor.precision):
-            channels = predictor.backbone.channels
-            blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
-            for method in predictor.methods.values():
-                shape = tuple(method.answer(Comparison(blank, memory), (2, 2)).shape)
-                if shape != (1, 2, 2):
-                    raise ValueError(f"one window gets answers of shape {shape}")
-    except (*BROKEN, RuntimeError) as error:
+        return Memory.from_tensors(tensors, **json.loads(about["use"])).in_type(dtype)
+    except BROKEN as error:
         raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
-    return memory
 
 
 def fingerprint(predictor: Predictor) -> dict[str, str]:

@@ -30,9 +30,7 @@ class PendingQuery:
     """An image whose windows are being answered.
 
     Attributes:
-        memories: that answer it; each looks at the image in windows or as a whole.
         opening: the image, opened by a thread.
-        image: the opened image.
         error: why the image, or the rest of it, cannot be read.
         boxes, left: by `Memory.windowed`, of its windows and how many are not encoded yet.
         encoded: windows that are not answered yet, each with the features of its pass and its
@@ -76,12 +74,11 @@ def windows(
     crop: int,
     overlap: float,
 ) -> Iterator[Window]:
-    """The windows of images, row by row.
+    """The windows of images, row by row; `waiting` takes each query before its first window comes,
+    and the threads of `pool` open images and prepare windows.
 
     Args:
         queries: images with the memories that answer them.
-        waiting: takes each query, in order, before its first window comes.
-        pool: its threads open images and prepare windows.
         size: side of the network input, pixels.
         crop: side of a window, native pixels.
         overlap: share of a window's side in common with the next.

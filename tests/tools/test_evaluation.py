@@ -5,8 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tools.evaluation import HEADER, Evaluation
 from tools.predictor import Prediction
@@ -82,8 +80,7 @@ def test_the_report_is_that_of_meters_fed_directly(asked, whole, tmp_path):
         assert curve == {"name": method} | counts.report()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
-@given(st.permutations(range(3)))
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_parts_join_to_the_whole_in_any_order(asked, whole, tmp_path, order):
     parts = [evaluation_of(asked[rank::3]) for rank in range(3)]
     for number, part in enumerate(parts):
@@ -99,18 +96,16 @@ def test_parts_join_to_the_whole_in_any_order(asked, whole, tmp_path, order):
 def test_rows_hold_the_counts_shares_and_thresholds_of_every_query(asked, whole, tmp_path):
     whole.write(tmp_path)
     with (tmp_path / "queries.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == HEADER and len(rows) == REPEATS * NUMBERS * len(METHODS)
+        header, *rows = csv.reader(file)
+    assert tuple(header) == HEADER and len(rows) == REPEATS * NUMBERS * len(METHODS)
     for repeat, number, key, image, target, answers in asked:
         for method, answer in answers.items():
             row, mask, truth = rows.pop(0), answer.mask, target > 0
-            about = (str(repeat), str(number), NAMES[key], image, method)
-            assert tuple(row.values())[:5] == about
-            assert float(row["share"]) == pytest.approx(truth.mean())
-            assert float(row["threshold"]) == answer.threshold
+            assert row[:5] == [str(repeat), str(number), NAMES[key], image, method]
+            assert [float(value) for value in row[5:7]] == [truth.mean(), answer.threshold]
             pairs = [(~mask, ~truth), (mask, truth)]
             counts = [f(m, t).sum() for f in (np.logical_and, np.logical_or) for m, t in pairs]
-            assert [int(value) for value in tuple(row.values())[7:]] == counts
+            assert [int(value) for value in row[7:]] == counts
 
 
 def test_what_is_undefined_is_none_a_dash_and_no_part_of_the_mean(whole):
@@ -121,13 +116,6 @@ def test_what_is_undefined_is_none_a_dash_and_no_part_of_the_mean(whole):
         assert len(ious) == 2 and report["miou"]["mean"] == pytest.approx(np.mean(ious))
     (line,) = (line for line in whole.table().splitlines() if line.startswith("Rod/dent"))
     assert line.split() == ["Rod/dent", "0", "-", "-"]
-    nothing = np.zeros((4, 5), np.uint8)
-    evaluation = Evaluation({("Rod", 0): "Rod/dent"}, ["prior"])
-    answers = {"prior": Prediction(nothing, nothing.astype(np.float32), 1, 0.5)}
-    assert evaluation.add(0, 0, ("Rod", 0), "a.png", nothing, answers) == {"prior": None}
-    report = json.loads(json.dumps(evaluation.report()))["methods"]["prior"]
-    assert report["miou"]["mean"] is report["fb_iou"]["mean"] is evaluation.miou("prior") is None
-    assert [line.split()[-1] for line in evaluation.table().splitlines()[1:]] == ["-"] * 3
 
 
 def test_two_classes_of_one_name_are_refused():

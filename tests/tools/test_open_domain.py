@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from datasets import large_images
 from datasets.images import read_image
 from datasets.large_images import ImageStrips
 from tests.datasets.bad_files import saved
-from tests.helpers import SIZE, picture, surface
+from tests.helpers import picture
 from tests.tools.open_domain_data import (
     QUERIES,
     as_levels,
@@ -30,6 +28,7 @@ from tools.evaluator import run_test
 from tools.open_domain import write_answers
 from tools.predictor import Prediction, Predictor
 from utils import large_arrays
+from utils.errors import DataError
 from utils.visualize import colour_of, overlay_labels
 
 TWO = {"DATASET__open_domain_test_object": ["steel", "wood"]}
@@ -95,11 +94,10 @@ def test_every_type_has_its_files_and_labels_and_a_legend(data, tmp_path):
     assert both > 0, "pixels that both types claim"
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_pixel_has_the_type_furthest_above_its_threshold(tmp_path, monkeypatch, in_memory):
+def test_a_pixel_has_the_type_furthest_above_its_threshold(tmp_path, monkeypatch):
     """Not that of the highest score; scores above 1 are written as 1, and only a vote of 1 counts.
     The rows are more than are taken at once."""
-    monkeypatch.setattr(large_arrays, "IN_MEMORY", 10**6 if in_memory else 100)
+    monkeypatch.setattr(large_arrays, "IN_MEMORY", 100)
     rng, image, answers = np.random.default_rng(9), ImageStrips(picture(300, 90)), {}
     for name, at in (("a", 0.3), ("b", 0.6), ("c", 1.1)):
         score = 1.3 * rng.random((300, 90)).astype(np.float32)
@@ -134,7 +132,6 @@ def test_a_large_image_in_strips_gets_the_same_answers(data, tmp_path, monkeypat
     image = ImageStrips(data / "steel" / "query" / "image" / "one.png").thumbnail(64)
     expected = overlay_labels(image, blocks, ["line", "stain"])
     assert np.array_equal(written(pieces / "steel", "overlays", "one")[:, :, ::-1], expected)
-    assert np.array_equal(*(written(f / "steel", "overlays", "two") for f in (whole, pieces)))
     shown = json.loads((pieces / "gallery" / "index.json").read_text())
     assert {entry["caption"] for entry in shown} == {"two.png"}
 
@@ -149,10 +146,7 @@ def test_figures_of_every_type_are_those_of_its_masks_and_labels(data, tmp_path)
         rows = list(csv.DictReader(file))
     entries = json.loads((folder / "gallery" / "index.json").read_text())
     assert [entry["class"] for entry in entries] == ["steel/line"] * 3 + ["steel/spot"] * 3
-    for kind, files, ranks in (
-        ("line", labels[:1], ["", "", ""]),
-        ("spot", labels, ["worst", "best", ""]),
-    ):
+    for kind, files in (("line", labels[:1]), ("spot", labels)):
         name = f"steel/{kind}"
         masks = [written(folder / "steel", f"masks/{kind}", Path(f).stem) > 0 for f in files]
         pairs = [(mask, truth[kind][file]) for mask, file in zip(masks, files, strict=True)]
@@ -166,17 +160,14 @@ def test_figures_of_every_type_are_those_of_its_masks_and_labels(data, tmp_path)
         scores = [entry["scores"].get("prior") for entry in shown]
         assert scores[len(files) :] == [None] * (3 - len(files)), "without a true label: last"
         assert scores[: len(files)] == sorted(scores[: len(files)])
-        assert [entry["rank"] for entry in shown] == ranks
         page = (folder / "report.html").read_text(encoding="utf-8")
         assert f'alt="query, {name}: three.bmp"' in page
-    panels = {panel["file"] for entry in entries for panel in entry["panels"]}
-    assert {p.name for p in (folder / "gallery").iterdir()} == {*panels, "index.json"}
 
 
 def test_one_of_several_categories_is_segmented_and_measured(data, tmp_path):
     """The mask's value chooses the pixels of supports and true labels, one category per object."""
-    write_object(data, "steel", labels=QUERIES)
-    several, scores = {"DATASET__open_domain_object_category_num": [2]}, []
+    write_object(data, "steel", {"one.png": (96, 128)}, labels=("one.png",))
+    several = {"DATASET__open_domain_object_category_num": [2]}
     for path in (data / "steel").rglob("*.png"):
         if path.parent.name in ("mask", "true_label"):
             mask = np.array(Image.open(path)) // 255
@@ -186,21 +177,18 @@ def test_one_of_several_categories_is_segmented_and_measured(data, tmp_path):
     for category in (0, 1):
         chosen = {"DATASET__open_domain_specific_defect_category": [category]}
         folder = run(data, tmp_path, RUN_NAME=str(category), **several, **chosen)
-        pairs = []
-        for stem in (Path(name).stem for name in QUERIES):
-            truth = np.array(Image.open(labels / f"{stem}_mask.png")) == category + 1
-            pairs.append((written(folder / "steel", "masks", stem) > 0, truth))
-        assert objects(folder)["steel"]["iou"]["prior"] == pytest.approx(pooled_iou(pairs))
-        scores.append(written(folder / "steel", "scores", "one"))
-    assert not np.array_equal(*scores)
+        truth = np.array(Image.open(labels / "one_mask.png")) == category + 1
+        iou = pooled_iou([(written(folder / "steel", "masks", "one") > 0, truth)])
+        assert objects(folder)["steel"]["iou"]["prior"] == pytest.approx(iou)
     saved(labels / "one_mask.png", np.full((96, 128), 3, np.uint8))
-    (fault,) = objects(run(data, tmp_path, RUN_NAME="bad", **several))["steel"]["unreadable"]
-    assert "one_mask.png: value 3" in fault and "open_domain_object_category_num is 2" in fault
+    fault = r"one_mask\.png: value 3.*open_domain_object_category_num is 2"
+    with pytest.raises(DataError, match=fault):
+        run(data, tmp_path, RUN_NAME="bad", **several)
 
 
 def test_several_processes_write_what_one_does(data, tmp_path, one_thread):
     """Every file, byte for byte, also where passes are not full and a query cannot be read."""
-    sizes = {"a.png": (60, 60), "b.png": (96, 128), "c.png": (50, 190), "d.png": (60, 60)}
+    sizes = {"a.png": (60, 60), "b.png": (96, 128), "c.png": (50, 90), "d.png": (60, 60)}
     for seed, name in enumerate(("steel", "wood")):
         write_object(data, name, sizes, labels=("a.png", "b.png"), seed=seed)
     (data / "wood" / "query" / "image" / "c.png").write_bytes(b"text")
@@ -209,8 +197,6 @@ def test_several_processes_write_what_one_does(data, tmp_path, one_thread):
         {path.relative_to(f) for path in f.rglob("*") if path.is_file()} for f in (first, second)
     )
     assert names == others
-    supports = [load_file(f / "steel" / "support.safetensors") for f in (first, second)]
-    assert all(torch.equal(supports[0][name], supports[1][name]) for name in supports[0])
     # these name the run or the time; the order in a support file's header is not fixed
     differ = {"config.yaml", "test.log", "run.json", "report.html", "support.safetensors"}
     for name in names:
@@ -218,34 +204,3 @@ def test_several_processes_write_what_one_does(data, tmp_path, one_thread):
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
     rows = (first / "queries.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows] == ["0", "1", "4", "5"], "numbers go on"
-
-
-def test_black_support_masks_show_what_is_unlike_the_supports(data, tmp_path, capsys):
-    """As an image that is given without a mask does."""
-    write_object(data, "steel")
-    Image.new("L", (128, 96)).save(data / "steel" / "support" / "mask" / "s.png")
-    cfg = config(data, tmp_path, TEST__threshold=0.2)
-    folder = run_test(cfg, "") / "steel"
-    assert "no support pixel is marked" in capsys.readouterr().out
-    predictor = Predictor.from_config(cfg)
-    predictor.set_support([data / "steel" / "support" / "image" / "s.png"], [None])
-    score = predictor.predict(data / "steel" / "query" / "image" / "one.png").score
-    assert np.array_equal(written(folder, "scores", "one"), as_levels(score))
-    assert np.array_equal(written(folder, "masks", "one") > 0, score > 0.2) and score.max() > 0.1
-
-
-def test_images_without_defect_take_back_what_they_show(data, tmp_path):
-    """What looked like a defect on a normal image is marked less, and nothing is marked more."""
-    root = data / "steel"
-    write_typed(data, queries={"one.png": SIZE})
-    normal = surface(SIZE, np.random.default_rng(5))
-    normal[40:56, ::8] = 220  # a pattern of the product that the supports do not show
-    saved(root / "query" / "image" / "two.png", normal)
-    before = run(data, tmp_path, RUN_NAME="before") / "steel"
-    saved(root / "support" / "good" / "n.png", normal)
-    after = run(data, tmp_path, RUN_NAME="after") / "steel"
-    for kind in ("line", "spot"):
-        for name in ("one", "two"):
-            scores = [written(f, f"scores/{kind}", name).astype(int) for f in (before, after)]
-            assert (scores[1] <= scores[0] + 1).all()
-            assert name == "one" or (scores[1] < scores[0]).mean() > 0.99

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import cv2
@@ -105,8 +104,6 @@ def test_windows_of_several_images_share_a_pass_and_no_answer_depends_on_it(
     for one, other in zip(alone, together, strict=True):
         for method, answer in one.answers[0].items():
             assert np.array_equal(answer.score, other.answers[0][method].score)
-    passes.clear()
-    assert len(list(predictor.segment(queries[:1]))) == 1 and passes == [1]
 
 
 SIZES = st.tuples(st.integers(1, 140), st.integers(1, 140))
@@ -114,7 +111,7 @@ QUERY = st.tuples(SIZES, st.lists(st.integers(0, 2), max_size=3), st.sampled_fro
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(queries=st.lists(QUERY, max_size=6), batch=st.integers(1, 7))
 def test_every_image_gets_the_answers_it_gets_alone(predictor, memories, tmp_path, queries, batch):
@@ -182,33 +179,23 @@ def test_predict_many_ends_at_an_image_that_cannot_be_read(predictor, memories, 
         list(asked.predict_many(good))
 
 
-def test_few_images_are_held_and_no_thread_is_left(predictor, memories):
-    """A caller may stop early; an error of the queries reaches the caller."""
-    before, made = threading.active_count(), []
+def test_few_images_are_held(predictor, memories):
+    made = []
 
-    def come(count):
-        for number in range(count):
+    def come():
+        for number in range(1000):
             made.append(number)
             yield picture(30, 40, seed=number), memories
-        raise KeyError("lost")
 
-    outcomes = predictor.segment(come(1000))
+    outcomes = predictor.segment(come())
     for number in range(12):
         next(outcomes)
         assert len(made) - number < 10
-    assert threading.active_count() > before
-    outcomes.close()
-    assert threading.active_count() == before and len(made) < 22
-    with pytest.raises(KeyError, match="lost"):
-        list(predictor.segment(come(1)))
-    assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("windowed", [True, False])
-def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor, windowed):
+def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor):
     """Its tokens join those of the supports; what it shows looks less like the defect."""
-    size = (100, 150) if windowed else (14, 14)
-    (image, mask), normal = spotted(size, 0, [(4, 5)]), picture(100, 150, seed=3)
+    (image, mask), normal = spotted((100, 150), 0, [(4, 5)]), picture(100, 150, seed=3)
     one, other, without = (variant(predictor) for _ in range(3))
     one.set_support([image, normal], [mask, None])
     other.set_support([normal, image], [Image.new("1", (150, 100)), mask])
@@ -220,27 +207,16 @@ def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor, windowed):
         less = before["prior"].score - after["prior"].score
         assert (less >= -1e-6).all()
     assert (less > 1e-6).mean() > 0.99
-    assert one.memory.windowed == other.memory.windowed == without.memory.windowed == windowed
     assert len(one.memory.normal) == 1 and not without.memory.normal
-    assert one.memory.normal[0][0].shape[1] == (6 if windowed else 1) * 64
+    assert one.memory.normal[0][0].shape[1] == 6 * 64, "of six windows"
 
 
-@pytest.mark.parametrize("ratio", [0.02, None])
-def test_normal_images_alone_show_what_is_unlike_them(predictor, ratio):
-    """At the scale of the settings; every method answers with the abnormal prior."""
-    changed = replace(predictor.settings, resize_ratio=ratio)
-    taught = Predictor(predictor.methods, changed, torch.device("cpu"), threshold=None)
+def test_normal_images_alone_show_what_is_unlike_them(predictor):
+    """Every method answers with the abnormal prior."""
+    taught = variant(predictor, threshold=None)
     images = [picture(64, 64, seed=i) for i in range(2)]
     memory = taught.set_support(images, [None, np.zeros((64, 64), np.uint8)])
-    assert memory.windowed == (ratio is not None) and not memory.thresholds
-    assert not memory.is_marked and not memory.normal
+    assert memory.windowed and not (memory.thresholds or memory.is_marked or memory.normal)
     seen, new = ask(taught, images[1]), ask(taught, picture(64, 64, seed=9))
     assert seen["prior"].score.max() < 1e-4 < 0.01 < new["prior"].score.min()
     assert np.array_equal(new["prior"].score, new["SOFS"].score)
-
-
-def test_the_seed_decides_the_crops_of_the_supports(predictor):
-    pair, query = spotted((100, 150), 0, [(30, 40)]), picture(64, 64, seed=5)
-    memories = [variant(predictor, seed=seed).teach([pair]) for seed in (0, 0, 1)]
-    first, again, other = (ask(predictor, query, memory)["prior"].score for memory in memories)
-    assert np.array_equal(first, again) and not np.array_equal(first, other)

@@ -7,39 +7,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from datasets import large_images
 from datasets.images import read_image
 from datasets.views import prepare_image
 from datasets.windows import tile
-from tests.datasets.bad_files import saved, truncated
+from tests.datasets.bad_files import saved
 from tests.helpers import picture
-from tools.window_stream import AHEAD, ahead, windows
+from tools.window_stream import windows
 
 SMALL, LARGE = (SimpleNamespace(windowed=windowed) for windowed in (True, False))
 
 
-@pytest.fixture
-def pool():
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
-
-
-def cut(queries, pool):
+def cut(queries):
     """The queries, all their windows, and the network inputs of these."""
     waiting = deque()
-    stream = list(windows(queries, waiting, pool, size=32, crop=64, overlap=0.25))
+    with ThreadPoolExecutor(2) as pool:
+        stream = list(windows(queries, waiting, pool, size=32, crop=64, overlap=0.25))
     return list(waiting), stream, [window.pixels.result() for window in stream]
 
 
 @pytest.mark.parametrize("at_once", [100, 10**9], ids=["in strips", "whole"])
-def test_windows_come_in_order_for_each_scale_once(pool, tmp_path, monkeypatch, at_once):
+def test_windows_come_in_order_for_each_scale_once(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(large_images, "AT_ONCE", at_once)
     files = [saved(tmp_path / f"{i}.png", picture(100 + 60 * i, 130, seed=i)) for i in range(2)]
     asked = [(files[0], [SMALL, LARGE, SMALL]), (files[1], [LARGE, SMALL]), (files[0], [LARGE])]
-    queries, stream, pixels = cut(asked, pool)
+    queries, stream, pixels = cut(asked)
     came = zip(stream, pixels, strict=True)
     for query, (file, memories) in zip(queries, asked, strict=True):
         image = read_image(file)
@@ -56,7 +49,7 @@ def test_windows_come_in_order_for_each_scale_once(pool, tmp_path, monkeypatch, 
     assert len(stream) == sum(sum(query.left.values()) for query in queries)
 
 
-def test_pixels_are_copied_before_their_array_is_filled_again(pool):
+def test_pixels_are_copied_before_their_array_is_filled_again():
     images, array = [picture(70, 70, seed=i) for i in range(4)], np.empty((70, 70, 3), np.uint8)
 
     def frames():
@@ -64,36 +57,5 @@ def test_pixels_are_copied_before_their_array_is_filled_again(pool):
             array[:] = image
             yield array, [LARGE]
 
-    for pixels, image in zip(cut(frames(), pool)[2], images, strict=True):
+    for pixels, image in zip(cut(frames())[2], images, strict=True):
         assert torch.equal(pixels, prepare_image(image, 32))
-
-
-def test_a_file_that_is_broken_half_way_keeps_its_first_windows(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(large_images, "AT_ONCE", 10_000)
-    truncated(tmp_path / "bad.png", picture(400, 200))
-    asked = [(picture(64, 64), [SMALL]), (tmp_path / "bad.png", [SMALL, LARGE])]
-    queries, stream, _ = cut([*asked, (None, [SMALL]), asked[0]], pool)
-    assert [query.error is None for query in queries] == [True, False, False, True]
-    assert "bad.png" in str(queries[1].error) and "image 2, a value" in str(queries[2].error)
-    of_bad = sum(window.query is queries[1] for window in stream)
-    assert 3 < of_bad < queries[1].left[True] and queries[1].is_answered
-    assert stream[0].query is queries[0] and stream[-1].query is queries[3]
-
-
-def test_few_images_are_open_ahead(pool):
-    """However many queries there are."""
-    waiting = deque()
-    endless = ((picture(64, 64, seed=i), [SMALL]) for i in range(10_000))
-    stream = windows(endless, waiting, pool, size=32, crop=64, overlap=0)
-    for count in range(1, 6):
-        next(stream)
-        assert len(waiting) == count + AHEAD
-
-
-@given(st.lists(st.integers(), max_size=20), st.integers(0, 6))
-def test_items_are_made_before_their_turn(items, count):
-    made = []
-    stream = ahead((made.append(item) or item for item in items), count)
-    for number, item in enumerate(stream):
-        assert item == items[number] and len(made) == min(len(items), number + count + 1)
-    assert made == items

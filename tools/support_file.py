@@ -11,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from models.comparison import Comparison
 from models.memory import Memory
 from models.weights import digest
 from utils.errors import BROKEN, WeightsError
 from utils.output_files import write_whole
-from utils.precision import half_type
+from utils.precision import autocast, half_type
 
 if TYPE_CHECKING:
     from tools.predictor import Predictor
@@ -56,8 +57,16 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
     if dtype == torch.float32:
         tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
     try:
-        return Memory.from_tensors(tensors, **json.loads(about["use"])).in_type(dtype)
-    except BROKEN as error:
+        memory = Memory.from_tensors(tensors, **json.loads(about["use"])).in_type(dtype)
+        # a tensor that does not fit the model or the others shows in the answers to a blank window
+        with autocast(predictor.device, predictor.precision):
+            channels = predictor.backbone.channels
+            blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
+            for method in predictor.methods.values():
+                if method.answer(Comparison(blank, memory), (2, 2)).shape != (1, 2, 2):
+                    raise ValueError("it answers for several sets of supports")
+        return memory
+    except (*BROKEN, RuntimeError) as error:
         raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
 
 

@@ -116,3 +116,24 @@ def test_a_defect_taught_in_one_precision_is_segmented_in_another(
             parameters[len(parameters) // 2].mul_(1.001)
         with pytest.raises(WeightsError, match="its weights are not those of this predictor"):
             other.load_support(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "wider", "nan", "two sets"])
+def test_damaged_tensors_are_refused(taught, tmp_path, damage):
+    file = tmp_path / "a.safetensors"
+    taught.save_support(file)
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    name = "foreground.0"
+    value = tensors.pop(name)
+    changed = {
+        "cut": value[:, :-1],
+        "wider": torch.cat([value, value], dim=-1),
+        "nan": value * torch.nan,
+        "two sets": torch.cat([value, value]),
+    }
+    tensors |= {} if damage == "missing" else {name: changed[damage].contiguous()}
+    save_file(tensors, file, about)
+    with pytest.raises(WeightsError, match=r"a\.safetensors: damaged"):
+        variant(taught).load_support(file)

@@ -76,11 +76,8 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
 
 def train_epochs(run: Training, tests: Sequence[SplitTest] = ()) -> list[str]:
     """Train all epochs that are left; validate and test every `epoch_test` of them; in the end test
-    the head that validated best, or the last one.
-
-    Returns a line for each test set that could not be tested. Interrupted: a signal asked the
-    process to end; it says what is saved.
-    """
+    the head that validated best, or the last one. Returns a line for each test set that could not
+    be tested. Interrupted: a signal asked the process to end; it says what is saved."""
     epochs, every = run.cfg.TRAIN_SETUPS.epochs, run.cfg.TRAIN_SETUPS.TEST_SETUPS.epoch_test
     failed: list[str] = []
     bank = filled(run.cfg, run.episodes, run.model.backbone, run.device)
@@ -159,8 +156,7 @@ def validate(run: Training) -> None:
         return
     if "validation" in run.history[-1]:
         return
-    predictor = predictor_of(run)
-    title = f"validation after {run.epoch} epochs"
+    predictor, title = predictor_of(run), f"validation after {run.epoch} epochs"
     evaluation = run.validation.run(predictor, title, epochs=run.epoch)
     mious = {method: evaluation.miou(method) for method in evaluation.methods}
     run.history[-1]["validation"] = mious

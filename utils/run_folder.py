@@ -69,8 +69,7 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
 
 
 def _lock(folder: Path, patience: int) -> int:
-    """Make the folder and lock it until the returned handle is closed. The loader workers of a
-    killed run hold its lock for some seconds."""
+    """Make and lock the folder; loader workers of a killed run hold its lock for some seconds."""
     for second in range(patience + 1):
         folder.resolve().mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -114,8 +113,8 @@ def create_run_folder(
 
 
 def _obstacle(folder: Path, output: Path, reads: Sequence[str]) -> str:
-    """Why the folder is not one for a run, or what it holds must not be moved; "": it may. Without
-    `reads` all stays in its place."""
+    """Why the folder is none for a run, or must not be moved; "": it may. Without `reads` all
+    stays."""
     for above in folder.parents:
         if above != output and above.is_relative_to(output) and (above / CONFIG).is_file():
             return f"{folder} lies in {above}, which is the folder of another run"
@@ -136,8 +135,8 @@ def _obstacle(folder: Path, output: Path, reads: Sequence[str]) -> str:
 
 
 def _make_room(folder: Path) -> None:
-    """Move what an earlier run has left: a move of the content keeps the lock and a link to the
-    folder. What a run without results has left is deleted."""
+    """Move the content of an earlier run, which keeps the lock and a link to the folder; what a run
+    without results has left is deleted."""
     if not _holds_results(folder):
         for path in (folder / name for name in NO_RESULT):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -198,8 +197,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, None outside one; `+` after it stands for
-    uncommitted changes."""
+    """Revision of the checkout of this code, with `+` where it has changes; None outside one."""
     folder = str(Path(__file__).resolve().parent)
     command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+",
                "--exclude=*"]  # fmt: skip

@@ -27,9 +27,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Pending:
-    """The signal that a `postponed` block has received."""
+    """The signal that a `postponed` block has received, 0 without one."""
 
-    number = 0  # none
+    number = 0
 
 
 @contextmanager

@@ -42,11 +42,10 @@ def test_the_folder_is_named_by_the_config_or_after_it_and_keeps_it(tmp_path):
     assert load_config(folder / "config.yaml") == cfg
 
 
-@pytest.mark.parametrize("name", ["file/run", "x" * 300])
-def test_a_folder_that_cannot_be_made(tmp_path, name):
+def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("a file")
-    words = rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/{name} cannot be written"
-    with pytest.raises(ConfigError, match=words), claimed(tmp_path / name):
+    words = rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/file/run cannot be written"
+    with pytest.raises(ConfigError, match=words), claimed(tmp_path / "file" / "run"):
         pass
 
 
@@ -66,9 +65,8 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
 
 def test_results_an_older_folder_and_that_of_a_fault_of_the_program_stay(tmp_path):
     (tmp_path / "old").mkdir()
-    cases = [("old", DataError, ()), ("new", ValueError, ())]
-    cases += [("1", DataError, ["metrics.json"]), ("2", DataError, ["part/masks/0.png"])]
-    for name, error, files in cases:
+    for name, error, files in [("old", DataError, ()), ("new", ValueError, ()),
+                               ("some", DataError, ["part/masks/0.png"])]:  # fmt: skip
         with pytest.raises(error), claimed(tmp_path / name):
             begin(tmp_path / name)
             write_files(tmp_path / name, *files)

@@ -92,7 +92,7 @@ class Training:
         self._set_rates()
 
     def loader(self) -> Loader:
-        """Loads the batches of all epochs that are left."""
+        """The batches of all epochs that are left."""
         workers, pin = self.cfg.TRAIN_SETUPS.num_workers, self.device.type == "cuda"
         return Loader(self.episodes, self.batches, num_workers=workers, pin_memory=pin)
 
@@ -165,12 +165,10 @@ class Training:
 
     def interrupted(self, number: int) -> Interrupted:
         """What the training ends with after a signal; it names what is saved."""
-        file, resume = self.folder / STATE, AUTO if self.cfg.RUN_NAME else ""
-        if not self.cfg.TRAIN.save_model:
-            return Interrupted(number, "not saved: TRAIN.save_model is False")
-        if not self.saved:
-            return Interrupted(number, "nothing is saved yet")
-        hint = f"TRAIN.resume {resume or file} goes on there"
+        if not (self.saved and self.cfg.TRAIN.save_model):
+            return Interrupted(number, "nothing is saved")
+        file = self.folder / STATE
+        hint = f"TRAIN.resume {AUTO if self.cfg.RUN_NAME else file} goes on there"
         return Interrupted(number, f"saved {self.saved} in {file}; {hint}")
 
     def _position(self) -> str:

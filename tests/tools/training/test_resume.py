@@ -69,7 +69,7 @@ def test_stopped_within_an_epoch_it_goes_on_with_the_same_step(surfaces, tmp_pat
 def test_the_state_is_written_every_so_many_steps(surfaces, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.trainer.SAVE_EVERY", 3)
     run = training_of(surfaces, tmp_path, TRAIN_SETUPS__epochs=1, TRAIN_SETUPS__batch_size=1)
-    assert run.interrupted(signal.SIGTERM).told == "nothing is saved yet"
+    assert run.interrupted(signal.SIGTERM).told == "nothing is saved"
     seen = []
 
     def note(module, args):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,13 @@ def training_of(root, folder, **changes):
     return Training(cfg, build_train_index(cfg), folder)
 
 
+def loss_of(run, batch):
+    """Loss of a training on a batch, without dropout and without a step."""
+    run.model.eval()
+    with torch.no_grad():
+        return float(run.loss(batch)[0])
+
+
 def train_without_dropout(cfg, folder):
     """Job: train and test; keep the gradients of the last step in grads.pth."""
     run = Training(cfg, build_train_index(cfg), folder)
@@ -165,6 +173,17 @@ def signalled(cfg, folder, number, step):
 
     run.loss.register_forward_pre_hook(note)
     train_epochs(run)
+
+
+@contextmanager
+def largest_file(size):
+    """A block in which the system refuses to write larger files, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def picture(height, width, seed=0):

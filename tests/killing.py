@@ -37,15 +37,15 @@ class Training:
         self.errors = self.yaml.with_suffix(".stderr")
         self.yaml.write_text(cfg.dump())
 
-    def start(self, *, largest_file=resource.RLIM_INFINITY, blow=None):
-        """Start the process, whose files may have so many bytes; `errors` keeps its stderr."""
-        process = FORKS.Process(target=_train, args=(self.yaml, self.errors, largest_file, blow))
+    def start(self, blow=None):
+        """Start the process, whose stderr `errors` keeps."""
+        process = FORKS.Process(target=_train, args=(self.yaml, self.errors, blow))
         process.start()
         return process
 
-    def finish(self, **limits):
+    def finish(self, blow=None):
         """Run to the end; returns the exit code."""
-        return ended(self.start(**limits))
+        return ended(self.start(blow))
 
     def partial(self):
         """Whether there is a state that was not written to its end."""
@@ -60,11 +60,10 @@ class Training:
 
 @dataclass
 class Blow:
-    """What hits a training when it writes its state for the `time`-th time, counted from 1: a
+    """What kills a training when it writes its state for the `time`-th time, counted from 1: a
     signal some seconds after it has begun to write; None: the kernel ends it in the midst."""
 
     time: int
-    number: int = signal.SIGKILL
     seconds: float | None = None
 
     def note(self, event, arguments):
@@ -77,17 +76,15 @@ class Blow:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, resource.RLIM_INFINITY))
         elif self.time == 0:
-            command = f"sleep {self.seconds}; kill -{int(self.number)} {os.getpid()}"
-            subprocess.Popen(["sh", "-c", command])
+            subprocess.Popen(["sh", "-c", f"sleep {self.seconds}; kill -9 {os.getpid()}"])
 
 
-def _train(yaml, errors, largest_file, blow):
+def _train(yaml, errors, blow):
     """What `train.py --cfg FILE` does, in a session of its own."""
     os.setsid()
     for stream, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     if blow:
         sys.addaudithook(blow.note)
@@ -112,13 +109,13 @@ def until(condition, process):
 
 def kill_somewhere(training, rng):
     """Start it and kill it a few epochs later, at any moment, as a full memory does."""
-    blow = Blow(rng.randrange(2, 6), seconds=rng.uniform(0, 0.1))
-    assert ended(training.start(blow=blow)) == -signal.SIGKILL
+    blow = Blow(rng.randrange(2, 5), seconds=rng.uniform(0, 0.1))
+    assert training.finish(blow) == -signal.SIGKILL
 
 
 def kill_while_it_saves(training):
     """Start it and have it end with the state half written."""
-    assert ended(training.start(blow=Blow(2))) == -signal.SIGXFSZ and training.partial()
+    assert training.finish(Blow(2)) == -signal.SIGXFSZ and training.partial()
 
 
 def equal(first, second):

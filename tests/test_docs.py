@@ -31,23 +31,20 @@ def test_keys_documented_with_an_effect_are_read_by_the_code():
     assert unread == ONLY_CHECKED
 
 
-@pytest.mark.parametrize("name", ["README.md", "Makefile", "train.sh", "test.sh", "docs"])
-def test_every_key_named_exists(name):
-    files = sorted((REPO / name).glob("*.md")) if name == "docs" else [REPO / name]
+def test_every_key_named_exists():
     cfg = get_defaults()
-    for file in files:
+    for file in [*PAGES, *(REPO / name for name in ("Makefile", "train.sh", "test.sh"))]:
         for key in set(KEY.findall(file.read_text())) - set(WITHOUT_EFFECT):
             get(cfg, key)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_files_named_exist(page):
-    text = page.read_text()
-    named = re.findall(r"method_config/[\w/]+\.(?:yaml|py)|requirements[\w-]*\.txt", text)
-    for path in named:
-        assert (REPO / path).is_file(), path
-    for link in re.findall(r"\]\(([\w/.]+\.md|LICENSE)\)", text):
-        assert (page.parent / link).is_file(), link
+def test_files_named_exist():
+    for page in PAGES:
+        text = page.read_text()
+        for path in re.findall(r"method_config/[\w/]+\.(?:yaml|py)|requirements[\w-]*\.txt", text):
+            assert (REPO / path).is_file(), path
+        for link in re.findall(r"\]\(([\w/.]+\.md|LICENSE)\)", text):
+            assert (page.parent / link).is_file(), link
 
 
 def commands(text):

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 
 from method_config import load_config
-from tests.helpers import write_product
 from tests.tools.open_domain_data import write_object
-from tools.summary import summarise
 from tools.sweep import build_parser, build_sweep
 
 REPO = Path(__file__).parents[1]
@@ -81,10 +79,7 @@ def test_test_sh_segments_own_images(tmp_path):
     mask = cv2.imread(str(folder / "my_part" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (96, 128) and set(np.unique(mask)) <= {0, 255}
     report = json.loads((folder / "metrics.json").read_text())["objects"]["my_part"]
-    assert report["queries"] == 1
-    text = summarise(folder)
-    assert f"{100 * report['iou']['prior']:.2f}" in text
-    assert f"pictures: {folder}/my_part/overlays" in text
+    assert report["queries"] == 1 and len(list((folder / "my_part" / "overlays").iterdir())) == 1
 
 
 def test_test_sh_takes_several_configs_in_their_order(tmp_path, recorder):
@@ -110,8 +105,8 @@ def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder):
 
 def test_train_sh_runs_the_published_settings(tmp_path, recorder):
     opts = ["OUTPUT_DIR", "./runs", "TRAIN_SETUPS.epochs", "2"]
-    done = run("train.sh", *opts, cwd=tmp_path, PYTHON=str(recorder), SPLITS=None)
-    assert done.returncode == 0, done.stderr
+    done = run("train.sh", *opts, cwd=tmp_path, PYTHON=str(recorder), SPLITS=None, EXIT="3")
+    assert done.returncode == 3, "the code of the sweep"
     sweep = called_sweep(tmp_path)
     runs = sweep.runs()
     assert sweep.folder() == Path("runs/vision_v1")
@@ -149,7 +144,6 @@ def test_train_sh_lists_its_runs_from_any_folder(tmp_path):
     [
         ({"NUM_GPUS": "4"}, "echo GPU 0:", 4),
         ({"CUDA_VISIBLE_DEVICES": "2,5"}, "exit 0", 2),
-        ({"CUDA_VISIBLE_DEVICES": ""}, "echo GPU 0:; echo GPU 1:", 1),
         ({}, "echo GPU 0: H; echo '  MIG 1g: MIG-GPU-1'; echo GPU 1: H", 2),
         ({}, "echo No devices found; exit 6", 1),
     ],
@@ -163,31 +157,3 @@ def test_train_sh_counts_gpus(tmp_path, recorder, environment, smi, gpus):
     done = run("train.sh", cwd=tmp_path, PYTHON=str(recorder), SPLITS="0", **environment)
     assert done.returncode == 0, done.stderr
     assert {r.cfg.NUM_GPUS for r in called_sweep(tmp_path).runs()} == {gpus}
-
-
-def test_train_sh_exits_with_the_code_of_the_sweep(tmp_path, recorder):
-    assert run("train.sh", cwd=tmp_path, PYTHON=str(recorder), EXIT="3").returncode == 3
-    done = run("train.sh", "TEST.threshold", "0.4", "RUN_NAME", "1", cwd=tmp_path, NUM_GPUS="1")
-    assert done.returncode == 2 and "RUN_NAME" in done.stderr
-    assert not (tmp_path / "log").exists()
-
-
-def test_train_sh_trains_and_tests_for_real(tmp_path):
-    for name in ("Plate", "Rod"):
-        write_product(tmp_path, name, {"spot": 3})
-    opts = [*TINY, "TRAIN.dataset_path", tmp_path, "TEST.dataset_path", tmp_path]
-    opts += ["DATASET.train_objects", "[Plate]", "DATASET.test_objects", "[Rod]"]
-    opts += ["TRAIN_SETUPS.epochs", "1"]
-    done = run("train.sh", *opts, cwd=tmp_path, SPLITS="1", NUM_GPUS="1")
-    assert done.returncode == 0, done.stderr
-    training = tmp_path / "log" / "vision_v1" / "train_split1_seed54"
-    assert (training / "checkpoints" / "head.safetensors").is_file()
-    assert not (training / "metrics.json").exists()
-    folder = tmp_path / "log" / "vision_v1" / "test_split1_seed54_1shot"
-    methods = json.loads((folder / "metrics.json").read_text())["methods"]
-    assert set(methods) == {"SOFS", "prior"}
-    assert len(methods["SOFS"]["miou"]["repeats"]) == 5
-    assert methods["SOFS"]["classes"]["Rod/spot"]["queries"] == 15
-    assert load_config(folder / "config.yaml").DATASET.area_resize_ratio == 0.005
-    mean = f"{100 * methods['SOFS']['miou']['mean']:.2f} +- "
-    assert mean in (folder.parent / "summary.md").read_text()

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from method_config.values import leaves
 from models.methods.sofs import SOFS
-from models.weights import load_checked, read_torch, read_weights, require_state
+from models.weights import load_checked, read_torch, read_weights
 from utils.distributed import is_main
 from utils.errors import ConfigError, WeightsError
 from utils.output_files import write_whole
@@ -66,16 +66,15 @@ def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`; a
     published backbone is left out: it has a file of its own. WeightsError: two names stand for one
     parameter."""
-    head: dict[str, Tensor] = {}
     given: dict[str, str] = {}
-    for name, value in state.items():
+    for name in state:
         ours = our_name(name)
-        if ours.startswith("head."):
-            if ours in given:
-                raise WeightsError(f"{given[ours]} and {name} are one parameter of the head; keep "
-                                   "one copy of it in the file")  # fmt: skip
-            head[ours.removeprefix("head.")], given[ours] = value, name
-    return head
+        if ours in given and ours.startswith("head."):
+            raise WeightsError(f"{given[ours]} and {name} are one parameter of the head; keep one "
+                               "copy of it in the file")  # fmt: skip
+        given[ours] = name
+    head = {ours: state[name] for ours, name in given.items() if ours.startswith("head.")}
+    return {ours.removeprefix("head."): value for ours, value in head.items()}
 
 
 def save_head(path: Path, model: SOFS, config: str) -> None:
@@ -109,18 +108,12 @@ def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = Non
     if cfg is None or Path(path).suffix != ".safetensors" or not is_main():
         return
     with safe_open(path, "pt") as file:
-        config = (file.metadata() or {}).get("config", "")
-    try:
-        trained = yaml.safe_load(config)
-    except yaml.YAMLError:  # of another program
-        return
-    here = dict(leaves(cfg))
-    other = [
-        f"{name} {value} (here {here[name]})"
-        for name, value in (leaves(trained) if isinstance(trained, dict) else ())
-        if name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
-        if name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value)
-    ]
+        trained = yaml.safe_load((file.metadata() or {}).get("config", "{}"))
+    here, other = dict(leaves(cfg)), []
+    for name, value in leaves(trained):
+        model = name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
+        if model and name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value):
+            other.append(f"{name} {value} (here {here[name]})")
     if other:
         LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
 
@@ -133,15 +126,13 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a training state, tensors and plain values only. WeightsError: missing, unreadable, or
-    something else."""
+    """Read a training state, tensors and plain values only. WeightsError: it is none."""
     expected = "checkpoints/state.pth of a run"
     if not Path(path).is_file():
         raise WeightsError(f"TRAIN.resume: no training state {path}; set it to {expected}")
     state = read_torch(Path(path), "TRAIN.resume")
     if not isinstance(state, dict) or not set(state) >= STATE_KEYS:
         raise WeightsError(f"TRAIN.resume: {path} is no training state; expected {expected}")
-    require_state(state["head"], f"TRAIN.resume: {path}: head")
     return state
 
 

@@ -18,10 +18,8 @@ from utils.signals import Interrupted, interruptible
 def run_main(description: str, job: str) -> int:
     """Parse the command line, load the config and run a job; returns the exit code.
 
-    Args:
-        description: for --help.
-        job: a function of the config and the name of its last file, as `module:function`. It is
-            imported, with PyTorch, which takes seconds, only after the config has proved right.
+    `job` is a function of the config and the name of its last file, as `module:function`: it is
+    imported, with PyTorch, which takes seconds, only after the config has proved right.
     """
 
     def call() -> None:

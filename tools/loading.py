@@ -17,9 +17,7 @@ from utils.errors import DataError, UserError
 
 class Loader(DataLoader):
     """Batches of a data set: `batches` holds the numbers of each, `collate` makes one of its items.
-
-    Iterating raises UserError as an item raised it, and DataError where a worker has died.
-    """
+    Iterating raises UserError as an item raised it, and DataError where a worker has died."""
 
     def __init__(
         self,
@@ -57,12 +55,9 @@ class Loader(DataLoader):
             of_program = isinstance(error, RuntimeError) and "DataLoader worker (" not in str(error)
             if of_program or not self.num_workers:
                 raise
-            raise DataError(
-                f"a loader process has died ({error or type(error).__name__}), most often of a "
-                "full "
-                "memory or /dev/shm; lower TRAIN_SETUPS.num_workers or the batch size; with "
-                "TRAIN_SETUPS.num_workers 0 you see where it happens"
-            ) from error
+            reason = f"a loader process has died ({error or type(error).__name__}), most often"
+            remedy = "lower TRAIN_SETUPS.num_workers or the batch size; with 0 you see where"
+            raise DataError(f"{reason} of a full memory or /dev/shm; {remedy}") from error
 
 
 class _Caught(Dataset):
@@ -83,8 +78,8 @@ def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """In a worker: Ctrl-C and SIGTERM may reach all processes of a job, and the parent ends its
-    workers. Where it exits without, it sends them SIGTERM once more."""
+    """Ctrl-C and SIGTERM may reach all processes of a job, and the parent ends its workers; where
+    it exits without, it sends them SIGTERM once more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     # only the thread that hands tensors over calls it, where the parent has left

@@ -22,12 +22,9 @@ Job = Callable[[CfgNode, Path], Sequence[str] | None]  # returns a line for each
 
 
 def run_job(job: Job, cfg: CfgNode, config_file: str, processes: int) -> Path:
-    """Run `job(cfg, folder)` in one or many processes, see `launch`; returns the run's folder.
-    The folder of `config_file` names a run without RUN_NAME.
-
-    UserError: what ends the job. DataError: a part of it failed, the results of the rest are
-    written.
-    """
+    """Run `job(cfg, folder)` in one or many processes, see `launch`; returns its folder, which
+    `config_file` names where RUN_NAME does not. DataError: a part of it failed, the results of the
+    rest are written."""
     check_model(cfg)
     return launch(_in_folder, processes, cfg.DIST_BACKEND, job, cfg, config_file)
 
@@ -50,8 +47,8 @@ def _in_folder(job: Job, cfg: CfgNode, config_file: str) -> Path:
 def begin(
     folder: Path, cfg: CfgNode, log: str, *, reads: Sequence[str] = (), goes_on: bool = False
 ) -> None:
-    """Start to write: make room in the folder, see `utils.run_folder.create_run_folder`, and log
-    into its file `log`; all processes call it."""
+    """Start to write, in all processes: make room in the folder, see `create_run_folder`, and log
+    into its file `log`."""
     create_run_folder(folder, cfg, reads=reads, goes_on=goes_on)
     barrier()  # or another process would log into a folder that makes room
     setup_logging(folder / log)

@@ -51,8 +51,8 @@ def run_training(cfg: CfgNode, config_file: str) -> Path:
 def train(cfg: CfgNode, folder: Path) -> list[str]:
     """Build or resume a training in the run's folder and carry it out; returns a line for each test
     set that could not be tested."""
-    setups, testing = cfg.TRAIN_SETUPS, cfg.TRAIN_SETUPS.TEST_SETUPS
-    if not (setups.epochs or testing.test_state):
+    testing = cfg.TRAIN_SETUPS.TEST_SETUPS
+    if not (cfg.TRAIN_SETUPS.epochs or testing.test_state):
         raise ConfigError("TRAIN_SETUPS.epochs is 0 and TRAIN_SETUPS.TEST_SETUPS.test_state is "
                           "False: nothing is left to do; change one of them")  # fmt: skip
     index = build_train_index(cfg)
@@ -76,11 +76,8 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
 
 def train_epochs(run: Training, tests: Sequence[SplitTest] = ()) -> list[str]:
     """Train all epochs that are left; validate and test every `epoch_test` of them; in the end test
-    the head that validated best, or the last one.
-
-    Returns a line for each test set that could not be tested. Interrupted: a signal asked the
-    process to end; it says what is saved.
-    """
+    the head that validated best, or the last one. Returns a line for each test set that could not
+    be tested. Interrupted: a signal asked the process to end; it says what is saved."""
     epochs, every = run.cfg.TRAIN_SETUPS.epochs, run.cfg.TRAIN_SETUPS.TEST_SETUPS.epoch_test
     failed: list[str] = []
     bank = filled(run.cfg, run.episodes, run.model.backbone, run.device)
@@ -155,12 +152,10 @@ def validate(run: Training) -> None:
     best so far: an equal one does not replace it."""
     setups = run.cfg.TRAIN_SETUPS
     due = run.epoch % setups.TEST_SETUPS.epoch_test == 0 or run.epoch == setups.epochs
-    if run.validation is None or run.step or not (run.epoch and due):
+    between_epochs = run.epoch and not run.step
+    if run.validation is None or not (due and between_epochs) or "validation" in run.history[-1]:
         return
-    if "validation" in run.history[-1]:
-        return
-    predictor = predictor_of(run)
-    title = f"validation after {run.epoch} epochs"
+    predictor, title = predictor_of(run), f"validation after {run.epoch} epochs"
     evaluation = run.validation.run(predictor, title, epochs=run.epoch)
     mious = {method: evaluation.miou(method) for method in evaluation.methods}
     run.history[-1]["validation"] = mious
@@ -176,8 +171,7 @@ def validate(run: Training) -> None:
 
 def test(run: Training, tests: Sequence[SplitTest], *, final: bool = False) -> list[str]:
     """Test the head on the test objects; in the end the one that validated best, with a gallery.
-    Returns a line for each set that could not be tested: what is trained, and what the others give,
-    is not lost."""
+    Returns a line for each set that could not be tested."""
     epochs, failed = run.epoch, []
     if final and run.best is not None:
         epochs = run.best["epoch"]

@@ -10,12 +10,9 @@ from utils.errors import OutputError
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print a text, and what waits to be printed, on standard output or another stream.
-
-    After the reader of a pipe has left, as that of `| head` does, this text and all later ones go
-    nowhere and the program continues. Characters that the stream cannot show become escapes.
-    OutputError: it cannot be printed, for example on a full disk.
-    """
+    """Print a text, and what waits to be printed, on standard output or another stream; characters
+    that it cannot show become escapes. After the reader of a pipe has left, as that of `| head`
+    does, this text and all later ones go nowhere. OutputError: the disk is full."""
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)

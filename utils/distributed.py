@@ -97,10 +97,9 @@ def from_main(value: Any) -> Any:
 def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) -> Any:
     """Run `job(*args)`, a module-level function; returns what it returns in the main process.
 
-    Under torchrun this process is one of those that torchrun has started, whatever `processes` is.
-    Otherwise the job runs in this process, or in `processes` new ones that torchrun's engine
-    starts on this machine, with CUDA on one GPU each. `backend` is that of the process group on
-    CUDA: `nccl`, `gloo` or `mpi`; on the CPU it is always gloo.
+    Under torchrun this process is one of its own, whatever `processes` is. Otherwise the job runs
+    in this process, or in `processes` new ones of this machine, with CUDA on one GPU each.
+    `backend` is that of the process group on CUDA: `nccl`, `gloo` or `mpi`; on the CPU it is gloo.
 
     Raises:
         ConfigError: more processes than GPUs, or a backend that PyTorch was built without.
@@ -128,29 +127,28 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
             return elastic_launch(config, _run_member)(job, backend, faults, args)[0]
     except (SignalException, ChildFailedError) as error:
         ending = error
-    found = []
+    found = {}
     while not faults.empty():
-        found.append(faults.get())
-    raise _fault(ending, found)
+        found.setdefault(*faults.get())
+    raise _fault(ending, [found[number] for number in sorted(found)])
 
 
-def _fault(
-    ending: SignalException | ChildFailedError, found: list[tuple[int, BaseException]]
-) -> BaseException:
-    """What a job of several processes ends with, of all that they have met, in its order."""
-    if user_errors := {number: error for number, error in found if isinstance(error, UserError)}:
-        return user_errors[min(user_errors)]
+def _fault(ending: SignalException | ChildFailedError, found: list[BaseException]) -> BaseException:
+    """What a job of several processes ends with, of all that they have met, by rank."""
+    number, failure = ending.get_first_failure() if isinstance(ending, ChildFailedError) else (0, 0)
     if isinstance(ending, SignalException):
         fault = Interrupted(ending.sigval)
+    elif failure.exitcode - 128 in SIGNALS:
+        fault = Interrupted(failure.exitcode - 128)
+    elif failure.exitcode < 0:
+        cause = "the kernel's log says more, most often the memory was full"
+        fault = ProcessError(f"process {number} was killed by {failure.signal_name()}; {cause}")
+        found = [error for error in found if isinstance(error, UserError)]  # the rest follows it
     else:
-        number, failure = ending.get_first_failure()
-        code = failure.exitcode
-        if code < 0:
-            cause = "the kernel's log says more, most often the memory was full"
-            return ProcessError(f"process {number} was killed by {failure.signal_name()}; {cause}")
-        fault = ProcessError(f"process {number} ended with exit code {code}")
-        fault = Interrupted(code - 128) if code - 128 in SIGNALS else fault
-    return next((error for _, error in found if type(error) is type(fault)), fault)
+        fault = ProcessError(f"process {number} ended with exit code {failure.exitcode}")
+    kinds = (UserError, type(fault))
+    causes = [error for kind in kinds for error in found if isinstance(error, kind)]
+    return [*causes, fault][0]
 
 
 def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:
@@ -178,8 +176,8 @@ def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args
 
 
 def _run_of_torchrun(job: Callable[..., Any], backend: str, args: tuple) -> Any:
-    """Run the job as one of torchrun's processes. The first one that meets a UserError raises it;
-    the others end without a message, also those that only miss a process that has ended."""
+    """Run the job in one of torchrun's processes. The first that meets a UserError raises it; the
+    others end without a message, also those that only miss a process that has ended."""
     with _process_group(backend) as store:
         try:
             return job(*args)
@@ -199,11 +197,9 @@ def _process_group(backend: str) -> Iterator[dist.Store]:
 
     After a fault the connections stay open until the process has ended: who misses it fails later.
     """
-    siblings = int(os.environ["LOCAL_WORLD_SIZE"])
-    name = "gloo"
+    siblings, name = int(os.environ["LOCAL_WORLD_SIZE"]), "gloo"
     if torch.cuda.is_available():
-        fact = f"torchrun has started {siblings} processes"
-        _check_gpus(siblings, fact, "lower --nproc_per_node")
+        _check_gpus(siblings, f"torchrun has {siblings} processes", "lower --nproc_per_node")
         torch.cuda.set_device(local_rank())
         if backend == "mpi" and not dist.is_mpi_available():
             raise ConfigError("DIST_BACKEND is mpi, which this build of PyTorch does not have; "

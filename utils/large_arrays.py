@@ -24,10 +24,8 @@ def pages(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def allocate(shape: tuple[int, int], dtype: Any) -> np.ndarray:
-    """An empty array; a large one lies in a temporary file that vanishes with it.
-
-    OutputError: the folder for temporary files has no space left, or cannot be written.
-    """
+    """An empty array; a large one lies in a temporary file that vanishes with it. OutputError:
+    there is no space for it."""
     if shape[0] * shape[1] <= IN_MEMORY:
         return np.empty(shape, dtype)
     size = shape[0] * shape[1] * np.dtype(dtype).itemsize
@@ -37,12 +35,10 @@ def allocate(shape: tuple[int, int], dtype: Any) -> np.ndarray:
             os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype, "r+", shape=shape)
     except OSError as error:
-        folder = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")
-        raise OutputError(
-            f"a map of {shape[0]} x {shape[1]} pixels needs {size:,} bytes in the folder for "
-            f"temporary files ({error.strerror}); free space in {folder}, or set TMPDIR to a "
-            "larger disk"
-        ) from error
+        need = f"a map of {shape[0]} x {shape[1]} pixels needs {size:,} bytes in a temporary file"
+        folder = tempfile.tempdir or "/tmp"
+        remedy = f"free space in {folder}, or set TMPDIR to a larger disk"
+        raise OutputError(f"{need} ({error.strerror}); {remedy}") from error
 
 
 def let_go(*arrays: np.ndarray) -> None:

@@ -29,12 +29,9 @@ class _Console(logging.Handler):
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Send INFO and above to standard output and to `file`, which begins with the lines that were
-    logged since the last call without a file. Processes other than the main one log errors and,
-    once there is a file, warnings about the images that only they read.
-
-    OutputError: the file cannot be opened.
-    """
+    """Send INFO and above to standard output and to `file`, which begins with the lines since the
+    last call without a file. Processes other than the main one log errors and, once there is a
+    file, warnings about the images that only they read. OutputError: it cannot be opened."""
     root, main = logging.getLogger(), is_main()
     kept: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None:

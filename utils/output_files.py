@@ -20,11 +20,9 @@ _UNFIT = re.compile(r"[/\\\0\ud800-\udc7f\udd00-\udfff]")  # what no file name c
 
 @contextmanager
 def whole_file(path: Path, *, confirmed: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file beside `path` that is renamed to it at the end of the block; makes folders.
-
-    Where `confirmed`, wait until the disk has stored the content, in case of a power failure.
-    OutputError: it cannot be written; an earlier file of that name is unchanged.
-    """
+    """Yield a file beside `path` that is renamed to it at the end of the block, where `confirmed`
+    after the disk has stored the content; makes folders. OutputError: it cannot be written; an
+    earlier file of that name is unchanged."""
     aside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +70,8 @@ def sha256_of(path: str | Path) -> str:
 
 
 def file_name(text: str, suffix: str = "") -> str:
-    """`text` and a suffix as the name of a file: one part of a path, of at most 220 bytes.
-
-    Characters that no name can hold become `_`; a name that is too long is cut and ends in a
-    digest of the whole.
-    """
+    """`text` and a suffix as the name of a file: one part of a path. Characters that no name can
+    hold become `_`; a name of over 220 bytes is cut and ends in a digest of the whole."""
     name = _UNFIT.sub("_", text) or "_"
     if name in (".", "..") and not suffix:
         name = "_" * len(name)

@@ -45,13 +45,9 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
 
 @contextmanager
 def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
-    """A block in which the folder is made and is this run's alone; all its processes call it.
-    Another run there is waited for, `patience` seconds at most.
-
-    Where a UserError ends the block before there is any result, a new folder is removed again,
-    with those above it that are new and empty. ConfigError: the folder cannot be made, or another
-    run is using it.
-    """
+    """A block in which the folder is made and is its own, after `patience` seconds at most;
+    all its processes call it. Where a UserError ends it before there is any result, folders that
+    are new are removed. ConfigError: it cannot be made, or another run is using it."""
     made, handle = [], None
     if is_main():
         with _faults_named(folder):
@@ -73,8 +69,7 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
 
 
 def _lock(folder: Path, patience: int) -> int:
-    """Make the folder and lock it until the returned handle is closed. The loader workers of a
-    killed run hold its lock for some seconds."""
+    """Make and lock the folder; loader workers of a killed run hold its lock for some seconds."""
     for second in range(patience + 1):
         folder.resolve().mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -98,12 +93,11 @@ def _lock(folder: Path, patience: int) -> int:
 def create_run_folder(
     folder: Path, cfg: CfgNode, *, reads: Sequence[str] = (), goes_on: bool = False
 ) -> None:
-    """Write config.yaml into the folder, after all of an earlier run there has moved to `NAME.1`,
-    `NAME.2` and so on beside it. Only the main process does; others may call it, too.
+    """In the main process, write config.yaml into the folder, after all of an earlier run there has
+    moved to `NAME.1`, `NAME.2` and so on beside it; where the run `goes_on`, its files stay.
 
-    A run that `goes_on` resumes the earlier one, whose files stay. ConfigError: one of the files
-    that the run `reads`, such as weights, lies there, or something else than one earlier run, or
-    the folder lies in that of another run. OutputError: it cannot be written.
+    ConfigError: one of the files that the run `reads`, such as weights, lies there, or something
+    else than one earlier run, or the folder lies in that of another run.
     """
     if not is_main():
         return
@@ -119,8 +113,8 @@ def create_run_folder(
 
 
 def _obstacle(folder: Path, output: Path, reads: Sequence[str]) -> str:
-    """Why the folder is not one for a run, or what it holds must not be moved; "": it may. Without
-    `reads` all stays in its place."""
+    """Why the folder is none for a run, or must not be moved; "": it may. Without `reads` all
+    stays."""
     for above in folder.parents:
         if above != output and above.is_relative_to(output) and (above / CONFIG).is_file():
             return f"{folder} lies in {above}, which is the folder of another run"
@@ -141,8 +135,8 @@ def _obstacle(folder: Path, output: Path, reads: Sequence[str]) -> str:
 
 
 def _make_room(folder: Path) -> None:
-    """Move what an earlier run has left: a move of the content keeps the lock and a link to the
-    folder. What a run without results has left is deleted."""
+    """Move the content of an earlier run, which keeps the lock and a link to the folder; what a run
+    without results has left is deleted."""
     if not _holds_results(folder):
         for path in (folder / name for name in NO_RESULT):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -180,8 +174,7 @@ def run_facts(cfg: CfgNode) -> dict[str, Any]:
 
 
 def run_record(cfg: CfgNode, seconds: float, failed: Sequence[str]) -> dict[str, Any]:
-    """The content of run.json, which differs between runs of one command: when a run ended, how
-    long it took, in how many processes, on what device, and what failed."""
+    """The content of run.json, which differs between runs of one command."""
     device = pick_device(cfg.DEVICE)
     facts = {
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -193,8 +186,7 @@ def run_record(cfg: CfgNode, seconds: float, failed: Sequence[str]) -> dict[str,
 
 
 def provenance() -> dict[str, Any]:
-    """Git revision, see `git_revision`, and versions (None: not installed, for example where
-    another build has replaced opencv-python-headless)."""
+    """Git revision, see `git_revision`, and versions (None: another build is installed)."""
     versions: dict[str, Any] = {"git_revision": git_revision(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -205,8 +197,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, None outside one; `+` after it stands for
-    uncommitted changes."""
+    """Revision of the checkout of this code, with `+` where it has changes; None outside one."""
     folder = str(Path(__file__).resolve().parent)
     command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+",
                "--exclude=*"]  # fmt: skip

@@ -27,9 +27,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Pending:
-    """The signal that a `postponed` block has received."""
+    """The signal that a `postponed` block has received, 0 without one."""
 
-    number = 0  # none
+    number = 0
 
 
 @contextmanager
@@ -47,12 +47,9 @@ def interruptible() -> Iterator[None]:
 def postponed(*, alone: bool) -> Iterator[Pending]:
     """A block that SIGTERM and Ctrl-C do not end: it reads `number` where it can leave.
 
-    Where `alone`, a second signal ends the block at once. One of several processes may receive the
-    same Ctrl-C twice, from the terminal and from its launcher, and goes on.
-
-    Raises:
-        Interrupted: the block ended without having read the signal, or failed after it for lack
-            of another process that the signal had already ended.
+    Where `alone`, a second signal ends the block at once; one of several processes may receive the
+    same Ctrl-C twice, from the terminal and from its launcher. Interrupted: the block ended without
+    having read the signal, or failed for lack of a process that the signal had already ended.
     """
     pending = Pending()
 

@@ -39,8 +39,7 @@ def test_a_head_comes_back_as_it_was(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "wrapper"),
-    [("module.", "state_dict"), ("model.", "ema"), ("module._orig_mod.", "net")],
+    ("prefix", "wrapper"), [("model.", "ema"), ("module._orig_mod.", "state_dict")]
 )
 def test_a_head_under_the_prefix_and_the_name_of_a_training_is_read(tmp_path, prefix, wrapper):
     written, read = model(0), model(1)
@@ -88,8 +87,6 @@ class Strange:
         (None, "no training state .*x"),
         (b"PK\x03\x04" + bytes(300), "x.pth cannot be read .*train anew"),
         ({"epoch": 1}, "x.pth is no training state"),
-        ([1], "x.pth is no training state"),
-        (dict.fromkeys(STATE_KEYS, 3), "x.pth: head holds no state dict"),
         (dict.fromkeys(STATE_KEYS, Strange()), "x.pth was not loaded: it asks for .*Strange"),
     ],
 )
@@ -113,7 +110,6 @@ def test_settings_with_which_a_head_was_trained_and_that_differ_are_named(tmp_pa
     here = load_config([], ["TRAIN.SOFS.prior_layer_pointer", [0, 1], "TRAIN_SETUPS.epochs", 3])
     load_head(path, model(), "KEY", here)
     (record,) = caplog.records
-    assert record.getMessage() == (
-        f"KEY: {path} was trained with TRAIN.SOFS.prior_layer_pointer [5, 6, 7, 8, 9, 10] (here "
-        "[0, 1]), TRAIN.SOFS.transformer_nums_heads 8 (here 4)"
-    )
+    differences = "TRAIN.SOFS.prior_layer_pointer [5, 6, 7, 8, 9, 10] (here [0, 1]), "
+    differences += "TRAIN.SOFS.transformer_nums_heads 8 (here 4)"
+    assert record.getMessage() == f"KEY: {path} was trained with {differences}"

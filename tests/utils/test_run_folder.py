@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-import threading
 from datetime import datetime
 
 import pytest
@@ -36,20 +34,18 @@ def files_below(folder):
 def test_the_folder_is_named_by_the_config_or_after_it_and_keeps_it(tmp_path):
     named = load_config([], ["OUTPUT_DIR", str(tmp_path), "RUN_NAME", "mine"])
     assert run_folder(named, "x/SOFS.yaml") == tmp_path / "mine"
-    unnamed = load_config([], ["OUTPUT_DIR", str(tmp_path), "DATASET.split", 2])
-    folder = run_folder(unnamed, "method_config/VISION_V1/SOFS.yaml")
-    assert folder.parent == tmp_path and re.fullmatch(r"VISION_V1_split2_\d{8}-\d{6}", folder.name)
+    cfg = load_config([], ["OUTPUT_DIR", str(tmp_path), "DATASET.train_objects", ["007", "Ring"]])
+    folder = run_folder(cfg, "method_config/VISION_V1/SOFS.yaml")
+    assert folder.parent == tmp_path and re.fullmatch(r"VISION_V1_split0_\d{8}-\d{6}", folder.name)
     assert not folder.exists()
-    cfg = load_config([], ["TRAIN.SOFS.smooth_r", 3.5, "DATASET.train_objects", ["007", "Ring"]])
     create_run_folder(folder, cfg)
     assert load_config(folder / "config.yaml") == cfg
 
 
-@pytest.mark.parametrize("name", ["file/run", "x" * 300])
-def test_a_folder_that_cannot_be_made(tmp_path, name):
+def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("a file")
-    words = rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/{name} cannot be written"
-    with pytest.raises(ConfigError, match=words), claimed(tmp_path / name):
+    words = rf"OUTPUT_DIR, RUN_NAME: {tmp_path}/file/run cannot be written"
+    with pytest.raises(ConfigError, match=words), claimed(tmp_path / "file" / "run"):
         pass
 
 
@@ -69,10 +65,8 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
 
 def test_results_an_older_folder_and_that_of_a_fault_of_the_program_stay(tmp_path):
     (tmp_path / "old").mkdir()
-    results = ["metrics.json", "part/masks/0.png", "checkpoints/state.pth"]
-    cases = [("old", DataError, ()), ("new", ValueError, ())]
-    cases += [(str(number), DataError, [result]) for number, result in enumerate(results)]
-    for name, error, files in cases:
+    for name, error, files in [("old", DataError, ()), ("new", ValueError, ()),
+                               ("some", DataError, ["part/masks/0.png"])]:  # fmt: skip
         with pytest.raises(error), claimed(tmp_path / name):
             begin(tmp_path / name)
             write_files(tmp_path / name, *files)
@@ -101,15 +95,13 @@ def test_what_a_run_without_results_has_left_is_deleted_and_other_files_stay(tmp
         begin(tmp_path / name)
         write_files(tmp_path / name, *left, partial)
     begin(tmp_path / "empty")
-    write_files(tmp_path / "run", "checkpoints/state.pth")
     begin(tmp_path / "run", goes_on=True)
     assert files_below(tmp_path / "empty") == {"config.yaml"}
-    kept = {"config.yaml", "notes.txt", "checkpoints/state.pth", *left}
-    assert files_below(tmp_path / "run") == kept
+    assert files_below(tmp_path / "run") == {"config.yaml", "notes.txt", *left}
 
 
-def test_a_link_to_an_earlier_run_stays_and_its_folder_is_locked(tmp_path):
-    """Also after the earlier run has made room."""
+def test_a_folder_that_is_a_link_stays_one_and_is_locked(tmp_path):
+    """Also after an earlier run in it has made room."""
     link = tmp_path / "link"
     (tmp_path / "disk").mkdir()
     link.symlink_to(tmp_path / "disk" / "run")
@@ -130,7 +122,6 @@ def test_a_link_to_an_earlier_run_stays_and_its_folder_is_locked(tmp_path):
         ("runs", "runs holds another run", (), ""),
         ("folder", "folder holds Ring/, but no config.yaml", (), ""),
         ("run", "parts, which this run reads", ("TEST.dataset_path", "{}/run/parts"), ""),
-        ("run", "run/a.json, which this run reads", (), "{}/run/a.json"),
         ("run", "link/a.json, which this run reads", (), "{}/link/a.json"),
         ("log/run/part", "lies in .*/log/run, which is", ("OUTPUT_DIR", "{}/log"), ""),
     ],
@@ -147,63 +138,36 @@ def test_a_folder_with_what_must_not_move_is_refused(tmp_path, name, words, opts
     assert files_below(tmp_path) == before
 
 
-def test_a_second_run_waits_for_the_first(tmp_path, caplog):
-    """flock tells two handles of one process apart; here the first run fails and is removed."""
-    inside, ended = threading.Event(), threading.Event()
-
-    def fail():
-        with pytest.raises(DataError), claimed(tmp_path / "run"):
-            inside.set()
-            while "waiting for another run" not in caplog.text:
-                ended.wait(0.01)
-            ended.set()
-            raise DataError("x")
-
-    first = threading.Thread(target=fail)
-    first.start()
-    inside.wait()
-    with claimed(tmp_path / "run"):
-        assert ended.is_set() and (tmp_path / "run").is_dir()
-    first.join()
-
-
 def test_provenance_names_versions(monkeypatch):
     monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
     versions = module.provenance()
     assert torch.__version__.startswith(versions["torch"])
-    assert versions["no-such-package"] is None and "git_revision" in versions
-    assert versions["python"] == sys.version.split()[0]
+    assert versions["no-such-package"] is None and versions.keys() >= {"git_revision", "python"}
 
 
 @pytest.mark.skipif(GIT is None, reason="needs git")
 def test_revision_of_the_code_with_a_mark_for_changes(tmp_path, monkeypatch):
-    root = tmp_path / "the code"
-
     def git(*args):
-        command = [GIT, "-C", root, "-c", "user.name=a", "-c", "user.email=a@b", *args]
+        command = [GIT, "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *args]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    write_files(root, "utils/run.py")
-    monkeypatch.setattr(module, "__file__", str(root / "utils" / "run.py"))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    write_files(tmp_path, "utils/run.py")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "utils" / "run.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert module.git_revision() is None
     for words in ("init -q", "add .", "commit -q -m one", "tag v1"):
         git(*words.split())
     head = git("rev-parse", "HEAD")
     assert module.git_revision() == head
-    (root / "utils" / "run.py").write_text("changed")
+    (tmp_path / "utils" / "run.py").write_text("changed")
     assert module.git_revision() == f"{head}+"
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert module.git_revision() is None
 
 
 def test_what_differs_between_runs_of_one_command_is_kept_apart_from_the_figures():
-    cfg = load_config([])
+    cfg, failed = load_config([]), ["wood: no query could be read"]
     before = datetime.now().astimezone().replace(microsecond=0)
-    record = json.loads(json.dumps(module.run_record(cfg, 0.249, ["wood: no query could be read"])))
+    record = json.loads(json.dumps(module.run_record(cfg, 0.249, failed)))
     assert before <= datetime.fromisoformat(record.pop("finished")) <= datetime.now().astimezone()
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
-    failed = {"failed": ["wood: no query could be read"]}
-    assert record == {"seconds": 0.2, "processes": 1, "device": device} | failed
+    assert record == {"seconds": 0.2, "processes": 1, "device": device, "failed": failed}
     assert "failed" not in module.run_record(cfg, 0.2, [])
-    assert module.run_facts(cfg) == module.run_facts(load_config([]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +25,7 @@ LOG = logging.getLogger(__name__)
 def bank_episodes(
     cfg: CfgNode, episodes: TrainingEpisodes, backbone: Backbone, folder: Path
 ) -> BankEpisodes:
-    """The episodes of a training with `TRAIN.feature_bank`; the bank, not filled yet, is below the
-    run's folder."""
+    """The episodes of a training whose bank, not filled yet, is below the run's folder."""
     crops, size = BankCrops(episodes, cfg.TRAIN.feature_bank), cfg.DATASET.image_size
     rows, tokens = len(crops) * crops.per_sample, size // backbone.stride
     shape = (rows, sum(backbone.channels), (tokens, tokens), size)
@@ -42,10 +40,7 @@ def filled(
     device: torch.device,
 ) -> Iterator[None]:
     """Have the bank of the episodes, where they use one, on disk for the length of the block; each
-    process encodes its share of the samples.
-
-    ConfigError: the disk has too little space. DataError: an image cannot be read.
-    """
+    process encodes its share. ConfigError: the disk has too little space."""
     if not isinstance(episodes, BankEpisodes):
         yield
         return
@@ -54,11 +49,9 @@ def filled(
         if is_main():
             bank.create()
         barrier()
-        start = time.perf_counter()
         _fill(cfg, episodes, backbone, device)
         barrier()
-        size, spent = bank.nbytes / 1e9, time.perf_counter() - start
-        LOG.info("feature bank: %d crops, %.2f GB, encoded in %.1f s", bank.rows, size, spent)
+        LOG.info("feature bank: %d crops, %.2f GB", bank.rows, bank.nbytes / 1e9)
         yield
     finally:
         if is_main():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +25,6 @@ from tools.training.feature_bank import bank_episodes
 from tools.training.steps import Batch, EpisodeLoss, build_optimizer, polynomial_factor
 from tools.training.validation import validation_split
 from utils.distributed import gather_objects, is_main, rank, world_size
-from utils.errors import BROKEN, WeightsError
 from utils.metrics.segmentation import SegmentationMeter
 from utils.output_files import write_json
 from utils.precision import autocast, half_type, pick_device
@@ -40,17 +38,14 @@ class Training:
     asks for it. `index` holds the samples of the training objects, `folder` is the run's.
 
     Attributes:
-        index: the samples to train on.
-        validation: the test of those that are held out, if any.
+        index: the samples to train on; `validation` is the test of those that are held out, if any.
         epoch, step: whole epochs done, and steps of the one that is going on.
         losses, meter: of these steps, in this process.
         random: generator states of an epoch that was cut off, until it goes on.
-        history: figures of the whole epochs.
         best: `epoch`, `miou` and `head` of the best validation so far.
         reads: files that it has taken weights or a state from.
         goes_on: it resumes the run that is in the folder.
         saved: how far the saved training is, in words; empty: nothing is saved.
-        writer: of TensorBoard events, in the main process of a job.
     """
 
     def __init__(self, cfg: CfgNode, index: SampleIndex, folder: Path) -> None:
@@ -97,7 +92,7 @@ class Training:
         self._set_rates()
 
     def loader(self) -> Loader:
-        """Loads the batches of all epochs that are left."""
+        """The batches of all epochs that are left."""
         workers, pin = self.cfg.TRAIN_SETUPS.num_workers, self.device.type == "cuda"
         return Loader(self.episodes, self.batches, num_workers=workers, pin_memory=pin)
 
@@ -170,12 +165,10 @@ class Training:
 
     def interrupted(self, number: int) -> Interrupted:
         """What the training ends with after a signal; it names what is saved."""
-        file, resume = self.folder / STATE, AUTO if self.cfg.RUN_NAME else ""
-        if not self.cfg.TRAIN.save_model:
-            return Interrupted(number, "not saved: TRAIN.save_model is False")
-        if not self.saved:
-            return Interrupted(number, "nothing is saved yet")
-        hint = f"TRAIN.resume {resume or file} goes on there"
+        if not (self.saved and self.cfg.TRAIN.save_model):
+            return Interrupted(number, "nothing is saved")
+        file = self.folder / STATE
+        hint = f"TRAIN.resume {AUTO if self.cfg.RUN_NAME else file} goes on there"
         return Interrupted(number, f"saved {self.saved} in {file}; {hint}")
 
     def _position(self) -> str:
@@ -186,29 +179,21 @@ class Training:
         state = checkpoint.load_state(file)
         self.reads.append(str(file))
         self.goes_on = file.resolve() == (self.folder / STATE).resolve()
-        try:
-            checkpoint.compare_settings(self.cfg, state["config"], file)
-            load_checked(self.model.head, state["head"], f"TRAIN.resume: {file}")
-            groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the config's
-            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-            self.scaler.load_state_dict(state["scaler"])
-            self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        checkpoint.compare_settings(self.cfg, state["config"], file)
+        load_checked(self.model.head, state["head"], f"TRAIN.resume: {file}")
+        groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the config's
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        if state["within"] is not None:
             self._resume_within(state["within"])
-        except (*BROKEN, RuntimeError, yaml.YAMLError) as error:
-            reason = f"{type(error).__name__}: {error!s:.200}"
-            raise WeightsError(
-                f"TRAIN.resume: {file} does not hold what a training state does ({reason}); take "
-                "another copy, or remove it to train anew"
-            ) from error
         self.batches.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         self.saved = self._position() if self.goes_on else ""
         LOG.info("going on %s", self._position())
 
-    def _resume_within(self, within: dict[str, Any] | None) -> None:
+    def _resume_within(self, within: dict[str, Any]) -> None:
         """Take up an epoch that was cut off; with other processes, batches or classes after as many
         episodes."""
-        if within is None:
-            return
         processes, size, classes = within["processes"], within["batch_size"], within["classes"]
         now = (world_size(), self.batches.batch_size, self.meter.classes)
         if (len(processes), size, classes) == now:

@@ -33,8 +33,7 @@ def validation_split(
 
 def held_out(index: SampleIndex, share: float, seed: int) -> set[str]:
     """Images to hold out, drawn from the seed: of each class about `share` of its images and at
-    least one, where two are left to train on. An image of several classes is held out for all of
-    them."""
+    least one, where two are left to train on. Images of several classes count for all of them."""
     of_image: dict[str, list[tuple[str, int]]] = {}
     for sample in index.samples:
         of_image.setdefault(sample.image, []).append(sample.class_key)

@@ -108,9 +108,13 @@ def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = Non
     if cfg is None or Path(path).suffix != ".safetensors" or not is_main():
         return
     with safe_open(path, "pt") as file:
-        trained = yaml.safe_load((file.metadata() or {}).get("config", "{}"))
+        config = (file.metadata() or {}).get("config", "")
+    try:
+        trained = yaml.safe_load(config)
+    except yaml.YAMLError:  # of another program
+        return
     here, other = dict(leaves(cfg)), []
-    for name, value in leaves(trained):
+    for name, value in leaves(trained) if isinstance(trained, dict) else ():
         model = name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
         if model and name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value):
             other.append(f"{name} {value} (here {here[name]})")

@@ -127,14 +127,19 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
             return elastic_launch(config, _run_member)(job, backend, faults, args)[0]
     except (SignalException, ChildFailedError) as error:
         ending = error
-    found = {}
+    found = []
     while not faults.empty():
-        found.setdefault(*faults.get())
-    raise _fault(ending, [found[number] for number in sorted(found)])
+        found.append(faults.get())
+    raise _fault(ending, found)
 
 
-def _fault(ending: SignalException | ChildFailedError, found: list[BaseException]) -> BaseException:
-    """What a job of several processes ends with, of all that they have met, by rank."""
+def _fault(
+    ending: SignalException | ChildFailedError, found: list[tuple[int, BaseException]]
+) -> BaseException:
+    """What a job of several processes ends with, of all that they have met, in its order: a fault
+    that comes later may only be that the first process is missed."""
+    if user_errors := {number: error for number, error in found if isinstance(error, UserError)}:
+        return user_errors[min(user_errors)]
     number, failure = ending.get_first_failure() if isinstance(ending, ChildFailedError) else (0, 0)
     if isinstance(ending, SignalException):
         fault = Interrupted(ending.sigval)
@@ -142,13 +147,10 @@ def _fault(ending: SignalException | ChildFailedError, found: list[BaseException
         fault = Interrupted(failure.exitcode - 128)
     elif failure.exitcode < 0:
         cause = "the kernel's log says more, most often the memory was full"
-        fault = ProcessError(f"process {number} was killed by {failure.signal_name()}; {cause}")
-        found = [error for error in found if isinstance(error, UserError)]  # the rest follows it
+        return ProcessError(f"process {number} was killed by {failure.signal_name()}; {cause}")
     else:
         fault = ProcessError(f"process {number} ended with exit code {failure.exitcode}")
-    kinds = (UserError, type(fault))
-    causes = [error for kind in kinds for error in found if isinstance(error, kind)]
-    return [*causes, fault][0]
+    return next((error for _, error in found if type(error) is type(fault)), fault)
 
 
 def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:

@@ -25,6 +25,7 @@ from tools.training.feature_bank import bank_episodes
 from tools.training.steps import Batch, EpisodeLoss, build_optimizer, polynomial_factor
 from tools.training.validation import validation_split
 from utils.distributed import gather_objects, is_main, rank, world_size
+from utils.errors import WeightsError
 from utils.metrics.segmentation import SegmentationMeter
 from utils.output_files import write_json
 from utils.precision import autocast, half_type, pick_device
@@ -179,14 +180,20 @@ class Training:
         state = checkpoint.load_state(file)
         self.reads.append(str(file))
         self.goes_on = file.resolve() == (self.folder / STATE).resolve()
-        checkpoint.compare_settings(self.cfg, state["config"], file)
-        load_checked(self.model.head, state["head"], f"TRAIN.resume: {file}")
-        groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the config's
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-        if state["within"] is not None:
-            self._resume_within(state["within"])
+        try:
+            checkpoint.compare_settings(self.cfg, state["config"], file)
+            load_checked(self.model.head, state["head"], f"TRAIN.resume: {file}")
+            groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the config's
+            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+            self.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+            if state["within"] is not None:
+                self._resume_within(state["within"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"TRAIN.resume: {file} does not hold what a training state does ({error!s:.200}); "
+                "take another copy, or remove it to train anew"
+            ) from error
         self.batches.epochs = range(self.epoch, self.cfg.TRAIN_SETUPS.epochs)
         self.saved = self._position() if self.goes_on else ""
         LOG.info("going on %s", self._position())

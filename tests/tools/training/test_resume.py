@@ -129,3 +129,13 @@ def test_other_images_to_hold_out_or_another_head_are_refused(
 ):
     with pytest.raises(error, match=rf"TRAIN\.resume: .*{words}"):
         training_of(surfaces, tmp_path, TRAIN__resume=str(begun), **change)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "within", "config"])
+def test_a_state_with_spoilt_content_is_refused_by_name(surfaces, tmp_path, part):
+    run = training_of(surfaces, tmp_path / "a")
+    run.save()
+    state = torch.load(run.folder / STATE, weights_only=True)
+    torch.save(state | {part: {"step": "spoilt"}}, tmp_path / "spoilt.pth")
+    with pytest.raises(WeightsError, match=r"TRAIN\.resume: .*spoilt\.pth does not hold"):
+        training_of(surfaces, tmp_path / "b", TRAIN__resume=str(tmp_path / "spoilt.pth"))

@@ -93,7 +93,7 @@ def train_epochs(run: Training, tests: Sequence[SplitTest] = ()) -> list[str]:
                     failed += test(run, tests)
         failed += test(run, tests, final=True)
     except Interrupted as error:
-        raise error if error.told else run.interrupted(error.number) from None
+        raise error if error.saved else run.interrupted(error.number) from None
     return list(dict.fromkeys(failed))
 
 

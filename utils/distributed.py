@@ -169,7 +169,7 @@ def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args
         faults.put((number, error))
         sys.exit(USER_ERROR)
     except Interrupted as error:
-        if error.told:
+        if error.saved:
             faults.put((number, error))
         sys.exit(error.exit_code)
     except Exception:

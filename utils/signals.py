@@ -11,14 +11,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Signal `number` asked the job to end; `told` is a sentence about what was saved."""
+    """Signal `number` asked the job to end; `saved` is a sentence about what was saved."""
 
-    def __init__(self, number: int, told: str = "") -> None:
-        self.number, self.told = signal.Signals(number), told
-        super().__init__(f"interrupted by {self.number.name}" + (f": {told}" if told else ""))
+    def __init__(self, number: int, saved: str = "") -> None:
+        self.number, self.saved = signal.Signals(number), saved
+        super().__init__(f"interrupted by {self.number.name}" + (f": {saved}" if saved else ""))
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
-        return type(self), (int(self.number), self.told)
+        return type(self), (int(self.number), self.saved)
 
     @property
     def exit_code(self) -> int:

@@ -58,7 +58,7 @@ def test_stopped_within_an_epoch_it_goes_on_with_the_same_step(surfaces, tmp_pat
     with pytest.raises(Interrupted) as error:
         launch(signalled, processes, "gloo", cfg, folders[0], signal.SIGTERM, steps + 1)
     where = f"after epoch 1 and 2 steps of the next in {folders[0] / STATE}"
-    assert error.value.told == f"saved {where}; TRAIN.resume auto goes on there"
+    assert error.value.saved == f"saved {where}; TRAIN.resume auto goes on there"
     within = torch.load(folders[0] / STATE, weights_only=True)["within"]
     assert len(within["processes"]) == processes and within["step"] == 2
     for folder in folders:
@@ -69,7 +69,7 @@ def test_stopped_within_an_epoch_it_goes_on_with_the_same_step(surfaces, tmp_pat
 def test_the_state_is_written_every_so_many_steps(surfaces, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.trainer.SAVE_EVERY", 3)
     run = training_of(surfaces, tmp_path, TRAIN_SETUPS__epochs=1, TRAIN_SETUPS__batch_size=1)
-    assert run.interrupted(signal.SIGTERM).told == "nothing is saved"
+    assert run.interrupted(signal.SIGTERM).saved == "nothing is saved"
     seen = []
 
     def note(module, args):

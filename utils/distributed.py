@@ -172,7 +172,7 @@ def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args
         if error.saved:
             faults.put((number, error))
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception:  # reported, with its traceback, by the process that started this one
         faults.put((number, ProcessError(f"process {number} failed\n{traceback.format_exc()}")))
         sys.exit(1)
 

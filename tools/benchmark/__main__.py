@@ -42,7 +42,7 @@ Measure = Callable[[], list[Figure]]
 
 
 def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
-    """The measurements at the sizes that users have, or small ones in under a minute."""
+    """The measurements at the sizes that users have, or small ones in about a minute."""
 
     def config(changes: dict[str, Any]) -> CfgNode:
         return load_config(CONFIG, [*chain(*(RANDOM | changes).items()), *opts])

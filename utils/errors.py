@@ -25,6 +25,10 @@ class WeightsError(UserError):
     """A weights file is missing, broken, or does not fit the model."""
 
 
+class NoConnectionError(WeightsError):
+    """Weights cannot be fetched, as their publisher cannot be reached."""
+
+
 class OutputError(UserError):
     """A file of a run cannot be written."""
 

@@ -8,9 +8,10 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from models import weights
-from models.weights import load_backbone_weights, official_url
+from models import package_weights, weights
+from models.weights import load_backbone_weights, official_url, weights_of
 from tests.models.tiny import same
 from tests.models.tiny import two_layers as tiny
 from utils.errors import WeightsError
@@ -24,7 +25,9 @@ def saved(seed=0):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty torch hub cache."""
+    """An empty torch hub cache; pip finds no package."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
 
@@ -55,6 +58,15 @@ def test_an_official_file_is_fetched_once_recorded_and_must_not_change(cache, fe
     (cache / "a.pth").write_bytes(saved(seed=1))
     with pytest.raises(WeightsError, match=r"a\.pth has changed since its download.*delete both"):
         fetch("a.pth", None)
+
+
+def test_an_official_file_that_can_be_had_again_takes_the_place_of_a_package(cache, fetch):
+    """Where it is asked for: a backbone that is loaded waits for no connection."""
+    cache.mkdir(parents=True)
+    save_file(tiny(1).state_dict(), cache / package_weights.FILE)
+    assert same(tiny(1), fetch("a.pth", saved()))
+    assert weights_of("dinov2_vits14", renew=True).path == cache / "a.pth"
+    assert same(tiny(), fetch("a.pth", None))
 
 
 @pytest.mark.parametrize("body", [None, saved()[:900], b"<!doctype html><html>Log in</html>"])

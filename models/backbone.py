@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 
 import timm
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import attend, use_kernel, use_xformers
-from models.weights import BACKBONES, digest, load_backbone_weights, load_timm
+from models.weights import BACKBONES, digest, load_backbone_weights, load_timm, of_file
 from utils.errors import ConfigError
 
+LOG = logging.getLogger(__name__)
 TIMM_PREFIX = "timm:"
 
 
@@ -28,12 +30,15 @@ class Backbone(nn.Module):
         model: a timm model with `forward_intermediates`.
         layers: indices of transformer blocks, or of a convolutional network's levels, ascending.
         stride: side of one token in pixels of the network input.
+        source: which weights these are, for the files of a run.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int], stride: int) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[int], stride: int, source: str = "random"
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.layers, self.stride = list(layers), stride
+        self.layers, self.stride, self.source = list(layers), stride, source
         self._identity = ""  # of the exact weights, once they are no longer held
         is_vit = isinstance(model, VisionTransformer)
         self.by_token = is_vit and model.patch_embed.patch_size == (stride, stride)
@@ -170,14 +175,16 @@ def build_backbone(
         attention: `sdpa`, or `xformers` on CUDA.
     """
     check_backbone(name, layers=layers, image_size=image_size, stride=stride)
-    timm_name = timm_name_of(name)
+    timm_name, source, about = timm_name_of(name), "random", "random"
     if pretrained and name not in BACKBONES:
         model = load_timm(timm_name, checkpoint, sha256)
+        source, about = of_file(checkpoint)[1:] if checkpoint else ("timm", "those of timm")
     else:
         model = timm.create_model(timm_name, num_classes=0)
     if hasattr(model, "set_input_size"):
         model.set_input_size((image_size, image_size))
     if pretrained and name in BACKBONES:
-        load_backbone_weights(model, name, checkpoint, sha256)
+        _, source, about = load_backbone_weights(model, name, checkpoint, sha256)
+    LOG.info("weights of %s: %s", name, about)
     use_xformers(model) if attention == "xformers" else use_kernel(model, attend)
-    return Backbone(model, layers, stride)
+    return Backbone(model, layers, stride, source)

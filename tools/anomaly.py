@@ -96,7 +96,7 @@ def detect_anomalies(cfg: CfgNode, folder: Path) -> list[str]:
     if not results:
         raise DataError("; ".join(failed))
     if is_main():
-        _record(cfg, results, failed, folder)
+        _record(cfg, results, failed, folder, predictor.backbone.source)
         gallery.finish([entry for _, entries in parts for entry in entries], results)
     return failed
 
@@ -161,7 +161,7 @@ def _panels(image: ImageStrips, target: np.ndarray) -> list[Panel]:
 
 
 def _record(
-    cfg: CfgNode, results: dict[str, ObjectResult], failed: list[str], folder: Path
+    cfg: CfgNode, results: dict[str, ObjectResult], failed: list[str], folder: Path, weights: str
 ) -> None:
     objects, means = {}, {}
     for name, result in results.items():
@@ -174,7 +174,7 @@ def _record(
     report = {"objects": objects, "mean": means}
     LOG.info("%d-shot anomaly detection\n%s", cfg.DATASET.shot, anomaly_table(report))
     faults = [fault for result in results.values() for fault in result.faults] + failed
-    content = run_facts(cfg) | {"anomaly": report, "unreadable": faults} | provenance()
+    content = run_facts(cfg, weights) | {"anomaly": report, "unreadable": faults} | provenance()
     write_json(folder / "metrics.json", content)
     write_json(folder / "curves.json", {"curves": [result.curve for result in results.values()]})
     rows = [(name, *row) for name, result in results.items() for row in result.scores]

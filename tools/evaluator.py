@@ -141,7 +141,8 @@ class SplitTest:
         if is_main():
             data = self.cfg.DATASET
             LOG.info("%s, split %d, %d-shot\n%s", title, data.split, data.shot, evaluation.table())
-            content = run_facts(self.cfg) | evaluation.report() | facts | provenance()
+            head = run_facts(self.cfg, predictor.backbone.source)
+            content = head | evaluation.report() | facts | provenance()
             write_json(self.folder / f"metrics{self.suffix}.json", content)
             evaluation.write(self.folder, self.suffix)
             LOG.info("figures and metrics in %s", self.folder)

@@ -104,7 +104,7 @@ def segment_open_domain(cfg: CfgNode, folder: Path) -> list[str]:
     if not any(task.answered for task in tasks):
         raise DataError("; ".join(failed))
     if is_main():
-        _record(cfg, folder, tasks, whole)
+        _record(cfg, folder, tasks, whole, predictor.backbone.source)
         gallery.finish([entry for part in entries for entry in part], classes, all_ranked)
     return failed
 
@@ -181,7 +181,9 @@ def _segment_object(
                 gallery.add(place, *about)
 
 
-def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Evaluation) -> None:
+def _record(
+    cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Evaluation, weights: str
+) -> None:
     objects: dict[str, Any] = {}
     ious = {method: evaluation.meters(method)[0].class_iou() for method in evaluation.methods}
     for task in tasks:
@@ -197,7 +199,7 @@ def _record(cfg: CfgNode, folder: Path, tasks: list[ObjectTask], evaluation: Eva
             faults = [fault for _, fault in task.faults]
             objects[name] = counts | {"iou": iou, "unreadable": faults}
     shots = [sum(map(len, task.item.supports.values())) for task in tasks]
-    content = run_facts(cfg) | {"objects": objects, "shot": shots} | provenance()
+    content = run_facts(cfg, weights) | {"objects": objects, "shot": shots} | provenance()
     write_json(folder / "metrics.json", content)
     if evaluation.results:
         evaluation.write(folder)

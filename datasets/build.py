@@ -88,12 +88,13 @@ def build_test_index(cfg: CfgNode, sub_dataset: str = "original") -> SampleIndex
 def build_normal_images(
     cfg: CfgNode, objects: list[str], sub_dataset: str = "original"
 ) -> dict[str, list[Path]]:
-    """Images without defect that DATASET.normal_shot draws from, by object; {} if it is 0.
+    """Images without defect that DATASET.normal_shot and TEST.normal_queries draw from, by object;
+    {} if both are 0.
 
-    Raises DataError where an object has too few of them.
+    Raises DataError where an object has too few of them to be supports.
     """
     data, folder = cfg.DATASET, Path(cfg.TEST.dataset_path, cfg.DATASET.normal_folder)
-    if not data.normal_shot:
+    if not (data.normal_shot or cfg.TEST.normal_queries):
         return {}
     if data.normal_folder:
         images = dict.fromkeys(objects, list_images(folder) if folder.is_dir() else [])
@@ -110,6 +111,12 @@ def build_normal_images(
             remedy = "lower it, or name a folder of normal images in DATASET.normal_folder"
             fault = f"but DATASET.normal_shot is {data.normal_shot}"
             raise DataError(f"{name}: {len(found)} normal images in {folder}, {fault}; {remedy}")
+    if not any(images.values()):
+        lack = (
+            f"no test object has normal images in {folder}, so TEST.normal_queries measures nothing"
+        )
+        remedy = "name a folder of normal images in DATASET.normal_folder, or set it to 0"
+        warn_once(_LOG, f"{lack}; {remedy}")
     return images
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from datasets.views import Pair, TrainingCrops, support_views
 from utils.errors import DataError
 
 LOG = logging.getLogger(__name__)
+NORMAL_STREAM = 3
 
 
 def derive_seed(*parts: int) -> int:
@@ -115,9 +116,19 @@ class EpisodeList:
         query, samples = self.queries[index], self.index.samples
         seed = derive_seed(self.seed, epoch, index)
         others = [i for i in self.supports[samples[query].class_key] if i != query]
-        random.Random(seed).shuffle(others)
-        repeats = -(-self.shot // len(others))
-        return Episode(samples[query], tuple(samples[i] for i in others * repeats), seed)
+        return Episode(samples[query], self._drawn(others, seed), seed)
+
+    def supports_of(self, key: tuple[str, int], number: int) -> tuple[tuple[Sample, ...], int]:
+        """Candidates and seed, see `Episode`, by which class `key` is looked for in the normal
+        image of this number."""
+        seed = derive_seed(self.seed, NORMAL_STREAM, number, list(self.supports).index(key))
+        return self._drawn(self.supports[key], seed), seed
+
+    def _drawn(self, positions: Sequence[int], seed: int) -> tuple[Sample, ...]:
+        """Samples in an order drawn by the seed, repeated where there are fewer than shots."""
+        order = list(positions)
+        random.Random(seed).shuffle(order)
+        return tuple(self.index.samples[i] for i in order * -(-self.shot // len(order)))
 
 
 class TrainingEpisodes(Dataset):

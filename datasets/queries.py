@@ -1,16 +1,18 @@
-"""Evaluation queries: an image with its true mask and the supports of each repeat."""
+"""Queries of a test: an image with its true mask, or a normal one, and its supports."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from datasets.episodes import EpisodeList, derive_seed, read_sample
-from datasets.samples import Sample
+from datasets.images import read_image
+from datasets.samples import Sample, SampleIndex
 from datasets.views import Pair, SupportSet, ViewSettings, is_windowed, support_set
 from utils.errors import DataError
 
@@ -58,7 +60,7 @@ class EvaluationQueries(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, position: int) -> Query:
-        number, supports, faults = self.numbers[position], {}, {}
+        number, supports, faults = self.numbers[position], {}, dict[str, None]()
         drawn = {repeat: episodes.episode(number) for repeat, episodes in self.episodes.items()}
         sample = next(iter(drawn.values())).query
         try:
@@ -67,17 +69,95 @@ class EvaluationQueries(Dataset):
             return Query(number, sample, faults=(str(error),))
         by_query = is_windowed([target], self.settings.resize_ratio)
         for repeat, episode in drawn.items():
-            pairs: list[Pair] = []
-            for candidate in episode.candidates:
-                if len(pairs) == self.shot:
-                    break
-                try:
-                    pairs.append(read_sample(self.index, candidate))
-                except DataError as error:
-                    faults[str(error)] = None
-            if pairs:
-                rng = random.Random(derive_seed(episode.seed, CROP_STREAM))
+            if pairs := readable(self.index, episode.candidates, self.shot, faults):
                 windowed = by_query if self.scale_by_query else None
-                views = support_set(pairs, self.settings, rng, windowed)
+                views = cropped(pairs, self.settings, episode.seed, windowed)
                 supports[repeat] = views if self.keep_pairs else replace(views, pairs=())
         return Query(number, sample, image, target, supports, tuple(faults))
+
+
+@dataclass(frozen=True)
+class NormalImage:
+    """A normal image that is a query of some repeats; in the others it may be a support."""
+
+    object: str
+    path: Path
+    repeats: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NormalQuery:
+    """A normal image with what each class of its object is taught by in each repeat."""
+
+    number: int  # the same in every repeat
+    normal: NormalImage
+    image: np.ndarray | None = None  # (h, w, 3) uint8 RGB; None where unreadable
+    supports: dict[tuple[tuple[str, int], int], SupportSet] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()  # as of a `Query`; supports are by class and repeat
+
+
+class NormalQueries(Dataset):
+    """Normal images of a test with supports of every class of their object, drawn anew for each
+    image, class and repeat; item i is a `NormalQuery`.
+
+    Args:
+        episodes, repeats, keep_pairs: as of `EvaluationQueries`.
+        images: all of the test.
+        numbers: of those that are items.
+    """
+
+    def __init__(
+        self,
+        episodes: EpisodeList,
+        settings: ViewSettings,
+        images: Sequence[NormalImage],
+        *,
+        repeats: Sequence[int],
+        numbers: Sequence[int],
+        keep_pairs: bool,
+    ) -> None:
+        self.episodes = {repeat: episodes.with_seed(episodes.seed + repeat) for repeat in repeats}
+        self.index, self.shot, self.settings = episodes.index, episodes.shot, settings
+        self.images, self.numbers, self.keep_pairs = images, numbers, keep_pairs
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> NormalQuery:
+        number, supports, faults = self.numbers[position], {}, dict[str, None]()
+        normal = self.images[number]
+        try:
+            image = read_image(normal.path)
+        except DataError as error:
+            return NormalQuery(number, normal, faults=(str(error),))
+        for repeat in (r for r in normal.repeats if r in self.episodes):
+            episodes = self.episodes[repeat]
+            for key in (key for key in episodes.supports if key[0] == normal.object):
+                candidates, seed = episodes.supports_of(key, number)
+                if pairs := readable(self.index, candidates, self.shot, faults):
+                    views = cropped(pairs, self.settings, seed)
+                    supports[key, repeat] = views if self.keep_pairs else replace(views, pairs=())
+        return NormalQuery(number, normal, image, supports, tuple(faults))
+
+
+def readable(
+    index: SampleIndex, candidates: Sequence[Sample], shot: int, faults: dict[str, None]
+) -> list[Pair]:
+    """The first `shot` samples that can be read; why the others cannot be joins `faults`."""
+    pairs: list[Pair] = []
+    for candidate in candidates:
+        if len(pairs) == shot:
+            break
+        try:
+            pairs.append(read_sample(index, candidate))
+        except DataError as error:
+            faults[str(error)] = None
+    return pairs
+
+
+def cropped(
+    pairs: Sequence[Pair], settings: ViewSettings, seed: int, windowed: bool | None = None
+) -> SupportSet:
+    """The supports of an episode of this seed; `windowed` as of `support_set`."""
+    rng = random.Random(derive_seed(seed, CROP_STREAM))
+    return support_set(pairs, settings, rng, windowed)

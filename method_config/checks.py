@@ -23,7 +23,7 @@ BOUNDS = {
         DEVICE DATASET.split DATASET.normal_views DATASET.normal_shot
         DATASET.open_domain_specific_defect_category TRAIN.feature_bank
         TRAIN.SOFS.prior_layer_pointer TRAIN.LOSS.dice_weight TRAIN.LOSS.ce_weight
-        TRAIN_SETUPS.epochs TRAIN_SETUPS.weight_decay TEST.memory_tokens
+        TRAIN_SETUPS.epochs TRAIN_SETUPS.weight_decay TEST.memory_tokens TEST.normal_queries
         """,
     ),
     "1 or more": (
@@ -130,6 +130,11 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
     if data.normal_shot and cfg.TEST.protocol == "published":
         text = "the published protocol has no normal supports; set TEST.protocol to ours."
         yield "DATASET.normal_shot", text
+    if cfg.TEST.normal_queries and cfg.TEST.protocol == "published":
+        text = (
+            "by the published protocol a query's own defect decides its scale, and a normal image "
+        )
+        yield "TEST.normal_queries", f"{text}has none; set TEST.protocol to ours."
 
 
 def _folders(cfg: CfgNode) -> Iterator[_Problem]:

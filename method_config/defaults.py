@@ -167,6 +167,9 @@ TEST.window_overlap = 0.0
 # ours: background tokens kept of the supports where there are more, mostly those most like the
 # defect; 0: all; the foreground is kept whole; see docs/performance.md for what it costs
 TEST.memory_tokens = 8192
+# ours: normal images per object, at most, in which every class of the object is looked for, see
+# docs/protocol.md#normal-images-as-queries; 0: none
+TEST.normal_queries = 0
 DATASET.few_shot_repeated_multiple = 1  # runs of the test, with `RNG_SEED`, `RNG_SEED` + 1, ...
 DATASET.test_sample_repeated_multiple = 1  # tests of each query per run, with new supports
 # write figures of a test; the overlays of open-domain objects are always written

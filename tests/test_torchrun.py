@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.helpers import tiny_config
+from tests.helpers import SIZE, surface, tiny_config
 from tools.evaluator import run_test
 
 REPO = Path(__file__).parents[1]
@@ -34,20 +36,26 @@ def run(surfaces, tmp_path):
 
 
 def test_figures_are_those_of_one_process(run, surfaces, tmp_path):
-    """Digit for digit; 8 queries do not come out even among 3, and one cannot be read. Under
+    """Digit for digit; 8 queries and 4 normal images do not come out even among 3, and one query
+    cannot be read. Under
     torchrun NUM_GPUS does not count, and one folder is named after the time of the main process."""
     data = shutil.copytree(surfaces, tmp_path / "data")
     image = data / "Disk" / "train" / "line_1.png"
     image.write_bytes(image.read_bytes()[:300])
+    (data / "pool").mkdir()
+    for number in range(4):
+        picture = Image.fromarray(surface(SIZE, np.random.default_rng(number)))
+        picture.save(data / "pool" / f"{number}.png")
     changes = {"TEST__dataset_path": str(data), "TEST__VISUALIZE__save_figure": True}
     changes["TEST__VISUALIZE__sample_prob"] = 1.0
+    changes |= {"DATASET__normal_folder": "pool", "TEST__normal_queries": 4}
     run_test(tiny_config(surfaces, tmp_path / "log", RUN_NAME="1", **changes), "")
     for launcher, name, number in (([], "3", 3), (TORCHRUN, "", 5)):
         done = run(*launcher, "test.py", RUN_NAME=name, NUM_GPUS=number, **changes)
         assert done.returncode == 0, done.stderr
     contents, folders = [], sorted((tmp_path / "log").iterdir())
     for folder, processes in zip(folders, (1, 3, 2), strict=True):
-        files = ["metrics.json", "queries.csv", "curves.json", "gallery/index.json"]
+        files = ["metrics.json", "queries.csv", "normal.csv", "curves.json", "gallery/index.json"]
         figures = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
         contents.append([*((folder / file).read_bytes() for file in files), figures])
         assert len(figures) == 7 and (folder / "report.html").is_file()

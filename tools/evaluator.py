@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler, Dataset, SequentialSampler
 from yacs.config import CfgNode
 
 from datasets.build import build_normal_images, build_test_index, view_settings
-from datasets.episodes import EpisodeList, derive_seed
+from datasets.episodes import NORMAL_STREAM, EpisodeList, derive_seed
 from datasets.images import read_image
 from datasets.large_images import ImageStrips
-from datasets.queries import EvaluationQueries, Query
+from datasets.queries import EvaluationQueries, NormalImage, NormalQueries, NormalQuery, Query
 from datasets.readers import reader_of
 from datasets.readers.anomaly import draw_normal
 from datasets.samples import SampleIndex
+from datasets.views import SupportSet
 from models.memory import Memory
 from tools.anomaly import detect_anomalies
 from tools.evaluation import Evaluation
@@ -41,6 +43,7 @@ from utils.run_folder import provenance, run_facts
 from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 
 LOG = logging.getLogger(__name__)
+Remember = Callable[[SupportSet, str, int], Memory]
 REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports in memory
 JOBS = {"anomaly": detect_anomalies, "open_domain": segment_open_domain}  # by kind of data set
 
@@ -145,6 +148,7 @@ class SplitTest:
             content = head | evaluation.report() | facts | provenance()
             write_json(self.folder / f"metrics{self.suffix}.json", content)
             evaluation.write(self.folder, self.suffix)
+            write_json(self.folder / f"timing{self.suffix}.json", evaluation.timing())
             LOG.info("figures and metrics in %s", self.folder)
         if shown is not None:
             entries = [entry for part in gather_objects(shown.entries) for entry in part]
@@ -161,31 +165,51 @@ class SplitTest:
         self, predictor: Predictor, repeats: Sequence[int], gallery: GalleryWriter | None
     ) -> Evaluation:
         """This process's share of some repeats: load queries, encode supports, segment, count."""
-        cfg, part = self.cfg, self._empty(predictor)
-        numbers = range(rank(), len(self.episodes), world_size())
-        queries = self._queries(repeats, numbers, keep_pairs=predictor.auto_threshold)
-        batches = BatchSampler(SequentialSampler(queries), cfg.TEST_SETUPS.batch_size, False)
-        loader = Loader(queries, batches, num_workers=cfg.TRAIN_SETUPS.num_workers, collate=list)
-        pending: deque[Query] = deque()
+        part, remember = self._empty(predictor), self._remember(predictor)
+        start = time.perf_counter()
+        drawing = self._segment_queries(part, predictor, remember, repeats, gallery)
+        part.seconds = time.perf_counter() - start - drawing
+        self._segment_normal(part, predictor, remember, repeats)
+        return part
+
+    def _remember(self, predictor: Predictor) -> Remember:
+        """What makes a memory of the supports of a class, of its object, in a repeat: the normal
+        images of that repeat join them."""
 
         @lru_cache(2 * REPEATS_AT_ONCE)
         def normal(name: str, repeat: int, windowed: bool) -> list[Memory]:
             images = map(read_image, self.normal_images(name, repeat))
             return predictor.encode_normal(images, windowed=windowed)
 
+        def remember(views: SupportSet, name: str, repeat: int) -> Memory:
+            return predictor.remember(views, normal(name, repeat, views.windowed))
+
+        return remember
+
+    def _segment_queries(
+        self,
+        part: Evaluation,
+        predictor: Predictor,
+        remember: Remember,
+        repeats: Sequence[int],
+        gallery: GalleryWriter | None,
+    ) -> float:
+        """Count this process's share of the queries in `part`; returns the seconds that pictures of
+        them took."""
+        numbers, drawing = range(rank(), len(self.episodes), world_size()), 0.0
+        queries = self._queries(repeats, numbers, keep_pairs=predictor.auto_threshold)
+        pending: deque[Query] = deque()
+
         def stream() -> Iterator[tuple[ImageStrips, list[Memory]]]:
-            for query in (query for batch in loader for query in batch):
+            for query in self._loaded(queries):
                 part.faults += [fault for fault in query.faults if fault not in part.faults]
                 part.failed_queries += len(repeats) - len(query.supports)
                 if not query.supports:
                     bar.update()
                     continue
                 pending.append(query)
-                memories = []
-                for repeat, views in query.supports.items():
-                    others = normal(query.sample.object, repeat, views.windowed)
-                    memories.append(predictor.remember(views, others))
-                yield ImageStrips(query.image), memories
+                name, taught = query.sample.object, query.supports.items()
+                yield ImageStrips(query.image), [remember(v, name, repeat) for repeat, v in taught]
 
         with progress_bar(total=len(queries), desc="test", unit="query") as bar:
             for outcome in predictor.segment(stream(), reproducible=True):
@@ -194,14 +218,65 @@ class SplitTest:
                 key, image = sample.class_key, sample.image
                 for repeat, answers in zip(query.supports, outcome.answers, strict=True):
                     ious = part.add(repeat, number, key, image, target, answers)
+                    start = time.perf_counter()
                     if repeat == 0:
                         self._draw_figure(query, answers)
                     if repeat == 0 and gallery is not None:
                         shown = query_panels(query.image, target, answers)
                         about = (key, sample.class_name, ious[predictor.main], image, ious)
                         gallery.add(number, *about, shown)
+                    drawing += time.perf_counter() - start
                 bar.update()
-        return part
+        return drawing
+
+    def _segment_normal(
+        self, part: Evaluation, predictor: Predictor, remember: Remember, repeats: Sequence[int]
+    ) -> None:
+        """Look in this process's share of the normal images for every class of their object."""
+        images = self.normal_queries()
+        numbers = range(rank(), len(images), world_size())
+        if not numbers:
+            return
+        options = {"repeats": repeats, "numbers": numbers, "keep_pairs": predictor.auto_threshold}
+        queries = NormalQueries(self.episodes, self.settings, images, **options)
+        pending: deque[NormalQuery] = deque()
+
+        def stream() -> Iterator[tuple[ImageStrips, list[Memory]]]:
+            for query in self._loaded(queries):
+                part.faults += [fault for fault in query.faults if fault not in part.faults]
+                if query.supports:
+                    pending.append(query)
+                    name, taught = query.normal.object, query.supports.items()
+                    memories = [remember(views, name, repeat) for (_, repeat), views in taught]
+                    yield ImageStrips(query.image), memories
+
+        for outcome in predictor.segment(stream(), reproducible=True):
+            query = pending.popleft()
+            image = Path(os.path.relpath(query.normal.path, self.index.root)).as_posix()
+            for (key, repeat), answers in zip(query.supports, outcome.answers, strict=True):
+                part.add_normal(repeat, query.number, key, image, answers)
+
+    def normal_queries(self) -> list[NormalImage]:
+        """The normal images of all objects that are queries: of each TEST.normal_queries at most,
+        drawn by seed and object. One that joins the supports in a repeat is no query of that
+        repeat, so those that do so most seldom come first."""
+        chosen = []
+        for name, images in self.normal.items() if self.cfg.TEST.normal_queries else ():
+            taught = [set(self.normal_images(name, repeat)) for repeat in range(self.repeats)]
+            seed = derive_seed(self.cfg.RNG_SEED, NORMAL_STREAM)
+            order = draw_normal(images, name, len(images), seed)
+            order.sort(key=lambda path, taught=taught: sum(path in paths for paths in taught))
+            for path in order[: self.cfg.TEST.normal_queries]:
+                free = tuple(repeat for repeat, paths in enumerate(taught) if path not in paths)
+                chosen += [NormalImage(name, path, free)] if free else []
+        return chosen
+
+    def _loaded(self, queries: Dataset) -> Iterator[Any]:
+        """The items of a data set in order, read ahead by the loader's workers."""
+        batches = BatchSampler(SequentialSampler(queries), self.cfg.TEST_SETUPS.batch_size, False)
+        workers = self.cfg.TRAIN_SETUPS.num_workers
+        for batch in Loader(queries, batches, num_workers=workers, collate=list):
+            yield from batch
 
     def _queries(
         self, repeats: Sequence[int], numbers: Sequence[int], keep_pairs: bool

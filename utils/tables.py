@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from utils.errors import BROKEN, DataError
-from utils.metrics import ANOMALY, CLASS_IOU, SEGMENTATION
+from utils.metrics import ANOMALY, CLASS_IOU, NORMAL, SEGMENTATION, Measure
 
 
 @contextmanager
@@ -23,16 +23,23 @@ def reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: not as a run writes it ({cause}); run it again") from error
 
 
+def totals(method: dict[str, Any]) -> list[tuple[Measure, dict[str, Any]]]:
+    """What a metrics file holds of a method over all classes, in the order of tables; measures of
+    normal images only where some were segmented."""
+    found = method | method.get("normal", {})
+    return [(m, found[m.name]) for m in (*SEGMENTATION, *NORMAL) if m.name in found]
+
+
 def method_table(methods: dict[str, Any]) -> str:
-    """Class IoU with the number of queries, mIoU and FB-IoU of the `methods` of a metrics file."""
+    """Class IoU with the number of queries, then `totals`, of the `methods` of a metrics file."""
     first, *_ = methods.values()
     lines = [_line("class", "queries", *methods)]
     for name, entry in first["classes"].items():
         cells = [_percent(m["classes"][name], CLASS_IOU.name) for m in methods.values()]
         lines.append(_line(name, str(entry["queries"]), *cells))
-    for measure in SEGMENTATION:
-        cells = [_percent(m[measure.name]) for m in methods.values()]
-        lines.append(_line(measure.label, "", *cells))
+    for rows in zip(*map(totals, methods.values()), strict=True):
+        cells = [_percent(found) for _, found in rows]
+        lines.append(_line(rows[0][0].label, "", *cells))
     return "\n".join(lines)
 
 

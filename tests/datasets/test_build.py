@@ -193,6 +193,18 @@ def test_a_folder_of_normal_images_is_for_every_object(tmp_path, config, caplog)
     assert "1 files, such as 3.png, are not read" in message
 
 
+def test_normal_queries_take_what_there_is(tmp_path, config, caplog):
+    """A warning tells where no object has any."""
+    for name in ("Disk", "Ring"):
+        write_product(tmp_path, name)
+    own = add_clean(tmp_path / "Disk", "val", "a.png")
+    cfg = config(tmp_path, TEST__normal_queries=5)
+    assert build_normal_images(cfg, ["Disk", "Ring"]) == {"Disk": own, "Ring": []}
+    assert "measures nothing" not in caplog.text
+    assert build_normal_images(cfg, ["Ring"]) == {"Ring": []}
+    assert "TEST.normal_queries measures nothing" in caplog.text
+
+
 REFUSED = [
     ("", r"Disk: 1 normal images in .*normal_shot is 3.*DATASET\.normal_folder"),
     ("gone", "Disk: 0 normal images in .*gone.*normal_shot is 3"),

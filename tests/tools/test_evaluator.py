@@ -12,7 +12,7 @@ from PIL import Image
 from datasets.build import build_test_index
 from datasets.episodes import EpisodeList
 from datasets.images import read_image
-from datasets.queries import EvaluationQueries
+from datasets.queries import EvaluationQueries, NormalQueries
 from datasets.readers.anomaly import draw_normal
 from tests.datasets.bad_files import saved
 from tests.helpers import SIZE, surface, tiny_config, write_product
@@ -133,6 +133,47 @@ def test_normal_images_join_by_repeat_and_object_and_broken_ones_end_the_test(pr
         evaluate(predictor, root, tmp_path, **changes | {"DATASET__normal_shot": 3})
 
 
+def test_normal_queries_are_looked_through_for_every_class_and_encoded_once(
+    predictor, passes, tmp_path
+):
+    """By supports drawn anew for each image, class and repeat; with two images of a class, seen
+    whole, there is little to draw. What joins the supports in a repeat is no query of it."""
+    root, rng = tmp_path / "data", np.random.default_rng(3)
+    write_product(root, "Disk", {"spot": 2, "line": 2})
+    pool = [root / "pool" / f"{n}.png" for n in range(4)]
+    for path in pool:
+        saved(path, surface(SIZE, rng))
+    changes = {"RNG_SEED": 5, REPEATS: 3, "DATASET__normal_folder": "pool"} | WHOLE
+    without = evaluate(predictor, root, tmp_path, **changes)
+    passes.clear()
+    changes["TEST__normal_queries"] = 3
+    evaluation = evaluate(predictor, root, tmp_path, **changes)
+    queries, images, classes = 4, 3, 2
+    supports = 3 * (queries + images * classes)  # in three repeats, each one view
+    assert sum(passes) == supports + queries + images
+    assert evaluation.results == without.results and not without.normal
+    assert len(evaluation.normal) == images * classes * 3 * len(METHODS)
+    cfg = tiny_config(root, tmp_path / "log", **changes)
+    test = SplitTest(cfg, build_test_index(cfg), tmp_path, "original")
+    chosen = test.normal_queries()
+    options = {"repeats": range(3), "numbers": range(3), "keep_pairs": False}
+    for query in NormalQueries(test.episodes, test.settings, chosen, **options):
+        for (key, repeat), supports in query.supports.items():
+            (outcome,) = predictor.segment([(query.image, [predictor.remember(supports)])])
+            for method, answer in outcome.answers[0].items():
+                at = (query.number, repeat, key, method)
+                (row,) = (
+                    r for r in evaluation.normal if (r.number, r.repeat, r.key, r.method) == at
+                )
+                assert row.image == f"pool/{query.normal.path.name}"
+                assert (row.marked, row.pixels) == (answer.mask.sum(), SIZE[0] * SIZE[1])
+                assert row.score == pytest.approx(float(answer.score.max()))
+    joined = evaluate(predictor, root, tmp_path, **changes, DATASET__normal_shot=1)
+    queried = {(r.repeat, root / r.image) for r in joined.normal}
+    taught = [draw_normal(pool, "Disk", 1, 5 + repeat)[0] for repeat in range(3)]
+    assert not queried & set(enumerate(taught)) and len({path for _, path in queried}) == 3
+
+
 def test_a_run_writes_figures_gallery_and_report(tmp_path):
     """Figures for the share asked for, and a gallery with the IoU of queries.csv; a category with a
     single image is left out with one warning."""
@@ -160,4 +201,7 @@ def test_a_run_writes_figures_gallery_and_report(tmp_path):
     for entry in entries:
         assert entry["scores"]["prior"] == pytest.approx(ious[entry["caption"]])
         assert entry["panels"][0]["caption"] == "support"
+    timing = json.loads((folder / "timing.json").read_text())
+    ended = json.loads((folder / "run.json").read_text())
+    assert timing["images"] == 2 * 10 and 0 < timing["seconds"] < ended["seconds"] + 0.1
     assert (folder / "report.html").is_file()

@@ -25,7 +25,7 @@ def test_tables_of_every_test_set_show_mean_and_spread_in_percent(tmp_path):
         (tmp_path / name).write_bytes(b"")
     file = write_metrics(tmp_path, content) / "metrics.json"
     (tmp_path / "metrics_validation.json").write_text(file.read_text())
-    assert summarise(tmp_path).count("mIoU") == 2
+    assert summarise(tmp_path).count("\nmIoU") == 2
     lines = cells_of(tmp_path)
     assert lines["class"] == ["queries", "SOFS", "prior"]
     assert lines["Rod/dent"] == ["2", "62.50", "+-12.50", "25.00", "+-", "0.00"]

@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from datasets.demo.products import OPEN_DOMAIN_OBJECTS, PRODUCTS
 from method_config import load_config
 from tools.sweep import build_parser, build_sweep, main, protocol_names
 from utils.errors import ConfigError, WeightsError
@@ -23,7 +24,8 @@ def test_the_runs_of_every_protocol_load_and_are_commands_of_the_same_config(nam
     runs = plan(*words).values()
     assert {run.folder.parent.as_posix() for run in runs} == {"some where/my own"}
     tests = [run for run in runs if not run.trains]
-    assert {run.cfg.DATASET.few_shot_repeated_multiple for run in tests} == {5}
+    repeats = {run.cfg.DATASET.few_shot_repeated_multiple for run in tests}
+    assert repeats == {3 if name == "defects" else 5}
     shots = {1, 2, 4} if name in ("mvtec", "visa") else {1, 5}
     assert {run.cfg.DATASET.shot for run in tests} == shots
     assert main([*words, "--list"]) == 0
@@ -56,6 +58,23 @@ def test_the_published_settings_of_each_split_arrive_in_its_runs(name):
             if name == "vision_to_ds":
                 assert data.name == "DS_Spectrum_DS_ND"
                 assert test.dataset_path == "./data/DS_Spectrum"
+
+
+def test_every_product_with_real_defects_is_tested_once_and_never_trained_on_then():
+    """All others are trained on, with the drawn ones that the demo writes."""
+    runs = plan("defects", "--shots", 1, "--opts", "TRAIN.dataset_path", "d")
+    tested, drawn = [], set(PRODUCTS) - set(OPEN_DOMAIN_OBJECTS)
+    for split in range(4):
+        training = runs[f"train_split{split}_seed54"].cfg
+        test = runs[f"test_split{split}_seed54_1shot"].cfg
+        assert training.TRAIN.extra_dataset_paths == ["./demo_data/VISION_V1"]
+        assert test.TEST.normal_queries == 20
+        assert test.DATASET.test_objects == training.DATASET.test_objects
+        tested.append((test.DATASET.test_objects, set(training.DATASET.train_objects)))
+    products = {name for objects, _ in tested for name in objects}
+    assert len(products) == 16 == sum(len(objects) for objects, _ in tested)
+    for objects, trained in tested:
+        assert trained == (products - set(objects)) | drawn
 
 
 def test_opts_win_over_the_protocol_and_choices_count_once():

@@ -4,26 +4,44 @@ import csv
 import itertools
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
 
 from tools.sweep_summary import write_summary
 from utils.errors import DataError
-from utils.metrics import ANOMALY
+from utils.metrics import ANOMALY, NORMAL, SEGMENTATION, TOLERANT
+from utils.metrics.sizes import SizeMeter
 
 SEEDS, SHOTS, SPLITS, METHODS, REPEATS = (54, 55), (1, 5), (0, 2), ("SOFS", "prior"), 3
 CLASSES = ("rust", "nick")
+TOTALS = [measure.name for measure in (*SEGMENTATION, *NORMAL)]
+OF_CLASS = [measure.name for measure in (*TOLERANT.values(), *NORMAL)]
+BY_SIZE = ["IoU by size", "found defects by size", "false alarms per image by size"]
 
 
 def segmentation(seed, shot, split, value):
-    """A metrics file; `value(method, name)` gives the repeats of a figure."""
+    """A metrics file; `value(method, name)` gives the repeats of a figure, of a class
+    `value(method, "rust")` its IoU and `value(method, "rust iou_1px")` another one."""
     methods = {}
     for m in METHODS:
-        of = {name: {"repeats": value(m, name)} for name in ("miou", "fb_iou")}
+        of = {name: {"repeats": value(m, name)} for name in TOTALS}
         classes = {f"P{split}/{c}": {"repeats": value(m, c)} for c in CLASSES}
-        methods[m] = of | {"classes": classes}
+        for name, c in itertools.product(OF_CLASS, CLASSES):
+            classes[f"P{split}/{c}"][name] = {"repeats": value(m, f"{c} {name}")}
+        normal = {name: of.pop(name) for name in TOTALS if name.startswith("normal")}
+        methods[m] = of | {"classes": classes, "normal": normal | {"classes": classes}}
+        methods[m]["sizes"] = sizes(seed, shot, split, m).report()
     return {"seed": seed, "shot": shot, "split": split, "methods": methods}
+
+
+def sizes(*numbers):
+    """Counts of a test, others for others."""
+    meter = SizeMeter()
+    rng = np.random.default_rng([zlib.crc32(str(number).encode()) for number in numbers])
+    meter.counts[:] = rng.integers(1, 1000, meter.counts.shape)
+    return meter
 
 
 @pytest.fixture
@@ -57,7 +75,8 @@ def percent(values):
 def test_seeds_and_repeats_are_pooled_and_splits_averaged_within_each(summed):
     """In the tables, and as fractions in JSON and CSV."""
     kept = {}  # (shot, method, name): values by split, seed and repeat
-    for key in itertools.product(SHOTS, METHODS, ("miou", "fb_iou", *CLASSES)):
+    others = [" ".join(names) for names in itertools.product(CLASSES, OF_CLASS)]
+    for key in itertools.product(SHOTS, METHODS, (*TOTALS, *CLASSES, *others)):
         kept[key] = np.random.default_rng(len(kept)).random((len(SPLITS), len(SEEDS), REPEATS))
     contents = [
         segmentation(seed, shot, split, lambda *key, s=s, i=i, shot=shot: [*kept[shot, *key][s, i]])
@@ -67,28 +86,70 @@ def test_seeds_and_repeats_are_pooled_and_splits_averaged_within_each(summed):
     ]
     tables, _, figures, rows = summed(contents)
     pairs = list(itertools.product(SHOTS, METHODS))
-    assert list(tables) == ["mIoU", "FB-IoU", *(f"Split {n}, class IoU" for n in SPLITS)]
+    labels = [measure.label for measure in (*SEGMENTATION, *NORMAL)]
+    assert list(tables) == [*labels, *BY_SIZE, *(f"Split {n}, class IoU" for n in SPLITS)]
     assert tables["mIoU"][0] == ["shot", "method", "split 0", "split 2", "mean"]
-    for (shot, method), *found in zip(pairs, tables["mIoU"][1:], tables["FB-IoU"][1:], strict=True):
-        for cells, name in zip(found, ("miou", "fb_iou"), strict=True):
+    for label, name in zip(labels, TOTALS, strict=True):
+        for (shot, method), cells in zip(pairs, tables[label][1:], strict=True):
             values = kept[shot, method, name]
             assert cells == [str(shot), method, *map(percent, (*values, values.mean(0)))]
     assert tables["Split 2, class IoU"] == [
         ["class", *(f"{shot}-shot {method}" for shot, method in pairs)],
         *([f"P2/{c}", *(percent(kept[*pair, c][1]) for pair in pairs)] for c in CLASSES),
     ]
-    assert len(rows) == len(figures) == len(pairs) * (2 * (2 + 2) + 2)
+    of_split = len(TOTALS) + len(CLASSES) * (1 + len(OF_CLASS))
+    assert len(rows) == len(figures) == len(pairs) * (2 * of_split + len(TOTALS))
     draws = list(itertools.product(SEEDS, range(REPEATS)))
     for row, figure in zip(rows, figures, strict=True):
         shot, method, split, label, metric = list(figure.values())[:5]
         assert [*row.values()][:5] == [str(shot), method, str(split), label, metric]
-        values = kept[shot, method, label.split("/")[-1] or metric]
+        name = label.split("/")[-1] + (f" {metric}" if metric != "iou" else "")
+        values = kept[shot, method, name.strip()]
         values = (values.mean(0) if split == "mean" else values[SPLITS.index(split)]).ravel()
         assert [(r["seed"], r["repeat"]) for r in figure["repeats"]] == draws
         assert [r["value"] for r in figure["repeats"]] == pytest.approx(values)
         assert (figure["mean"], figure["std"]) == pytest.approx((np.mean(values), np.std(values)))
         expected = (figure["mean"], figure["std"], "6")
         assert (float(row["mean"]), float(row["std"]), row["repeats"]) == expected
+
+
+def test_figures_by_size_pool_the_counts_of_all_seeds_and_splits(summed, tmp_path):
+    """In a table over all splits, in JSON also for each; the seconds of each test are averaged."""
+    contents, keys = [], list(itertools.product(SEEDS, SPLITS))
+    for seed, split in keys:
+        contents.append(segmentation(seed, 1, split, lambda *_: [0.5]))
+    tables, *_ = summed(contents)
+    assert "rough seconds per image" not in tables
+    entries = json.loads((tmp_path / "mine" / "summary.json").read_text())["sizes"]
+    assert [(e["split"], e["method"]) for e in entries] == [
+        *itertools.product(SPLITS, METHODS), *itertools.product(["mean"], METHODS)
+    ]  # fmt: skip
+    for entry in entries:
+        splits = SPLITS if entry["split"] == "mean" else [entry["split"]]
+        pooled = SizeMeter()
+        for seed, split in itertools.product(SEEDS, splits):
+            pooled.counts += sizes(seed, 1, split, entry["method"]).counts
+        assert entry["sizes"] == pooled.report()
+        factors = {"iou": 100, "found": 100, "false_alarms": 1}
+        for title, (name, factor) in zip(BY_SIZE, factors.items(), strict=True):
+            head, *rows = tables[title]
+            assert head[2:] == [part["name"] for part in entry["sizes"]]
+            cells = [f"{factor * part[name]:.2f}" for part in entry["sizes"]]
+            assert (["1", entry["method"], *cells] in rows) == (entry["split"] == "mean")
+
+
+def test_the_seconds_of_each_test_are_averaged_over_splits(tmp_path):
+    files, seconds = [], {(54, 0): 1.0, (54, 2): 2.0, (55, 0): 3.0, (55, 2): 6.0}
+    for (seed, split), value in seconds.items():
+        folder = tmp_path / f"{seed}_{split}"
+        folder.mkdir()
+        files.append(folder / "metrics.json")
+        files[-1].write_text(json.dumps(segmentation(seed, 1, split, lambda *_: [0.5, 0.25])))
+        timing = {"images": 1, "seconds": value, "rough_seconds_per_image": value}
+        (folder / "timing.json").write_text(json.dumps(timing))
+    text = write_summary(tmp_path, files)
+    row = "| 1 | all | 2.00 +- 1.00 | 4.00 +- 2.00 | 3.00 +- 1.50 |"
+    assert row in text.partition("## rough seconds per image")[2]
 
 
 def test_a_draw_that_seeds_share_counts_once_where_it_gives_the_same(summed):
@@ -142,6 +203,14 @@ def test_anomaly_detection_is_averaged_over_objects_within_each_repeat(summed):
         ["object", *labels], ["nut", *nut], ["cable", *cable], ["mean", *mean]
     ]  # fmt: skip
     assert list(rows[0]) == ["shot", "object", "metric", "mean", "std", "repeats"]
+
+
+def test_a_file_without_counts_by_size_is_named(tmp_path):
+    content = segmentation(54, 1, 0, lambda *_: [0.5])
+    del content["methods"]["prior"]["sizes"][1]["counts"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"old\.json: .* no counts by size; remove its folder"):
+        write_summary(tmp_path, [tmp_path / "old.json"])
 
 
 def test_a_test_of_another_kind_is_named(tmp_path):

@@ -49,8 +49,9 @@ def test_files_and_log_of_a_run(finished):
     cfg, folder = finished
     assert {p.name for p in folder.iterdir()} - {"report.html"} == {
         *("config.yaml", "train.log", "run.json", "history.json", "events", "checkpoints"),
-        *("gallery", "metrics.json", "queries.csv", "curves.json"),
+        *("gallery", "metrics.json", "queries.csv", "curves.json", "timing.json"),
         *("metrics_validation.json", "queries_validation.csv", "curves_validation.json"),
+        "timing_validation.json",
     }
     names = {"head.safetensors", "best.safetensors", "state.pth"}
     assert {p.name for p in (folder / "checkpoints").iterdir()} == names

@@ -20,16 +20,17 @@ from method_config.values import leaves
 from tools.report.figures import TEST_FIGURES, TRAINING_FIGURES, pictures
 from tools.report.read import panels_of, parsed, read_test
 from utils.errors import DataError
-from utils.metrics import BY_SIZE
+from utils.metrics import BY_SIZE, SECONDS
 from utils.output_files import write_text
 from utils.tables import reading
 
 GALLERY_BYTES = 12 << 20  # of the pictures of a page together; a third more as base64
 SIDES = (360, 270, 200, 150, 110)  # pixels, tried in turn for a picture above its share of that
 OPEN_CLASSES = 12  # of a gallery; those after are folded
-# keys of metrics.json and run.json at the head of the page, and where config.yaml has the like
+# keys of metrics.json, run.json and timing.json at the head of the page, and where config.yaml has
+# the like
 FACTS = ("data_set", "split", "shot", "seed", "backbone", "backbone_weights",
-         "epochs", "finished", "duration", "device")  # fmt: skip
+         "epochs", "finished", "duration", "device", SECONDS.name)  # fmt: skip
 SETTINGS = {"data_set": "DATASET.name", "seed": "RNG_SEED", "backbone": "TRAIN.backbone"}
 
 

@@ -12,8 +12,8 @@ from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.metrics import ANOMALY, SEGMENTATION
-from utils.tables import TABLES, measured_queries, reading
+from utils.metrics import ANOMALY, SECONDS
+from utils.tables import TABLES, measured_queries, reading, totals
 
 RANKS = ("worst", "median", "best")
 
@@ -32,6 +32,7 @@ class Row(NamedTuple):
     name: str
     values: list[Value]
     queries: int | None
+    higher_is_better: bool = True
 
 
 @dataclass
@@ -79,6 +80,7 @@ def read_test(folder: Path, suffix: str = "") -> Test:
     file has to exist."""
     test = parsed(folder / f"metrics{suffix}.json", read_metrics)
     test.name = suffix.removeprefix("_")
+    test.record |= parsed(folder / f"timing{suffix}.json", read_timing, {})
     queries = parsed(folder / f"queries{suffix}.csv", read_queries, ({}, 0, {}))
     test.points, test.without_defect, test.thresholds = queries
     curves = folder / f"curves{suffix}.json"
@@ -115,6 +117,11 @@ def read_queries(text: str) -> tuple[dict[str, list[tuple[float, float]]], int, 
     return points, len(without), means
 
 
+def read_timing(text: str) -> dict[str, str]:
+    """timing.json as an entry of the record of a `Test`."""
+    return {SECONDS.name: f"{json.loads(text)[SECONDS.name]:.3g}"}
+
+
 def read_gallery(text: str) -> dict[str, list[dict[str, Any]]]:
     """A gallery's index.json: its entries per class, classes in the order of the file."""
     classes: dict[str, list[dict[str, Any]]] = {}
@@ -133,16 +140,16 @@ def read_metrics(text: str) -> Test:
 
     content = json.loads(text)
     (kind,) = TABLES.keys() & content.keys()
-    table, totals, rows, sizes = content.pop(kind), [], [], {}
+    table, sums, rows, sizes = content.pop(kind), [], [], {}
     warnings = [f"left out: {fault}" for fault in content.pop("unreadable", [])]
     if kind == "methods":
         first, *_ = columns = list(table)
         for name, entry in table[first]["classes"].items():
             values = [value(m["classes"][name], "iou") for m in table.values()]
             rows.append(Row(name, values, entry["queries"]))
-        for measure in SEGMENTATION:
-            values = [value(m[measure.name]) for m in table.values()]
-            totals.append(Row(measure.label, values, None))
+        for found in zip(*map(totals, table.values()), strict=True):
+            measure, values = found[0][0], [value(summary) for _, summary in found]
+            sums.append(Row(measure.label, values, None, measure.higher_is_better))
         sizes = {method: entry["sizes"] for method, entry in table.items() if entry.get("sizes")}
     elif kind == "objects":
         columns = list(dict.fromkeys(method for entry in table.values() for method in entry["iou"]))
@@ -154,7 +161,7 @@ def read_metrics(text: str) -> Test:
         columns = [measure.label for measure in ANOMALY]
         for name, entry in table["objects"].items():
             rows.append(Row(name, [value(entry[m.name]) for m in ANOMALY], entry["images"]))
-        totals = [Row("mean", [value(table["mean"][m.name]) for m in ANOMALY], None)]
+        sums = [Row("mean", [value(table["mean"][m.name]) for m in ANOMALY], None)]
     if failed := content.pop("failed_queries", 0):
         warnings.insert(0, f"failed queries, which are not in the figures: {failed}")
     record = {
@@ -162,4 +169,4 @@ def read_metrics(text: str) -> Test:
         for key, part in content.items()
         if part not in (None, "", []) and not isinstance(part, dict)
     }
-    return Test("", kind, columns, totals, rows, sizes, warnings, record)
+    return Test("", kind, columns, sums, rows, sizes, warnings, record)

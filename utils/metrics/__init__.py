@@ -16,7 +16,21 @@ class Measure:
 
 
 CLASS_IOU = Measure("iou", "IoU")
-SEGMENTATION = (Measure("miou", "mIoU"), Measure("fb_iou", "FB-IoU"))
+TOLERANT = {  # by the tolerance in pixels
+    1: Measure("iou_1px", "IoU, 1 px tolerance"),
+    2: Measure("iou_2px", "IoU, 2 px tolerance"),
+}
+SEGMENTATION = (
+    Measure("miou", "mIoU"),
+    Measure("product_miou", "product mIoU"),
+    Measure("fb_iou", "FB-IoU"),
+    *TOLERANT.values(),
+)
+NORMAL = (
+    Measure("normal_empty", "normal images left empty"),
+    Measure("normal_area", "marked area of normal images", higher_is_better=False),
+    Measure("normal_auroc", "AUROC against normal images"),
+)
 ANOMALY = (
     Measure("image_auroc", "image AUROC"),
     Measure("image_ap", "image AP"),
@@ -33,4 +47,5 @@ BY_SIZE = (
     Measure("found", "found defects"),
     Measure("false_alarms", "false alarms per image", "", higher_is_better=False),
 )
-MEASURES = {m.name: m for m in (*SEGMENTATION, *ANOMALY, *BY_SIZE)}
+SECONDS = Measure("rough_seconds_per_image", "rough seconds per image", "s", higher_is_better=False)
+MEASURES = {m.name: m for m in (*SEGMENTATION, *NORMAL, *ANOMALY, *BY_SIZE, SECONDS)}

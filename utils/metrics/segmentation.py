@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,15 @@ class SegmentationMeter:
 def share(part: int, whole: int) -> float | None:
     """A part of a whole; None of nothing."""
     return part / whole if whole else None
+
+
+def product_mean(values: Mapping[tuple[str, int], float | None]) -> float | None:
+    """Mean over the classes of each product, then over products, of what is defined; None where
+    nothing is. `values` are by class, (product, category)."""
+    products: dict[str, list[float | None]] = {}
+    for (product, _), value in values.items():
+        products.setdefault(product, []).append(value)
+    return mean_std([mean_std(classes)[0] for classes in products.values()])[0]
 
 
 def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -62,6 +63,7 @@ class SizeMeter:
 
         `iou`, `recall` and `false_positive_area` (a share of the image) pool the pixels of the
         queries of the range; `found` is the share of the `defects`; `false_alarms` are per image.
+        `counts` are what they are made of, so that figures of several reports can be pooled.
         """
         report = []
         for (name, low, high), row in zip(SIZES, self.counts.tolist(), strict=True):
@@ -71,8 +73,13 @@ class SizeMeter:
             figures["recall"] = share(n["intersection"], n["defect_pixels"])
             figures["false_positive_area"] = share(n["false_positive_pixels"], n["pixels"])
             figures |= {"defects": n["defects"], "found": share(n["found"], n["defects"])}
-            report.append(figures | {"false_alarms": share(n["false_alarms"], n["images"])})
+            figures |= {"false_alarms": share(n["false_alarms"], n["images"]), "counts": n}
+            report.append(figures)
         return report
+
+    def add(self, report: Sequence[dict[str, Any]]) -> None:
+        """Add what another meter has reported."""
+        self.counts += [[part["counts"][column] for column in COLUMNS] for part in report]
 
 
 def _components(mask: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

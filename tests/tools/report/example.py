@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from utils.metrics import BY_SIZE
+from utils.metrics import BY_SIZE, NORMAL, SEGMENTATION
 
 VOID = {"img", "link", "meta", "source", "wbr"}
 RANGES = [("under 0.03 %", 0.0, 3e-4), ("0.03-0.3 %", 3e-4, 3e-3), ("over 0.3 %", 3e-3, 1.0)]
@@ -72,7 +72,9 @@ def metrics(classes, repeats=3):
     """metrics.json of a split test."""
     rng, methods = np.random.default_rng(0), {}
     for method in ("SOFS", "prior"):
-        methods[method] = {key: summary("mean", *rng.random(repeats)) for key in ("miou", "fb_iou")}
+        random = {m.name: summary("mean", *rng.random(repeats)) for m in (*SEGMENTATION, *NORMAL)}
+        normal = {measure.name: random.pop(measure.name) for measure in NORMAL}
+        methods[method] = random | {"normal": normal}
         methods[method]["classes"] = {
             name: summary("iou", *rng.random(repeats)) | {"queries": 7} for name in classes
         }
@@ -133,6 +135,8 @@ def write_run(folder, classes=("Ring/rust", "Ring/dent", "Wood/hole"), suffix=""
     (folder / f"curves{suffix}.json").write_text(json.dumps({"curves": CURVES}))
     (folder / "history.json").write_text(json.dumps(HISTORY))
     (folder / "run.json").write_text(json.dumps(RUN))
+    timing = {"images": 9, "seconds": 2.0, "rough_seconds_per_image": 2 / 9}
+    (folder / f"timing{suffix}.json").write_text(json.dumps(timing))
     config = "DATASET:\n  name: other\nTRAIN:\n  backbone: other\nRNG_SEED: 3\n"
     (folder / "config.yaml").write_text(config)
     write_gallery(folder / f"gallery{suffix}", classes)

@@ -20,7 +20,7 @@ from tools.report import write_report
 from tools.report.__main__ import main
 from tools.report.page import embed_image
 from utils.errors import OutputError
-from utils.metrics import ANOMALY, BY_SIZE
+from utils.metrics import ANOMALY, BY_SIZE, NORMAL, SEGMENTATION
 
 ODD = "<b>&\"'/表面 $x_1$ %s é"
 DASH = "\N{EN DASH}"
@@ -58,12 +58,17 @@ def test_the_table_of_a_split_test_has_the_values_of_the_metrics(whole):
     methods = methods_of(folder)
     rows = {row[0]: row[1:] for row in page.tables[0]}
     assert rows["class"] == ["SOFS", "prior", "queries"]
-    for label, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou")):
-        assert rows[label] == [*(shown(m[key]["repeats"]) for m in methods.values()), ""]
+    for measure in (*SEGMENTATION, *NORMAL):
+        figures = [(m | m["normal"])[measure.name]["repeats"] for m in methods.values()]
+        assert rows[measure.label] == [*map(shown, figures), ""]
+    areas = [m["normal"]["normal_area"]["mean"] for m in methods.values()]
+    start = 3 * ([*rows].index("marked area of normal images") - 1)  # three cells a row
+    marks = best(page, "totals", start + 3)[start:]
+    assert marks == [areas[0] < areas[1], areas[1] < areas[0], False], "less is better"
     for name in methods["SOFS"]["classes"]:
         values = [shown(m["classes"][name]["repeats"]) for m in methods.values()]
         assert rows[name] == [*values, "7"]
-    assert len(rows) == 3 + len(methods["SOFS"]["classes"])
+    assert len(rows) == 1 + 8 + len(methods["SOFS"]["classes"])
 
 
 def test_metrics_alone_make_a_page_with_the_best_of_each_row_marked(tmp_path):
@@ -139,12 +144,13 @@ def test_the_table_by_size_has_the_values_of_the_metrics_and_marks_the_better(wh
 
 def test_the_head_and_further_test_sets_are_on_the_page(whole):
     page = whole[1]
-    assert [row[0] for row in page.tables[2]][3:] == ["Only/here"]
+    assert [row[0] for row in page.tables[2]][9:] == ["Only/here"]
     ids = {f"{part}-{i}" for part in ("results", "gallery", "curves", "sizes") for i in (1, 2)}
     assert {*ids, "training", "settings"} <= set(page.ids())
     for part in ("VISION_V1_ND", "tiny", "54", "21 in 3 repeats", "2026-01-02 03:04 UTC", "2.0",
                  "left out: a.jpg: cut short", "the figures: 2", "backbone: other", "1 min 2 s",
-                 "cpu, 2 processes", "Results: validation", "validation: left out"):  # fmt: skip
+                 "cpu, 2 processes", "Results: validation", "validation: left out",
+                 "0.222"):  # fmt: skip
         assert part in page.text, part
 
 
@@ -169,7 +175,7 @@ def test_names_of_any_characters_arrive_as_text(tmp_path):
     )
     write_gallery(run / "gallery", names)
     page = page_of(run)
-    assert [row[0] for row in page.tables[0][3:5]] == [ODD, "_a?"]
+    assert [row[0] for row in page.tables[0][9:11]] == [ODD, "_a?"]
     assert page.text.count(ODD) == 5  # table, index and head of the gallery, warning, backbone
     assert "<i>&quot; \"run' é" in page.text and not page.all("i")
     assert any(ODD in a["alt"] for a in page.all("img"))

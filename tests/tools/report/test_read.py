@@ -45,8 +45,8 @@ def test_the_gallery_is_sorted_within_its_classes_in_their_order(tmp_path):
 
 BROKEN = {
     "metrics.json": ("{", "[" * 200_000, "{}", "\xff\xfe", '{"methods": {"SOFS": {"miou": 1}}}'),
-    "run.json": ("[]",), "queries.csv": ("query,method\n0,SOFS\n",), "curves.json": ("[]",),
-    "history.json": ("[{",), "gallery/index.json": ('[{"class": "a"}]',),
+    "run.json": ("[]",), "timing.json": ("{}",), "queries.csv": ("query,method\n0,SOFS\n",),
+    "curves.json": ("[]",), "history.json": ("[{",), "gallery/index.json": ('[{"class": "a"}]',),
     "gallery/0000_query.jpg": ("no picture",), "config.yaml": ("a: [b", "- 1\n- 2\n"),
 }  # fmt: skip
 

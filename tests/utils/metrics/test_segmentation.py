@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.metrics.segmentation import SegmentationMeter, mean_std
+from utils.metrics.segmentation import SegmentationMeter, mean_std, product_mean
 
 KEYS = [("Ring", 0), ("Ring", 1), ("Wood", 0)]
 ONES, ZEROS = np.ones((4, 5), np.uint8), np.zeros((4, 5), np.uint8)
@@ -32,6 +32,13 @@ def test_counts_are_exact_where_float32_is_not():
     big, one = np.ones((1 << 12, 1 << 12), np.uint8), np.ones((1, 1), np.uint8)
     meter = metered([(KEYS[0], big, big), (KEYS[0], one, one)])
     assert meter.counts[0].tolist() == [0, (1 << 24) + 1, 0, (1 << 24) + 1, 2]
+
+
+def test_a_product_of_many_classes_counts_as_much_as_one_of_few():
+    """What is undefined is no part of a mean."""
+    values = {("a", 0): 0.1, ("a", 1): 0.3, ("a", 2): 0.5, ("b", 0): 0.7, ("b", 1): None}
+    assert product_mean(values | {("c", 0): None}) == pytest.approx((0.3 + 0.7) / 2)
+    assert product_mean({("c", 0): None}) is None
 
 
 def test_mean_and_deviation_over_repeats():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.memory import Memory
 from models.priors import centred, normal_vote, unit_tokens
+from models.relations import relations
 
 LENGTH_EPS = 1e-12
 
@@ -53,6 +54,11 @@ class Comparison:
         """(B, h, w) float32 in [0, 2]: the largest abnormal prior over all layers."""
         nothing = torch.zeros_like(self.memory.covered, dtype=torch.float32)
         return self.priors(nothing)[1].amax(1).clamp(min=0)
+
+    @cached_property
+    def relations(self) -> Tensor:
+        """Relation maps (B, R, h, w) float32, see `models.relations`."""
+        return relations(self.features, self.memory)
 
     @cached_property
     def joint_prior(self) -> Tensor:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.priors import centred, taken, unit_tokens
 from models.similarity import Keys
@@ -72,21 +73,46 @@ class Memory:
         return [[Keys(image[i]) for image in self.normal] for i in range(len(self.mean))]
 
     @cached_property
-    def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
-        """Foreground, background and each normal image for the joint prior: over all layers, and
-        centred. Of the foreground only what is mostly marked, or most marked in its view, is kept.
-        """
-        dtype, share = self.foreground[0].dtype, self.share
-        views = share.split(self.sizes, dim=-1)
-        typical = [v >= v.amax(-1, keepdim=True).clamp(max=MOSTLY) for v in views]
-        kept = torch.cat(typical, dim=-1) & (share > 0)
-        every = torch.arange(share.shape[1], device=share.device).expand_as(share)
-        index = every.where(kept, share.argmax(1, keepdim=True))
-        foreground = taken(centred(self.foreground, self.mean), index)
+    def typical(self) -> Tensor:
+        """(B, F) bool: foreground that is mostly marked, or most marked in its view."""
+        views = self.share.split(self.sizes, dim=-1)
+        enough = [v >= v.amax(-1, keepdim=True).clamp(max=MOSTLY) for v in views]
+        return torch.cat(enough, dim=-1) & (self.share > 0)
+
+    @cached_property
+    def joint_foreground(self) -> Tensor:
+        """(B, F, C) typical foreground over all layers, centred; in place of another token stands
+        the most marked one."""
+        every = torch.arange(self.share.shape[1], device=self.share.device)
+        index = every.where(self.typical, self.share.argmax(1, keepdim=True))
+        return taken(centred(self.foreground, self.mean), index)
+
+    @cached_property
+    def joint_background(self) -> Tensor:
+        """(B, M, C) background over all layers, centred; zero where other sets have more."""
         background = centred(self.background, self.mean)
-        background = background * self.background[0].any(-1, keepdim=True)
-        normal = [Keys(centred(image, self.mean).to(dtype)) for image in self.normal]
-        return Keys(foreground.to(dtype)), Keys(background.to(dtype)), normal
+        return background * self.background[0].any(-1, keepdim=True)
+
+    @cached_property
+    def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
+        """Foreground, background and each normal image for the joint prior."""
+        foreground, background, *normal = map(Keys, self.relation_keys)
+        return foreground, background, normal
+
+    @cached_property
+    def relation_keys(self) -> list[Tensor]:
+        """Foreground, background and each normal image over all layers, centred, in the type of the
+        comparison."""
+        normal = [centred(image, self.mean) for image in self.normal]
+        keys = (self.joint_foreground, self.joint_background, *normal)
+        return [key.to(self.foreground[0].dtype) for key in keys]
+
+    @cached_property
+    def prototypes(self) -> tuple[Tensor, Tensor]:
+        """Mean directions of the typical foreground and of the background, each (B, 1, C)."""
+        foreground = self.joint_foreground * self.typical.unsqueeze(-1)
+        sums = (tokens.sum(1, keepdim=True) for tokens in (foreground, self.joint_background))
+        return tuple(F.normalize(total, dim=-1) for total in sums)
 
     def in_type(self, dtype: torch.dtype) -> Memory:
         """The same memory with its tokens in the type of the comparison."""

@@ -1,0 +1,28 @@
+"""Contrast with self-support, without training: a pixel is defect where it looks more like the
+foreground than like the background, of the supports and of the window itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.comparison import Comparison
+from models.methods import Method
+from models.priors import upsample
+from models.relations import CONTRAST, SELF_SUPPORT
+
+WEIGHT, BORDER = 0.3, 0.16  # of self-support; sum from which on a token is defect
+
+
+class Contrast(Method):
+    """Contrast to the nearest labelled tokens plus self-support, see `models.relations`."""
+
+    name = "contrast"
+
+    def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
+        """0.5 + (contrast + 0.3 self-support - 0.16) / 2, bounded to [0, 1]; without a marked token
+        the largest abnormal prior."""
+        if not compared.memory.is_marked:
+            return upsample(compared.anomaly, size)
+        maps = compared.relations
+        score = maps[:, CONTRAST] + WEIGHT * maps[:, SELF_SUPPORT]
+        return (0.5 + upsample(score - BORDER, size) / 2).clamp(0, 1)

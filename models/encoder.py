@@ -78,14 +78,14 @@ class SupportEncoder:
 
     @torch.inference_mode()
     def remember(
-        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, windowed: bool = True
+        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, window: int
     ) -> Memory:
         """One memory of several supports, thinned and in the type of the comparison.
 
         Args:
             supports: of images with a defect.
             normal: of images without; they are the whole memory where there are no others.
-            windowed: queries are seen in windows at native resolution; False: each resized whole.
+            window: side of the windows of queries, see `Memory`.
         """
         with autocast(self.device, self.precision):
             views = [join(list(supports) or list(normal))]
@@ -95,7 +95,7 @@ class SupportEncoder:
             for image in normal if supports else ():
                 near = [replace(memory, background=image.background)]
                 votes.append(self._thinned(near, budget, budget)[0].background)
-            memory = replace(memories.with_foreground(memory), normal=votes, windowed=windowed)
+            memory = replace(memories.with_foreground(memory), normal=votes, window=window)
             memory = memory.in_type(comparison_type(self.device))
         return replace(memory, extras=self._joined([support.extras for support in supports]))
 

@@ -26,10 +26,10 @@ from datasets.picture_lists import read_supports, several
 from datasets.views import (
     SupportSet,
     ViewSettings,
-    is_windowed,
     normal_views,
     prepare_image,
     support_set,
+    window_side,
 )
 from datasets.windows import Blender, PublishedStitching
 from models.comparison import Comparison
@@ -168,21 +168,21 @@ class Predictor:
         """`set_support` of images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None."""
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
         others = [image for image, mask in pairs if mask is None or not mask.any()]
-        windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
-        normal = self.encode_normal(others, windowed=windowed)
+        window = window_side([mask for _, mask in defects], self.settings)
+        normal = self.encode_normal(others, window=window)
         if defects:
             rng = random.Random(derive_seed(self.seed))
-            self.memory = self.remember(support_set(defects, self.settings, rng, windowed), normal)
+            self.memory = self.remember(support_set(defects, self.settings, rng, window), normal)
         else:
-            self.memory = self.encoder.remember([], normal, windowed=windowed)
+            self.memory = self.encoder.remember([], normal, window=window)
         return self.memory
 
-    def encode_normal(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[Memory]:
-        """Encode images (h, w, 3) uint8 RGB without defect, at the scale of their queries."""
+    def encode_normal(self, images: Iterable[np.ndarray], *, window: int) -> list[Memory]:
+        """Encode images (h, w, 3) uint8 RGB without defect, as queries in windows of this side."""
         size, step = self.settings.image_size, self.window_batch
 
         def batches(image: np.ndarray) -> Iterator[torch.Tensor]:
-            views = normal_views(image, self.settings, windowed)
+            views = normal_views(image, window)
             for at in range(0, len(views), step):
                 yield torch.stack([prepare_image(view, size) for view in views[at : at + step]])
 
@@ -196,10 +196,10 @@ class Predictor:
         count = len(supports.images) // (len(supports.pairs) if self.auto_threshold else 1)
         views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
-        memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
+        memory = self.encoder.remember(parts, normal, window=supports.window)
         if not self.auto_threshold:
             return memory
-        thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.windowed)
+        thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
         return replace(memory, thresholds=thresholds)
 
     def predict(self, image: Picture) -> Prediction:
@@ -231,8 +231,8 @@ class Predictor:
     ) -> Iterator[Outcome]:
         """Segment images with all methods, in order, each by one or several memories.
 
-        A window is encoded once for all memories of one scale, and windows of several images share
-        a pass. The outcome of an image that cannot be read holds the error.
+        A window is encoded once for all memories that ask for its side, and windows of several
+        images share a pass. The outcome of an image that cannot be read holds the error.
 
         Args:
             queries: images with the memories that answer them.
@@ -242,9 +242,9 @@ class Predictor:
         """
         batch: list[Window] = []
         waiting: deque[PendingQuery] = deque()
-        size, crop = self.settings.image_size, self.settings.crop_size
+        size = self.settings.image_size
         with ThreadPoolExecutor(THREADS) as pool:
-            stream = windows(queries, waiting, pool, size=size, crop=crop, overlap=self.overlap)
+            stream = windows(queries, waiting, pool, size=size, overlap=self.overlap)
             for window in ahead(stream, self.window_batch):
                 batch.append(window)
                 if len(batch) == self.window_batch:
@@ -266,13 +266,13 @@ class Predictor:
             for place, window in enumerate(batch):
                 query = window.query
                 query.encoded.append((window, features, place))
-                query.left[window.windowed] -= 1
-                if len(query.encoded) == self.window_batch or not query.left[window.windowed]:
-                    self._answer(query, window.windowed, pixels.shape[-2:])
+                query.left[window.side] -= 1
+                if len(query.encoded) == self.window_batch or not query.left[window.side]:
+                    self._answer(query, window.side, pixels.shape[-2:])
                     query.encoded.clear()
 
-    def _answer(self, query: PendingQuery, windowed: bool, size: tuple[int, int]) -> None:
-        """Have every method answer the encoded windows of a query by its memories of one scale."""
+    def _answer(self, query: PendingQuery, side: int, size: tuple[int, int]) -> None:
+        """Have every method answer the encoded windows of a query by its memories of one side."""
         if not query.mergers:
             shape, default = query.image.size, dict.fromkeys(self.methods, self.threshold)
             for memory in query.memories:
@@ -280,7 +280,7 @@ class Predictor:
                 query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
         features = joined_features(query.encoded)
         for memory, mergers in zip(query.memories, query.mergers, strict=True):
-            if memory.windowed == windowed:
+            if memory.window == side:
                 compared = Comparison(features, memory)
                 for name, method in self.methods.items():
                     answers = method.answer(compared, size).float().cpu()
@@ -292,7 +292,7 @@ class Predictor:
             return Outcome(None, [], query.error)
         answers = []
         for memory, mergers in zip(query.memories, query.mergers, strict=True):
-            count = len(query.boxes[memory.windowed])
+            count = len(query.boxes[memory.window])
             finished = {n: Prediction(*m.finish(), count, m.threshold) for n, m in mergers.items()}
             answers.append(finished)
         return Outcome(query.image, answers)

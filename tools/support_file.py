@@ -21,12 +21,12 @@ from utils.precision import autocast, half_type
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-FORMAT = "sofs-support-4"
+FORMAT = "sofs-support-5"
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
     """Write a memory with the fingerprint of its predictor, whole or not at all."""
-    use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
+    use = {"window": memory.window, "thresholds": memory.thresholds}
     metadata = fingerprint(predictor) | {"use": json.dumps(use)}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 

@@ -38,15 +38,17 @@ class ViewSettings:
     views: int  # crops per support image around its defect
     normal_views: int = 0  # further crops per support image around normal pixels
     crops_may_miss: bool = False  # a support crop may miss its defect, as published
+    support_windows: bool = False  # in use supports are seen also in windows that cover them
 
 
 @dataclass(frozen=True)
 class SupportSet:
     """Support images with a defect, as they are shown to a method: K prepared views."""
 
-    images: Tensor  # (K, 3, S, S) float32, as many of each image
+    images: Tensor  # (K, 3, S, S) float32, those of each image side by side
     masks: Tensor  # (K, S, S) uint8
     window: int  # side of the windows of queries, native pixels; 0: each is resized whole
+    counts: tuple[int, ...] = ()  # how many views there are of each image
     pairs: tuple[Pair, ...] = ()  # the images and masks themselves, where they are needed
 
 
@@ -55,12 +57,23 @@ def support_set(
 ) -> SupportSet:
     """Supports from images with masks that mark something; `rng` draws the crops.
 
+    With `support_windows` each image is seen in the windows that cover it, too, so that all of its
+    normal surface is known; they stand in for `normal_views`, and for crops that equal one.
+
     window: side of the windows of queries, see `window_side`; None: by the masks.
     """
     if window is None:
         window = window_side([mask for _, mask in pairs], settings)
-    views = [view for pair in pairs for view in support_views(*pair, settings, rng)]
-    return SupportSet(*prepare_views(views, settings.image_size), window, tuple(pairs))
+    views, counts = [], []
+    for image, mask in pairs:
+        boxes = support_boxes(mask, settings, rng)
+        if settings.support_windows:
+            cover = tile(*mask.shape, window)
+            boxes = [box for box in boxes[: settings.views] if box not in cover] + cover
+        views += [(cut(image, box), cut(mask, box)) for box in boxes]
+        counts.append(len(boxes))
+    prepared = prepare_views(views, settings.image_size)
+    return SupportSet(*prepared, window, tuple(counts), tuple(pairs))
 
 
 def window_side(masks: Sequence[np.ndarray], settings: ViewSettings) -> int:

@@ -193,8 +193,8 @@ class Predictor:
 
         With `TEST.threshold auto` the thresholds are chosen on the supports.
         """
-        count = len(supports.images) // (len(supports.pairs) if self.auto_threshold else 1)
-        views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
+        counts = list(supports.counts) if self.auto_threshold else [len(supports.images)]
+        views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
         memory = self.encoder.remember(parts, normal, window=supports.window)
         if not self.auto_threshold:

@@ -17,6 +17,7 @@ from datasets.views import (
     crop_around,
     cut,
     normal_views,
+    prepare_image,
     prepare_mask,
     random_pixel,
     support_boxes,
@@ -95,6 +96,23 @@ def test_supports_are_prepared_crops_with_normal_views_after_each_image():
     assert len({view.numpy().tobytes() for view in supports.images}) == 8, "crops differ"
     given = support_set(pairs, replace(NATIVE, normal_views=1), random.Random(0), window=0)
     assert given.window == 0 and torch.equal(given.images, supports.images)
+
+
+@pytest.mark.parametrize("window", [40, 0])
+def test_with_support_windows_all_of_a_support_is_seen_as_its_queries_are(window):
+    """After its crops and without views of normal pixels; no view equals one that covers it."""
+    mask = marked((90, 120), slice(30, 40), slice(50, 60))
+    pairs = [(noise(90, 120), mask), (noise(30, 40, 1), marked((30, 40), 3, 3))]
+    settings = replace(NATIVE, normal_views=2)
+    plain = support_set(pairs, replace(settings, normal_views=0), random.Random(0), window)
+    seen = support_set(pairs, replace(settings, support_windows=True), random.Random(0), window)
+    cover, size = normal_views(pairs[0][0], window), NATIVE.image_size
+    assert seen.window == window and seen.counts == (3 + len(cover), 1) and plain.counts == (3, 3)
+    assert torch.equal(seen.images[:3], plain.images[:3])
+    for views, shown, part in ((seen.images, prepare_image, 0), (seen.masks, prepare_mask, 1)):
+        expected = [shown(view, size) for view in normal_views(pairs[0][part], window)]
+        assert torch.equal(views[3:-1], torch.stack(expected))
+        assert torch.equal(views[-1], shown(pairs[1][part], size))
 
 
 def test_views_of_a_normal_image_are_its_windows_or_the_whole():

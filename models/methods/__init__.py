@@ -33,10 +33,12 @@ class Method(nn.Module, ABC):
     Attributes:
         name: in configs, tables and files.
         needs_training: a checkpoint holds its trained weights; False: it works as it is.
+        needs_images: it looks at the pixels of windows, beside their features.
     """
 
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -73,7 +75,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
-        """Score windows of `size` (H, W) that are compared with a memory.
+        """Score windows of `size` (H, W) that are compared with a memory; `compared.images` are
+        their network inputs where a method needs them.
 
         Returns:
             (B, H, W) float32: over 0.5 is defect, as long as no other threshold is chosen; where no

@@ -51,11 +51,14 @@ class SupportEncoder:
         parts, extras = [], []
         with autocast(self.device, self.precision):
             for rows in torch.tensor(list(times)).split(self.batch):
-                features = self.methods[0].backbone(images[rows].to(self.device))
-                share = self.methods[0].shares(masks[rows].unsqueeze(0).to(self.device))
+                views = {"images": images[rows].to(self.device),
+                         "masks": masks[rows].to(self.device)}  # fmt: skip
+                features = self.methods[0].backbone(views["images"])
+                share = self.methods[0].shares(views["masks"].unsqueeze(0))
                 count = torch.tensor([[times[n] for n in rows.tolist()]], device=self.device)
                 parts.append(label(features, share, count))
-                extras.append({m.name: m.encode(features, share, count) for m in self.methods})
+                kept = {m.name: m.encode(features, share, count, **views) for m in self.methods}
+                extras.append(kept)
                 parts = self._thinned(parts, 2 * self.memory_tokens, self.memory_tokens)
         return replace(join(parts), extras=self._joined(extras))
 

@@ -58,14 +58,17 @@ class Method(nn.Module, ABC):
         return downsample_mask(masks, self.backbone.stride)
 
     def encode(
-        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
-    ) -> dict[str, Tensor]:
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None,
+        images: Tensor | None = None, masks: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """What the method keeps of support views beside their tokens; here nothing.
 
         Args:
             features: per layer (B * K, C_l, h, w), batch-major.
             share: (B, K, h, w) share of marked pixels per token.
             counts: (B, K) how often each view was given, where one came more than once; None: once.
+            images: (B * K, 3, S, S) network inputs of the views; always given by `SupportEncoder`.
+            masks: (B * K, S, S) {0, 1}, likewise.
         """
         return {}
 

@@ -65,8 +65,9 @@ class SOFS(Method):
         return downsample_mask(masks, self.backbone.stride, self.area_downsampling)
 
     def encode(
-        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
-    ) -> dict[str, Tensor]:
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None,
+        images: Tensor | None = None, masks: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         b, k = share.shape[:2]
         flat = share.flatten(0, 1)
         weight = torch.ones_like(share[:, :, 0, 0]) if counts is None else counts

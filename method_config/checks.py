@@ -58,7 +58,6 @@ BOUNDS = {
 
 CHOICES = {
     "DIST_BACKEND": ("nccl", "gloo", "mpi"),
-    "TRAIN.method": ("SOFS",),
     "TRAIN.precision": ("fp32", "bf16", "fp16", "auto"),
     "TRAIN.attention": ("sdpa", "xformers"),
     "TRAIN.LOSS.resolution": ("token", "pixel"),

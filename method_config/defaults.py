@@ -121,7 +121,7 @@ TRAIN.SOFS.prior_residual = False
 
 # ## Training
 
-TRAIN.method = "SOFS"  # method that is trained; SOFS is the only one
+TRAIN.method = "SOFS"  # method that is trained; it is tested during the training, too
 TRAIN_SETUPS.epochs = 50  # passes over the training queries
 TRAIN_SETUPS.batch_size = 4  # episodes per process and step
 TRAIN_SETUPS.num_workers = 8  # loader workers per process, in training and test; 0: none

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from datasets.images import read_image
 from datasets.views import prepare_image
 from datasets.windows import tile
-from models.build import build_model
+from models.build import build_method
 from models.comparison import Comparison
 from models.memory import Memory, label
 from models.methods.sofs import SOFS
@@ -47,7 +47,7 @@ def random_predictor(cfg: CfgNode, memory_tokens: int | None = None) -> Predicto
     cfg.defrost()
     if memory_tokens is not None:
         cfg.TEST.memory_tokens = memory_tokens
-    return Predictor.from_config(cfg, {SOFS.name: build_model(cfg)})
+    return Predictor.from_config(cfg, {SOFS.name: build_method(cfg, SOFS.name)})
 
 
 def random_image(size: Size, seed: int = 0) -> np.ndarray:
@@ -116,7 +116,7 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
     them take part in the fusion, and computes in fp32. The least times are compared.
     """
     predictor, image = random_predictor(cfg), random_image(size)
-    model = build_model(cfg).to(predictor.device).eval()
+    model = build_method(cfg, SOFS.name).to(predictor.device).eval()
     teach(predictor)
     windows = torch.stack(_windows(predictor, image)).to(predictor.device)
     side = predictor.settings.image_size

@@ -109,7 +109,7 @@ class Training:
         self.random = []
 
     def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Forward, backward and step on a batch: loss (scalar) and token probabilities (B, h, w)
+        """Forward, backward and step on a batch: loss (scalar) and probabilities (B, h', w'), both
         without their graph."""
         with autocast(self.device, self.cfg.TRAIN.precision):
             loss, probability = self.loss(batch)

@@ -22,6 +22,7 @@ from tests.tools.open_domain_data import write_object
 from tools.checkpoint import HEAD, load_head, save_head
 from tools.evaluator import run_test
 from tools.trainer import run_training
+from tools.training.feature_bank import filled
 from utils.errors import ConfigError, WeightsError
 
 NAME, TRAINED = "distance to the mean", "brightness"
@@ -121,11 +122,11 @@ def _trained():
 
 
 @pytest.mark.usefixtures("_trained")
-@pytest.mark.parametrize("resolution", ["token", "pixel"])
-def test_a_trained_method_is_trained_tested_and_loaded(surfaces, tmp_path, resolution):
+@pytest.mark.parametrize(("resolution", "bank"), [("token", 2), ("pixel", 0)])
+def test_a_trained_method_is_trained_tested_and_loaded(surfaces, tmp_path, resolution, bank):
     """The test of the head that the training saved gives the figures that the training gave."""
     names = {"TRAIN__method": TRAINED, "TEST__method": TRAINED}
-    changes = names | {"TRAIN__LOSS__resolution": resolution}
+    changes = names | {"TRAIN__LOSS__resolution": resolution, "TRAIN__feature_bank": bank}
     trained = run_training(tiny_config(surfaces, tmp_path / "train", **changes), "")
     with safe_open(trained / HEAD, "pt") as file:
         assert file.metadata()["method"] == TRAINED
@@ -153,6 +154,19 @@ def test_finer_answers_are_averaged_over_tokens_unless_pixels_are_compared(surfa
         share = F.avg_pool2d(batch["query_mask"].float(), pooled)
         expected = run.loss.loss(F.avg_pool2d(logits, pooled).sigmoid(), share > 0.1)
         assert loss_of(run, batch) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_bank_gives_the_images_of_its_features(surfaces, tmp_path):
+    changes = {"TRAIN__method": TRAINED, "TRAIN__feature_bank": 2, "DATASET__normal_views": 1}
+    run = training_of(surfaces, tmp_path, **changes)
+    with filled(run.cfg, run.episodes, run.model.backbone, run.device):
+        kept = default_collate([run.episodes[n] for n in range(8)])
+        drawn = default_collate([run.episodes.images(n) for n in range(8)])
+        assert "query_features" in kept and "query_features" not in drawn
+        for name in ("query", "supports", "query_mask", "support_masks"):
+            assert torch.equal(kept[name], drawn[name])
+        assert loss_of(run, kept) == pytest.approx(loss_of(run, drawn), abs=1e-6)
 
 
 @pytest.mark.usefixtures("_trained")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,7 +18,7 @@ from models.build import build_method, build_model
 from models.methods import METHODS, Method
 from models.priors import upsample
 from tests.anomaly_data import write_mvtec
-from tests.helpers import loss_of, tiny_config, training_of
+from tests.helpers import loss_of, picture, tiny_config, training_of, untrained_predictor
 from tests.tools.open_domain_data import write_object
 from tools.checkpoint import HEAD, load_head, save_head
 from tools.evaluator import run_test
@@ -138,6 +139,20 @@ def test_a_trained_method_is_trained_tested_and_loaded(surfaces, tmp_path, resol
     )
     assert list(after) == [TRAINED, "prior"] and after[TRAINED] != after["prior"]
     assert during == after
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_support_file_keeps_what_a_trained_method_kept(surfaces, tmp_path):
+    names, mask = {"TRAIN__method": TRAINED}, np.zeros((90, 130), np.uint8)
+    mask[20:30, 30:40] = 1
+    one, other = (untrained_predictor(tiny_config(surfaces, tmp_path, **names)) for _ in range(2))
+    for predictor in (one, other):
+        nn.init.constant_(predictor.methods[TRAINED].head.weight, -3.0)
+    one.set_support([picture(90, 130)], [mask])
+    one.save_support(tmp_path / "a.safetensors")
+    other.load_support(tmp_path / "a.safetensors")
+    ours, theirs = (predictor.predict(picture(90, 130, 1)).score for predictor in (one, other))
+    assert np.array_equal(ours, theirs) and ours.std() > 0.01
 
 
 @pytest.mark.usefixtures("_trained")

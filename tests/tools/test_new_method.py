@@ -22,6 +22,7 @@ from tests.helpers import loss_of, picture, tiny_config, training_of, untrained_
 from tests.tools.open_domain_data import write_object
 from tools.checkpoint import HEAD, load_head, save_head
 from tools.evaluator import run_test
+from tools.sweep import build_parser, build_sweep
 from tools.trainer import run_training
 from tools.training.feature_bank import filled
 from utils.errors import ConfigError, WeightsError
@@ -169,6 +170,18 @@ def test_finer_answers_are_averaged_over_tokens_unless_pixels_are_compared(surfa
         share = F.avg_pool2d(batch["query_mask"].float(), pooled)
         expected = run.loss.loss(F.avg_pool2d(logits, pooled).sigmoid(), share > 0.1)
         assert loss_of(run, batch) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_sweep_trains_the_method_that_it_tests(tmp_path):
+    def planned(*opts):
+        words = ["vision_v1", "--splits", "0", "--opts", "OUTPUT_DIR", str(tmp_path), *opts]
+        return build_sweep(build_parser().parse_args(words)).runs()
+
+    with pytest.raises(ConfigError, match=rf"TEST\.method is {TRAINED}, .* SOFS .*; set both"):
+        planned("TEST.method", TRAINED)
+    runs = planned("TEST.method", TRAINED, "TRAIN.method", TRAINED)
+    assert {run.cfg.TRAIN.method for run in runs if run.trains} == {TRAINED}
 
 
 @pytest.mark.usefixtures("_trained")

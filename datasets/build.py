@@ -145,9 +145,15 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
     """How samples become network inputs; without the suffix _ND every image is resized whole."""
     data = cfg.DATASET
     ratio = data.area_resize_ratio if data.name.endswith(NATIVE_SUFFIX) else None
-    views = {"views": data.s_in_shot, "normal_views": data.normal_views}
-    may_miss = cfg.TEST.protocol == "published"
-    return ViewSettings(data.image_size, data.crop_size, ratio, **views, crops_may_miss=may_miss)
+    return ViewSettings(
+        data.image_size,
+        data.crop_size,
+        ratio,
+        views=data.s_in_shot,
+        normal_views=data.normal_views,
+        crops_may_miss=cfg.TEST.protocol == "published",
+        support_windows=data.support_windows,
+    )
 
 
 def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisodes:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from datasets.episodes import EpisodeList, derive_seed, read_sample
 from datasets.images import read_image
 from datasets.samples import Sample, SampleIndex
-from datasets.views import Pair, SupportSet, ViewSettings, is_windowed, support_set
+from datasets.views import Pair, SupportSet, ViewSettings, support_set, window_side
 from utils.errors import DataError
 
 CROP_STREAM = 1
@@ -67,11 +67,10 @@ class EvaluationQueries(Dataset):
             image, target = read_sample(self.index, sample)
         except DataError as error:
             return Query(number, sample, faults=(str(error),))
-        by_query = is_windowed([target], self.settings.resize_ratio)
+        by_query = window_side([target], self.settings) if self.scale_by_query else None
         for repeat, episode in drawn.items():
             if pairs := readable(self.index, episode.candidates, self.shot, faults):
-                windowed = by_query if self.scale_by_query else None
-                views = cropped(pairs, self.settings, episode.seed, windowed)
+                views = cropped(pairs, self.settings, episode.seed, by_query)
                 supports[repeat] = views if self.keep_pairs else replace(views, pairs=())
         return Query(number, sample, image, target, supports, tuple(faults))
 
@@ -156,8 +155,8 @@ def readable(
 
 
 def cropped(
-    pairs: Sequence[Pair], settings: ViewSettings, seed: int, windowed: bool | None = None
+    pairs: Sequence[Pair], settings: ViewSettings, seed: int, window: int | None = None
 ) -> SupportSet:
-    """The supports of an episode of this seed; `windowed` as of `support_set`."""
+    """The supports of an episode of this seed; `window` as of `support_set`."""
     rng = random.Random(derive_seed(seed, CROP_STREAM))
-    return support_set(pairs, settings, rng, windowed)
+    return support_set(pairs, settings, rng, window)

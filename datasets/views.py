@@ -38,36 +38,52 @@ class ViewSettings:
     views: int  # crops per support image around its defect
     normal_views: int = 0  # further crops per support image around normal pixels
     crops_may_miss: bool = False  # a support crop may miss its defect, as published
+    support_windows: bool = False  # in use supports are seen also in windows that cover them
 
 
 @dataclass(frozen=True)
 class SupportSet:
     """Support images with a defect, as they are shown to a method: K prepared views."""
 
-    images: Tensor  # (K, 3, S, S) float32, as many of each image
+    images: Tensor  # (K, 3, S, S) float32, those of each image side by side
     masks: Tensor  # (K, S, S) uint8
-    windowed: bool = True  # queries are seen in windows at native resolution, not resized
+    window: int  # side of the windows of queries, native pixels; 0: each is resized whole
+    counts: tuple[int, ...] = ()  # how many views there are of each image
     pairs: tuple[Pair, ...] = ()  # the images and masks themselves, where they are needed
 
 
 def support_set(
-    pairs: Sequence[Pair], settings: ViewSettings, rng: random.Random, windowed: bool | None = None
+    pairs: Sequence[Pair], settings: ViewSettings, rng: random.Random, window: int | None = None
 ) -> SupportSet:
     """Supports from images with masks that mark something; `rng` draws the crops.
 
-    windowed: scale of the queries; None: by the area share of the defects.
+    With `support_windows` each image is seen in the windows that cover it, too, so that all of its
+    normal surface is known; they stand in for `normal_views`, and for crops that equal one.
+
+    window: side of the windows of queries, see `window_side`; None: by the masks.
     """
-    if windowed is None:
-        windowed = is_windowed([mask for _, mask in pairs], settings.resize_ratio)
-    views = [view for pair in pairs for view in support_views(*pair, settings, rng)]
-    return SupportSet(*prepare_views(views, settings.image_size), windowed, tuple(pairs))
+    if window is None:
+        window = window_side([mask for _, mask in pairs], settings)
+    views, counts = [], []
+    for image, mask in pairs:
+        boxes = support_boxes(mask, settings, rng)
+        if settings.support_windows:
+            cover = tile(*mask.shape, window)
+            boxes = [box for box in boxes[: settings.views] if box not in cover] + cover
+        views += [(cut(image, box), cut(mask, box)) for box in boxes]
+        counts.append(len(boxes))
+    prepared = prepare_views(views, settings.image_size)
+    return SupportSet(*prepared, window, tuple(counts), tuple(pairs))
 
 
-def is_windowed(masks: Sequence[np.ndarray], resize_ratio: float | None) -> bool:
-    """Whether queries are seen in windows: the mean area share of the masks that mark something is
-    not over `resize_ratio`. Windows are the rule where no mask marks anything."""
+def window_side(masks: Sequence[np.ndarray], settings: ViewSettings) -> int:
+    """Side in native pixels of the windows in which queries are seen; 0: each is resized whole, as
+    the mean area share of the masks that mark something is over `resize_ratio`. Windows are the
+    rule where no mask marks anything."""
     shares = [share for mask in masks if (share := float((mask > 0).mean()))]
-    return resize_ratio is not None and (not shares or float(np.mean(shares)) <= resize_ratio)
+    ratio = settings.resize_ratio
+    small = ratio is not None and (not shares or float(np.mean(shares)) <= ratio)
+    return settings.crop_size if small else 0
 
 
 def support_views(
@@ -77,11 +93,9 @@ def support_views(
     return [(cut(image, box), cut(mask, box)) for box in support_boxes(mask, settings, rng)]
 
 
-def normal_views(image: np.ndarray, settings: ViewSettings, windowed: bool) -> list[np.ndarray]:
-    """Views (h, w, 3) that cover a support image without defect: windows, or the whole."""
-    height, width = image.shape[:2]
-    boxes = tile(height, width, settings.crop_size) if windowed else [(0, height, 0, width)]
-    return [cut(image, box) for box in boxes]
+def normal_views(image: np.ndarray, window: int) -> list[np.ndarray]:
+    """Views (h, w, 3) that cover a support image without defect, as its queries are seen."""
+    return [cut(image, box) for box in tile(*image.shape[:2], window)]
 
 
 def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) -> list[Box]:
@@ -89,9 +103,9 @@ def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) 
     (h, w) mask, then `normal_views` around normal ones (ours); all the whole for a large defect or
     none."""
     whole = (0, mask.shape[0], 0, mask.shape[1])
-    if not needs_crops(mask, settings.resize_ratio):
+    if not (side := crop_side(mask, settings)):
         return [whole] * (settings.views + settings.normal_views)
-    side, may_miss = settings.crop_size, settings.crops_may_miss
+    may_miss = settings.crops_may_miss
     boxes = []
     for candidates, count in ((mask > 0, settings.views), (mask == 0, settings.normal_views)):
         for _ in range(count):
@@ -101,9 +115,10 @@ def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) 
     return boxes
 
 
-def needs_crops(mask: np.ndarray, resize_ratio: float | None) -> bool:
-    """Whether a mask has a defect whose share of the image is not over `resize_ratio`."""
-    return resize_ratio is not None and 0 < float((mask > 0).mean()) <= resize_ratio
+def crop_side(mask: np.ndarray, settings: ViewSettings) -> int:
+    """Side in native pixels of crops of an image, by its own mask; 0: it is seen whole, as its
+    defect is large or it has none."""
+    return window_side([mask], settings) if mask.any() else 0
 
 
 def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:
@@ -219,11 +234,11 @@ class TrainingCrops:
     def query(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> Pair:
         """One query view, native pixels, not augmented yet: the whole image for a large defect,
         else a crop around a random defect pixel or, with `normal_probability`, a normal one."""
-        side = max(1, round(self.settings.crop_size * rng.uniform(*self.crop_ratio)))
-        if needs_crops(mask, self.settings.resize_ratio):
+        factor = rng.uniform(*self.crop_ratio)
+        if side := crop_side(mask, self.settings):
             normal = rng.random() < self.normal_probability
             if pixel := random_pixel((mask == 0) if normal else (mask > 0), rng):
-                box = crop_around(pixel, mask.shape, side, rng)
+                box = crop_around(pixel, mask.shape, max(1, round(side * factor)), rng)
                 return cut(image, box), cut(mask, box)
         return image, mask
 

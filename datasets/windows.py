@@ -17,8 +17,11 @@ PUBLISHED_CUT = 0.9
 
 def tile(height: int, width: int, window: int, overlap: float = 0.0) -> list[Box]:
     """Windows of a side in pixels that cover an image row by row, the last ones moved back inside;
-    where the image is smaller, its whole. overlap: share of its side in common with the next, < 1.
+    where the image is smaller, or the side is 0, its whole. overlap: share of its side in common
+    with the next, < 1.
     """
+    if not window:
+        return [(0, height, 0, width)]
     step = max(1, round(window * (1 - overlap)))
     tops, lefts = (
         [min(start, length - window) for start in range(0, length - window + step, step)]

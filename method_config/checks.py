@@ -58,7 +58,6 @@ BOUNDS = {
 
 CHOICES = {
     "DIST_BACKEND": ("nccl", "gloo", "mpi"),
-    "TRAIN.method": ("SOFS",),
     "TRAIN.precision": ("fp32", "bf16", "fp16", "auto"),
     "TRAIN.attention": ("sdpa", "xformers"),
     "TRAIN.LOSS.resolution": ("token", "pixel"),
@@ -130,6 +129,9 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
     if data.normal_shot and cfg.TEST.protocol == "published":
         text = "the published protocol has no normal supports; set TEST.protocol to ours."
         yield "DATASET.normal_shot", text
+    if data.support_windows and cfg.TEST.protocol == "published":
+        text = "the published protocol has crops of supports alone; set TEST.protocol to ours."
+        yield "DATASET.support_windows", text
     if cfg.TEST.normal_queries and cfg.TEST.protocol == "published":
         text = (
             "by the published protocol a query's own defect decides its scale, and a normal image "

@@ -73,6 +73,9 @@ DATASET.area_resize_ratio = 0.01  # defect share, 0 to 1, above which the image 
 DATASET.shot = 1  # support images per episode
 DATASET.s_in_shot = 1  # views (crops) per support image
 DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
+# ours: in use, not in training, each support image with a defect is seen also in the windows that
+# cover it, as a query is, and not in `normal_views`
+DATASET.support_windows = False
 # ours: further support images without defect, drawn per object and repeat, see
 # docs/protocol.md#mixed-supports
 DATASET.normal_shot = 0
@@ -118,7 +121,7 @@ TRAIN.SOFS.prior_residual = False
 
 # ## Training
 
-TRAIN.method = "SOFS"  # method that is trained; SOFS is the only one
+TRAIN.method = "SOFS"  # method that is trained; it is tested during the training, too
 TRAIN_SETUPS.epochs = 50  # passes over the training queries
 TRAIN_SETUPS.batch_size = 4  # episodes per process and step
 TRAIN_SETUPS.num_workers = 8  # loader workers per process, in training and test; 0: none

@@ -10,19 +10,19 @@ from yacs.config import CfgNode
 
 from models.backbone import Backbone, build_backbone, check_backbone
 from models.methods import BASELINE, Method, method_class
-from models.methods.sofs import SOFS
 from utils.errors import ConfigError
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Check the method's name and the backbone's settings (ConfigError) before data are read."""
+    """Check the methods' names and the backbone's settings (ConfigError) before data are read."""
     method_class(cfg.TEST.method)
+    method_class(cfg.TRAIN.method, "TRAIN.method")
     check_backbone(cfg.TRAIN.backbone, **_shape(cfg))
 
 
-def build_model(cfg: CfgNode) -> SOFS:
-    """SOFS with pretrained backbone and random head, on the CPU."""
-    return SOFS.from_config(cfg, backbone_of(cfg))
+def build_model(cfg: CfgNode) -> Method:
+    """TRAIN.method with pretrained backbone and random head, on the CPU."""
+    return method_class(cfg.TRAIN.method, "TRAIN.method").from_config(cfg, backbone_of(cfg))
 
 
 def build_method(cfg: CfgNode, name: str, backbone: Backbone | None = None) -> Method:

@@ -15,10 +15,16 @@ LENGTH_EPS = 1e-12
 
 
 class Comparison:
-    """Windows, per layer (B, C_l, h, w), beside one memory for all, or one support set for each."""
+    """Windows, per layer (B, C_l, h, w), beside one memory for all, or one support set for each.
 
-    def __init__(self, features: list[Tensor], memory: Memory) -> None:
-        self.features, self.memory, self.grid = features, memory, features[0].shape[-2:]
+    images: network inputs (B, 3, S, S) of the windows, for methods that look at pixels.
+    """
+
+    def __init__(
+        self, features: list[Tensor], memory: Memory, images: Tensor | None = None
+    ) -> None:
+        self.features, self.memory, self.images = features, memory, images
+        self.grid = features[0].shape[-2:]
 
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic and abnormal prior maps (paper, section 3.2), each (B, L, h, w) float32.

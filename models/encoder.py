@@ -51,11 +51,14 @@ class SupportEncoder:
         parts, extras = [], []
         with autocast(self.device, self.precision):
             for rows in torch.tensor(list(times)).split(self.batch):
-                features = self.methods[0].backbone(images[rows].to(self.device))
-                share = self.methods[0].shares(masks[rows].unsqueeze(0).to(self.device))
+                views = {"images": images[rows].to(self.device),
+                         "masks": masks[rows].to(self.device)}  # fmt: skip
+                features = self.methods[0].backbone(views["images"])
+                share = self.methods[0].shares(views["masks"].unsqueeze(0))
                 count = torch.tensor([[times[n] for n in rows.tolist()]], device=self.device)
                 parts.append(label(features, share, count))
-                extras.append({m.name: m.encode(features, share, count) for m in self.methods})
+                kept = {m.name: m.encode(features, share, count, **views) for m in self.methods}
+                extras.append(kept)
                 parts = self._thinned(parts, 2 * self.memory_tokens, self.memory_tokens)
         return replace(join(parts), extras=self._joined(extras))
 
@@ -78,14 +81,14 @@ class SupportEncoder:
 
     @torch.inference_mode()
     def remember(
-        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, windowed: bool = True
+        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, window: int
     ) -> Memory:
         """One memory of several supports, thinned and in the type of the comparison.
 
         Args:
             supports: of images with a defect.
             normal: of images without; they are the whole memory where there are no others.
-            windowed: queries are seen in windows at native resolution; False: each resized whole.
+            window: side of the windows of queries, see `Memory`.
         """
         with autocast(self.device, self.precision):
             views = [join(list(supports) or list(normal))]
@@ -95,7 +98,7 @@ class SupportEncoder:
             for image in normal if supports else ():
                 near = [replace(memory, background=image.background)]
                 votes.append(self._thinned(near, budget, budget)[0].background)
-            memory = replace(memories.with_foreground(memory), normal=votes, windowed=windowed)
+            memory = replace(memories.with_foreground(memory), normal=votes, window=window)
             memory = memory.in_type(comparison_type(self.device))
         return replace(memory, extras=self._joined([support.extras for support in supports]))
 

@@ -39,7 +39,8 @@ class Memory:
         normal: of each further image without defect, per layer (1, N, C_l); each image has one vote
             on what is normal, see `models.priors.normal_vote`.
         extras: by method, the tensors that it keeps beside the tokens.
-        windowed: the defect is small: queries are seen in windows at native resolution.
+        window: side in native pixels of the windows in which queries are seen; 0: each image is
+            resized whole.
         thresholds: by method, the score above which a pixel is defect, if one was chosen on the
             supports.
     """
@@ -53,7 +54,7 @@ class Memory:
     views: Tensor
     normal: list[list[Tensor]] = field(default_factory=list)
     extras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    windowed: bool = True
+    window: int = 0
     thresholds: dict[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -136,7 +137,7 @@ class Memory:
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], *, windowed: bool, thresholds: dict[str, float]
+        cls, tensors: dict[str, Tensor], *, window: int, thresholds: dict[str, float]
     ) -> Memory:
         """The memory that `to_tensors` wrote; ValueError names a missing or not finite tensor."""
         layers = range(sum(name.startswith("mean.") for name in tensors))
@@ -157,7 +158,7 @@ class Memory:
             single = {name: tensors[name] for name in ("share", "covered", "views")}
             return cls(
                 **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
-                windowed=windowed, thresholds=thresholds,
+                window=window, thresholds=thresholds,
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error

@@ -22,7 +22,7 @@ def choose_thresholds(
     pairs: Sequence[Pair],
     parts: Sequence[Memory],
     normal: Sequence[Memory],
-    windowed: bool,
+    window: int,
 ) -> dict[str, float]:
     """By method, the middle of the thresholds that are best on the supports.
 
@@ -32,7 +32,7 @@ def choose_thresholds(
 
     `pairs` are support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect,
     `parts` the same, encoded, and `normal` further support images, without defect, encoded;
-    `windowed`: queries are seen in windows and not resized whole.
+    `window` the side of the windows of queries.
     """
     asked, alone = pairs, all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
     if alone:
@@ -43,7 +43,7 @@ def choose_thresholds(
     def memory_without(image: np.ndarray | None) -> Memory:
         together = zip(pairs, parts, strict=True)
         others = [part for (other, _), part in together if not np.array_equal(other, image)]
-        return predictor.encoder.remember(others, normal, windowed=windowed)
+        return predictor.encoder.remember(others, normal, window=window)
 
     whole = memory_without(None) if alone else None
     # memories are made one after the other: those of many supports would fill the memory

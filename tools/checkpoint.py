@@ -16,6 +16,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from method_config.values import leaves
+from models.methods import Method
 from models.methods.sofs import SOFS
 from models.weights import load_checked, read_torch, read_weights
 from utils.distributed import is_main
@@ -33,9 +34,11 @@ FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SE
 FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS.",
         "DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model",
         "TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS.")  # fmt: skip
+OF_THE_BACKBONE = ("TRAIN.backbone", "TRAIN.SOFS.prior_layer_pointer", "TRAIN.SOFS.vit_patch_size")
+OF_THE_LOSS = ("TRAIN.SOFS.smooth_r",)
 _TRANSFORMER = r"^feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 _ATTENTION = _TRANSFORMER + r"sa_layers\.(\d+)\.attn\.attn\.linear_"
-# published names of parameters and ours, in the order in which they are tried
+# published names of parameters of SOFS and ours, in the order in which they are tried
 RENAMES = {
     # of DistributedDataParallel, Lightning and torch.compile
     r"^(?:module\.|model\.|_orig_mod\.)+": "",
@@ -63,7 +66,7 @@ def our_name(published: str) -> str:
 
 
 def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The head's part of a checkpoint, published or ours, under the names of `models.head.Head`; a
+    """The head's part of a checkpoint, published or ours, under the names of a method's `head`; a
     published backbone is left out: it has a file of its own. WeightsError: two names stand for one
     parameter."""
     given: dict[str, str] = {}
@@ -77,49 +80,74 @@ def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {ours.removeprefix("head."): value for ours, value in head.items()}
 
 
-def save_head(path: Path, model: SOFS, config: str) -> None:
-    """Write the trained part as safetensors, names `head.*`, with the config as metadata; whole or
-    not at all."""
+def save_head(path: Path, model: Method, config: str) -> None:
+    """Write the trained part as safetensors, names `head.*`, with the method's name and the config
+    as metadata; whole or not at all."""
     state = model.head.state_dict().items()
     tensors = {f"head.{name}": value.contiguous().cpu() for name, value in state}
-    write_whole(path, save(tensors, metadata={"format": "pt", "config": config}))
+    about = {"format": "pt", "method": model.name, "config": config}
+    write_whole(path, save(tensors, metadata=about))
 
 
-def load_head(path: str | Path, model: SOFS, key: str, cfg: CfgNode | None = None) -> None:
+def load_head(path: str | Path, model: Method, key: str, cfg: CfgNode | None = None) -> None:
     """Load a head of ours or a published checkpoint, a `.safetensors` or PyTorch file that the
     config key `key` names, into the model. A warning names the settings of the head's training that
     differ from `cfg`, with which the model is built.
 
-    WeightsError: missing, unreadable, without a head, or not fitting; lists the first wrong names
-    and shapes.
+    WeightsError: missing, unreadable, without a head, of another method, or not fitting; lists the
+    first wrong names and shapes.
     """
-    weights = read_weights(path, key)
+    weights, about = read_weights(path, key), _metadata(path)
+    method = _method_of(weights, about) or model.name
+    if method != model.name:
+        remedy = f"set {key.split('.')[0]}.method to {method}, or take a head of {model.name}"
+        raise WeightsError(f"{key}: {path} holds a head of {method}, not of {model.name}; {remedy}")
     try:
         state = head_state(weights)
     except WeightsError as error:
         raise WeightsError(f"{key}: {path}: {error}") from error
     if not state:
-        names = ", ".join(list(weights)[:3]) or "nothing"
+        names, published = ", ".join(list(weights)[:3]) or "nothing", model.name == SOFS.name
+        known = f"head.*{' or feature_recorrect.*' if published else ''}"
+        remedy = f"of a training{', or the published one' if published else ''}"
         raise WeightsError(
-            f"{key}: {path} holds no parameters of a SOFS head (names head.* or feature_recorrect.*"
-            f"), but {names}; take checkpoints/head.safetensors of a training, or the published one"
+            f"{key}: {path} holds no parameters of a {model.name} head (names {known}), but "
+            f"{names}; take checkpoints/head.safetensors {remedy}"
         )
     load_checked(model.head, state, f"{key}: {path}")
-    if cfg is None or Path(path).suffix != ".safetensors" or not is_main():
-        return
+    if cfg is not None and is_main():
+        _compare_training(cfg, about.get("config", ""), model.name, f"{key}: {path}")
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says about itself; {} of another file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
     with safe_open(path, "pt") as file:
-        config = (file.metadata() or {}).get("config", "")
+        return file.metadata() or {}
+
+
+def _method_of(weights: dict[str, Tensor], about: dict[str, str]) -> str | None:
+    """The method whose head a file holds, as far as it tells."""
+    published = any("feature_recorrect." in name for name in weights)
+    # our files did not name it while SOFS was the only one
+    return SOFS.name if published else about.get("method", SOFS.name if "config" in about else None)
+
+
+def _compare_training(cfg: CfgNode, config: str, method: str, source: str) -> None:
+    """Warn of settings of a method and its backbone that differ from those in the config, as YAML,
+    that a head was trained with."""
     try:
         trained = yaml.safe_load(config)
     except yaml.YAMLError:  # of another program
         return
     here, other = dict(leaves(cfg)), []
     for name, value in leaves(trained) if isinstance(trained, dict) else ():
-        model = name == "TRAIN.backbone" or name.startswith("TRAIN.SOFS.")
-        if model and name != "TRAIN.SOFS.smooth_r" and value != here.get(name, value):
+        own = name.upper().startswith(f"TRAIN.{method}.".upper()) and name not in OF_THE_LOSS
+        if (own or name in OF_THE_BACKBONE) and value != here.get(name, value):
             other.append(f"{name} {value} (here {here[name]})")
     if other:
-        LOG.warning("%s: %s was trained with %s", key, path, ", ".join(other))
+        LOG.warning("%s was trained with %s", source, ", ".join(other))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -147,8 +175,12 @@ def epochs_done(path: Path) -> int:
 
 def compare_settings(cfg: CfgNode, config: str, file: Path) -> None:
     """Warn of settings that differ from those that the state in a file was trained with, its config
-    as YAML. ConfigError: with the present ones other images would be held out."""
+    as YAML. ConfigError: it is of another method, or with the present ones other images would be
+    held out."""
     earlier = dict(leaves(yaml.safe_load(config)))
+    if (method := earlier.get("TRAIN.method", cfg.TRAIN.method)) != cfg.TRAIN.method:
+        remedy = f"set TRAIN.method to {method}, or TRAIN.resume to a state of {cfg.TRAIN.method}"
+        raise ConfigError(f"TRAIN.resume: {file} is a training of {method}; {remedy}")
     for key, value in leaves(cfg):
         before = earlier.get(key, value)
         if key in FIXED and value != before:

@@ -177,12 +177,12 @@ class SplitTest:
         images of that repeat join them."""
 
         @lru_cache(2 * REPEATS_AT_ONCE)
-        def normal(name: str, repeat: int, windowed: bool) -> list[Memory]:
+        def normal(name: str, repeat: int, window: int) -> list[Memory]:
             images = map(read_image, self.normal_images(name, repeat))
-            return predictor.encode_normal(images, windowed=windowed)
+            return predictor.encode_normal(images, window=window)
 
         def remember(views: SupportSet, name: str, repeat: int) -> Memory:
-            return predictor.remember(views, normal(name, repeat, views.windowed))
+            return predictor.remember(views, normal(name, repeat, views.window))
 
         return remember
 

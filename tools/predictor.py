@@ -26,10 +26,10 @@ from datasets.picture_lists import read_supports, several
 from datasets.views import (
     SupportSet,
     ViewSettings,
-    is_windowed,
     normal_views,
     prepare_image,
     support_set,
+    window_side,
 )
 from datasets.windows import Blender, PublishedStitching
 from models.comparison import Comparison
@@ -39,7 +39,7 @@ from models.methods import Method
 from tools.auto_threshold import choose_thresholds
 from tools.methods import load_methods
 from tools.support_file import load_memory, save_memory
-from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_features, windows
+from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_maps, windows
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
@@ -114,6 +114,7 @@ class Predictor:
         self.methods = {name: method.to(device).eval() for name, method in methods.items()}
         self.main = next(iter(methods))
         self.backbone = self.methods[self.main].backbone
+        self.needs_images = any(method.needs_images for method in self.methods.values())
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
@@ -168,21 +169,21 @@ class Predictor:
         """`set_support` of images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None."""
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
         others = [image for image, mask in pairs if mask is None or not mask.any()]
-        windowed = is_windowed([mask for _, mask in defects], self.settings.resize_ratio)
-        normal = self.encode_normal(others, windowed=windowed)
+        window = window_side([mask for _, mask in defects], self.settings)
+        normal = self.encode_normal(others, window=window)
         if defects:
             rng = random.Random(derive_seed(self.seed))
-            self.memory = self.remember(support_set(defects, self.settings, rng, windowed), normal)
+            self.memory = self.remember(support_set(defects, self.settings, rng, window), normal)
         else:
-            self.memory = self.encoder.remember([], normal, windowed=windowed)
+            self.memory = self.encoder.remember([], normal, window=window)
         return self.memory
 
-    def encode_normal(self, images: Iterable[np.ndarray], *, windowed: bool) -> list[Memory]:
-        """Encode images (h, w, 3) uint8 RGB without defect, at the scale of their queries."""
+    def encode_normal(self, images: Iterable[np.ndarray], *, window: int) -> list[Memory]:
+        """Encode images (h, w, 3) uint8 RGB without defect, as queries in windows of this side."""
         size, step = self.settings.image_size, self.window_batch
 
         def batches(image: np.ndarray) -> Iterator[torch.Tensor]:
-            views = normal_views(image, self.settings, windowed)
+            views = normal_views(image, window)
             for at in range(0, len(views), step):
                 yield torch.stack([prepare_image(view, size) for view in views[at : at + step]])
 
@@ -193,13 +194,13 @@ class Predictor:
 
         With `TEST.threshold auto` the thresholds are chosen on the supports.
         """
-        count = len(supports.images) // (len(supports.pairs) if self.auto_threshold else 1)
-        views = zip(supports.images.split(count), supports.masks.split(count), strict=True)
+        counts = list(supports.counts) if self.auto_threshold else [len(supports.images)]
+        views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
-        memory = self.encoder.remember(parts, normal, windowed=supports.windowed)
+        memory = self.encoder.remember(parts, normal, window=supports.window)
         if not self.auto_threshold:
             return memory
-        thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.windowed)
+        thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
         return replace(memory, thresholds=thresholds)
 
     def predict(self, image: Picture) -> Prediction:
@@ -231,8 +232,8 @@ class Predictor:
     ) -> Iterator[Outcome]:
         """Segment images with all methods, in order, each by one or several memories.
 
-        A window is encoded once for all memories of one scale, and windows of several images share
-        a pass. The outcome of an image that cannot be read holds the error.
+        A window is encoded once for all memories that ask for its side, and windows of several
+        images share a pass. The outcome of an image that cannot be read holds the error.
 
         Args:
             queries: images with the memories that answer them.
@@ -242,9 +243,9 @@ class Predictor:
         """
         batch: list[Window] = []
         waiting: deque[PendingQuery] = deque()
-        size, crop = self.settings.image_size, self.settings.crop_size
+        size = self.settings.image_size
         with ThreadPoolExecutor(THREADS) as pool:
-            stream = windows(queries, waiting, pool, size=size, crop=crop, overlap=self.overlap)
+            stream = windows(queries, waiting, pool, size=size, overlap=self.overlap)
             for window in ahead(stream, self.window_batch):
                 batch.append(window)
                 if len(batch) == self.window_batch:
@@ -262,26 +263,28 @@ class Predictor:
         on the pass."""
         pixels = torch.stack([window.pixels.result() for window in batch * (1 + twice)])
         with autocast(self.device, self.precision):
-            features = self.backbone(pixels.to(self.device, non_blocking=True))
+            pixels = pixels.to(self.device, non_blocking=True)
+            maps = [*self.backbone(pixels), *([pixels] if self.needs_images else [])]
             for place, window in enumerate(batch):
                 query = window.query
-                query.encoded.append((window, features, place))
-                query.left[window.windowed] -= 1
-                if len(query.encoded) == self.window_batch or not query.left[window.windowed]:
-                    self._answer(query, window.windowed, pixels.shape[-2:])
+                query.encoded.append((window, maps, place))
+                query.left[window.side] -= 1
+                if len(query.encoded) == self.window_batch or not query.left[window.side]:
+                    self._answer(query, window.side, pixels.shape[-2:])
                     query.encoded.clear()
 
-    def _answer(self, query: PendingQuery, windowed: bool, size: tuple[int, int]) -> None:
-        """Have every method answer the encoded windows of a query by its memories of one scale."""
+    def _answer(self, query: PendingQuery, side: int, size: tuple[int, int]) -> None:
+        """Have every method answer the encoded windows of a query by its memories of one side."""
         if not query.mergers:
             shape, default = query.image.size, dict.fromkeys(self.methods, self.threshold)
             for memory in query.memories:
                 thresholds = {name: memory.thresholds.get(name, t) for name, t in default.items()}
                 query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
-        features = joined_features(query.encoded)
+        maps, layers = joined_maps(query.encoded), len(self.backbone.layers)
+        features, images = maps[:layers], maps[-1] if self.needs_images else None
         for memory, mergers in zip(query.memories, query.mergers, strict=True):
-            if memory.windowed == windowed:
-                compared = Comparison(features, memory)
+            if memory.window == side:
+                compared = Comparison(features, memory, images)
                 for name, method in self.methods.items():
                     answers = method.answer(compared, size).float().cpu()
                     for (window, _, _), answer in zip(query.encoded, answers, strict=True):
@@ -292,7 +295,7 @@ class Predictor:
             return Outcome(None, [], query.error)
         answers = []
         for memory, mergers in zip(query.memories, query.mergers, strict=True):
-            count = len(query.boxes[memory.windowed])
+            count = len(query.boxes[memory.window])
             finished = {n: Prediction(*m.finish(), count, m.threshold) for n, m in mergers.items()}
             answers.append(finished)
         return Outcome(query.image, answers)

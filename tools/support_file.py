@@ -21,12 +21,12 @@ from utils.precision import autocast, half_type
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-FORMAT = "sofs-support-4"
+FORMAT = "sofs-support-5"
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
     """Write a memory with the fingerprint of its predictor, whole or not at all."""
-    use = {"windowed": memory.windowed, "thresholds": memory.thresholds}
+    use = {"window": memory.window, "thresholds": memory.thresholds}
     metadata = fingerprint(predictor) | {"use": json.dumps(use)}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 
@@ -60,10 +60,11 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         memory = Memory.from_tensors(tensors, **json.loads(about["use"])).in_type(dtype)
         # a tensor that does not fit the model or the others shows in the answers to a blank window
         with autocast(predictor.device, predictor.precision):
-            channels = predictor.backbone.channels
+            channels, side = predictor.backbone.channels, 2 * predictor.backbone.stride
             blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
+            compared = Comparison(blank, memory, blank[0].new_zeros(1, 3, side, side))
             for method in predictor.methods.values():
-                if method.answer(Comparison(blank, memory), (2, 2)).shape != (1, 2, 2):
+                if method.answer(compared, (side, side)).shape != (1, side, side):
                     raise ValueError("it answers for several sets of supports")
         return memory
     except (*BROKEN, RuntimeError) as error:

@@ -157,7 +157,10 @@ class Sweep:
         given = dict(zip(self.args.opts[::2], self.args.opts[1::2], strict=True))
         part = self.train if trains else self.test
         settings = self.splits[own.get("DATASET.split")] | part | given | own
-        cfg = load_config(self.config, _flat(settings))
+        cfg, tested = load_config(self.config, _flat(settings)), self._draft.TEST.method
+        if trains and cfg.TRAIN.method != tested:
+            fault = f"TEST.method is {tested}, and TRAIN.method {cfg.TRAIN.method} is trained"
+            raise ConfigError(f"{fault}; set both")
         for key in ("TRAIN.save_model", "TRAIN_SETUPS.epochs"):
             if trains and not (value := get(cfg, key)):
                 raise ConfigError(f"{key} is {value}: no head would be left to test; change it")

@@ -32,9 +32,9 @@ class PendingQuery:
     Attributes:
         opening: the image, opened by a thread.
         error: why the image, or the rest of it, cannot be read.
-        boxes, left: by `Memory.windowed`, of its windows and how many are not encoded yet.
-        encoded: windows that are not answered yet, each with the features of its pass and its
-            place in them.
+        boxes, left: by `Memory.window`, of its windows and how many are not encoded yet.
+        encoded: windows that are not answered yet, each with the maps of its pass, features and
+            whatever else is to be joined, and its place in them.
         mergers: for each memory, by method, what joins the answers to the windows.
         complete: all windows were cut.
     """
@@ -43,8 +43,8 @@ class PendingQuery:
     opening: Future
     image: ImageStrips | None = None
     error: DataError | None = None
-    boxes: dict[bool, list[Box]] = field(default_factory=dict)
-    left: dict[bool, int] = field(default_factory=dict)
+    boxes: dict[int, list[Box]] = field(default_factory=dict)
+    left: dict[int, int] = field(default_factory=dict)
     encoded: list[tuple[Window, list[Tensor], int]] = field(default_factory=list)
     mergers: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
@@ -57,10 +57,11 @@ class PendingQuery:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a query: its scale, its box in native pixels, its network input to come."""
+    """A window of a query: the side by which it is cut (0: it is the whole), its box in native
+    pixels, its network input to come."""
 
     query: PendingQuery
-    windowed: bool
+    side: int
     box: Box
     pixels: Future
 
@@ -71,7 +72,6 @@ def windows(
     pool: ThreadPoolExecutor,
     *,
     size: int,
-    crop: int,
     overlap: float,
 ) -> Iterator[Window]:
     """The windows of images, row by row; `waiting` takes each query before its first window comes,
@@ -80,7 +80,6 @@ def windows(
     Args:
         queries: images with the memories that answer them.
         size: side of the network input, pixels.
-        crop: side of a window, native pixels.
         overlap: share of a window's side in common with the next.
     """
 
@@ -92,31 +91,30 @@ def windows(
     for query in ahead(opened(), AHEAD):
         try:
             query.image = image = query.opening.result()
-            for number, windowed in enumerate({m.windowed: None for m in query.memories}):
+            for number, side in enumerate({m.window: None for m in query.memories}):
                 if number and image.pixels is None:  # strips are read once, from top to bottom
                     image = ImageStrips(image.path)
-                whole = [(0, image.size[0], 0, image.size[1])]
-                boxes = tile(*image.size, crop, overlap) if windowed else whole
-                query.boxes[windowed], query.left[windowed] = boxes, len(boxes)
+                boxes = tile(*image.size, side, overlap)
+                query.boxes[side], query.left[side] = boxes, len(boxes)
                 for (top, bottom), row in groupby(boxes, lambda box: box[:2]):
                     strip = image.strip(top, bottom)
                     for box in row:
                         pixels = pool.submit(prepare_image, strip[:, box[2] : box[3]], size)
-                        yield Window(query, windowed, box, pixels)
+                        yield Window(query, side, box, pixels)
         except DataError as error:  # a large file may turn out to be broken half-way
             query.error = error
         query.complete = True
 
 
-def joined_features(encoded: Sequence[tuple[Window, list[Tensor], int]]) -> list[Tensor]:
-    """Per layer the features (B, C_l, h, w) of windows out of their passes, without a copy where
-    they lie side by side in one."""
+def joined_maps(encoded: Sequence[tuple[Window, list[Tensor], int]]) -> list[Tensor]:
+    """The maps (B, C, h, w) of windows out of their passes, without a copy where they lie side by
+    side in one."""
     _, first, start = encoded[0]
-    if all(f is first and place == start + i for i, (_, f, place) in enumerate(encoded)):
+    if all(m is first and place == start + i for i, (_, m, place) in enumerate(encoded)):
         return [layer[start : start + len(encoded)] for layer in first]
     joined = []
     for number in range(len(first)):
-        parts = [features[number][place : place + 1] for _, features, place in encoded]
+        parts = [maps[number][place : place + 1] for _, maps, place in encoded]
         if first[number].is_contiguous():
             joined.append(torch.cat(parts))
         else:  # of a transformer: the channels of a token stay side by side in memory

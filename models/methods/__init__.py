@@ -1,5 +1,6 @@
 """Methods: each a file in this folder with a subclass of `Method`, registered by its name, by which
-`TEST.method` chooses it. A method without training needs `answer` alone.
+`TEST.method` chooses it and, where it is trained, `TRAIN.method`. A method without training needs
+`answer` alone; a trained one needs `head` and `episode_logits`, too.
 """
 
 from __future__ import annotations
@@ -33,10 +34,15 @@ class Method(nn.Module, ABC):
     Attributes:
         name: in configs, tables and files.
         needs_training: a checkpoint holds its trained weights; False: it works as it is.
+        needs_images: it looks at the pixels of windows and training views, beside their features.
+        head: of a method that needs training, all that is trained, saved and loaded; parameters of
+            `head.transformer`, if there is one, have the learning rate of the transformer.
     """
 
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
+    head: nn.Module
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -56,14 +62,17 @@ class Method(nn.Module, ABC):
         return downsample_mask(masks, self.backbone.stride)
 
     def encode(
-        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
-    ) -> dict[str, Tensor]:
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None,
+        images: Tensor | None = None, masks: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """What the method keeps of support views beside their tokens; here nothing.
 
         Args:
             features: per layer (B * K, C_l, h, w), batch-major.
             share: (B, K, h, w) share of marked pixels per token.
             counts: (B, K) how often each view was given, where one came more than once; None: once.
+            images: (B * K, 3, S, S) network inputs of the views; always given by `SupportEncoder`.
+            masks: (B * K, S, S) {0, 1}, likewise.
         """
         return {}
 
@@ -71,9 +80,26 @@ class Method(nn.Module, ABC):
         """What is kept of several supports, from `encode` of each: side by side along axis 1."""
         return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
+    def episode_logits(
+        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor, *,
+        images: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Log-odds of defect of a training batch, by a method that needs training.
+
+        Args:
+            query, supports: features per layer, (B, C_l, h, w) and batch-major (B * K, C_l, h, w).
+            support_masks: (B, K, S, S) {0, 1}.
+            images: network inputs, (B, 3, S, S) and (B * K, 3, S, S), where `needs_images`.
+
+        Returns:
+            (B, h', w') of any resolution: the loss brings them to that of its target.
+        """
+        raise NotImplementedError(f"{self.name} needs no training")
+
     @abstractmethod
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
-        """Score windows of `size` (H, W) that are compared with a memory.
+        """Score windows of `size` (H, W) that are compared with a memory; `compared.images` are
+        their network inputs where a method needs them.
 
         Returns:
             (B, H, W) float32: over 0.5 is defect, as long as no other threshold is chosen; where no
@@ -81,13 +107,15 @@ class Method(nn.Module, ABC):
         """
 
 
-def method_class(name: str) -> type[Method]:
-    """The class of a method; ConfigError lists all methods if there is none of that name."""
+def method_class(name: str, key: str = "TEST.method") -> type[Method]:
+    """The class of the method that a config key names; TRAIN.method names one that needs training.
+    ConfigError lists those that there are."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1, 0.0)
-        raise ConfigError(
-            f"TEST.method is {name}; the methods are {', '.join(METHODS)}. Did you mean {near[0]}?"
-        )
+    trained = key == "TRAIN.method"
+    names = [n for n, method in METHODS.items() if method.needs_training or not trained]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.0)
+        known = f"the methods{' that can be trained' if trained else ''} are {', '.join(names)}"
+        raise ConfigError(f"{key} is {name}; {known}. Did you mean {near[0]}?")
     return METHODS[name]

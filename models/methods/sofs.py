@@ -65,8 +65,9 @@ class SOFS(Method):
         return downsample_mask(masks, self.backbone.stride, self.area_downsampling)
 
     def encode(
-        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
-    ) -> dict[str, Tensor]:
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None,
+        images: Tensor | None = None, masks: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         b, k = share.shape[:2]
         flat = share.flatten(0, 1)
         weight = torch.ones_like(share[:, :, 0, 0]) if counts is None else counts
@@ -112,11 +113,10 @@ class SOFS(Method):
         return logits, abnormal
 
     def episode_logits(
-        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
-    ) -> Tensor:
-        """Log-odds (B, h, w) of a training batch: features per layer (B, C_l, h, w) and
-        (B * K, C_l, h, w), batch-major, and masks (B, K, H, W), {0, 1}.
-        """
+        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor, *,
+        images: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Log-odds (B, h, w) of a training batch, on the token grid."""
         share = self.shares(support_masks)
         memory = label(supports, share).in_type(comparison_type(share.device))
         return self.token_logits(Comparison(query, memory), self.encode(supports, share))[0]

@@ -28,7 +28,7 @@ def queries(index, shot=1, seed=3, **options):
 def test_a_query_is_the_image_as_it_is_with_prepared_supports(index):
     data = queries(index, shot=2, keep_pairs=True)
     query, supports, plain = data[0], data[0].supports[0], queries(index, shot=2)[0].supports[0]
-    assert query.faults == () and supports.windowed and plain.pairs == ()
+    assert query.faults == () and supports.window == 48 and plain.pairs == ()
     assert np.array_equal(query.image, read_image(index.image_path(index.samples[0])))
     assert np.array_equal(query.target, index.samples[0].decode_mask())
     assert query.target.dtype == np.uint8 and supports.images.shape == (4, 3, 64, 64)
@@ -66,7 +66,7 @@ def test_the_defect_of_the_supports_or_of_the_query_decides_the_scale(tmp_path, 
     odd = read_index(tmp_path, "Disk").samples[0]
     index.samples.append(replace(odd, object="Plate", category=0, category_name="spot"))
     query = queries(index, scale_by_query=by_query)[4]
-    assert query.sample.area_share > 0.01 and query.supports[0].windowed is not by_query
+    assert query.sample.area_share > 0.01 and query.supports[0].window == (0 if by_query else 48)
 
 
 def test_repeats_draw_other_supports_and_a_share_of_the_queries_is_as_among_all(index):

@@ -16,12 +16,13 @@ from datasets.views import (
     ViewSettings,
     crop_around,
     cut,
-    is_windowed,
     normal_views,
+    prepare_image,
     prepare_mask,
     random_pixel,
     support_boxes,
     support_set,
+    window_side,
 )
 
 NATIVE = ViewSettings(image_size=32, crop_size=40, resize_ratio=0.1, views=3)
@@ -91,31 +92,49 @@ def test_supports_are_prepared_crops_with_normal_views_after_each_image():
     assert supports.images.shape == (8, 3, 32, 32) and supports.images.dtype == torch.float32
     assert supports.masks.shape == (8, 32, 32) and supports.masks.dtype == torch.uint8
     assert supports.masks[[0, 1, 2, 4, 5, 6]].flatten(1).any(1).all()
-    assert supports.windowed and supports.pairs == tuple(pairs)
+    assert supports.window == 40 and supports.pairs == tuple(pairs)
     assert len({view.numpy().tobytes() for view in supports.images}) == 8, "crops differ"
-    given = support_set(pairs, replace(NATIVE, normal_views=1), random.Random(0), windowed=False)
-    assert not given.windowed and torch.equal(given.images, supports.images)
+    given = support_set(pairs, replace(NATIVE, normal_views=1), random.Random(0), window=0)
+    assert given.window == 0 and torch.equal(given.images, supports.images)
+
+
+@pytest.mark.parametrize("window", [40, 0])
+def test_with_support_windows_all_of_a_support_is_seen_as_its_queries_are(window):
+    """After its crops and without views of normal pixels; no view equals one that covers it."""
+    mask = marked((90, 120), slice(30, 40), slice(50, 60))
+    pairs = [(noise(90, 120), mask), (noise(30, 40, 1), marked((30, 40), 3, 3))]
+    settings = replace(NATIVE, normal_views=2)
+    plain = support_set(pairs, replace(settings, normal_views=0), random.Random(0), window)
+    seen = support_set(pairs, replace(settings, support_windows=True), random.Random(0), window)
+    cover, size = normal_views(pairs[0][0], window), NATIVE.image_size
+    assert seen.window == window and seen.counts == (3 + len(cover), 1) and plain.counts == (3, 3)
+    assert torch.equal(seen.images[:3], plain.images[:3])
+    for views, shown, part in ((seen.images, prepare_image, 0), (seen.masks, prepare_mask, 1)):
+        expected = [shown(view, size) for view in normal_views(pairs[0][part], window)]
+        assert torch.equal(views[3:-1], torch.stack(expected))
+        assert torch.equal(views[-1], shown(pairs[1][part], size))
 
 
 def test_views_of_a_normal_image_are_its_windows_or_the_whole():
     image = noise(90, 121)
-    views = normal_views(image, NATIVE, windowed=True)
+    views = normal_views(image, 40)
     expected = [image[t : t + 40, le : le + 40] for t in (0, 40, 50) for le in (0, 40, 80, 81)]
     assert all(map(np.array_equal, views, expected)) and len(views) == 12
-    (whole,) = normal_views(image, NATIVE, windowed=False)
+    (whole,) = normal_views(image, 0)
     assert np.array_equal(whole, image)
 
 
 @pytest.mark.parametrize(
-    ("shares", "windowed"),
-    [([0.1], True), ([0.05, 0.15], True), ([0.05, 0.16], False), ([], True), ([0.0], True),
-     ([0.15, 0.0, 0.0], False)],
+    ("shares", "window"),
+    [([0.1], 40), ([0.05, 0.15], 40), ([0.05, 0.16], 0), ([], 40), ([0.0], 40),
+     ([0.15, 0.0, 0.0], 0)],
 )  # fmt: skip
-def test_scale_follows_the_mean_share_of_the_masks_that_mark_something(shares, windowed):
+def test_scale_follows_the_mean_share_of_the_masks_that_mark_something(shares, window):
     masks = [np.zeros((10, 10), np.uint8) for _ in shares]
     for mask, share in zip(masks, shares, strict=True):
         mask.flat[: round(100 * share)] = 255
-    assert is_windowed(masks, 0.1) is windowed and is_windowed(masks, None) is False
+    assert window_side(masks, NATIVE) == window
+    assert window_side(masks, replace(NATIVE, resize_ratio=None)) == 0
 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (3999, 2999)])

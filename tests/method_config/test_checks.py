@@ -63,6 +63,7 @@ REFUSED = [
     ("TRAIN.LOSS.dice_weight 0 TRAIN.LOSS.ce_weight 0", "TRAIN.LOSS.ce_weight is 0, too"),
     ("TRAIN.resume auto", "RUN_NAME is empty"),
     ("DATASET.normal_shot 1 TEST.protocol published", "set TEST.protocol to ours"),
+    ("DATASET.support_windows True TEST.protocol published", "set TEST.protocol to ours"),
     ("TEST.normal_queries 1 TEST.protocol published", "set TEST.protocol to ours"),
     ("DATASET.open_domain_test_object []", "one object or more"),
     ("DATASET.open_domain_object_category_num [1,2]", "one per open_domain_test_object (1)"),

@@ -38,9 +38,12 @@ def test_a_compiled_backbone_gives_the_same_features(config, monkeypatch):
 
 def test_names_are_checked_before_anything_is_built(config):
     check_model(config())
-    for key, value in (("TEST__method", "pryor"), ("TRAIN__backbone", "resnet51")):
+    wrong = {"TEST__method": "pryor", "TRAIN__method": "prior", "TRAIN__backbone": "resnet51"}
+    for key, value in wrong.items():
         with pytest.raises(ConfigError, match=rf"{key.replace('__', '.')} is {value}.*mean"):
             check_model(config(**{key: value}))
+    with pytest.raises(ConfigError, match=r"the methods that can be trained are [^,]*SOFS[^,]*\."):
+        build_model(config(TRAIN__method="prior"))
 
 
 @pytest.mark.parametrize(("protocol", "skips"), [("ours", True), ("published", False)])

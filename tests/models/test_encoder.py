@@ -5,6 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from models.encoder import NORMAL_POOL, SupportEncoder
+from models.methods import METHODS
+from models.methods.prior import Prior
+from models.priors import downsample_mask
 from tests.models.tiny import SIDE, answer
 
 TOKENS = 16
@@ -46,10 +49,11 @@ def test_supports_encoded_in_parts_are_those_encoded_at_once(make, scores, sizes
     """Whatever the views per pass; those without marks weigh nothing in the head's means."""
     encoder, (images, masks) = make(), views(5)
     masks[1] = 0
-    whole = encoder.remember([encoder.encode(images, masks)], [encoder.encode_normal(pictures(3))])
+    normal = [encoder.encode_normal(pictures(3))]
+    whole = encoder.remember([encoder.encode(images, masks)], normal, window=0)
     encoder, pairs = make(batch=batch), zip(images.split(sizes), masks.split(sizes), strict=True)
     normal = [encoder.encode_normal([torch.cat(pictures(3))])]
-    joined = encoder.remember([encoder.encode(*pair) for pair in pairs], normal)
+    joined = encoder.remember([encoder.encode(*pair) for pair in pairs], normal, window=0)
     weights = [memory.extras["SOFS"]["weight"].tolist() for memory in (whole, joined)]
     assert weights == [[[1, 0, 1, 1, 1]]] * 2
     assert_close(scores(joined), scores(whole), rtol=0, atol=1e-5)
@@ -62,9 +66,25 @@ def test_equal_views_weigh_as_often_as_they_are_given(make, scores):
     together = encoder.encode(images[order], masks[order])
     assert len(together.sizes) == 3
     apart = [encoder.encode(images[[i]], masks[[i]]) for i in order]
-    one, other = encoder.remember([together]), encoder.remember(apart)
+    one, other = (encoder.remember(parts, window=0) for parts in ([together], apart))
     assert one.extras["SOFS"]["weight"].sum() == other.extras["SOFS"]["weight"].sum() == 6
     assert_close(scores(one), scores(other), rtol=0, atol=1e-5)
+
+
+def test_methods_see_each_view_once_as_it_was_given(methods):
+    """Beside its features, however the views are dealt to passes."""
+
+    class Keeping(Prior):
+        def encode(self, features, share, counts=None, images=None, masks=None):
+            marks = downsample_mask(masks.unsqueeze(0), 14)
+            assert torch.equal(features[0], self.backbone(images)[0]) and torch.equal(share, marks)
+            return {"images": images.unsqueeze(0), "masks": masks.unsqueeze(0)}
+
+    METHODS["prior"] = Prior
+    encoder = SupportEncoder([Keeping(methods[0].backbone)], torch.device("cpu"), batch=2)
+    (images, masks), order = views(3), [0, 1, 0, 2]
+    kept = encoder.encode(images[order], masks[order]).extras["prior"]
+    assert torch.equal(kept["images"][0], images) and torch.equal(kept["masks"][0], masks)
 
 
 @pytest.mark.parametrize(("budget", "count", "kept"), [(12, 3, 4), (4, 6, 1), (0, 2, TOKENS)])
@@ -73,7 +93,8 @@ def test_normal_images_share_the_budget_of_tokens(make, scores, caplog, budget, 
     caplog.set_level("INFO")
     encoder = make(memory_tokens=budget)
     part = encoder.encode(*views(4))
-    memory = encoder.remember([part], [encoder.encode_normal([p]) for p in pictures(count)])
+    normal = [encoder.encode_normal([p]) for p in pictures(count)]
+    memory = encoder.remember([part], normal, window=0)
     assert [[m.shape[1] for m in image] for image in memory.normal] == [[kept] * 2] * count
     assert memory.background[0].shape[1] == (budget or part.background[0].shape[1])
     assert all(values.isfinite().all() for values in scores(memory).values())
@@ -92,8 +113,8 @@ def test_a_normal_image_of_very_many_views_is_held_in_bounded_memory(make):
 @pytest.mark.parametrize("budget", [0, 20])
 def test_normal_images_alone_are_the_whole_memory(make, scores, budget):
     encoder = make(memory_tokens=budget)
-    memory = encoder.remember([], [encoder.encode_normal([p]) for p in pictures(3)], windowed=False)
+    memory = encoder.remember([], [encoder.encode_normal([p]) for p in pictures(3)], window=9)
     assert memory.keys[0].count == 1 + (budget or 3 * TOKENS)
-    assert not (memory.is_marked or memory.normal or memory.extras or memory.windowed)
+    assert not (memory.is_marked or memory.normal or memory.extras) and memory.window == 9
     answers = scores(memory)
     assert torch.equal(answers["SOFS"], answers["prior"]) and (answers["prior"] > 0).all()

@@ -18,7 +18,8 @@ def supports():
     """Five views (5, 3, 64, 64) and their masks."""
     masks = torch.zeros(5, 64, 64, dtype=torch.uint8)
     masks[:, 10:30, 20:50] = 1
-    return SupportSet(torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)), masks)
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return SupportSet(images, masks, 64)
 
 
 @pytest.fixture

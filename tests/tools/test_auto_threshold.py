@@ -85,6 +85,20 @@ def test_each_support_is_segmented_by_all_others(auto):
     assert all(abs(value - with_itself[name]) > 0.01 for name, value in thresholds.items())
 
 
+def test_supports_of_different_numbers_of_views_are_told_apart(surfaces, tmp_path):
+    """Each is seen in as many windows as cover it; no crop shows anything else."""
+    changes = {"TRAIN__SOFS__prior_residual": True, "DATASET__support_windows": True}
+    changes |= {"DATASET__name": "VISION_V1_ND", "TEST__threshold": "auto"}
+    auto = untrained_predictor(tiny_config(surfaces, tmp_path, **changes))
+    supports = []
+    for number, width in enumerate((150, 50)):
+        image, mask = surface((64, width), np.random.default_rng(number)), np.zeros((64, width))
+        image[10:30, 0], mask[10:30, 0] = 250, 1
+        supports.append((image, mask.astype(np.uint8)))
+    rounds = [(supports[1:], *supports[0]), (supports[:1], *supports[1])]
+    assert auto.teach(supports).thresholds == near(by_hand(auto, rounds))
+
+
 def test_a_single_support_is_segmented_in_its_mirror_images(auto):
     """The threshold goes half the way; an image given twice is one support."""
     image, mask = support(3)

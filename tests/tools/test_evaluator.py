@@ -42,10 +42,10 @@ def test_figures_are_those_of_the_masks_of_the_predictor(predictor, surfaces, tm
     queries = EvaluationQueries(EpisodeList(test.index, 2, 5), test.settings, **by_query)
     classes = ("Disk/spot", "Disk/line")
     pixels = {(method, name): np.zeros(4) for method in METHODS for name in classes}
-    windowed = set()
+    windows = set()
     for number in range(len(queries)):
         query = queries[number]
-        windowed.add(query.supports[0].windowed)
+        windows.add(query.supports[0].window)
         memory = predictor.remember(query.supports[0])
         (outcome,) = predictor.segment([(query.image, [memory])])
         for method, answer in outcome.answers[0].items():
@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_masks_of_the_predictor(predictor, surfaces, tm
                 (marked & truth).sum(), (marked | truth).sum(),
                 (~marked & ~truth).sum(), (~marked | ~truth).sum(),
             ]  # fmt: skip
-    assert windowed == {True, False}, "spots cover less than 0.55 percent, lines more"
+    assert windows == {64, 0}, "spots cover less than 0.55 percent, lines more"
     for method in METHODS:
         ious = {name: pixels[method, name][0] / pixels[method, name][1] for name in classes}
         total = sum(pixels[method, name] for name in classes)
@@ -119,7 +119,7 @@ def test_normal_images_join_by_repeat_and_object_and_broken_ones_end_the_test(pr
         query = queries[number]
         for repeat, supports in query.supports.items():
             paths = draw_normal(pool, query.sample.object, 1, 5 + repeat)
-            normal = predictor.encode_normal(map(read_image, paths), windowed=False)
+            normal = predictor.encode_normal(map(read_image, paths), window=0)
             memory = predictor.remember(supports, normal)
             drawn.update(paths)
             (outcome,) = predictor.segment([(query.image, [memory])])

@@ -1,20 +1,33 @@
-"""A method without training is a class with a name and an answer; every job runs it by its name."""
+"""A method is a class with a name and an answer, and a head where it is trained; every job runs it
+by its name."""
 
 from __future__ import annotations
 
 import csv
 import json
 
+import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import default_collate
 
+from models.build import build_method, build_model
 from models.methods import METHODS, Method
 from models.priors import upsample
 from tests.anomaly_data import write_mvtec
-from tests.helpers import tiny_config
+from tests.helpers import loss_of, picture, tiny_config, training_of, untrained_predictor
 from tests.tools.open_domain_data import write_object
+from tools.checkpoint import HEAD, load_head, save_head
 from tools.evaluator import run_test
+from tools.sweep import build_parser, build_sweep
+from tools.trainer import run_training
+from tools.training.feature_bank import filled
+from utils.errors import ConfigError, WeightsError
 
-NAME = "distance to the mean"
+NAME, TRAINED = "distance to the mean", "brightness"
 
 
 @pytest.fixture
@@ -70,3 +83,135 @@ def test_anomaly_detection(run, tmp_path):
     reports = [run(tmp_path / "data", method, **changes)[1] for method in (NAME, "prior")]
     ours, theirs = (report["anomaly"]["mean"]["pixel_ap"]["mean"] for report in reports)
     assert ours is not None and ours != theirs
+
+
+@pytest.fixture
+def _trained():
+    """A method that is trained and looks at pixels, defined as in a file of its own and forgotten
+    after the test."""
+
+    class Brightness(Method):
+        """How near a pixel's brightness is to that of the marked ones, by a learnt scale."""
+
+        name, needs_training, needs_images = TRAINED, True, True
+
+        def __init__(self, backbone):
+            super().__init__(backbone)
+            self.head = nn.Linear(1, 1)
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
+
+        def encode(self, features, share, counts=None, images=None, masks=None):
+            marked = images.mean(1) * masks
+            parts = {"sum": marked, "count": masks.to(marked.dtype)}
+            return {n: p.flatten(1).sum(1).unflatten(0, share.shape[:2]) for n, p in parts.items()}
+
+        def logits(self, images, kept):
+            marked = kept["sum"].sum(1) / kept["count"].sum(1)
+            return self.head((images.mean(1) - marked[:, None, None]).abs()[..., None])[..., 0]
+
+        def episode_logits(self, query, supports, support_masks, *, images=None):
+            share, masks = self.shares(support_masks), support_masks.flatten(0, 1)
+            return self.logits(images[0], self.encode(supports, share, None, images[1], masks))
+
+        def answer(self, compared, size):
+            if not compared.memory.is_marked:
+                return upsample(compared.anomaly, size)
+            return self.logits(compared.images, compared.memory.extras[self.name]).float().sigmoid()
+
+    yield
+    del METHODS[TRAINED]
+
+
+@pytest.mark.usefixtures("_trained")
+@pytest.mark.parametrize(("resolution", "bank"), [("token", 2), ("pixel", 0)])
+def test_a_trained_method_is_trained_tested_and_loaded(surfaces, tmp_path, resolution, bank):
+    """The test of the head that the training saved gives the figures that the training gave."""
+    names = {"TRAIN__method": TRAINED, "TEST__method": TRAINED}
+    changes = names | {"TRAIN__LOSS__resolution": resolution, "TRAIN__feature_bank": bank}
+    trained = run_training(tiny_config(surfaces, tmp_path / "train", **changes), "")
+    with safe_open(trained / HEAD, "pt") as file:
+        assert file.metadata()["method"] == TRAINED
+        assert all(file.get_tensor(f"head.{name}").all() for name in ("weight", "bias"))
+    load = {"TEST__load_checkpoint": True, "TEST__load_model_path": str(trained / HEAD)}
+    tested = run_test(tiny_config(surfaces, tmp_path / "test", **names, **load), "")
+    during, after = (
+        json.loads((folder / "metrics.json").read_text())["methods"] for folder in (trained, tested)
+    )
+    assert list(after) == [TRAINED, "prior"] and after[TRAINED] != after["prior"]
+    assert during == after
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_support_file_keeps_what_a_trained_method_kept(surfaces, tmp_path):
+    names, mask = {"TRAIN__method": TRAINED}, np.zeros((90, 130), np.uint8)
+    mask[20:30, 30:40] = 1
+    one, other = (untrained_predictor(tiny_config(surfaces, tmp_path, **names)) for _ in range(2))
+    for predictor in (one, other):
+        nn.init.constant_(predictor.methods[TRAINED].head.weight, -3.0)
+    one.set_support([picture(90, 130)], [mask])
+    one.save_support(tmp_path / "a.safetensors")
+    other.load_support(tmp_path / "a.safetensors")
+    ours, theirs = (predictor.predict(picture(90, 130, 1)).score for predictor in (one, other))
+    assert np.array_equal(ours, theirs) and ours.std() > 0.01
+
+
+@pytest.mark.usefixtures("_trained")
+def test_finer_answers_are_averaged_over_tokens_unless_pixels_are_compared(surfaces, tmp_path):
+    for resolution, pooled in (("token", 8), ("pixel", 1)):
+        changes = {"TRAIN__method": TRAINED, "TRAIN__LOSS__resolution": resolution}
+        run = training_of(surfaces, tmp_path, **changes)
+        assert [group["lr"] for group in run.optimizer.param_groups] == [2e-3], "no transformer"
+        nn.init.constant_(run.model.head.weight, -3.0)
+        batch = default_collate([run.episodes[n] for n in range(4)])
+        images = batch["query"], batch["supports"].flatten(0, 1)
+        features = run.loss.features(batch)
+        logits = run.model.episode_logits(*features, batch["support_masks"], images=images)
+        share = F.avg_pool2d(batch["query_mask"].float(), pooled)
+        expected = run.loss.loss(F.avg_pool2d(logits, pooled).sigmoid(), share > 0.1)
+        assert loss_of(run, batch) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_sweep_trains_the_method_that_it_tests(tmp_path):
+    def planned(*opts):
+        words = ["vision_v1", "--splits", "0", "--opts", "OUTPUT_DIR", str(tmp_path), *opts]
+        return build_sweep(build_parser().parse_args(words)).runs()
+
+    with pytest.raises(ConfigError, match=rf"TEST\.method is {TRAINED}, .* SOFS .*; set both"):
+        planned("TEST.method", TRAINED)
+    runs = planned("TEST.method", TRAINED, "TRAIN.method", TRAINED)
+    assert {run.cfg.TRAIN.method for run in runs if run.trains} == {TRAINED}
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_bank_gives_the_images_of_its_features(surfaces, tmp_path):
+    changes = {"TRAIN__method": TRAINED, "TRAIN__feature_bank": 2, "DATASET__normal_views": 1}
+    run = training_of(surfaces, tmp_path, **changes)
+    with filled(run.cfg, run.episodes, run.model.backbone, run.device):
+        kept = default_collate([run.episodes[n] for n in range(8)])
+        drawn = default_collate([run.episodes.images(n) for n in range(8)])
+        assert "query_features" in kept and "query_features" not in drawn
+        for name in ("query", "supports", "query_mask", "support_masks"):
+            assert torch.equal(kept[name], drawn[name])
+        assert loss_of(run, kept) == pytest.approx(loss_of(run, drawn), abs=1e-6)
+
+
+@pytest.mark.usefixtures("_trained")
+def test_a_head_of_another_method_is_refused_with_the_remedy(surfaces, tmp_path):
+    cfg, file = tiny_config(surfaces, tmp_path), tmp_path / "head.safetensors"
+    sofs, other = build_model(cfg), build_method(cfg, TRAINED)
+    save_head(file, other, "")
+    for key in ("TRAIN", "TEST"):
+        words = rf"holds a head of {TRAINED}, not of SOFS; set {key}\.method to {TRAINED}"
+        with pytest.raises(WeightsError, match=rf"{key}\.load_model_path: .*{words}"):
+            load_head(file, sofs, f"{key}.load_model_path")
+    published = {"model.feature_recorrect.down_query.0.weight": torch.zeros(3)}
+    torch.save({"state_dict": published}, tmp_path / "published.pth")
+    with pytest.raises(WeightsError, match=r"of SOFS, not of brightness; set TEST\.method to SOFS"):
+        load_head(tmp_path / "published.pth", other, "TEST.load_model_path")
+    run = training_of(surfaces, tmp_path)
+    run.save()
+    state = str(tmp_path / "checkpoints" / "state.pth")
+    with pytest.raises(ConfigError, match=r"a training of SOFS; set TRAIN\.method to SOFS"):
+        training_of(surfaces, tmp_path, TRAIN__method=TRAINED, TRAIN__resume=state)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import large_images
-from datasets.views import SupportSet
+from datasets.views import SupportSet, cut, prepare_image
 from datasets.windows import tile
+from models.methods import METHODS
+from models.methods.prior import Prior
 from tests.datasets.bad_files import saved, truncated
 from tests.helpers import picture, variant
 from tools.predictor import Predictor
@@ -35,18 +37,19 @@ def ask(predictor, image, memory=None):
 
 @pytest.fixture(scope="module")
 def memories(predictor):
-    """Three: of small defects with and without a normal image, and between them of a large one."""
+    """Three: of small defects with and without a normal image, and between them of a large one;
+    the last one sees its queries in smaller windows."""
     small, large = spotted((100, 150), 0, [(30, 40)]), spotted((40, 40), 1, [(4, 4)], side=30)
     other = spotted((100, 150), 2, [(50, 100)])
     pairs = [[small], [large], [other, (picture(64, 64, seed=7), None)]]
     taught = [variant(predictor).teach(supports) for supports in pairs]
-    assert [memory.windowed for memory in taught] == [True, False, True]
-    return taught
+    assert [memory.window for memory in taught] == [64, 0, 64]
+    return [*taught[:2], replace(taught[2], window=50)]
 
 
 def test_methods_share_each_pass_and_equal_supports_are_encoded_once(predictor, passes, supports):
     order = [0, 1, 0, 2, 0, 1]
-    repeated = predictor.remember(SupportSet(supports.images[order], supports.masks[order]))
+    repeated = predictor.remember(SupportSet(supports.images[order], supports.masks[order], 64))
     assert passes == [3]
     passes.clear()
     memory = predictor.remember(supports)
@@ -106,6 +109,37 @@ def test_windows_of_several_images_share_a_pass_and_no_answer_depends_on_it(
             assert np.array_equal(answer.score, other.answers[0][method].score)
 
 
+def test_methods_that_look_at_pixels_get_those_of_the_windows(predictor, memories):
+    """In order, whatever the passes and the memories that ask; where none needs them, none come."""
+    seen = []
+
+    class Looking(Prior):
+        needs_images = True
+
+        def answer(self, compared, size):
+            seen.append((compared.memory, compared.images))
+            return super().answer(compared, size)
+
+    class Blind(Looking):
+        needs_images = False
+
+    METHODS["prior"] = Prior
+    images = [picture(64, 64), picture(150, 192, seed=1)]
+    asked = [(images[0], memories[:2]), (images[1], memories[2:])]
+    for method in (Looking(predictor.backbone), Blind(predictor.backbone)):
+        looking = Predictor({"prior": method}, predictor.settings, torch.device("cpu"))
+        seen.clear()
+        list(looking.segment(asked))
+        for image, memory in ((i, m) for i, several in asked for m in several):
+            found = [shown for other, shown in seen if other is memory]
+            if method.needs_images:
+                boxes = tile(*image.shape[:2], memory.window)
+                expected = [prepare_image(cut(image, box), 64) for box in boxes]
+                assert torch.equal(torch.cat(found), torch.stack(expected))
+            else:
+                assert found and not any(shown is not None for shown in found)
+
+
 SIZES = st.tuples(st.integers(1, 140), st.integers(1, 140))
 QUERY = st.tuples(SIZES, st.lists(st.integers(0, 2), max_size=3), st.sampled_from("apfb"))
 
@@ -131,13 +165,13 @@ def test_every_image_gets_the_answers_it_gets_alone(predictor, memories, tmp_pat
     for image, (_, chosen, kind), outcome in zip(images, queries, outcomes, strict=True):
         assert (outcome.error is not None) == (outcome.image is None) == (kind == "b")
         assert len(outcome.answers) == (0 if kind == "b" else len(chosen))
-        counts = {True: len(tile(*image.shape[:2], 64)), False: 1}
-        scales = {memories[i].windowed for i in chosen} if kind != "b" else ()
-        expected += sum(counts[windowed] for windowed in scales)
+        counts = {side: len(tile(*image.shape[:2], side)) for side in (64, 50, 0)}
+        scales = {memories[i].window for i in chosen} if kind != "b" else ()
+        expected += sum(counts[side] for side in scales)
         for place, answers in zip(chosen, outcome.answers, strict=False):
             for name, answer in ask(predictor, image, memories[place]).items():
                 np.testing.assert_allclose(answers[name].score, answer.score, atol=1e-5)
-                assert answer.windows == counts[memories[place].windowed] == answers[name].windows
+                assert answer.windows == counts[memories[place].window] == answers[name].windows
                 assert answer.score.shape == answer.label.shape == image.shape[:2]
                 assert (answer.score.dtype, answer.label.dtype) == (np.float32, np.uint8)
                 assert answer.score.min() >= 0 and answer.score.max() <= 1
@@ -216,7 +250,7 @@ def test_normal_images_alone_show_what_is_unlike_them(predictor):
     taught = variant(predictor, threshold=None)
     images = [picture(64, 64, seed=i) for i in range(2)]
     memory = taught.set_support(images, [None, np.zeros((64, 64), np.uint8)])
-    assert memory.windowed and not (memory.thresholds or memory.is_marked or memory.normal)
+    assert memory.window == 64 and not (memory.thresholds or memory.is_marked or memory.normal)
     seen, new = ask(taught, images[1]), ask(taught, picture(64, 64, seed=9))
     assert seen["prior"].score.max() < 1e-4 < 0.01 < new["prior"].score.min()
     assert np.array_equal(new["prior"].score, new["SOFS"].score)

@@ -45,7 +45,7 @@ def test_a_file_keeps_supports_normal_images_and_thresholds(
     assert set(memory.thresholds) == ({"SOFS", "prior"} if defects else set())
     one.save_support("~/new folder/a.safetensors")
     loaded = other.load_support(tmp_path / "new folder" / "a.safetensors")
-    assert (loaded.thresholds, loaded.windowed) == (memory.thresholds, memory.windowed)
+    assert (loaded.thresholds, loaded.window) == (memory.thresholds, memory.window)
     assert len(loaded.normal) == (normal if defects else 0)
     for name, answer in answers(one).items():
         again = answers(other)[name]
@@ -70,7 +70,7 @@ def test_a_file_of_other_settings_weights_or_format_is_refused(taught, tmp_path)
         about = opened.metadata()
     background = torch.full_like(tensors["background.1"], float("nan"))
     for part, texts, words in (
-        (tensors, about | {"format": "sofs-support-1"}, "its format are not"),
+        (tensors, about | {"format": "sofs-support-4"}, "its format are not"),
         (tensors, {}, "its format are not"),
         (tensors, about | {"use": "{"}, "damaged"),
         ({n: v for n, v in tensors.items() if n != "normal.1.0"}, about, "normal.1.0 is missing"),

@@ -16,14 +16,14 @@ from tests.datasets.bad_files import saved
 from tests.helpers import picture
 from tools.window_stream import windows
 
-SMALL, LARGE = (SimpleNamespace(windowed=windowed) for windowed in (True, False))
+SMALL, LARGE, OTHER = (SimpleNamespace(window=side) for side in (64, 0, 50))
 
 
 def cut(queries):
     """The queries, all their windows, and the network inputs of these."""
     waiting = deque()
     with ThreadPoolExecutor(2) as pool:
-        stream = list(windows(queries, waiting, pool, size=32, crop=64, overlap=0.25))
+        stream = list(windows(queries, waiting, pool, size=32, overlap=0.25))
     return list(waiting), stream, [window.pixels.result() for window in stream]
 
 
@@ -31,19 +31,20 @@ def cut(queries):
 def test_windows_come_in_order_for_each_scale_once(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(large_images, "AT_ONCE", at_once)
     files = [saved(tmp_path / f"{i}.png", picture(100 + 60 * i, 130, seed=i)) for i in range(2)]
-    asked = [(files[0], [SMALL, LARGE, SMALL]), (files[1], [LARGE, SMALL]), (files[0], [LARGE])]
+    several = [SMALL, LARGE, SMALL], [LARGE, SMALL, OTHER], [LARGE]
+    asked = list(zip([*files, files[0]], several, strict=True))
     queries, stream, pixels = cut(asked)
     came = zip(stream, pixels, strict=True)
     for query, (file, memories) in zip(queries, asked, strict=True):
         image = read_image(file)
         assert query.complete and query.error is None and not query.is_answered
         assert (query.image.pixels is None) == (at_once == 100)
-        for windowed in dict.fromkeys(memory.windowed for memory in memories):
+        for side in dict.fromkeys(memory.window for memory in memories):
             whole = [(0, image.shape[0], 0, image.shape[1])]
-            boxes = tile(*image.shape[:2], 64, 0.25) if windowed else whole
-            assert query.boxes[windowed] == boxes and query.left[windowed] == len(boxes)
+            boxes = tile(*image.shape[:2], side, 0.25) if side else whole
+            assert query.boxes[side] == boxes and query.left[side] == len(boxes)
             for box, (window, values) in zip(boxes, came, strict=False):
-                assert (window.query, window.windowed, window.box) == (query, windowed, box)
+                assert (window.query, window.side, window.box) == (query, side, box)
                 part = image[box[0] : box[1], box[2] : box[3]]
                 assert torch.equal(values, prepare_image(part, 32))
     assert len(stream) == sum(sum(query.left.values()) for query in queries)

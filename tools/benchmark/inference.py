@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from datasets.images import read_image
 from datasets.views import prepare_image
 from datasets.windows import tile
-from models.build import build_model
+from models.build import build_method
 from models.comparison import Comparison
 from models.memory import Memory, label
 from models.methods.sofs import SOFS
@@ -47,7 +47,7 @@ def random_predictor(cfg: CfgNode, memory_tokens: int | None = None) -> Predicto
     cfg.defrost()
     if memory_tokens is not None:
         cfg.TEST.memory_tokens = memory_tokens
-    return Predictor.from_config(cfg, {SOFS.name: build_model(cfg)})
+    return Predictor.from_config(cfg, {SOFS.name: build_method(cfg, SOFS.name)})
 
 
 def random_image(size: Size, seed: int = 0) -> np.ndarray:
@@ -116,9 +116,9 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
     them take part in the fusion, and computes in fp32. The least times are compared.
     """
     predictor, image = random_predictor(cfg), random_image(size)
-    model = build_model(cfg).to(predictor.device).eval()
-    windows = torch.stack(_windows(predictor, image)).to(predictor.device)
+    model = build_method(cfg, SOFS.name).to(predictor.device).eval()
     teach(predictor)
+    windows = torch.stack(_windows(predictor, image)).to(predictor.device)
     side = predictor.settings.image_size
     supports = torch.randn(1, PUBLISHED_VIEWS, 3, side, side).to(windows.device)
     masks = torch.zeros(1, PUBLISHED_VIEWS, side, side, device=windows.device)
@@ -190,7 +190,7 @@ def measure_supports(cfg: CfgNode, supports: int, windows: int, *, slack: float)
     """
     predictor = random_predictor(cfg)
     memories = [teach(predictor, count) for count in (1, supports)]
-    image = random_image((predictor.settings.crop_size, windows * predictor.settings.crop_size))
+    image = random_image((memories[0].window, windows * memories[0].window))
     times: list[list[float]] = [[], []]
     for _ in range(3):
         for seconds, predictor.memory in zip(times, memories, strict=True):
@@ -225,7 +225,7 @@ def measure_growth(cfg: CfgNode, counts: tuple[int, int, int], *, slack: float) 
 def _segment_images(config: str, counts: tuple[int, ...]) -> list[dict[str, float]]:
     """Peak memory (bytes), seconds and passes of images of so many windows, one after the other."""
     predictor = random_predictor(CfgNode.load_cfg(config))
-    memory, side, measured = teach(predictor), predictor.settings.crop_size, []
+    memory, measured = teach(predictor), []
 
     def segment(file: Path) -> None:
         (outcome,) = predictor.segment([(file, [memory])])
@@ -235,7 +235,7 @@ def _segment_images(config: str, counts: tuple[int, ...]) -> list[dict[str, floa
     with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
         for count in counts:
             rows = next(n for n in range(int(count**0.5), 0, -1) if count % n == 0)
-            file = Path(folder) / f"{count}.jpg"
+            file, side = Path(folder) / f"{count}.jpg", memory.window
             cv2.imwrite(str(file), random_image((rows * side, count // rows * side)))
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
             with counted_passes(predictor.backbone) as passes:
@@ -247,8 +247,8 @@ def _segment_images(config: str, counts: tuple[int, ...]) -> list[dict[str, floa
 
 
 def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
-    """Network inputs (3, S, S) of the windows of an image."""
-    boxes = tile(*image.shape[:2], predictor.settings.crop_size, predictor.overlap)
+    """Network inputs (3, S, S) of the windows of an image, as the predictor's memory asks for."""
+    boxes = tile(*image.shape[:2], predictor.memory.window, predictor.overlap)
     return [prepare_image(image[t:b, le:r], predictor.settings.image_size) for t, b, le, r in boxes]
 
 

@@ -110,10 +110,9 @@ def _run_parts(run: Training, batches: list[Batch]) -> tuple[float, float]:
             maps = run.model.backbone(images)
         backbone += clock(run.device) - start
         features, count = torch.cat(maps, dim=1), len(batch["query"])
-        masks = {key: batch[key] for key in ("query_mask", "support_masks")}
         supports = features[count:].unflatten(0, (count, -1))
         start = clock(run.device)
-        run.update(masks | {"query_features": features[:count], "support_features": supports})
+        run.update(batch | {"query_features": features[:count], "support_features": supports})
         head += clock(run.device) - start
     run.step, run.losses = 0, []  # these steps are of no epoch
     return backbone / len(batches), head / len(batches)

@@ -65,7 +65,7 @@ class Training:
             self.index, self.validation = validation_split(cfg, index, folder)
         self.episodes = build_training_episodes(cfg, self.index)
         if train.feature_bank:
-            self.episodes = bank_episodes(cfg, self.episodes, self.model.backbone, folder)
+            self.episodes = bank_episodes(cfg, self.episodes, self.model, folder)
         self.batches = EpisodeBatches(len(self.episodes), setups.batch_size, cfg.RNG_SEED,
                                       range(setups.epochs), rank(), world_size())  # fmt: skip
         weights = train.LOSS.dice_weight, train.LOSS.ce_weight
@@ -109,7 +109,7 @@ class Training:
         self.random = []
 
     def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Forward, backward and step on a batch: loss (scalar) and token probabilities (B, h, w)
+        """Forward, backward and step on a batch: loss (scalar) and probabilities (B, h', w'), both
         without their graph."""
         with autocast(self.device, self.cfg.TRAIN.precision):
             loss, probability = self.loss(batch)

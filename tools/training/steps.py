@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import AdamW
 
-from models.head import Head
 from models.losses import MixedNormalDiceLoss
-from models.methods.sofs import SOFS
+from models.methods import Method
 from models.priors import downsample_mask, upsample
 from utils.metrics.segmentation import SegmentationMeter
 
@@ -24,25 +24,29 @@ class EpisodeLoss(nn.Module):
 
     The loss compares probabilities with targets in {0, 1}: where `per_pixel`, the upsampled answer
     with the mask itself (ours), which trains thin and tiny defects to their true extent; else on
-    the token grid, as published, where a token is defect from a tenth of its area on.
+    the token grid, as published, where a token is defect from a tenth of its area on, and finer
+    log-odds are averaged over their token.
     """
 
-    def __init__(self, model: SOFS, loss: MixedNormalDiceLoss, per_pixel: bool = False) -> None:
+    def __init__(self, model: Method, loss: MixedNormalDiceLoss, per_pixel: bool = False) -> None:
         super().__init__()
         self.model, self.loss, self.per_pixel = model, loss, per_pixel
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss (scalar) and token probabilities (B, h, w) float32 of a batch of `TrainingEpisodes`
-        or `BankEpisodes`."""
-        query, supports = self.features(batch)
-        logits = self.model.episode_logits(query, supports, batch["support_masks"])
+        """Loss (scalar) and probabilities (B, h', w') float32, as fine as the model's log-odds, of
+        a batch of `TrainingEpisodes` or `BankEpisodes`."""
+        features, images = self.features(batch), None
+        if self.model.needs_images:
+            images = batch["query"], batch["supports"].flatten(0, 1)
+        logits = self.model.episode_logits(*features, batch["support_masks"], images=images)
         with torch.autocast(logits.device.type, enabled=False):
             logits, mask = logits.float(), batch["query_mask"]
             if self.per_pixel:
                 answer = upsample(logits, mask.shape[-2:]).sigmoid()
                 return self.loss(answer, mask), logits.sigmoid()
             share = downsample_mask(mask, self.model.backbone.stride)
-            return self.loss(logits.sigmoid(), share > TARGET_SHARE), logits.sigmoid()
+            answer = F.adaptive_avg_pool2d(logits, share.shape[-2:]).sigmoid()
+            return self.loss(answer, share > TARGET_SHARE), logits.sigmoid()
 
     def features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Per layer features of queries (B, C_l, h, w) and supports (B * K, C_l, h, w): those of
@@ -57,16 +61,16 @@ class EpisodeLoss(nn.Module):
 
 
 def build_optimizer(
-    head: Head, learning_rate: float, lr_multiple: float, weight_decay: float
+    head: nn.Module, learning_rate: float, lr_multiple: float, weight_decay: float
 ) -> AdamW:
-    """AdamW (0.9, 0.999): the transformer at `learning_rate`, all else of the head at `lr_multiple`
-    times that."""
-    transformer = list(head.transformer.parameters())
+    """AdamW (0.9, 0.999): the transformer, if the head has one, at `learning_rate`, all else at
+    `lr_multiple` times that."""
+    transformer = list(head.transformer.parameters()) if hasattr(head, "transformer") else []
     chosen = {id(p) for p in transformer}
     others = [p for p in head.parameters() if id(p) not in chosen]
     rates = (learning_rate, learning_rate * lr_multiple)
     parts = zip((transformer, others), rates, strict=True)
-    groups = [{"params": part, "lr": rate, "initial_lr": rate} for part, rate in parts]
+    groups = [{"params": part, "lr": rate, "initial_lr": rate} for part, rate in parts if part]
     return AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 

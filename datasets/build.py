@@ -153,6 +153,7 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
         normal_views=data.normal_views,
         crops_may_miss=cfg.TEST.protocol == "published",
         support_windows=data.support_windows,
+        grids=tuple(n for n in data.grids if n) if ratio is not None else (),
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from datasets.episodes import EpisodeList, derive_seed, read_sample
 from datasets.images import read_image
 from datasets.samples import Sample, SampleIndex
-from datasets.views import Pair, SupportSet, ViewSettings, support_set, window_side
+from datasets.views import Pair, SupportSet, ViewSettings, support_set, window_sides
 from utils.errors import DataError
 
 CROP_STREAM = 1
@@ -67,7 +67,7 @@ class EvaluationQueries(Dataset):
             image, target = read_sample(self.index, sample)
         except DataError as error:
             return Query(number, sample, faults=(str(error),))
-        by_query = window_side([target], self.settings) if self.scale_by_query else None
+        by_query = window_sides([target], self.settings) if self.scale_by_query else None
         for repeat, episode in drawn.items():
             if pairs := readable(self.index, episode.candidates, self.shot, faults):
                 views = cropped(pairs, self.settings, episode.seed, by_query)
@@ -155,8 +155,8 @@ def readable(
 
 
 def cropped(
-    pairs: Sequence[Pair], settings: ViewSettings, seed: int, window: int | None = None
+    pairs: Sequence[Pair], settings: ViewSettings, seed: int, sides: Sequence[int] | None = None
 ) -> SupportSet:
-    """The supports of an episode of this seed; `window` as of `support_set`."""
+    """The supports of an episode of this seed; `sides` as of `support_set`."""
     rng = random.Random(derive_seed(seed, CROP_STREAM))
-    return support_set(pairs, settings, rng, window)
+    return support_set(pairs, settings, rng, sides)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from datasets.windows import Box, fitted_shape, tile
 
 MASK_THRESHOLD = 0.1
+TYPICAL = 60  # pixels of the network input, length at which a typical defect is seen well
 LONGEST = 8192  # pixels, side of what is augmented, which takes up to 50 bytes a pixel
 BLUR = 5  # pixels, side of the kernel
 NORMALISED = v2.functional.normalize(
@@ -39,6 +41,7 @@ class ViewSettings:
     normal_views: int = 0  # further crops per support image around normal pixels
     crops_may_miss: bool = False  # a support crop may miss its defect, as published
     support_windows: bool = False  # in use supports are seen also in windows that cover them
+    grids: tuple[int, ...] = ()  # windows along an image's longer side, in place of crop_size
 
 
 @dataclass(frozen=True)
@@ -50,30 +53,62 @@ class SupportSet:
     window: int  # side of the windows of queries, native pixels; 0: each is resized whole
     counts: tuple[int, ...] = ()  # how many views there are of each image
     pairs: tuple[Pair, ...] = ()  # the images and masks themselves, where they are needed
+    coarse: SupportSet | None = None  # the same supports in larger windows, see `window_sides`
 
 
 def support_set(
-    pairs: Sequence[Pair], settings: ViewSettings, rng: random.Random, window: int | None = None
+    pairs: Sequence[Pair],
+    settings: ViewSettings,
+    rng: random.Random,
+    sides: Sequence[int] | None = None,
 ) -> SupportSet:
     """Supports from images with masks that mark something; `rng` draws the crops.
 
     With `support_windows` each image is seen in the windows that cover it, too, so that all of its
     normal surface is known; they stand in for `normal_views`, and for crops that equal one.
 
-    window: side of the windows of queries, see `window_side`; None: by the masks.
+    sides: of the windows of queries, see `window_sides`; None: by the masks.
     """
-    if window is None:
-        window = window_side([mask for _, mask in pairs], settings)
+    window, *larger = sides or window_sides([mask for _, mask in pairs], settings)
     views, counts = [], []
     for image, mask in pairs:
-        boxes = support_boxes(mask, settings, rng)
+        boxes = support_boxes(mask, settings, rng, window if settings.grids else None)
         if settings.support_windows:
             cover = tile(*mask.shape, window)
             boxes = [box for box in boxes[: settings.views] if box not in cover] + cover
         views += [(cut(image, box), cut(mask, box)) for box in boxes]
         counts.append(len(boxes))
     prepared = prepare_views(views, settings.image_size)
-    return SupportSet(*prepared, window, tuple(counts), tuple(pairs))
+    coarse = support_set(pairs, settings, rng, larger) if larger else None
+    return SupportSet(*prepared, window, tuple(counts), tuple(pairs), coarse)
+
+
+def window_sides(masks: Sequence[np.ndarray], settings: ViewSettings) -> tuple[int, ...]:
+    """Sides in native pixels of the windows in which queries are seen by supports with these masks,
+    ascending; 0: each is resized whole. It is one, see `window_side`, or with `grids` up to two.
+
+    With `grids` an image is parted into so many windows along its longer side that a typical defect
+    is TYPICAL pixels long in the network input, or the most that there are; the next smaller
+    number gives larger windows, which show more of the surroundings.
+    """
+    lengths = [length for mask in masks if (length := defect_length(mask))]
+    if not (settings.grids and lengths):
+        return (window_side(masks, settings),)
+    longest, length = max(max(mask.shape) for mask in masks), float(np.median(lengths))
+    shown = [length * n * settings.image_size / longest for n in settings.grids]
+    place = next((i for i, size in enumerate(shown) if size >= TYPICAL), len(shown) - 1)
+    chosen = settings.grids[max(0, place - 1) : place + 1]
+    return tuple(-(-longest // n) if n > 1 else 0 for n in reversed(chosen))
+
+
+def defect_length(mask: np.ndarray) -> float:
+    """Typical extent of the defects of a (h, w) mask in pixels: the square root of the area of the
+    component in which the middle one of all marked pixels lies, by size; 0 without a mark."""
+    count, labels = cv2.connectedComponents((mask > 0).astype(np.uint8), connectivity=8)
+    areas = np.sort(np.bincount(labels.ravel(), minlength=count)[1:])
+    if not areas.size:
+        return 0.0
+    return float(areas[np.searchsorted(areas.cumsum(), areas.sum() / 2)]) ** 0.5
 
 
 def window_side(masks: Sequence[np.ndarray], settings: ViewSettings) -> int:
@@ -98,12 +133,15 @@ def normal_views(image: np.ndarray, window: int) -> list[np.ndarray]:
     return [cut(image, box) for box in tile(*image.shape[:2], window)]
 
 
-def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) -> list[Box]:
+def support_boxes(
+    mask: np.ndarray, settings: ViewSettings, rng: random.Random, side: int | None = None
+) -> list[Box]:
     """Boxes of the views of one support image: `views` crops around random defect pixels of the
     (h, w) mask, then `normal_views` around normal ones (ours); all the whole for a large defect or
-    none."""
+    none. side: of the crops, 0: the whole; None: by the mask, see `crop_side`."""
     whole = (0, mask.shape[0], 0, mask.shape[1])
-    if not (side := crop_side(mask, settings)):
+    side = crop_side(mask, settings) if side is None else side
+    if not side:
         return [whole] * (settings.views + settings.normal_views)
     may_miss = settings.crops_may_miss
     boxes = []
@@ -118,7 +156,7 @@ def support_boxes(mask: np.ndarray, settings: ViewSettings, rng: random.Random) 
 def crop_side(mask: np.ndarray, settings: ViewSettings) -> int:
     """Side in native pixels of crops of an image, by its own mask; 0: it is seen whole, as its
     defect is large or it has none."""
-    return window_side([mask], settings) if mask.any() else 0
+    return window_sides([mask], settings)[0] if mask.any() else 0
 
 
 def random_pixel(candidates: np.ndarray, rng: random.Random) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -100,6 +101,21 @@ class Blender:
         self.top, rest = row, self.sums[count:]
         # a copy of nothing, so that the rows above are given back
         self.sums = rest if len(rest) else rest.copy()
+
+
+def averaged(mergers: Sequence[Blender | PublishedStitching]) -> tuple[np.ndarray, np.ndarray]:
+    """Label and score, see `Blender.finish`, of an image seen at one scale or several, by the mean
+    of their scores and the first one's threshold."""
+    label, score = mergers[0].finish()
+    if len(mergers) == 1:
+        return label, score
+    others = [merger.finish()[1] for merger in mergers[1:]]
+    for start in range(0, len(score), ROWS):  # of large arrays in files
+        rows = np.s_[start : start + ROWS]
+        score[rows] = np.mean([score[rows], *(other[rows] for other in others)], axis=0)
+        label[rows] = score[rows] > mergers[0].threshold
+        let_go(score, label, *others)
+    return label, score
 
 
 @lru_cache(maxsize=8)

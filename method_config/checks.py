@@ -21,7 +21,7 @@ BOUNDS = {
         lambda x: x >= 0,
         """
         DEVICE DATASET.split DATASET.normal_views DATASET.normal_shot
-        DATASET.open_domain_specific_defect_category TRAIN.feature_bank
+        DATASET.open_domain_specific_defect_category TRAIN.feature_bank DATASET.grids
         TRAIN.SOFS.prior_layer_pointer TRAIN.LOSS.dice_weight TRAIN.LOSS.ce_weight
         TRAIN_SETUPS.epochs TRAIN_SETUPS.weight_decay TEST.memory_tokens TEST.normal_queries
         """,
@@ -129,6 +129,12 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
     if data.normal_shot and cfg.TEST.protocol == "published":
         text = "the published protocol has no normal supports; set TEST.protocol to ours."
         yield "DATASET.normal_shot", text
+    grids = list(data.grids)
+    if grids != [0] and (not grids or grids != sorted({*grids} - {0})):
+        yield "DATASET.grids", "it must hold numbers from 1 on, ascending, each once, or [0] alone."
+    if grids != [0] and cfg.TEST.protocol == "published":
+        text = "the published protocol has windows of one size; set TEST.protocol to ours."
+        yield "DATASET.grids", text
     if data.support_windows and cfg.TEST.protocol == "published":
         text = "the published protocol has crops of supports alone; set TEST.protocol to ours."
         yield "DATASET.support_windows", text

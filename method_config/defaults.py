@@ -70,6 +70,11 @@ DATASET.mask_size = 518  # side of the masks, pixels; equal to `image_size`
 DATASET.crop_size = 518  # side of crops and windows, native pixels; resized to `image_size`
 DATASET.crop_ratio = [0.7, 1.2]  # training: range of the random factor on the query's `crop_size`
 DATASET.area_resize_ratio = 0.01  # defect share, 0 to 1, above which the image is resized whole
+# ours: numbers of windows along the longer side of an image, ascending: the first with which a
+# typical defect of the supports is 60 input pixels long, or the last, replaces `crop_size` and
+# `area_resize_ratio`; queries are seen in the next smaller number, too, and the two scores
+# averaged; [0]: none
+DATASET.grids = [0]
 DATASET.shot = 1  # support images per episode
 DATASET.s_in_shot = 1  # views (crops) per support image
 DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
@@ -121,7 +126,9 @@ TRAIN.SOFS.prior_residual = False
 
 # ## Training
 
-TRAIN.method = "SOFS"  # method that is trained; it is tested during the training, too
+# method that is trained, and tested during the training: SOFS, or (ours) relation, a small head on
+# similarities and pixels, see docs/quality.md
+TRAIN.method = "SOFS"
 TRAIN_SETUPS.epochs = 50  # passes over the training queries
 TRAIN_SETUPS.batch_size = 4  # episodes per process and step
 TRAIN_SETUPS.num_workers = 8  # loader workers per process, in training and test; 0: none
@@ -154,7 +161,9 @@ TRAIN_SETUPS.TEST_SETUPS.val_share = 0.1
 
 # ## Test
 
-TEST.method = "SOFS"  # SOFS, or prior: the method without training, which needs no checkpoint
+# SOFS or relation, which need a checkpoint, or without training prior or contrast, see
+# docs/quality.md
+TEST.method = "SOFS"
 TEST.load_checkpoint = False  # load the head in `TEST.load_model_path`; False: test the prior alone
 TEST.load_model_path = ""  # a head of ours (`head.safetensors`) or the published `SOFS_model.pth`
 # ours: `ours`, or `published` to compare figures, in training and test: support crops may miss

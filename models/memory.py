@@ -41,6 +41,7 @@ class Memory:
         extras: by method, the tensors that it keeps beside the tokens.
         window: side in native pixels of the windows in which queries are seen; 0: each image is
             resized whole.
+        coarse: of the same supports in larger windows; scores by both are averaged.
         thresholds: by method, the score above which a pixel is defect, if one was chosen on the
             supports.
     """
@@ -55,7 +56,13 @@ class Memory:
     normal: list[list[Tensor]] = field(default_factory=list)
     extras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     window: int = 0
+    coarse: Memory | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def scales(self) -> list[Memory]:
+        """This memory, and the one for larger windows where there is one."""
+        return [self] if self.coarse is None else [self, self.coarse]
 
     @cached_property
     def is_marked(self) -> bool:
@@ -122,6 +129,7 @@ class Memory:
             foreground=[layer.to(dtype) for layer in self.foreground],
             background=[layer.to(dtype) for layer in self.background],
             normal=[[layer.to(dtype) for layer in image] for image in self.normal],
+            coarse=None if self.coarse is None else self.coarse.in_type(dtype),
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -133,13 +141,21 @@ class Memory:
             tensors |= {f"extras.{method}.{name}": value for name, value in extra.items()}
         tensors |= {"share": self.share, "covered": self.covered, "views": self.views}
         tensors["sizes"] = torch.tensor(self.sizes)
+        if self.coarse is not None:
+            tensors |= {f"coarse.{n}": value for n, value in self.coarse.to_tensors().items()}
         return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], *, window: int, thresholds: dict[str, float]
+        cls, tensors: dict[str, Tensor], *, windows: Sequence[int], thresholds: dict[str, float]
     ) -> Memory:
-        """The memory that `to_tensors` wrote; ValueError names a missing or not finite tensor."""
+        """The memory that `to_tensors` wrote, for windows of these sides, the coarse one's last;
+        ValueError names a missing or not finite tensor."""
+        window, *larger = windows
+        own = {n: value for n, value in tensors.items() if not n.startswith("coarse.")}
+        larger_ones = {n.removeprefix("coarse."): tensors[n] for n in tensors.keys() - own.keys()}
+        coarse = cls.from_tensors(larger_ones, windows=larger, thresholds={}) if larger else None
+        tensors = own
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
         extras: dict[str, dict[str, Tensor]] = {}
@@ -158,7 +174,7 @@ class Memory:
             single = {name: tensors[name] for name in ("share", "covered", "views")}
             return cls(
                 **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
-                window=window, thresholds=thresholds,
+                window=window, thresholds=thresholds, coarse=coarse,
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error

@@ -176,13 +176,13 @@ class SplitTest:
         """What makes a memory of the supports of a class, of its object, in a repeat: the normal
         images of that repeat join them."""
 
-        @lru_cache(2 * REPEATS_AT_ONCE)
+        @lru_cache(4 * REPEATS_AT_ONCE)
         def normal(name: str, repeat: int, window: int) -> list[Memory]:
             images = map(read_image, self.normal_images(name, repeat))
             return predictor.encode_normal(images, window=window)
 
         def remember(views: SupportSet, name: str, repeat: int) -> Memory:
-            return predictor.remember(views, normal(name, repeat, views.window))
+            return predictor.remember(views, lambda window: normal(name, repeat, window))
 
         return remember
 

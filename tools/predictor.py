@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +29,9 @@ from datasets.views import (
     normal_views,
     prepare_image,
     support_set,
-    window_side,
+    window_sides,
 )
-from datasets.windows import Blender, PublishedStitching
+from datasets.windows import Blender, PublishedStitching, averaged
 from models.comparison import Comparison
 from models.encoder import SupportEncoder
 from models.memory import Memory
@@ -169,12 +169,13 @@ class Predictor:
         """`set_support` of images (h, w, 3) uint8 RGB and masks (h, w) uint8 {0, 1} or None."""
         defects = [(image, mask) for image, mask in pairs if mask is not None and mask.any()]
         others = [image for image, mask in pairs if mask is None or not mask.any()]
-        window = window_side([mask for _, mask in defects], self.settings)
-        normal = self.encode_normal(others, window=window)
         if defects:
-            rng = random.Random(derive_seed(self.seed))
-            self.memory = self.remember(support_set(defects, self.settings, rng, window), normal)
+            views = support_set(defects, self.settings, random.Random(derive_seed(self.seed)))
+            encode = lambda window: self.encode_normal(others, window=window)  # noqa: E731
+            self.memory = self.remember(views, encode)
         else:
+            (window,) = window_sides([], self.settings)
+            normal = self.encode_normal(others, window=window)
             self.memory = self.encoder.remember([], normal, window=window)
         return self.memory
 
@@ -189,19 +190,28 @@ class Predictor:
 
         return [self.encoder.encode_normal(batches(image)) for image in images]
 
-    def remember(self, supports: SupportSet, normal: Sequence[Memory] = ()) -> Memory:
-        """A memory of supports with a defect and of normal images that `encode_normal` encoded.
+    def remember(
+        self, supports: SupportSet, encode: Callable[[int], Sequence[Memory]] = lambda _: ()
+    ) -> Memory:
+        """A memory of supports with a defect, for each of their scales, and of normal images, which
+        `encode` gives as `encode_normal` encodes them for windows of a side.
 
-        With `TEST.threshold auto` the thresholds are chosen on the supports.
+        With `TEST.threshold auto` the thresholds are chosen on the supports, for each scale, and
+        averaged.
         """
+        normal = encode(supports.window)
         counts = list(supports.counts) if self.auto_threshold else [len(supports.images)]
         views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
         memory = self.encoder.remember(parts, normal, window=supports.window)
-        if not self.auto_threshold:
+        if self.auto_threshold:
+            chosen = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
+            memory = replace(memory, thresholds=chosen)
+        if supports.coarse is None:
             return memory
-        thresholds = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
-        return replace(memory, thresholds=thresholds)
+        coarse, chosen = self.remember(supports.coarse, encode), memory.thresholds
+        both = {name: (chosen[name] + value) / 2 for name, value in coarse.thresholds.items()}
+        return replace(memory, coarse=coarse, thresholds=both)
 
     def predict(self, image: Picture) -> Prediction:
         """Segment one image, whatever `datasets.images.read_image` takes.
@@ -277,12 +287,12 @@ class Predictor:
         """Have every method answer the encoded windows of a query by its memories of one side."""
         if not query.mergers:
             shape, default = query.image.size, dict.fromkeys(self.methods, self.threshold)
-            for memory in query.memories:
+            for memory in query.scales:
                 thresholds = {name: memory.thresholds.get(name, t) for name, t in default.items()}
                 query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
         maps, layers = joined_maps(query.encoded), len(self.backbone.layers)
         features, images = maps[:layers], maps[-1] if self.needs_images else None
-        for memory, mergers in zip(query.memories, query.mergers, strict=True):
+        for memory, mergers in zip(query.scales, query.mergers, strict=True):
             if memory.window == side:
                 compared = Comparison(features, memory, images)
                 for name, method in self.methods.items():
@@ -293,11 +303,15 @@ class Predictor:
     def _outcome(self, query: PendingQuery) -> Outcome:
         if query.error is not None:
             return Outcome(None, [], query.error)
-        answers = []
-        for memory, mergers in zip(query.memories, query.mergers, strict=True):
-            count = len(query.boxes[memory.window])
-            finished = {n: Prediction(*m.finish(), count, m.threshold) for n, m in mergers.items()}
-            answers.append(finished)
+        answers, finished = [], iter(zip(query.scales, query.mergers, strict=True))
+        for memory in query.memories:
+            parts = [next(finished) for _ in memory.scales]
+            windows = sum(len(query.boxes[scale.window]) for scale, _ in parts)
+            answers.append({
+                name: Prediction(*averaged([m[name] for _, m in parts]), windows,
+                                 memory.thresholds.get(name, self.threshold))
+                for name in self.methods
+            })  # fmt: skip
         return Outcome(query.image, answers)
 
     def save_support(self, path: str | Path) -> None:

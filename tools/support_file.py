@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ FORMAT = "sofs-support-5"
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
     """Write a memory with the fingerprint of its predictor, whole or not at all."""
-    use = {"window": memory.window, "thresholds": memory.thresholds}
+    windows = [scale.window for scale in memory.scales]
+    use = {"windows": windows, "thresholds": memory.thresholds}
     metadata = fingerprint(predictor) | {"use": json.dumps(use)}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 
@@ -62,8 +64,9 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         with autocast(predictor.device, predictor.precision):
             channels, side = predictor.backbone.channels, 2 * predictor.backbone.stride
             blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
-            compared = Comparison(blank, memory, blank[0].new_zeros(1, 3, side, side))
-            for method in predictor.methods.values():
+            images = blank[0].new_zeros(1, 3, side, side)
+            for scale, method in product(memory.scales, predictor.methods.values()):
+                compared = Comparison(blank, scale, images)
                 if method.answer(compared, (side, side)).shape != (1, side, side):
                     raise ValueError("it answers for several sets of supports")
         return memory

@@ -35,7 +35,7 @@ class PendingQuery:
         boxes, left: by `Memory.window`, of its windows and how many are not encoded yet.
         encoded: windows that are not answered yet, each with the maps of its pass, features and
             whatever else is to be joined, and its place in them.
-        mergers: for each memory, by method, what joins the answers to the windows.
+        mergers: for each of `scales`, by method, what joins the answers to the windows.
         complete: all windows were cut.
     """
 
@@ -48,6 +48,11 @@ class PendingQuery:
     encoded: list[tuple[Window, list[Tensor], int]] = field(default_factory=list)
     mergers: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def scales(self) -> list[Memory]:
+        """Each memory, followed by its coarse one where it has one."""
+        return [scale for memory in self.memories for scale in memory.scales]
 
     @property
     def is_answered(self) -> bool:
@@ -91,7 +96,7 @@ def windows(
     for query in ahead(opened(), AHEAD):
         try:
             query.image = image = query.opening.result()
-            for number, side in enumerate({m.window: None for m in query.memories}):
+            for number, side in enumerate({m.window: None for m in query.scales}):
                 if number and image.pixels is None:  # strips are read once, from top to bottom
                     image = ImageStrips(image.path)
                 boxes = tile(*image.size, side, overlap)

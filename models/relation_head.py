@@ -50,8 +50,8 @@ class RelationHead(nn.Module):
         self.coarse = nn.Sequential(half, _block(PIXEL_WIDTH, PIXEL_WIDTH))
         self.token_mix = nn.Conv2d(TOKEN_WIDTH, PIXEL_WIDTH, 1)
         joined = _block(2 * PIXEL_WIDTH + 3, PIXEL_WIDTH)
-        self.quarter = nn.Sequential(joined, _block(PIXEL_WIDTH, PIXEL_WIDTH))
-        self.half = _block(PIXEL_WIDTH + FINE_WIDTH, FINE_WIDTH)
+        self.quarter_stage = nn.Sequential(joined, _block(PIXEL_WIDTH, PIXEL_WIDTH))
+        self.half_stage = _block(PIXEL_WIDTH + FINE_WIDTH, FINE_WIDTH)
         self.logit = nn.Conv2d(FINE_WIDTH, 1, 1)
 
     def pixel_sums(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class RelationHead(nn.Module):
                              means.expand(len(coarse), -1, -1))  # fmt: skip
         size = coarse.shape[-2:]
         joined = [coarse, _resized(self.token_mix(tokens), size), alike, _resized(logits, size)]
-        quarter = self.quarter(torch.cat(joined, dim=1))
-        half = self.half(torch.cat([_resized(quarter, fine.shape[-2:]), fine], dim=1))
+        quarter = self.quarter_stage(torch.cat(joined, dim=1))
+        half = self.half_stage(torch.cat([_resized(quarter, fine.shape[-2:]), fine], dim=1))
         return (self.logit(half) + _resized(logits, fine.shape[-2:])).squeeze(1)
 
 

@@ -115,7 +115,8 @@ def method_class(name: str, key: str = "TEST.method") -> type[Method]:
     trained = key == "TRAIN.method"
     names = [n for n, method in METHODS.items() if method.needs_training or not trained]
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0.0)
+        written = {n.lower(): n for n in names}
+        (near,) = difflib.get_close_matches(name.lower(), written, 1, 0.0)
         known = f"the methods{' that can be trained' if trained else ''} are {', '.join(names)}"
-        raise ConfigError(f"{key} is {name}; {known}. Did you mean {near[0]}?")
+        raise ConfigError(f"{key} is {name}; {known}. Did you mean {written[near]}?")
     return METHODS[name]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +12,15 @@ from datasets import large_images
 from datasets.images import read_image
 from datasets.views import prepare_image
 from datasets.windows import tile
+from models.memory import label
 from tests.datasets.bad_files import saved
 from tests.helpers import picture
+from tests.models.tiny import features, shares
 from tools.window_stream import windows
 
-SMALL, LARGE, OTHER = (SimpleNamespace(window=side) for side in (64, 0, 50))
+MEMORY = label(features(1), shares(1))
+SMALL, LARGE, OTHER = (replace(MEMORY, window=side) for side in (64, 0, 50))
+BOTH = replace(MEMORY, window=64, coarse=OTHER)
 
 
 def cut(queries):
@@ -31,15 +35,15 @@ def cut(queries):
 def test_windows_come_in_order_for_each_scale_once(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(large_images, "AT_ONCE", at_once)
     files = [saved(tmp_path / f"{i}.png", picture(100 + 60 * i, 130, seed=i)) for i in range(2)]
-    several = [SMALL, LARGE, SMALL], [LARGE, SMALL, OTHER], [LARGE]
-    asked = list(zip([*files, files[0]], several, strict=True))
+    several = [SMALL, LARGE, SMALL], [LARGE, SMALL, OTHER], [LARGE], [OTHER, BOTH]
+    asked = list(zip([*files, *files], several, strict=True))
     queries, stream, pixels = cut(asked)
     came = zip(stream, pixels, strict=True)
     for query, (file, memories) in zip(queries, asked, strict=True):
         image = read_image(file)
         assert query.complete and query.error is None and not query.is_answered
         assert (query.image.pixels is None) == (at_once == 100)
-        for side in dict.fromkeys(memory.window for memory in memories):
+        for side in dict.fromkeys(s.window for memory in memories for s in memory.scales):
             whole = [(0, image.shape[0], 0, image.shape[1])]
             boxes = tile(*image.shape[:2], side, 0.25) if side else whole
             assert query.boxes[side] == boxes and query.left[side] == len(boxes)

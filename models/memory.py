@@ -36,6 +36,7 @@ class Memory:
         background: per layer (B, M, C_l), tokens of share 0; zero where other sets have more.
         mean: per layer (B, 1, C_l), mean token of all views, before any thinning.
         views: (B, 1, 1) number of views in the mean.
+        repeated: (B, F) bool, foreground that is repeated as other sets have more; None: none is.
         normal: of each further image without defect, per layer (1, N, C_l); each image has one vote
             on what is normal, see `models.priors.normal_vote`.
         extras: by method, the tensors that it keeps beside the tokens.
@@ -53,6 +54,7 @@ class Memory:
     background: list[Tensor]
     mean: list[Tensor]
     views: Tensor
+    repeated: Tensor | None = None
     normal: list[list[Tensor]] = field(default_factory=list)
     extras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     window: int = 0
@@ -82,18 +84,23 @@ class Memory:
 
     @cached_property
     def typical(self) -> Tensor:
-        """(B, F) bool: foreground that is mostly marked, or most marked in its view."""
+        """(B, F) bool: foreground that is mostly marked, or most marked in its view; no token of
+        it twice."""
         views = self.share.split(self.sizes, dim=-1)
         enough = [v >= v.amax(-1, keepdim=True).clamp(max=MOSTLY) for v in views]
-        return torch.cat(enough, dim=-1) & (self.share > 0)
+        typical = torch.cat(enough, dim=-1) & (self.share > 0)
+        return typical if self.repeated is None else typical & ~self.repeated
 
     @cached_property
     def joint_foreground(self) -> Tensor:
-        """(B, F, C) typical foreground over all layers, centred; in place of another token stands
-        the most marked one."""
-        every = torch.arange(self.share.shape[1], device=self.share.device)
-        index = every.where(self.typical, self.share.argmax(1, keepdim=True))
-        return taken(centred(self.foreground, self.mean), index)
+        """(B, T, C) typical foreground over all layers, centred; of a set without any its first
+        token. Zero where other sets have more."""
+        kept = self.typical.clone()
+        kept[:, 0] |= ~kept.any(1)
+        index = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        index = index[:, : int(kept.sum(1).max())]
+        foreground = centred([taken(layer, index) for layer in self.foreground], self.mean)
+        return foreground * kept.gather(1, index).unsqueeze(-1)
 
     @cached_property
     def joint_background(self) -> Tensor:
@@ -104,21 +111,27 @@ class Memory:
     @cached_property
     def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
         """Foreground, background and each normal image for the joint prior."""
-        foreground, background, *normal = map(Keys, self.relation_keys)
+        foreground, background, *normal = (Keys(key) for key, _ in self.relation_keys)
         return foreground, background, normal
 
     @cached_property
-    def relation_keys(self) -> list[Tensor]:
+    def relation_keys(self) -> list[tuple[Tensor, Tensor | None]]:
         """Foreground, background and each normal image over all layers, centred, in the type of the
-        comparison."""
-        normal = [centred(image, self.mean) for image in self.normal]
-        keys = (self.joint_foreground, self.joint_background, *normal)
-        return [key.to(self.foreground[0].dtype) for key in keys]
+        comparison. Where other sets have more, the first token is repeated, so that no largest
+        similarity changes; beside them (B, N) bool tells which are repeats, None: none is."""
+        keys, dtype = [], self.foreground[0].dtype
+        for tokens in (self.joint_foreground, self.joint_background):
+            repeated = ~tokens.any(-1)
+            repeated[:, 0] = False
+            filled = tokens.where(~repeated.unsqueeze(-1), tokens[:, :1])
+            keys.append((filled.to(dtype), repeated if repeated.any() else None))
+        return keys + [(centred(image, self.mean).to(dtype), None) for image in self.normal]
 
     @cached_property
     def prototypes(self) -> tuple[Tensor, Tensor]:
-        """Mean directions of the typical foreground and of the background, each (B, 1, C)."""
-        foreground = self.joint_foreground * self.typical.unsqueeze(-1)
+        """Mean directions of the typical foreground, zero without any, and of the background, each
+        (B, 1, C)."""
+        foreground = self.joint_foreground * self.typical.any(1).view(-1, 1, 1)
         sums = (tokens.sum(1, keepdim=True) for tokens in (foreground, self.joint_background))
         return tuple(F.normalize(total, dim=-1) for total in sums)
 
@@ -202,11 +215,12 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
     flat, grid = share.flatten(2), share[0, 0].numel()
     sizes = (flat > 0).sum(-1).amax(0).clamp(min=1).tolist()
     order = flat.argsort(dim=-1, descending=True, stable=True)
-    blocks = []
+    blocks, repeats = [], []
     for view, size in enumerate(sizes):
         first = order[:, view, :size]
         marked = flat[:, view].gather(1, first) > 0
         blocks.append(first.where(marked, first[:, :1]) + view * grid)
+        repeats.append(~marked)
     chosen, everything = torch.cat(blocks, dim=1), flat.flatten(1)
     value, index = everything.sort(dim=1, stable=True)
     count = max(1, int((everything == 0).sum(1).max()))
@@ -222,7 +236,7 @@ def label(features: list[Tensor], share: Tensor, counts: Tensor | None = None) -
         background.append(taken(tokens, unmarked).masked_fill(missing.unsqueeze(-1), 0))
     return Memory(
         foreground, everything.gather(1, chosen), sizes, (flat > 0).all(-1), background, mean,
-        counts.sum(1).view(b, 1, 1),
+        counts.sum(1).view(b, 1, 1), torch.cat(repeats, dim=1) if b > 1 else None,
     )  # fmt: skip
 
 

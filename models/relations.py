@@ -60,23 +60,32 @@ def _compared(joint: Tensor, memory: Memory) -> Tensor:
     """Similarities (B, N, 3 L + 4) of tokens (B, N, C) with a memory, see `relations`."""
     keys, layers, rows = memory.relation_keys, len(memory.mean), []
     widths = [mean.shape[-1] for mean in memory.mean]
-    for part in joint.to(keys[0].dtype).split(ROWS, dim=1):
+    for part in joint.to(keys[0][0].dtype).split(ROWS, dim=1):
         queries = [q * layers for q in part.split(widths, dim=-1)]
         best, near = [], []
-        for key in keys:  # foreground, background, and each normal image
+        for key, repeated in keys:  # foreground, background, and each normal image
             each = [
                 q @ k.transpose(1, 2)
                 for q, k in zip(queries, key.split(widths, dim=-1), strict=True)
             ]
             best.append([layer.amax(-1).float() for layer in each])
             total = torch.stack(each).mean(0)
-            nearest = total.topk(min(NEAREST, total.shape[-1]), dim=-1).values.float()
-            near.append((nearest[..., 0], nearest.mean(-1)))
+            near.append(_nearest(total, repeated))
         surroundings = zip(*best[1:], strict=True), zip(*near[1:], strict=True)
         far, common = ([normal_vote(s[0], s[1:]) for s in some] for some in surroundings)
         differences = [f - b for f, b in zip(best[0], far, strict=True)]
         rows.append(torch.stack([*best[0], *far, *differences, *near[0], *common], dim=-1))
     return torch.cat(rows, dim=1)
+
+
+def _nearest(similarity: Tensor, repeated: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The largest of similarities (B, N, M) and the mean of the three largest, or of as many as
+    there are, (B, N) each; repeated: (B or 1, M) bool, what does not count."""
+    if repeated is not None:
+        similarity = similarity.masked_fill(repeated.unsqueeze(1), -torch.inf)
+    nearest = similarity.topk(min(NEAREST, similarity.shape[-1]), dim=-1).values.float()
+    counts = nearest.isfinite()
+    return nearest[..., 0], nearest.where(counts, 0).sum(-1) / counts.sum(-1)
 
 
 def _of_window(joint: Tensor, contrast: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:

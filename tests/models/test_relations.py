@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from models.comparison import Comparison
+from models.memory import join, label
+from models.methods.contrast import Contrast
+from models.relations import COMMON, CONTRAST, SELF_SUPPORT, count, relations
+from tests.models.tiny import answer, features, remember, shares
+
+GRID, TOKENS = (6, 8), 48
+
+
+def maps_of(views, seed):
+    """Per layer (views, C_l, 6, 8), with something in common and of very different lengths."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        10**i * (torch.randn(views, c, *GRID, generator=draw) + 1) for i, c in enumerate((5, 7))
+    ]
+
+
+def vote(own, images):
+    return max(own, (own + sum(images)) / (1 + len(images)))
+
+
+def nearest(values):
+    return np.mean(sorted(values)[-3:])
+
+
+def by_hand(query, supports, share, further):
+    """The relation maps (R, h, w) of one window, token by token in float64."""
+
+    def unit(vector):
+        return vector / np.linalg.norm(vector)
+
+    def tokens(maps):  # of each layer a list
+        flat = [layer.double().movedim(1, -1).flatten(0, 2).numpy() for layer in maps]
+        return [[unit(token) for token in layer] for layer in flat]
+
+    centres = [np.mean(layer, axis=0) for layer in tokens(supports)]
+
+    def joined(maps):  # of each token a list of layers
+        parts = [
+            [unit(t - c) for t in layer] for layer, c in zip(tokens(maps), centres, strict=True)
+        ]
+        return list(zip(*parts, strict=True))
+
+    def cosines(a, b):
+        return [u @ v for u, v in zip(a, b, strict=True)]
+
+    asked, stored, others = joined(query), joined(supports), [joined(image) for image in further]
+    views = share[0].flatten(1).tolist()
+    foreground = [stored[TOKENS * v + j] for v, view in enumerate(views)
+                  for j, s in enumerate(view) if s and s >= min(0.5, max(view))]  # fmt: skip
+    background = [t for t, s in zip(stored, share.flatten().tolist(), strict=True) if not s]
+
+    def similar(token, several, reduce, part):
+        return reduce([part(cosines(token, other)) for other in several])
+
+    def surroundings(token, reduce, part):
+        images = [similar(token, image, reduce, part) for image in others]
+        return vote(similar(token, background, reduce, part), images)
+
+    rows = []
+    for token in asked:
+        layers = [lambda c, i=i: c[i] for i in range(2)]
+        near = [similar(token, foreground, max, part) for part in layers]
+        far = [surroundings(token, max, part) for part in layers]
+        row = [*near, *far, *(a - b for a, b in zip(near, far, strict=True))]
+        row += [similar(token, foreground, reduce, np.mean) for reduce in (max, nearest)]
+        row += [surroundings(token, reduce, np.mean) for reduce in (max, nearest)]
+        rows.append([*row, row[-4] - row[-1]])
+    contrast = [row[-1] for row in rows]
+    flat = [np.concatenate(token) / 2**0.5 for token in asked]
+    defect, normal = (unit(sum(np.concatenate(t) for t in s)) for s in (foreground, background))
+    sure = [t for t, c in zip(flat, contrast, strict=True) if c > max(max(contrast) / 2, 0.02)]
+    half = [c <= sorted(contrast)[(TOKENS - 1) // 2] for c in contrast]
+    own_defect = unit((np.mean(sure, axis=0) if sure else 0) + defect)
+    own_normal = unit(np.mean([t for t, chosen in zip(flat, half, strict=True) if chosen], axis=0))
+    some = [j for j in range(0, TOKENS, 3) if half[j]]
+    assert len(some) > 3
+    for i, (row, token) in enumerate(zip(rows, flat, strict=True)):
+        row += [token @ defect - token @ normal, token @ own_defect - token @ own_normal]
+        row.append(nearest([token @ flat[j] for j in some if j != i]))
+    return torch.tensor(rows).float().T.unflatten(1, GRID)
+
+
+def marks(*views):
+    """Shares (1, K, 6, 8) by places of tokens."""
+    share = torch.zeros(1, len(views), TOKENS)
+    for view, values in zip(share[0], views, strict=True):
+        for place, value in values.items():
+            view[place] = value
+    return share.unflatten(2, GRID)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+@pytest.mark.parametrize(
+    "share",
+    [marks({3: 0.9, 4: 0.55, 11: 0.3, 12: 0.2}, {7: 0.3, 8: 0.2, 20: 0.3}), marks({5: 1.0}, {}),
+     marks(dict.fromkeys(range(TOKENS), 0.7), {1: 0.4})],
+)  # fmt: skip
+def test_relations_are_those_of_every_pair_of_tokens(share, images):
+    """Also where few tokens are marked, all of a view or none, and with images without defect."""
+    supports, query, further = (
+        maps_of(2, 1),
+        maps_of(3, 2),
+        [maps_of(2, 9 + i) for i in range(images)],
+    )
+    query = [torch.cat([layer[:2], -layer[2:]]) for layer in query]  # and opposite
+    normal = [label(image, torch.zeros(1, 2, *GRID)).background for image in further]
+    ours = relations(query, replace(label(supports, share), normal=normal))
+    assert ours.dtype == torch.float32 and ours.shape == (3, count(2), *GRID)
+    for i in range(3):
+        expected = by_hand([layer[i : i + 1] for layer in query], supports, share, further)
+        assert_close(ours[i], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_relations_of_a_batch_of_sets_are_those_of_each_alone(sign):
+    """However many tokens are marked, also none or all, and though nothing looks like a memory."""
+    supports, query = features(8, 1), [sign * layer for layer in features(4, 2)]
+    full = torch.full((1, 2, 3, 4), 0.9)
+    share = torch.cat([shares(2, 1), shares(2, 7, seed=3), torch.zeros(1, 2, 3, 4), full])
+    together = Comparison(query, label(supports, share))
+    assert together.relations.isfinite().all()
+    for b in range(4):
+        memory = label([layer[2 * b : 2 * b + 2] for layer in supports], share[b : b + 1])
+        alone = Comparison([layer[b : b + 1] for layer in query], memory)
+        assert_close(together.relations[b], alone.relations[0], rtol=0, atol=1e-5)
+        assert_close(together.joint_prior[b], alone.joint_prior[0], rtol=0, atol=1e-5)
+
+
+def test_supports_that_join_are_related_to_as_at_once():
+    supports, share, query = maps_of(3, 1), marks({3: 0.9, 4: 0.3}, {}, {9: 0.2}), maps_of(2, 2)
+    parts = [label([s[k : k + 1] for s in supports], share[:, k : k + 1]) for k in range(3)]
+    expected = relations(query, label(supports, share))
+    assert_close(relations(query, join(parts)), expected, rtol=0, atol=1e-5)
+
+
+def defective(places, seed):
+    """Grey noise (K, 3, 56, 56) with a bright square of two by two tokens each, and its masks."""
+    draw = torch.Generator().manual_seed(seed)
+    images = 0.3 * torch.randn(len(places), 3, 56, 56, generator=draw)
+    masks = torch.zeros(len(places), 56, 56, dtype=torch.uint8)
+    for image, mask, (top, left) in zip(images, masks, places, strict=True):
+        image[:, top : top + 28, left : left + 28] += 3
+        mask[top : top + 28, left : left + 28] = 1
+    return images, masks
+
+
+@torch.no_grad()
+def test_contrast_finds_a_defect_that_looks_like_that_of_the_supports(make_model):
+    contrast = Contrast(make_model().backbone)
+    supports, masks = defective([(0, 14), (28, 28)], 0)
+    memory = remember([contrast], supports[None], masks[None])
+    images, expected = defective([(14, 0), (28, 14), (0, 28)], 1)
+    scores = answer(contrast, images, memory)
+    assert scores.shape == (3, 56, 56) and scores.min() >= 0 and scores.max() <= 1
+    for score, mask in zip(scores, expected > 0, strict=True):
+        assert ((score > 0.5) & mask).sum() > 0.7 * ((score > 0.5) | mask).sum()
+    plain, _ = defective([], 1)
+    unlike = Comparison(contrast.backbone(images), memory).relations
+    share = contrast.shares(expected) > 0
+    for kind, sign in ((CONTRAST, 1), (SELF_SUPPORT, 1), (COMMON, -1)):
+        values = sign * unlike[:, kind]
+        assert values[share].mean() > values[~share].mean(), kind
+    unmarked = remember([contrast], supports[None], masks[None] * 0)
+    abnormal = Comparison(contrast.backbone(images), unmarked).anomaly
+    shown = answer(contrast, images, unmarked)
+    assert shown.shape == (3, 56, 56) and 0 <= shown.min() and shown.max() <= abnormal.max() <= 2

@@ -16,6 +16,7 @@ from datasets.views import (
     ViewSettings,
     crop_around,
     cut,
+    defect_length,
     normal_views,
     prepare_image,
     prepare_mask,
@@ -23,6 +24,7 @@ from datasets.views import (
     support_boxes,
     support_set,
     window_side,
+    window_sides,
 )
 
 NATIVE = ViewSettings(image_size=32, crop_size=40, resize_ratio=0.1, views=3)
@@ -94,7 +96,7 @@ def test_supports_are_prepared_crops_with_normal_views_after_each_image():
     assert supports.masks[[0, 1, 2, 4, 5, 6]].flatten(1).any(1).all()
     assert supports.window == 40 and supports.pairs == tuple(pairs)
     assert len({view.numpy().tobytes() for view in supports.images}) == 8, "crops differ"
-    given = support_set(pairs, replace(NATIVE, normal_views=1), random.Random(0), window=0)
+    given = support_set(pairs, replace(NATIVE, normal_views=1), random.Random(0), sides=[0])
     assert given.window == 0 and torch.equal(given.images, supports.images)
 
 
@@ -104,8 +106,9 @@ def test_with_support_windows_all_of_a_support_is_seen_as_its_queries_are(window
     mask = marked((90, 120), slice(30, 40), slice(50, 60))
     pairs = [(noise(90, 120), mask), (noise(30, 40, 1), marked((30, 40), 3, 3))]
     settings = replace(NATIVE, normal_views=2)
-    plain = support_set(pairs, replace(settings, normal_views=0), random.Random(0), window)
-    seen = support_set(pairs, replace(settings, support_windows=True), random.Random(0), window)
+    plain = support_set(pairs, replace(settings, normal_views=0), random.Random(0), [window])
+    settings = replace(settings, support_windows=True)
+    seen = support_set(pairs, settings, random.Random(0), [window])
     cover, size = normal_views(pairs[0][0], window), NATIVE.image_size
     assert seen.window == window and seen.counts == (3 + len(cover), 1) and plain.counts == (3, 3)
     assert torch.equal(seen.images[:3], plain.images[:3])
@@ -135,6 +138,82 @@ def test_scale_follows_the_mean_share_of_the_masks_that_mark_something(shares, w
         mask.flat[: round(100 * share)] = 255
     assert window_side(masks, NATIVE) == window
     assert window_side(masks, replace(NATIVE, resize_ratio=None)) == 0
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_the_length_of_a_defect_is_that_of_the_component_of_the_middle_pixel(sides, rng):
+    """By the list of all marked pixels, each with the area of its square."""
+    mask = np.zeros((40, 20 * len(sides)), np.uint8)
+    for number, side in enumerate(sides):
+        top, left = rng.randint(0, 20), 20 * number + rng.randint(0, 7)
+        mask[top : top + side, left : left + side] = 7
+    pixels = sorted(side**2 for side in sides for _ in range(side**2))
+    middle = pixels[(len(pixels) - 1) // 2]
+    assert defect_length(mask) == pytest.approx(middle**0.5)
+    assert defect_length(mask.T) == defect_length(mask)
+
+
+def test_marks_that_touch_at_a_corner_are_one_defect_and_no_mark_has_no_length():
+    assert defect_length(np.eye(9, dtype=np.uint8)) == 3 and defect_length(np.zeros((4, 4))) == 0
+
+
+GRIDS = replace(NATIVE, image_size=240, grids=(1, 2, 4, 7))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sides"),
+    [([250], (0,)), ([249], (500, 0)), ([125], (500, 0)), ([124], (250, 500)), ([63], (250, 500)),
+     ([62], (143, 250)), ([1], (143, 250)), ([0, 125], (500, 0)), ([90, 250, 60], (250, 500))],
+)  # fmt: skip
+def test_two_window_sides_show_a_typical_defect_at_its_size_and_smaller(lengths, sides):
+    """60 of 240 pixels in windows of a longer side of 1000; that of masks, by the middle one."""
+    masks = [marked((400, 1000), slice(length), slice(length)) for length in lengths]
+    assert window_sides(masks, GRIDS) == sides
+    assert window_sides([mask.T for mask in masks], GRIDS) == sides
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5, unique=True), st.data())
+def test_windows_shrink_with_the_defect_and_are_neighbours(grids, data):
+    """0, the whole, counts as its longer side; the sides ascend."""
+    shape = data.draw(st.tuples(st.integers(60, 300), st.integers(60, 300)))
+    settings, before = replace(GRIDS, grids=tuple(sorted(grids))), None
+    known = [max(shape) if n == 1 else -(-max(shape) // n) for n in settings.grids]
+    for length in (60, 40, 20, 10, 5, 2, 1):
+        sides = window_sides([marked(shape, slice(length), slice(length))], settings)
+        assert all(side != max(shape) for side in sides)
+        shown = [side or max(shape) for side in sides]
+        pairs = list(zip(known[1:], known[:-1], strict=True))
+        assert tuple(shown) in pairs or shown == known[:1]
+        assert before is None or shown[0] <= before
+        before = shown[0]
+
+
+def test_without_grids_or_a_mark_there_is_one_side_as_by_the_share():
+    mask = marked((100, 100), slice(5), slice(5))
+    assert window_sides([mask], NATIVE) == (40,)
+    assert window_sides([np.ones((100, 100))], NATIVE) == (0,)
+    assert window_sides([], GRIDS) == window_sides([mask * 0], GRIDS) == (40,)
+
+
+@pytest.mark.parametrize("cover", [False, True])
+def test_coarse_supports_are_the_same_ones_in_larger_windows(cover):
+    pairs = [(noise(90, 120, i), marked((90, 120), slice(30, 38), slice(50, 58))) for i in (0, 1)]
+    settings = replace(GRIDS, grids=(1, 2, 3, 4), support_windows=cover, normal_views=1)
+    fine = support_set(pairs, settings, random.Random(0))
+    assert (fine.window, fine.coarse.window) == window_sides([pairs[0][1]], settings) == (30, 40)
+    assert fine.coarse.coarse is None and fine.coarse.pairs == fine.pairs == tuple(pairs)
+    rng = random.Random(0)
+    for supports in (fine, fine.coarse):  # the coarse crops are drawn after the others
+        alone = support_set(pairs, settings, rng, [supports.window])
+        assert alone.coarse is None and alone.counts == supports.counts
+        assert torch.equal(alone.images, supports.images)
+        assert torch.equal(alone.masks, supports.masks)
+    if cover:
+        windows = [prepare_image(view, 240) for view in normal_views(pairs[1][0], 40)]
+        assert torch.equal(fine.coarse.images[-len(windows) :], torch.stack(windows))
+    whole = support_set(pairs, replace(settings, grids=(1,)), random.Random(0))
+    assert whole.window == 0 and whole.coarse is None
+    assert torch.equal(whole.images[0], prepare_image(pairs[0][0], 240))
 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (3999, 2999)])

@@ -65,6 +65,8 @@ REFUSED = [
     ("DATASET.normal_shot 1 TEST.protocol published", "set TEST.protocol to ours"),
     ("DATASET.support_windows True TEST.protocol published", "set TEST.protocol to ours"),
     ("TEST.normal_queries 1 TEST.protocol published", "set TEST.protocol to ours"),
+    ("DATASET.grids [1,2] TEST.protocol published", "set TEST.protocol to ours"),
+    *((f"DATASET.grids {grids}", "ascending") for grids in ("[]", "[2,1]", "[2,2]", "[0,1]")),
     ("DATASET.open_domain_test_object []", "one object or more"),
     ("DATASET.open_domain_object_category_num [1,2]", "one per open_domain_test_object (1)"),
     ("DATASET.train_objects [a,b] DATASET.test_objects [b,c]", "b is in DATASET.train_objects"),
@@ -89,6 +91,7 @@ def test_unusual_but_possible_values_load(load):
         "TRAIN_SETUPS.epochs 0 TRAIN_SETUPS.num_workers 0 TRAIN.LOSS.ce_weight 0",
         "DATASET.crop_ratio [1,1] DATASET.rotate_min 10 DATASET.open_domain_test_object [a,b]",
         "RUN_NAME a/..b DATASET.test_objects [a/b] DATASET.normal_folder ..a",
+        "DATASET.grids [1,2,7]",
         "RUN_NAME x TRAIN.resume auto DATASET.normal_shot 1 TRAIN.backbone timm:x",
     ):
         load(*opts.split())

@@ -1,0 +1,126 @@
+"""Supports and queries at two scales."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from datasets import large_images
+from datasets.windows import tile
+from tests.datasets.bad_files import saved
+from tests.helpers import picture, variant
+from tools.predictor import Predictor
+from utils.errors import WeightsError
+
+SIZE = (100, 150)
+
+
+def taught(predictor, grids=(1, 2, 3), normal=1, **changes):
+    """A predictor with grids that knows two small defects and some normal images."""
+    settings = replace(predictor.settings, grids=grids)
+    asked = Predictor(predictor.methods, settings, torch.device("cpu"), **changes)
+    images, masks = [picture(*SIZE, seed=i) for i in range(2 + normal)], []
+    for number in range(2):
+        mask = np.zeros(SIZE, np.uint8)
+        mask[20:40, 30 + 20 * number :][:, :20] = 1
+        masks.append(mask)
+    asked.set_support(images, masks + [None] * normal)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def scaled(predictor):
+    return taught(predictor)
+
+
+def apart(memory):
+    """The memories of the two scales, each alone, with the thresholds of the whole."""
+    return [replace(m, coarse=None, thresholds=memory.thresholds) for m in memory.scales]
+
+
+def test_supports_are_taught_at_both_scales_with_the_normal_images(scaled):
+    memory, coarse = scaled.memory.scales
+    assert (memory.window, coarse.window) == (50, 75) and coarse.coarse is None
+    for scale in (memory, coarse):
+        (normal,), count = scale.normal, len(tile(*SIZE, scale.window))
+        assert normal[0].shape[1] == count * 64
+    whole = taught(scaled, (1,)).memory
+    assert whole.window == 0 and whole.coarse is None
+
+
+def test_the_score_is_the_mean_of_those_at_each_scale(scaled, tmp_path, monkeypatch):
+    """As array and as a file in strips, beside other memories and images."""
+    image, other = picture(170, 130, seed=8), replace(scaled.memory.coarse, window=0)
+    memories = [*apart(scaled.memory), scaled.memory, other, scaled.memory]
+    file = saved(tmp_path / "a.png", image)
+    (at_once,) = scaled.segment([(image, memories)])
+    monkeypatch.setattr(large_images, "AT_ONCE", 10_000)
+    strips, _, alone = scaled.segment([(file, memories), (picture(60, 90), memories[2:4]),
+                                       (file, memories[2:3])])  # fmt: skip
+    assert strips.image.pixels is None
+    for outcome in (at_once, strips):
+        first, second, *both = outcome.answers
+        assert len(both) == 3
+        for name in scaled.methods:
+            mean = (first[name].score + second[name].score) / 2
+            assert np.abs(first[name].score - second[name].score).max() > 1e-3
+            for answers in (both[0], both[2], alone.answers[0]):
+                answer = answers[name]
+                np.testing.assert_allclose(answer.score, mean, atol=1e-5)
+                assert np.array_equal(answer.label, answer.score > answer.threshold)
+                assert answer.label.dtype == np.uint8 and answer.threshold == 0.5
+                assert answer.windows == first[name].windows + second[name].windows == 12 + 6
+            assert both[1][name].windows == 1
+
+
+def test_the_label_is_by_the_mean_of_the_thresholds_that_each_scale_chose(predictor):
+    asked, plain = taught(predictor, threshold=None), taught(predictor, threshold=None, grids=(3,))
+    memory, chosen = asked.memory, asked.memory.thresholds
+    assert chosen.keys() == asked.methods.keys() and plain.memory.window == memory.window
+    answers = next(asked.segment([(picture(*SIZE, seed=8), [memory])])).answers[0]
+    for name, answer in answers.items():
+        parts = [m.thresholds[name] for m in (plain.memory, memory.coarse)]
+        assert answer.threshold == chosen[name] == pytest.approx(sum(parts) / 2)
+        assert np.array_equal(answer.label, answer.score > chosen[name])
+
+
+@pytest.mark.parametrize("normal", [0, 2])
+def test_a_support_file_keeps_both_scales(predictor, tmp_path, normal):
+    one = taught(predictor, normal=normal, threshold=None)
+    one.save_support(tmp_path / "a.safetensors")
+    other = Predictor(one.methods, one.settings, torch.device("cpu"))
+    loaded = other.load_support(tmp_path / "a.safetensors")
+    assert [m.window for m in loaded.scales] == [m.window for m in one.memory.scales] == [50, 75]
+    query = picture(120, 140, seed=8)
+    ours, theirs = (next(p.segment([(query, [p.memory])])).answers[0] for p in (one, other))
+    for name, answer in ours.items():
+        for part, value in asdict(answer).items():
+            assert np.array_equal(value, getattr(theirs[name], part)), part
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "nan", "two sets", "no layer", "all missing"])
+def test_a_damaged_coarse_tensor_is_refused(scaled, tmp_path, damage):
+    file, name = tmp_path / "a.safetensors", "coarse.foreground.0"
+    scaled.save_support(file)
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+        tensors = {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
+    value = tensors[name]
+    if damage == "no layer":
+        tensors = {n: t for n, t in tensors.items() if not n.startswith("coarse.mean.")}
+    elif damage == "all missing":
+        tensors = {n: t for n, t in tensors.items() if not n.startswith("coarse.")}
+    elif damage == "missing":
+        del tensors[name]
+    else:
+        changed = {"cut": value[:, :-1], "nan": value * torch.nan,
+                   "two sets": torch.cat([value, value])}  # fmt: skip
+        tensors[name] = changed[damage].contiguous()
+    save_file(tensors, file, about)
+    with pytest.raises(WeightsError, match=r"a\.safetensors: damaged"):
+        variant(scaled).load_support(file)

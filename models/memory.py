@@ -99,7 +99,7 @@ class Memory:
         kept[:, 0] |= ~kept.any(1)
         index = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         index = index[:, : int(kept.sum(1).max())]
-        foreground = centred([taken(layer, index) for layer in self.foreground], self.mean)
+        foreground = taken(centred(self.foreground, self.mean), index)
         return foreground * kept.gather(1, index).unsqueeze(-1)
 
     @cached_property

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,6 +10,7 @@ from method_config import load_config
 from models.backbone import Backbone
 from models.head import Head
 from models.methods.sofs import SOFS
+from tests.helpers import picture, tiny_config, untrained_predictor
 from tools.checkpoint import STATE_KEYS, load_head, load_state, save_head, save_state
 from utils.errors import WeightsError
 
@@ -36,6 +38,30 @@ def test_a_head_comes_back_as_it_was(tmp_path, options):
     with safe_open(path, "pt") as file:
         assert file.metadata()["config"] == "RNG_SEED: 54\n"
     assert [p.name for p in path.parent.iterdir()] == ["head.safetensors"]
+
+
+def test_a_relation_head_answers_as_before_it_was_saved(surfaces, tmp_path):
+    """Also supports that were taught before; those of another head are refused."""
+    cfg = tiny_config(surfaces, tmp_path, TRAIN__method="relation", DATASET__grids=[1, 3])
+    written, read, other = (untrained_predictor(cfg) for _ in range(3))
+    for number, predictor in enumerate((written, read, other)):
+        torch.manual_seed(number)
+        for parameter in predictor.methods["relation"].head.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    mask, file = np.zeros((90, 130), np.uint8), tmp_path / "head.safetensors"
+    mask[20:30, 30:40] = 1
+    written.set_support([picture(90, 130)], [mask])
+    written.save_support(tmp_path / "support.safetensors")
+    save_head(file, written.methods["relation"], "")
+    load_head(file, read.methods["relation"], "TEST.load_model_path")
+    with pytest.raises(WeightsError, match="its weights are not those"):
+        other.load_support(tmp_path / "support.safetensors")
+    ours = written.predict(picture(90, 130, 1)).score
+    read.load_support(tmp_path / "support.safetensors")
+    other.set_support([picture(90, 130)], [mask])
+    assert len(read.memory.scales) == 2 and ours.std() > 0.01
+    assert np.array_equal(read.predict(picture(90, 130, 1)).score, ours)
+    assert np.abs(other.predict(picture(90, 130, 1)).score - ours).max() > 0.01
 
 
 @pytest.mark.parametrize(

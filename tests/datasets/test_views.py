@@ -17,6 +17,7 @@ from datasets.views import (
     crop_around,
     cut,
     defect_length,
+    denormalise,
     normal_views,
     prepare_image,
     prepare_mask,
@@ -214,6 +215,18 @@ def test_coarse_supports_are_the_same_ones_in_larger_windows(cover):
     whole = support_set(pairs, replace(settings, grids=(1,)), random.Random(0))
     assert whole.window == 0 and whole.coarse is None
     assert torch.equal(whole.images[0], prepare_image(pairs[0][0], 240))
+
+
+def test_with_grids_all_crops_have_the_side_of_the_windows_of_queries():
+    """Whatever the size of their own defect; pixels as bright as their row tell the side."""
+    image = np.broadcast_to(np.arange(240, dtype=np.uint8)[:, None, None], (240, 200, 3))
+    masks = [marked((240, 200), slice(99, 99 + length), slice(80, 90)) for length in (40, 9, 8)]
+    settings = replace(GRIDS, views=4, image_size=160)
+    supports = support_set([(image, mask) for mask in masks], settings, random.Random(0))
+    assert (supports.window, supports.coarse.window) == (35, 60)
+    for scale in (supports, supports.coarse):
+        sides = [int(np.ptp(denormalise(view)[:, :, 0])) + 1 for view in scale.images]
+        assert len(sides) == 12 and max(abs(side - scale.window) for side in sides) <= 1
 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (3999, 2999)])

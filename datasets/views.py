@@ -41,7 +41,7 @@ class ViewSettings:
     normal_views: int = 0  # further crops per support image around normal pixels
     crops_may_miss: bool = False  # a support crop may miss its defect, as published
     support_windows: bool = False  # in use supports are seen also in windows that cover them
-    grids: tuple[int, ...] = ()  # windows along an image's longer side, in place of crop_size
+    grids: tuple[int, ...] = ()  # windows along an image's shorter side, in place of crop_size
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,20 @@ def support_set(
 ) -> SupportSet:
     """Supports from images with masks that mark something; `rng` draws the crops.
 
-    With `support_windows` each image is seen in the windows that cover it, too, so that all of its
-    normal surface is known; they stand in for `normal_views`, and for crops that equal one.
+    With `support_windows` each image is seen in the windows that cover it, so that all of its
+    normal surface is known, and in `views` crops that show its largest defects in their middle: the
+    same views whichever set the image is in.
 
     sides: of the windows of queries, see `window_sides`; None: by the masks.
     """
     window, *larger = sides or window_sides([mask for _, mask in pairs], settings)
     views, counts = [], []
     for image, mask in pairs:
-        boxes = support_boxes(mask, settings, rng, window if settings.grids else None)
         if settings.support_windows:
-            cover = tile(*mask.shape, window)
-            boxes = [box for box in boxes[: settings.views] if box not in cover] + cover
+            boxes = list(dict.fromkeys([*central_boxes(mask, settings.views, window),
+                                        *tile(*mask.shape, window)]))  # fmt: skip
+        else:
+            boxes = support_boxes(mask, settings, rng, window if settings.grids else None)
         views += [(cut(image, box), cut(mask, box)) for box in boxes]
         counts.append(len(boxes))
     prepared = prepare_views(views, settings.image_size)
@@ -87,18 +89,18 @@ def window_sides(masks: Sequence[np.ndarray], settings: ViewSettings) -> tuple[i
     """Sides in native pixels of the windows in which queries are seen by supports with these masks,
     ascending; 0: each is resized whole. It is one, see `window_side`, or with `grids` up to two.
 
-    With `grids` an image is parted into so many windows along its longer side that a typical defect
-    is TYPICAL pixels long in the network input, or the most that there are; the next smaller
-    number gives larger windows, which show more of the surroundings.
+    With `grids` an image is parted into so many windows along its shorter side, square and without
+    padding, that a typical defect is TYPICAL pixels long in the network input, or the most that
+    there are; the next smaller number gives larger windows, which show more of the surroundings.
     """
     lengths = [length for mask in masks if (length := defect_length(mask))]
     if not (settings.grids and lengths):
         return (window_side(masks, settings),)
-    longest, length = max(max(mask.shape) for mask in masks), float(np.median(lengths))
-    shown = [length * n * settings.image_size / longest for n in settings.grids]
+    shortest, length = min(min(mask.shape) for mask in masks), float(np.median(lengths))
+    shown = [length * n * settings.image_size / shortest for n in settings.grids]
     place = next((i for i, size in enumerate(shown) if size >= TYPICAL), len(shown) - 1)
     chosen = settings.grids[max(0, place - 1) : place + 1]
-    return tuple(-(-longest // n) if n > 1 else 0 for n in reversed(chosen))
+    return tuple(dict.fromkeys(-(-shortest // n) for n in reversed(chosen)))
 
 
 def defect_length(mask: np.ndarray) -> float:
@@ -150,6 +152,22 @@ def support_boxes(
             pixel = random_pixel(candidates, rng)
             box = whole if pixel is None else crop_around(pixel, mask.shape, side, rng, may_miss)
             boxes.append(box)
+    return boxes
+
+
+def central_boxes(mask: np.ndarray, count: int, side: int) -> list[Box]:
+    """Boxes of `side` native pixels (0: the whole) inside an image, by its (h, w) mask: up to
+    `count`, whose middle is as near as can be to that of one of the largest defects each."""
+    found = cv2.connectedComponentsWithStats((mask > 0).astype(np.uint8), connectivity=8)
+    areas, middles = found[2][1:, cv2.CC_STAT_AREA], found[3][1:]
+    boxes = []
+    for number in np.argsort(-areas, kind="stable")[:count]:
+        box = []
+        for middle, length in zip(middles[number][::-1], mask.shape, strict=True):
+            size = min(side or length, length)
+            start = min(max(round(float(middle)) - size // 2, 0), length - size)
+            box += [start, start + size]
+        boxes.append(tuple(box))
     return boxes
 
 

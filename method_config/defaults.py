@@ -70,7 +70,7 @@ DATASET.mask_size = 518  # side of the masks, pixels; equal to `image_size`
 DATASET.crop_size = 518  # side of crops and windows, native pixels; resized to `image_size`
 DATASET.crop_ratio = [0.7, 1.2]  # training: range of the random factor on the query's `crop_size`
 DATASET.area_resize_ratio = 0.01  # defect share, 0 to 1, above which the image is resized whole
-# ours: numbers of windows along the longer side of an image, ascending: the first with which a
+# ours: numbers of windows along the shorter side of an image, ascending: the first with which a
 # typical defect of the supports is 60 input pixels long, or the last, replaces `crop_size` and
 # `area_resize_ratio`; queries are seen in the next smaller number, too, and the two scores
 # averaged; [0]: none
@@ -182,6 +182,9 @@ TEST.memory_tokens = 8192
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0
+# ours: folder in which the features of windows and supports are kept, some MB each, so that later
+# repeats, shots and tests encode none of them again; empty: none
+TEST.feature_cache_path = ""
 DATASET.few_shot_repeated_multiple = 1  # runs of the test, with `RNG_SEED`, `RNG_SEED` + 1, ...
 DATASET.test_sample_repeated_multiple = 1  # tests of each query per run, with new supports
 # write figures of a test; the overlays of open-domain objects are always written

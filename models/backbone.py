@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import attend, use_kernel, use_xformers
+from models.feature_cache import FeatureCache
 from models.weights import BACKBONES, digest, load_backbone_weights, load_timm, of_file
 from utils.errors import ConfigError
 
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.layers, self.stride, self.source = list(layers), stride, source
         self._identity = ""  # of the exact weights, once they are no longer held
+        self.cache: FeatureCache | None = None
         is_vit = isinstance(model, VisionTransformer)
         self.by_token = is_vit and model.patch_embed.patch_size == (stride, stride)
         # from pixels normalised for ImageNet to those that the model was trained on
@@ -83,6 +85,9 @@ class Backbone(nn.Module):
             images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of
                 `stride`.
         """
+        return self._encode(images) if self.cache is None else self.cache(self._encode, images)
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
             images * self.scale + self.offset, indices=self.layers, norm=False, stop_early=True,

@@ -17,7 +17,7 @@ from models.priors import centred, normal_vote, unit_tokens
 
 ROWS = 256  # tokens of a window that are compared at once, so that the products stay in the cache
 NEAREST = 3  # tokens that a similarity is the mean of, where a single one is too much chance
-SURE, LEAST = 0.5, 0.02  # a sure token has this share of the window's largest contrast, and so much
+SURE, LEAST = 0.5, 0.05  # a sure token has this share of the window's largest contrast, and so much
 STEP = 3  # every so many tokens of a window one stands for what is common in it
 CONTRAST, SELF_SUPPORT, COMMON = -4, -2, -1  # maps among those of `relations`
 
@@ -41,6 +41,7 @@ def relations(features: list[Tensor], memory: Memory) -> Tensor:
     - cosine to the mean foreground less that to the mean background;
     - self-support: the same, with the window's sure tokens joined to the foreground, and the half
       of the window's tokens of least contrast in place of the background (SSP, Fan et al. 2022);
+      0 in a window without a sure token, in which there is most likely nothing;
     - how common a token is in the window: the nearest three among a third of that half.
 
     Normal images vote on what is background, see `models.priors.normal_vote`.
@@ -69,7 +70,7 @@ def _compared(joint: Tensor, memory: Memory) -> Tensor:
                 for q, k in zip(queries, key.split(widths, dim=-1), strict=True)
             ]
             best.append([layer.amax(-1).float() for layer in each])
-            total = torch.stack(each).mean(0)
+            total = sum(each[1:], each[0]) / layers
             near.append(_nearest(total, repeated))
         surroundings = zip(*best[1:], strict=True), zip(*near[1:], strict=True)
         far, common = ([normal_vote(s[0], s[1:]) for s in some] for some in surroundings)
@@ -106,4 +107,5 @@ def _of_window(joint: Tensor, contrast: Tensor, foreground: Tensor) -> tuple[Ten
     )
     similarity.masked_fill_(itself | ~normal[:, None, ::STEP], -1)
     common = similarity.topk(min(NEAREST, some.shape[1]), dim=-1).values.mean(-1)
-    return ((joint * defect).sum(-1) - (joint * background).sum(-1)), common
+    own = (joint * defect).sum(-1) - (joint * background).sum(-1)
+    return own * sure.any(-1, keepdim=True), common

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from yacs.config import CfgNode
 
-from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes
+from datasets.episodes import EpisodeList, TrainingCrops, TrainingEpisodes, WindowEpisodes
 from datasets.folders import list_images, named_files, warn_unread
 from datasets.images import limit_pixels
 from datasets.readers import READERS, reader_of, vision_v1
@@ -157,14 +157,18 @@ def view_settings(cfg: CfgNode) -> ViewSettings:
     )
 
 
-def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisodes:
-    """Training episodes over the samples of `index`."""
+def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisodes | WindowEpisodes:
+    """Training episodes over the samples of `index`: of whole windows with
+    DATASET.support_windows, else of augmented crops."""
     data, degrees = cfg.DATASET, (cfg.DATASET.rotate_min, cfg.DATASET.rotate_max)
     ratio, share = tuple(data.crop_ratio), data.normal_sample_sampling_prob
+    episodes = EpisodeList(index, data.shot, cfg.RNG_SEED)
+    if data.support_windows:
+        return WindowEpisodes(episodes, view_settings(cfg), share)
     crops = TrainingCrops(
         view_settings(cfg), crop_ratio=ratio, normal_probability=share, degrees=degrees
     )
-    return TrainingEpisodes(EpisodeList(index, data.shot, cfg.RNG_SEED), crops)
+    return TrainingEpisodes(episodes, crops)
 
 
 def _test_root(cfg: CfgNode, sub_dataset: str) -> Path:

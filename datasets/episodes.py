@@ -12,11 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datasets.images import read_image
 from datasets.samples import Sample, SampleIndex
-from datasets.views import Pair, TrainingCrops, support_views
+from datasets.views import (
+    Pair,
+    TrainingCrops,
+    ViewSettings,
+    central_boxes,
+    cut,
+    prepare_views,
+    support_views,
+    window_sides,
+)
+from datasets.windows import tile
 from utils.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -157,6 +168,52 @@ class TrainingEpisodes(Dataset):
             supports, masks = self.crops.augmented(views)
         return {"query": query[0], "query_mask": query_mask[0], "supports": supports,
                 "support_masks": masks, "class": episode.query.class_name}  # fmt: skip
+
+
+class WindowEpisodes(Dataset):
+    """Training episodes as `TrainingEpisodes` gives them, of windows as a test sees them: the query
+    in one of those that cover its image, at one of the two scales that suit the supports, these in
+    their central views and some of the windows that cover them. Nothing is augmented, so that a
+    feature cache encodes every window once. Where an image has too few windows, blank views with
+    all values 0 fill up.
+
+    Args:
+        normal_probability: that the query is any of its windows and not one with a defect.
+    """
+
+    def __init__(
+        self, episodes: EpisodeList, settings: ViewSettings, normal_probability: float
+    ) -> None:
+        self.episodes, self.settings = episodes, settings
+        self.normal_probability = normal_probability
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor | str]:
+        epoch, position = divmod(number, len(self))
+        episode, index = self.episodes.episode(position, epoch), self.episodes.index
+        rng, settings = random.Random(episode.seed), self.settings
+        given = [read_sample(index, s) for s in episode.candidates[: self.episodes.shot]]
+        side = rng.choice(window_sides([mask for _, mask in given], settings))
+        image, mask = read_sample(index, episode.query)
+        boxes = tile(*mask.shape, side)
+        if rng.random() >= self.normal_probability:
+            boxes = [box for box in boxes if cut(mask, box).any()]
+        box = rng.choice(boxes)
+        query, query_mask = prepare_views([(cut(image, box), cut(mask, box))], settings.image_size)
+        count, size = settings.views + settings.normal_views, settings.image_size
+        images, masks = torch.zeros(len(given), count, 3, size, size), []
+        for place, (image, mask) in enumerate(given):
+            central = central_boxes(mask, settings.views, side)
+            others = [box for box in tile(*mask.shape, side) if box not in central]
+            rng.shuffle(others)
+            boxes = [*dict.fromkeys(central), *others][:count]
+            shown = prepare_views([(cut(image, b), cut(mask, b)) for b in boxes], size)
+            images[place, : len(boxes)] = shown[0]
+            masks.append(F.pad(shown[1], (0, 0, 0, 0, 0, count - len(boxes))))
+        return {"query": query[0], "query_mask": query_mask[0], "supports": images.flatten(0, 1),
+                "support_masks": torch.cat(masks), "class": episode.query.class_name}  # fmt: skip
 
 
 @dataclass

@@ -135,6 +135,9 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
     if grids != [0] and cfg.TEST.protocol == "published":
         text = "the published protocol has windows of one size; set TEST.protocol to ours."
         yield "DATASET.grids", text
+    if data.support_windows and cfg.TRAIN.feature_bank:
+        text = "with DATASET.support_windows nothing is augmented; set TRAIN.feature_cache_path."
+        yield "TRAIN.feature_bank", text
     if data.support_windows and cfg.TEST.protocol == "published":
         text = "the published protocol has crops of supports alone; set TEST.protocol to ours."
         yield "DATASET.support_windows", text

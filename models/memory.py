@@ -135,6 +135,17 @@ class Memory:
         sums = (tokens.sum(1, keepdim=True) for tokens in (foreground, self.joint_background))
         return tuple(F.normalize(total, dim=-1) for total in sums)
 
+    @cached_property
+    def middle(self) -> Tensor:
+        """(B,) float32: cosine to the mean foreground less that to the mean background, halfway
+        between the average typical foreground token and the average background token."""
+        foreground, background = self.prototypes
+        axis, means = (foreground - background).transpose(1, 2), []
+        for tokens in (self.joint_foreground, self.joint_background):
+            count = tokens.any(-1).sum(-1).clamp(min=1)
+            means.append((tokens @ axis).float().sum((1, 2)) / count)
+        return (means[0] + means[1]) / 2
+
     def in_type(self, dtype: torch.dtype) -> Memory:
         """The same memory with its tokens in the type of the comparison."""
         return replace(

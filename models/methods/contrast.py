@@ -10,7 +10,7 @@ from models.methods import Method
 from models.priors import upsample
 from models.relations import CONTRAST, SELF_SUPPORT
 
-WEIGHT, BORDER = 0.3, 0.16  # of self-support; sum from which on a token is defect
+WEIGHT = 0.3  # of self-support
 
 
 class Contrast(Method):
@@ -19,10 +19,11 @@ class Contrast(Method):
     name = "contrast"
 
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
-        """0.5 + (contrast + 0.3 self-support - 0.16) / 2, bounded to [0, 1]; without a marked token
-        the largest abnormal prior."""
+        """0.5 + (contrast + 0.3 (self-support - middle)) / 2, bounded to [0, 1], see
+        `Memory.middle`; without a marked token the largest abnormal prior."""
         if not compared.memory.is_marked:
             return upsample(compared.anomaly, size)
         maps = compared.relations
-        score = maps[:, CONTRAST] + WEIGHT * maps[:, SELF_SUPPORT]
-        return (0.5 + upsample(score - BORDER, size) / 2).clamp(0, 1)
+        support = maps[:, SELF_SUPPORT] - compared.memory.middle.view(-1, 1, 1)
+        score = maps[:, CONTRAST] + WEIGHT * support
+        return (0.5 + upsample(score, size) / 2).clamp(0, 1)

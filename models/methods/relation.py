@@ -50,14 +50,17 @@ class Relation(Method):
     ) -> Tensor:  # fmt: skip
         """Log-odds (B, S / 2, S / 2) of a training batch, flipped at random: the maps of a flipped
         window are nearly those of the window, flipped."""
-        share = self.shares(support_masks)
-        memory = label(supports, share).in_type(comparison_type(share.device))
-        maps = Comparison(query, memory).relations
-        own, views = images
-        sums = self.encode(supports, share, images=views, masks=support_masks.flatten(0, 1))
+        share, (own, views) = self.shares(support_masks), images
+        given = views.flatten(1).any(1).view(share.shape[:2])  # blank views fill up
+        maps = []
+        for i, rows in enumerate(given):
+            some = [layer.unflatten(0, given.shape)[i, rows] for layer in supports]
+            memory = label(some, share[i, rows].unsqueeze(0)).in_type(comparison_type(share.device))
+            maps.append(Comparison([layer[i : i + 1] for layer in query], memory).relations)
+        kept = self.encode(supports, share, given.float(), views, support_masks.flatten(0, 1))
         axes = FLIPS[int(torch.randint(len(FLIPS), ()))]
-        logits = self.head(maps.flip(axes), own.flip(axes), sums["pixels"].sum(1))
-        return logits.flip(axes)
+        sums = kept["pixels"].sum(1)
+        return self.head(torch.cat(maps).flip(axes), own.flip(axes), sums).flip(axes)
 
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
         """Probability of defect; without a marked token the largest abnormal prior."""

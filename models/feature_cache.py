@@ -4,6 +4,7 @@ such as the supports of a test with many repeats, is encoded once."""
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,8 +46,10 @@ class FeatureCache:
             for i, tokens in zip(missing, maps.movedim(1, -1).cpu(), strict=True):
                 kept[i] = tokens
                 raw = tokens.contiguous().view(torch.int16) if dtype.itemsize == 2 else tokens
+                content = io.BytesIO()
+                np.save(content, raw.numpy())  # into a file it would not tell of a full disk
                 with whole_file(files[i]) as file:
-                    np.save(file, raw.numpy())
+                    file.write(content.getbuffer())
         joined = torch.stack(kept).to(images.device).movedim(-1, 1)
         return list(joined.split(self.channels, dim=1))
 
@@ -58,10 +61,10 @@ class FeatureCache:
 
     def _read(self, file: Path, dtype: torch.dtype) -> Tensor | None:
         """(h, w, C) of a file; None where there is none, or a broken one, which is made anew."""
-        if not file.is_file():
-            return None
         try:
-            tokens = torch.from_numpy(np.load(file))
+            with file.open("rb") as opened:
+                # not np.load, which takes other formats, and fails in other ways at an empty file
+                tokens = torch.from_numpy(np.lib.format.read_array(opened))
         except BROKEN:
             return None
         return tokens.view(dtype) if dtype.itemsize == 2 else tokens

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
@@ -14,6 +15,7 @@ from datasets.views import (
     LONGEST,
     TrainingCrops,
     ViewSettings,
+    central_boxes,
     crop_around,
     cut,
     defect_length,
@@ -27,6 +29,7 @@ from datasets.views import (
     window_side,
     window_sides,
 )
+from datasets.windows import tile
 
 NATIVE = ViewSettings(image_size=32, crop_size=40, resize_ratio=0.1, views=3)
 
@@ -101,22 +104,47 @@ def test_supports_are_prepared_crops_with_normal_views_after_each_image():
     assert given.window == 0 and torch.equal(given.images, supports.images)
 
 
-@pytest.mark.parametrize("window", [40, 0])
-def test_with_support_windows_all_of_a_support_is_seen_as_its_queries_are(window):
-    """After its crops and without views of normal pixels; no view equals one that covers it."""
-    mask = marked((90, 120), slice(30, 40), slice(50, 60))
+@pytest.mark.parametrize(("window", "crop"), [(40, (14, 54, 34, 74)), (0, (0, 90, 0, 120))])
+def test_with_support_windows_all_of_a_support_is_seen_as_its_queries_are(window, crop):
+    """After a crop with its defect in the middle; no view comes twice, and none by chance."""
+    mask, size = marked((90, 120), slice(30, 40), slice(50, 60)), NATIVE.image_size
     pairs = [(noise(90, 120), mask), (noise(30, 40, 1), marked((30, 40), 3, 3))]
-    settings = replace(NATIVE, normal_views=2)
-    plain = support_set(pairs, replace(settings, normal_views=0), random.Random(0), [window])
-    settings = replace(settings, support_windows=True)
-    seen = support_set(pairs, settings, random.Random(0), [window])
-    cover, size = normal_views(pairs[0][0], window), NATIVE.image_size
-    assert seen.window == window and seen.counts == (3 + len(cover), 1) and plain.counts == (3, 3)
-    assert torch.equal(seen.images[:3], plain.images[:3])
-    for views, shown, part in ((seen.images, prepare_image, 0), (seen.masks, prepare_mask, 1)):
-        expected = [shown(view, size) for view in normal_views(pairs[0][part], window)]
-        assert torch.equal(views[3:-1], torch.stack(expected))
-        assert torch.equal(views[-1], shown(pairs[1][part], size))
+    settings = replace(NATIVE, normal_views=2, support_windows=True)
+    boxes = list(dict.fromkeys([crop, *tile(90, 120, window)]))
+    assert len(boxes) == (10 if window else 1)
+    for seed in range(2):
+        seen = support_set(pairs, settings, random.Random(seed), [window])
+        assert seen.window == window and seen.counts == (len(boxes), 1)
+        for views, shown, part in ((seen.images, prepare_image, 0), (seen.masks, prepare_mask, 1)):
+            first, second = (pair[part] for pair in pairs)
+            expected = [shown(cut(first, box), size) for box in boxes] + [shown(second, size)]
+            assert torch.equal(views, torch.stack(expected))
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=5, unique=True), st.integers(0, 7),
+    st.integers(0, 70), st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_central_boxes_show_the_largest_defects_in_their_middle(sides, count, window, rng):
+    """Squares, each in a strip of its own; at the border of the image there is no room."""
+    mask, middles = np.zeros((50, 20 * len(sides)), np.uint8), {}
+    for number, side in enumerate(sides):
+        top, left = rng.randint(0, 38), 20 * number + rng.randint(0, 7)
+        mask[top : top + side, left : left + side] = rng.randint(1, 255)
+        middles[side] = top + side / 2, left + side / 2
+    boxes = central_boxes(mask, count, window)
+    assert len(boxes) == min(count, len(sides)) and boxes == central_boxes(mask, count, window)
+    for side, box in zip(sorted(sides, reverse=True), boxes, strict=False):
+        for low, high, length, middle in zip(
+            box[::2], box[1::2], mask.shape, middles[side], strict=True
+        ):
+            assert 0 <= low < high <= length and high - low == min(window or length, length)
+            off = (low + high) / 2 - middle
+            assert abs(off) <= 1 or (low == 0 and off > 0) or (high == length and off < 0)
+
+
+def test_without_a_mark_there_is_no_central_box():
+    assert central_boxes(np.zeros((9, 9), np.uint8), 3, 4) == []
 
 
 def test_views_of_a_normal_image_are_its_windows_or_the_whole():
@@ -163,30 +191,30 @@ GRIDS = replace(NATIVE, image_size=240, grids=(1, 2, 4, 7))
 
 @pytest.mark.parametrize(
     ("lengths", "sides"),
-    [([250], (0,)), ([249], (500, 0)), ([125], (500, 0)), ([124], (250, 500)), ([63], (250, 500)),
-     ([62], (143, 250)), ([1], (143, 250)), ([0, 125], (500, 0)), ([90, 250, 60], (250, 500))],
+    [([250], (1000,)), ([249], (500, 1000)), ([125], (500, 1000)), ([124], (250, 500)),
+     ([63], (250, 500)), ([62], (143, 250)), ([1], (143, 250)), ([0, 125], (500, 1000)),
+     ([90, 250, 60], (250, 500))],
 )  # fmt: skip
 def test_two_window_sides_show_a_typical_defect_at_its_size_and_smaller(lengths, sides):
-    """60 of 240 pixels in windows of a longer side of 1000; that of masks, by the middle one."""
-    masks = [marked((400, 1000), slice(length), slice(length)) for length in lengths]
+    """60 of 240 pixels in windows of a shorter side of 1000; that of masks, by the middle one."""
+    shapes = [(1000, 1400 + 300 * i) for i in range(3)]
+    masks = [marked(s, slice(n), slice(n)) for s, n in zip(shapes, lengths, strict=False)]
     assert window_sides(masks, GRIDS) == sides
     assert window_sides([mask.T for mask in masks], GRIDS) == sides
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5, unique=True), st.data())
 def test_windows_shrink_with_the_defect_and_are_neighbours(grids, data):
-    """0, the whole, counts as its longer side; the sides ascend."""
+    """Two numbers that part an image into windows of equal sides are one size."""
     shape = data.draw(st.tuples(st.integers(60, 300), st.integers(60, 300)))
     settings, before = replace(GRIDS, grids=tuple(sorted(grids))), None
-    known = [max(shape) if n == 1 else -(-max(shape) // n) for n in settings.grids]
+    known = [-(-min(shape) // n) for n in settings.grids]
+    neighbours = [sorted({*pair}) for pair in zip(known[1:], known[:-1], strict=True)]
     for length in (60, 40, 20, 10, 5, 2, 1):
         sides = window_sides([marked(shape, slice(length), slice(length))], settings)
-        assert all(side != max(shape) for side in sides)
-        shown = [side or max(shape) for side in sides]
-        pairs = list(zip(known[1:], known[:-1], strict=True))
-        assert tuple(shown) in pairs or shown == known[:1]
-        assert before is None or shown[0] <= before
-        before = shown[0]
+        assert list(sides) in neighbours or list(sides) == known[:1]
+        assert before is None or sides[0] <= before
+        before = sides[0]
 
 
 def test_without_grids_or_a_mark_there_is_one_side_as_by_the_share():
@@ -201,7 +229,7 @@ def test_coarse_supports_are_the_same_ones_in_larger_windows(cover):
     pairs = [(noise(90, 120, i), marked((90, 120), slice(30, 38), slice(50, 58))) for i in (0, 1)]
     settings = replace(GRIDS, grids=(1, 2, 3, 4), support_windows=cover, normal_views=1)
     fine = support_set(pairs, settings, random.Random(0))
-    assert (fine.window, fine.coarse.window) == window_sides([pairs[0][1]], settings) == (30, 40)
+    assert (fine.window, fine.coarse.window) == window_sides([pairs[0][1]], settings) == (30, 45)
     assert fine.coarse.coarse is None and fine.coarse.pairs == fine.pairs == tuple(pairs)
     rng = random.Random(0)
     for supports in (fine, fine.coarse):  # the coarse crops are drawn after the others
@@ -210,11 +238,27 @@ def test_coarse_supports_are_the_same_ones_in_larger_windows(cover):
         assert torch.equal(alone.images, supports.images)
         assert torch.equal(alone.masks, supports.masks)
     if cover:
-        windows = [prepare_image(view, 240) for view in normal_views(pairs[1][0], 40)]
+        windows = [prepare_image(view, 240) for view in normal_views(pairs[1][0], 45)]
         assert torch.equal(fine.coarse.images[-len(windows) :], torch.stack(windows))
     whole = support_set(pairs, replace(settings, grids=(1,)), random.Random(0))
-    assert whole.window == 0 and whole.coarse is None
-    assert torch.equal(whole.images[0], prepare_image(pairs[0][0], 240))
+    assert whole.window == 90 and whole.coarse is None
+
+
+@limits(max_examples=40, deadline=None)
+@given(st.data(), st.booleans(), st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True))
+def test_with_grids_no_view_of_a_support_is_padded(data, cover, grids):
+    """White images, as no pixel of them is 0 as padding is."""
+    shape, pairs = st.tuples(st.integers(20, 60), st.integers(20, 60)), []
+    for height, width in data.draw(st.lists(shape, min_size=1, max_size=3)):
+        row, column = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+        mask = marked((height, width), slice(row, row + 5), slice(column, column + 9))
+        pairs.append((np.full((height, width, 3), 255, np.uint8), mask))
+    settings = replace(GRIDS, image_size=32, grids=tuple(sorted(grids)), normal_views=1)
+    settings = replace(settings, support_windows=cover)
+    supports = support_set(pairs, settings, random.Random(0))
+    for scale in (supports, supports.coarse or supports):
+        assert 0 < scale.window <= min(min(mask.shape) for _, mask in pairs)
+        assert (scale.images != 0).all()
 
 
 def test_with_grids_all_crops_have_the_side_of_the_windows_of_queries():
@@ -223,7 +267,7 @@ def test_with_grids_all_crops_have_the_side_of_the_windows_of_queries():
     masks = [marked((240, 200), slice(99, 99 + length), slice(80, 90)) for length in (40, 9, 8)]
     settings = replace(GRIDS, views=4, image_size=160)
     supports = support_set([(image, mask) for mask in masks], settings, random.Random(0))
-    assert (supports.window, supports.coarse.window) == (35, 60)
+    assert (supports.window, supports.coarse.window) == (29, 50)
     for scale in (supports, supports.coarse):
         sides = [int(np.ptp(denormalise(view)[:, :, 0])) + 1 for view in scale.images]
         assert len(sides) == 12 and max(abs(side - scale.window) for side in sides) <= 1

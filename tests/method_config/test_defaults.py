@@ -54,7 +54,7 @@ def test_the_page_is_what_the_tree_gives_and_shows_the_defaults(load):
 def test_a_dump_loads_to_an_equal_tree(path, write):
     cfg = load_config(path, ["RUN_NAME", "007", "TRAIN_SETUPS.learning_rate", "1e-7"])
     assert load_config(write(cfg.dump())) == cfg
-    assert cfg.TRAIN.dataset_path == cfg.TEST.dataset_path
+    assert cfg.TEST.dataset_path in (cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths)
 
 
 def test_vision_v1_yaml_is_the_published_run():

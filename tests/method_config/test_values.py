@@ -159,7 +159,7 @@ def test_home_and_variables_are_written_out_in_every_key_of_a_path(load, fault, 
     monkeypatch.setenv("DATA", "/data")
     expected = {"~/a b": "/home/me/a b", "./x/~": "./x/~", "${DATA}x": "/datax", "": ""}
     keys = [k for k, v in DEFAULTS.items() if k.endswith(PATH_ENDINGS) and v not in (True, False)]
-    assert len(keys) == 9
+    assert len(keys) == 10
     for key in keys:
         several = isinstance(DEFAULTS[key], list)
         for text, path in expected.items():

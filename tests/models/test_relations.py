@@ -78,14 +78,15 @@ def by_hand(query, supports, share, further):
     contrast = [row[-1] for row in rows]
     flat = [np.concatenate(token) / 2**0.5 for token in asked]
     defect, normal = (unit(sum(np.concatenate(t) for t in s)) for s in (foreground, background))
-    sure = [t for t, c in zip(flat, contrast, strict=True) if c > max(max(contrast) / 2, 0.02)]
+    sure = [t for t, c in zip(flat, contrast, strict=True) if c > max(max(contrast) / 2, 0.05)]
     half = [c <= sorted(contrast)[(TOKENS - 1) // 2] for c in contrast]
     own_defect = unit((np.mean(sure, axis=0) if sure else 0) + defect)
     own_normal = unit(np.mean([t for t, chosen in zip(flat, half, strict=True) if chosen], axis=0))
     some = [j for j in range(0, TOKENS, 3) if half[j]]
     assert len(some) > 3
     for i, (row, token) in enumerate(zip(rows, flat, strict=True)):
-        row += [token @ defect - token @ normal, token @ own_defect - token @ own_normal]
+        row.append(token @ defect - token @ normal)
+        row.append(token @ own_defect - token @ own_normal if sure else 0)
         row.append(nearest([token @ flat[j] for j in some if j != i]))
     return torch.tensor(rows).float().T.unflatten(1, GRID)
 

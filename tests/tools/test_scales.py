@@ -45,12 +45,12 @@ def apart(memory):
 
 def test_supports_are_taught_at_both_scales_with_the_normal_images(scaled):
     memory, coarse = scaled.memory.scales
-    assert (memory.window, coarse.window) == (50, 75) and coarse.coarse is None
+    assert (memory.window, coarse.window) == (34, 50) and coarse.coarse is None
     for scale in (memory, coarse):
         (normal,), count = scale.normal, len(tile(*SIZE, scale.window))
         assert normal[0].shape[1] == count * 64
     whole = taught(scaled, (1,)).memory
-    assert whole.window == 0 and whole.coarse is None
+    assert whole.window == SIZE[0] and whole.coarse is None
 
 
 def test_the_score_is_the_mean_of_those_at_each_scale(scaled, tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ def test_the_score_is_the_mean_of_those_at_each_scale(scaled, tmp_path, monkeypa
                 np.testing.assert_allclose(answer.score, mean, atol=1e-5)
                 assert np.array_equal(answer.label, answer.score > answer.threshold)
                 assert answer.label.dtype == np.uint8 and answer.threshold == 0.5
-                assert answer.windows == first[name].windows + second[name].windows == 12 + 6
+                assert answer.windows == first[name].windows + second[name].windows == 20 + 12
             assert both[1][name].windows == 1
 
 
@@ -95,7 +95,7 @@ def test_a_support_file_keeps_both_scales(predictor, tmp_path, normal):
     one.save_support(tmp_path / "a.safetensors")
     other = Predictor(one.methods, one.settings, torch.device("cpu"))
     loaded = other.load_support(tmp_path / "a.safetensors")
-    assert [m.window for m in loaded.scales] == [m.window for m in one.memory.scales] == [50, 75]
+    assert [m.window for m in loaded.scales] == [m.window for m in one.memory.scales] == [34, 50]
     query = picture(120, 140, seed=8)
     ours, theirs = (next(p.segment([(query, [p.memory])])).answers[0] for p in (one, other))
     for name, answer in ours.items():

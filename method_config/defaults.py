@@ -105,6 +105,9 @@ TRAIN.SOFS.vit_patch_size = 14  # input pixels per side of a patch token; DINOv2
 # ours: arithmetic of the networks: fp32, bf16, fp16, or auto, the fastest that the device computes
 # natively; the loss stays in fp32
 TRAIN.precision = "fp32"
+# ours: folder in which the features of windows and supports are kept, some MB each, so that later
+# repeats, shots and tests encode none of them again; empty: none
+TRAIN.feature_cache_path = ""
 TRAIN.compile = False  # ours: compile the backbone, which takes minutes at the start
 # ours: sdpa, torch's scaled dot product attention (in half precision on a CPU without matrix units
 # computed head by head, which is faster there), or xformers on CUDA (`requirements-cuda.txt`)
@@ -182,9 +185,6 @@ TEST.memory_tokens = 8192
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0
-# ours: folder in which the features of windows and supports are kept, some MB each, so that later
-# repeats, shots and tests encode none of them again; empty: none
-TEST.feature_cache_path = ""
 DATASET.few_shot_repeated_multiple = 1  # runs of the test, with `RNG_SEED`, `RNG_SEED` + 1, ...
 DATASET.test_sample_repeated_multiple = 1  # tests of each query per run, with new supports
 # write figures of a test; the overlays of open-domain objects are always written

@@ -9,6 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from models.backbone import Backbone, build_backbone, check_backbone
+from models.feature_cache import FeatureCache
 from models.methods import BASELINE, Method, method_class
 from utils.errors import ConfigError
 
@@ -39,7 +40,8 @@ def with_baseline(cfg: CfgNode, method: Method) -> dict[str, Method]:
 
 
 def backbone_of(cfg: CfgNode) -> Backbone:
-    """The frozen backbone of a config with its weights, compiled if TRAIN.compile is set."""
+    """The frozen backbone of a config with its weights, compiled if TRAIN.compile is set, and with
+    the features that are kept in TRAIN.feature_cache_path."""
     backbone = build_backbone(
         cfg.TRAIN.backbone,
         **_shape(cfg),
@@ -57,6 +59,9 @@ def backbone_of(cfg: CfgNode) -> Backbone:
             )
         forward = torch.compile(backbone.model.forward_intermediates, dynamic=True)
         backbone.model.forward_intermediates = forward
+    if folder := cfg.TRAIN.feature_cache_path:
+        about = f"{backbone.identity} {backbone.layers} {backbone.stride}"
+        backbone.cache = FeatureCache(folder, backbone.channels, about)
     return backbone
 
 

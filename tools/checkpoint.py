@@ -32,8 +32,8 @@ STATE_KEYS = {"head", "optimizer", "scaler", "epoch", "within", "config", "histo
 FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SETUPS.val_share")
 # settings, or beginnings of their names, without an effect on what is learnt
 FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS.",
-        "DATASET.vision_data_", "TRAIN.enable", "TRAIN.resume", "TRAIN.save_model",
-        "TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS.")  # fmt: skip
+        "DATASET.vision_data_", "TRAIN.enable", "TRAIN.feature_cache_path", "TRAIN.resume",
+        "TRAIN.save_model", "TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS.")  # fmt: skip
 OF_THE_BACKBONE = ("TRAIN.backbone", "TRAIN.SOFS.prior_layer_pointer", "TRAIN.SOFS.vit_patch_size")
 OF_THE_LOSS = ("TRAIN.SOFS.smooth_r",)
 _TRANSFORMER = r"^feature_recorrect\.query_semantic_transformer\.mix_transformer\."

@@ -7,7 +7,6 @@ import logging
 from yacs.config import CfgNode
 
 from models.build import build_method, with_baseline
-from models.feature_cache import FeatureCache
 from models.methods import BASELINE, Method, method_class
 from models.weights import require_file
 from tools.checkpoint import load_head
@@ -27,24 +26,15 @@ def load_methods(cfg: CfgNode) -> dict[str, Method]:
     """
     name = cfg.TEST.method
     if not method_class(name).needs_training:
-        return with_baseline(cfg, _on_cache(cfg, build_method(cfg, name)))
+        return with_baseline(cfg, build_method(cfg, name))
     if not cfg.TEST.load_checkpoint:
         LOG.warning("TEST.load_checkpoint is False: the method without training, %r, is tested",
                     BASELINE)  # fmt: skip
-        return {BASELINE: _on_cache(cfg, build_method(cfg, BASELINE))}
+        return {BASELINE: build_method(cfg, BASELINE)}
     require_file(cfg.TEST.load_model_path, "TEST.load_model_path")
-    method = _on_cache(cfg, build_method(cfg, name))
+    method = build_method(cfg, name)
     load_head(cfg.TEST.load_model_path, method, "TEST.load_model_path", cfg)
     return with_baseline(cfg, method)
-
-
-def _on_cache(cfg: CfgNode, method: Method) -> Method:
-    """The method, its backbone on TEST.feature_cache_path if that is set."""
-    backbone = method.backbone
-    if folder := cfg.TEST.feature_cache_path:
-        about = f"{backbone.identity} {backbone.layers} {backbone.stride}"
-        backbone.cache = FeatureCache(folder, backbone.channels, about)
-    return method
 
 
 def weights_files(cfg: CfgNode) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tests whose features are kept on disk by `TEST.feature_cache_path`."""
+"""Tests whose features are kept on disk by `TRAIN.feature_cache_path`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_test_has_the_same_figures_and_encodes_no_view_twice(surfaces, tmp_pat
     for repeats in (1, 1, 4):
         options |= {REPEATS: repeats}
         plain = tiny_config(surfaces, tmp_path, **options)
-        kept = tiny_config(surfaces, tmp_path, **options, TEST__feature_cache_path=str(cache))
+        kept = tiny_config(surfaces, tmp_path, **options, TRAIN__feature_cache_path=str(cache))
         expected, all_batches = evaluate(plain, tmp_path)
         results, batches = evaluate(kept, tmp_path)
         for ours, theirs in zip(results, expected, strict=True):
@@ -73,7 +73,7 @@ def test_other_weights_and_layers_have_entries_of_their_own(surfaces, tmp_path):
     torch.save(state | {name: state[name] + 0.1}, tmp_path / "other.pth")
     several = [{}, {"TRAIN__SOFS__prior_layer_pointer": [1, 2]},
                {"TRAIN__backbone_checkpoint": str(tmp_path / "other.pth")}]  # fmt: skip
-    cache = {"TEST__feature_cache_path": str(tmp_path / "cache")}
+    cache = {"TRAIN__feature_cache_path": str(tmp_path / "cache")}
     for number, changes in enumerate(several, start=1):
         expected = features_of(images, surfaces, tmp_path, **changes)
         for _ in range(2):
@@ -85,7 +85,7 @@ def test_other_weights_and_layers_have_entries_of_their_own(surfaces, tmp_path):
 def test_a_run_finds_what_another_left(surfaces, tmp_path):
     figures, times, cache = [], [], tmp_path / "cache"
     for name in ("a", "b"):
-        changes = SETTINGS | GRIDS | {"RUN_NAME": name, "TEST__feature_cache_path": str(cache)}
+        changes = SETTINGS | GRIDS | {"RUN_NAME": name, "TRAIN__feature_cache_path": str(cache)}
         folder = run_test(tiny_config(surfaces, tmp_path / "log", **changes), "")
         figures.append(json.loads((folder / "metrics.json").read_text())["methods"])
         times.append({path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")})
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written_ends_a_test_with_2(
 ):
     (tmp_path / "file").write_text("")
     cache = tmp_path / "file" / "cache"
-    cfg = tiny_config(surfaces, tmp_path / "log", **SETTINGS, TEST__feature_cache_path=str(cache))
+    cfg = tiny_config(surfaces, tmp_path / "log", **SETTINGS, TRAIN__feature_cache_path=str(cache))
     (tmp_path / "my.yaml").write_text(cfg.dump())
     monkeypatch.setattr(sys, "argv", ["test.py", "--cfg", str(tmp_path / "my.yaml")])
     assert run_main("", JOBS["test"]) == 2

@@ -147,3 +147,23 @@ def test_a_short_training_outlines_a_spot_that_tokens_cannot(relation):
         contrast = F.interpolate(contrast[:, None], (56, 56), mode="bilinear")[:, 0]
         best = max(overlap(contrast > at, expected) for at in contrast.unique()[::50])
     assert ours > 0.6 > 0.4 > best
+
+
+def test_blank_views_that_fill_a_batch_change_nothing(relation):
+    draw = torch.Generator().manual_seed(3)
+    (query, _), (views, masks) = spotted(2, draw), spotted(4, draw)
+    blank = torch.zeros_like(views[:1])
+    logits = []
+    for images, marks, count in (
+        (views, masks, 2),
+        (torch.cat([views[:2], blank, views[2:], blank]),
+         torch.cat([masks[:2], masks[:1] * 0, masks[2:], masks[:1] * 0]), 3),
+    ):  # fmt: skip
+        torch.manual_seed(0)  # of the flips
+        features = relation.backbone(query), relation.backbone(images)
+        options = {"images": (query, images)}
+        shape = marks.unflatten(0, (2, count))
+        with torch.no_grad():
+            logits.append(relation.episode_logits(*features, shape, **options))
+    assert logits[0].shape == (2, 28, 28)
+    assert_close(logits[1], logits[0], rtol=0, atol=1e-4)

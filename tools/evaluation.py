@@ -34,17 +34,13 @@ ClassKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class QueryResult:
-    """One method's answer to one query in one repeat, counted.
+class Result:
+    """One method's answer to one image in one repeat.
 
     Attributes:
-        number: of the query, which is the same in every repeat.
-        key: the class, (object, category).
+        number: of the image as a query, which is the same in every repeat.
+        key: the class that is looked for, (object, category).
         image: its path, relative to the data set's root.
-        share: of the image that is defect.
-        intersection, union: pixels of background and defect.
-        matched: `matched_pixels` with each tolerance of TOLERANT.
-        score: the highest of a pixel.
     """
 
     repeat: int
@@ -52,6 +48,19 @@ class QueryResult:
     key: ClassKey
     image: str
     method: str
+
+
+@dataclass(frozen=True)
+class QueryResult(Result):
+    """An answer to a query, counted.
+
+    Attributes:
+        share: of the image that is defect.
+        intersection, union: pixels of background and defect.
+        matched: `matched_pixels` with each tolerance of TOLERANT.
+        score: the highest of a pixel.
+    """
+
     share: float
     threshold: float
     intersection: tuple[int, int]
@@ -66,21 +75,14 @@ class QueryResult:
 
 
 @dataclass(frozen=True)
-class NormalResult:
-    """One method's answer to one normal image in one repeat, by supports of the class `key`.
+class NormalResult(Result):
+    """An answer to a normal image.
 
     Attributes:
-        number: of the image, which is the same in every repeat.
-        image: its path, relative to the data set's root.
         marked, pixels: how many pixels are marked, all of them falsely, and how many there are.
         score: the highest of a pixel.
     """
 
-    repeat: int
-    number: int
-    key: ClassKey
-    image: str
-    method: str
     marked: int
     pixels: int
     score: float

@@ -171,8 +171,9 @@ class Predictor:
         others = [image for image, mask in pairs if mask is None or not mask.any()]
         if defects:
             views = support_set(defects, self.settings, random.Random(derive_seed(self.seed)))
-            encode = lambda window: self.encode_normal(others, window=window)  # noqa: E731
-            self.memory = self.remember(views, encode)
+            self.memory = self.remember(
+                views, lambda window: self.encode_normal(others, window=window)
+            )
         else:
             (window,) = window_sides([], self.settings)
             normal = self.encode_normal(others, window=window)

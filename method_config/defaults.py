@@ -78,8 +78,9 @@ DATASET.grids = [0]
 DATASET.shot = 1  # support images per episode
 DATASET.s_in_shot = 1  # views (crops) per support image
 DATASET.normal_views = 0  # ours: further views per support image, around normal pixels
-# ours: in use, not in training, each support image with a defect is seen also in the windows that
-# cover it, as a query is, and not in `normal_views`
+# ours: a support image with a defect is seen in the windows that cover it, as a query is, and in
+# `s_in_shot` crops with its largest defects in their middle; training takes these windows, too, not
+# augmented, of a support all the crops and `normal_views` others
 DATASET.support_windows = False
 # ours: further support images without defect, drawn per object and repeat, see
 # docs/protocol.md#mixed-supports

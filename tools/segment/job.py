@@ -24,7 +24,7 @@ from models.memory import Memory
 from tools.defects import find_defects
 from tools.open_domain import Supports, write_answers
 from tools.predictor import AUTO, Predictor
-from tools.segment.journal import CSV, FOLDER, Journal, stamp_of, write_tables
+from tools.segment.journal import CSV, FOLDER, Journal, content_of, stamp_of, write_tables
 from tools.segment.queries import Query, find_queries
 from tools.segment.report import write_page
 from tools.segment.watch import watch
@@ -120,9 +120,8 @@ class Segmenter:
 
         def pictures() -> Iterator[tuple[Path, list[Memory]]]:
             for query in queries:
-                stamp = stamp_of(query.path)  # before it is read, as it may change meanwhile
-                content = sha256_of(query.path) if query.path.is_file() else ""
-                sources.append((stamp, content))
+                # before it is read, as it may change meanwhile
+                sources.append((stamp_of(query.path), content_of(query.path)))
                 yield query.path, list(self.memories.values())
 
         outcomes = self.predictor.segment(pictures(), reproducible=True)
@@ -177,10 +176,11 @@ def read_supports(args: Namespace) -> Supports:
     normal: list[np.ndarray] = []
     for kind, image, annotation in args.support:
         pixels = read_image(image)
-        values = np.unique(pixels)
-        if set(values.tolist()) in ({0, 255}, {0, 1}) and np.ptp(pixels, axis=2).max() == 0:
-            expected = "--support takes the image first, then its annotation"
+        expected = "--support takes the image first, then its annotation"
+        if ((pixels == 0) | (pixels == 255)).all() or pixels.max() <= 1:
             raise DataError(f"{image}: black and white alone, as a mask is; {expected}")
+        if image.resolve() == annotation.resolve():
+            raise DataError(f"{image}: given as its own annotation; {expected}")
         masks = read_annotation(annotation, image, pixels.shape[:2], kind)
         marked = {kind: mask for kind, mask in masks.items() if mask.any()}
         if not marked:

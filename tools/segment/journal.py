@@ -33,6 +33,14 @@ def stamp_of(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
+def content_of(path: Path) -> str:
+    """SHA-256 of a file; "" where it cannot be read."""
+    try:
+        return sha256_of(path) if path.is_file() else ""  # a pipe would be waited for
+    except OSError:  # whoever reads it says why
+        return ""
+
+
 class Journal:
     """The images that are done, in the order in which they were; all processes make it together.
 
@@ -87,7 +95,7 @@ class Journal:
         if entry["name"] != query.name or stamp is None or entry["stamp"] is None:
             return False
         if list(stamp) != entry["stamp"] and (
-            stamp[0] != entry["stamp"][0] or sha256_of(query.path) != entry["sha256"]
+            stamp[0] != entry["stamp"][0] or content_of(query.path) != entry["sha256"]
         ):
             return False
         return all((self.out / answer).is_file() for answer in entry["answers"])
@@ -103,8 +111,8 @@ class Journal:
         """Write that an image of size (h, w) is done. `source` is the stamp and the SHA-256 of its
         file before it was read, `answers` the files that were written. Those of an earlier answer
         to it, of other types for instance, go."""
-        entry = {"file": query.file, "name": query.name, "path": os.path.abspath(query.path)}
-        entry |= {"settings": self.settings, "stamp": source[0], "sha256": source[1], "size": size}
+        entry = {"file": query.file, "name": query.name, "settings": self.settings, "size": size}
+        entry |= {"stamp": source[0], "sha256": source[1]}
         entry["answers"] = [path.relative_to(self.out).as_posix() for path in answers]
         entry["rows"] = [defect.row() for defect in defects]
         entry["marks"] = [(defect.kind, defect.mark) for defect in defects]

@@ -201,6 +201,7 @@ def test_answers_within_the_folder_of_queries_are_no_queries(data, segment, caps
         (["spot.png"], "--support .*spot.png: expected an image and its annotation"),
         (["spot.png", "none.png"], "none.png: no such file"),
         (["spot_mask.png", "spot.png"], "spot_mask.png: black and white alone"),
+        (["spot.png", "spot.png"], "spot.png: given as its own annotation"),
         (["spot.png", "small.png"], "small.png: .*48 x 64.*96 x 128"),
         (["spot.png", "empty.png"], "no support marks a defect"),
         (["spot.png", "boxes.txt"], "boxes.txt: line 1: a box"),

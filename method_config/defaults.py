@@ -183,6 +183,9 @@ TEST.window_overlap = 0.0
 # ours: background tokens kept of the supports where there are more, mostly those most like the
 # defect; 0: all; the foreground is kept whole; see docs/performance.md for what it costs
 TEST.memory_tokens = 8192
+# ours: of these, background tokens kept for each support image, as more of one image mean more
+# chance likeness, and those of further images more of what is normal; 0: no bound
+TEST.support_tokens = 0
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0

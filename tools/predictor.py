@@ -91,6 +91,7 @@ class Predictor:
         window_batch: windows per pass.
         overlap: share of a window's side in common with the next.
         memory_tokens: background tokens kept of the supports; 0: all.
+        support_tokens: of these, kept for each support image; 0: no bound.
         published_stitching: join windows as published, not blended.
         threshold: score above which a pixel is defect; None: chosen on the supports.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
@@ -106,6 +107,7 @@ class Predictor:
         window_batch: int = 4,
         overlap: float = 0.0,
         memory_tokens: int = 0,
+        support_tokens: int = 0,
         published_stitching: bool = False,
         threshold: float | None = DEFAULT_THRESHOLD,
         precision: str = "fp32",
@@ -120,7 +122,8 @@ class Predictor:
         self.merger = PublishedStitching if published_stitching else Blender
         self.auto_threshold = threshold is None
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-        options = {"precision": precision, "batch": window_batch, "memory_tokens": memory_tokens}
+        tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
+        options = {"precision": precision, "batch": window_batch} | tokens
         self.encoder = SupportEncoder(list(self.methods.values()), device, **options)
         self.memory: Memory | None = None
 
@@ -144,6 +147,7 @@ class Predictor:
             window_batch=cfg.TEST_SETUPS.ND_batch_size,
             overlap=cfg.TEST.window_overlap,
             memory_tokens=cfg.TEST.memory_tokens,
+            support_tokens=cfg.TEST.support_tokens,
             published_stitching=cfg.TEST.protocol == "published",
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
             precision=cfg.TRAIN.precision,
@@ -204,7 +208,8 @@ class Predictor:
         counts = list(supports.counts) if self.auto_threshold else [len(supports.images)]
         views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
-        memory = self.encoder.remember(parts, normal, window=supports.window)
+        shots = len(supports.counts) or 1
+        memory = self.encoder.remember(parts, normal, window=supports.window, shots=shots)
         if self.auto_threshold:
             chosen = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
             memory = replace(memory, thresholds=chosen)

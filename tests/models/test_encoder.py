@@ -101,6 +101,18 @@ def test_normal_images_share_the_budget_of_tokens(make, scores, caplog, budget, 
     assert caplog.text.count("TEST.memory_tokens") == (budget > 0), "thinning is logged once"
 
 
+@pytest.mark.parametrize(("shots", "kept"), [(1, 5), (3, 15), (9, 20)])
+def test_each_support_brings_its_share_of_tokens(make, shots, kept):
+    """Up to the bound of all together; fewer supports do not fill the place of more."""
+    encoder = make(memory_tokens=20, support_tokens=5)
+    parts = [encoder.encode(*views(4))]
+    assert parts[0].background[0].shape[1] > 20
+    memory = encoder.remember(parts, window=0, shots=shots)
+    assert memory.background[0].shape[1] == kept
+    alone = make(support_tokens=5).remember(parts, window=0, shots=shots)
+    assert alone.background[0].shape[1] == min(5 * shots, parts[0].background[0].shape[1])
+
+
 def test_a_normal_image_of_very_many_views_is_held_in_bounded_memory(make):
     """What is kept of views from a generator stays near the pool that is chosen from later."""
     images = pictures(30)

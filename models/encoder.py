@@ -54,14 +54,11 @@ class SupportEncoder:
         parts, extras = [], []
         with autocast(self.device, self.precision):
             for rows in torch.tensor(list(times)).split(self.batch):
-                views = {"images": images[rows].to(self.device),
-                         "masks": masks[rows].to(self.device)}  # fmt: skip
-                features = self.methods[0].backbone(views["images"])
-                share = self.methods[0].shares(views["masks"].unsqueeze(0))
+                features = self.methods[0].backbone(images[rows].to(self.device))
+                share = self.methods[0].shares(masks[rows].unsqueeze(0).to(self.device))
                 count = torch.tensor([[times[n] for n in rows.tolist()]], device=self.device)
                 parts.append(label(features, share, count))
-                kept = {m.name: m.encode(features, share, count, **views) for m in self.methods}
-                extras.append(kept)
+                extras.append({m.name: m.encode(features, share, count) for m in self.methods})
                 parts = self._thinned(parts, 2 * self.memory_tokens, self.memory_tokens)
         return replace(join(parts), extras=self._joined(extras))
 

@@ -39,7 +39,7 @@ from models.methods import Method
 from tools.auto_threshold import choose_thresholds
 from tools.methods import load_methods
 from tools.support_file import load_memory, save_memory
-from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_maps, windows
+from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_features, windows
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
@@ -116,7 +116,6 @@ class Predictor:
         self.methods = {name: method.to(device).eval() for name, method in methods.items()}
         self.main = next(iter(methods))
         self.backbone = self.methods[self.main].backbone
-        self.needs_images = any(method.needs_images for method in self.methods.values())
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
@@ -279,11 +278,10 @@ class Predictor:
         on the pass."""
         pixels = torch.stack([window.pixels.result() for window in batch * (1 + twice)])
         with autocast(self.device, self.precision):
-            pixels = pixels.to(self.device, non_blocking=True)
-            maps = [*self.backbone(pixels), *([pixels] if self.needs_images else [])]
+            features = self.backbone(pixels.to(self.device, non_blocking=True))
             for place, window in enumerate(batch):
                 query = window.query
-                query.encoded.append((window, maps, place))
+                query.encoded.append((window, features, place))
                 query.left[window.side] -= 1
                 if len(query.encoded) == self.window_batch or not query.left[window.side]:
                     self._answer(query, window.side, pixels.shape[-2:])
@@ -296,11 +294,10 @@ class Predictor:
             for memory in query.scales:
                 thresholds = {name: memory.thresholds.get(name, t) for name, t in default.items()}
                 query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
-        maps, layers = joined_maps(query.encoded), len(self.backbone.layers)
-        features, images = maps[:layers], maps[-1] if self.needs_images else None
+        features = joined_features(query.encoded)
         for memory, mergers in zip(query.scales, query.mergers, strict=True):
             if memory.window == side:
-                compared = Comparison(features, memory, images)
+                compared = Comparison(features, memory)
                 for name, method in self.methods.items():
                     answers = method.answer(compared, size).float().cpu()
                     for (window, _, _), answer in zip(query.encoded, answers, strict=True):

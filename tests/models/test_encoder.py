@@ -5,9 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from models.encoder import NORMAL_POOL, SupportEncoder
-from models.methods import METHODS
-from models.methods.prior import Prior
-from models.priors import downsample_mask
 from tests.models.tiny import SIDE, answer
 
 TOKENS = 16
@@ -69,22 +66,6 @@ def test_equal_views_weigh_as_often_as_they_are_given(make, scores):
     one, other = (encoder.remember(parts, window=0) for parts in ([together], apart))
     assert one.extras["SOFS"]["weight"].sum() == other.extras["SOFS"]["weight"].sum() == 6
     assert_close(scores(one), scores(other), rtol=0, atol=1e-5)
-
-
-def test_methods_see_each_view_once_as_it_was_given(methods):
-    """Beside its features, however the views are dealt to passes."""
-
-    class Keeping(Prior):
-        def encode(self, features, share, counts=None, images=None, masks=None):
-            marks = downsample_mask(masks.unsqueeze(0), 14)
-            assert torch.equal(features[0], self.backbone(images)[0]) and torch.equal(share, marks)
-            return {"images": images.unsqueeze(0), "masks": masks.unsqueeze(0)}
-
-    METHODS["prior"] = Prior
-    encoder = SupportEncoder([Keeping(methods[0].backbone)], torch.device("cpu"), batch=2)
-    (images, masks), order = views(3), [0, 1, 0, 2]
-    kept = encoder.encode(images[order], masks[order]).extras["prior"]
-    assert torch.equal(kept["images"][0], images) and torch.equal(kept["masks"][0], masks)
 
 
 @pytest.mark.parametrize(("budget", "count", "kept"), [(12, 3, 4), (4, 6, 1), (0, 2, TOKENS)])

@@ -6,7 +6,7 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from utils.warn_once import warn_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".webp")
+ANNOTATION_SUFFIXES = (".json", ".xml", ".txt")  # LabelMe or COCO, CVAT, YOLO
 ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
 # what network drives, zip programs and systems leave beside the data
 _OF_SYSTEMS = {"@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin"}
@@ -56,6 +57,20 @@ def some_images(folder: Path) -> list[Path]:
         remedy = f"put at least one there ({', '.join(IMAGE_SUFFIXES)}); {place} holds: {there}"
         raise DataError(f"{folder}: no images; {remedy}")
     return images
+
+
+def images_below(folder: Path, apart: Path | None = None) -> list[Path]:
+    """Image files of a folder and those below it, sorted by path, but for those in the folder
+    `apart`. Raises OSError for a folder that may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    inner, images = apart and apart.resolve(), []
+    for place, _ in _walk(folder, refused=refuse):
+        if inner is None or not place.resolve().is_relative_to(inner):
+            images += list_images(place)
+    return sorted(images)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -132,6 +147,27 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
     return [(image, masks[image]) for image in images]
 
 
+def pair_annotations(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """(image, file) of every image: its mask, else an annotation file of its name, else the one
+    annotation file there that has no image's name. Raises DataError for an image without a file, or
+    with several; see match_masks."""
+    names, own, shared = {plain(image.stem) for image in images}, defaultdict(list), []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if _suffix_in(path, ANNOTATION_SUFFIXES) and path.name.casefold() != "classes.txt":
+            (own[plain(path.stem)] if plain(path.stem) in names else shared).append(path)
+    if not own and not shared:
+        return pair_masks(images, folder)
+    pairs, masks = [], match_masks(images, folder)
+    for image in images:
+        files = [masks[image]] if image in masks else own[plain(image.stem)] or shared
+        if len(files) != 1:
+            found = ", ".join(path.name for path in files[:5]) or "none"
+            wanted = f"expected one of its name in {folder}, or one for all images"
+            raise DataError(f"{image}: which annotation is its own? Found {found}; {wanted}")
+        pairs.append((image, files[0]))
+    return pairs
+
+
 def find_listed(folder: Path, names: Iterable[str], source: Path) -> dict[str, Path]:
     """Files below a folder by the names that an annotation file or a table gives them.
 
@@ -199,10 +235,13 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: is not UTF-8 {found}; {remedy}") from error
 
 
-def _walk(root: Path, silent: Sequence[str] = ()) -> Iterator[tuple[Path, list[str]]]:
-    """Folders from root on and the names of their files; each once, by whatever links."""
+def _walk(
+    root: Path, silent: Sequence[str] = (), refused: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str]]]:
+    """Folders from root on and the names of their files; each once, by whatever links; `refused`
+    gets the error of a folder that may not be read."""
     seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
+    for place, folders, names in os.walk(root, followlinks=True, onerror=refused):
         if (real := os.path.realpath(place)) in seen:  # by another link, or round in a circle
             folders.clear()
             continue

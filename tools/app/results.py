@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from tools.app.sessions import Answer, Picture, Result
@@ -53,3 +54,22 @@ def predictions(picture: Picture, result: Result, thresholds: Thresholds) -> dic
     """By type, the stored answers at these thresholds."""
     return {kind: prediction(picture, answer, thresholds.get(kind))
             for kind, answer in result.answers.items()}  # fmt: skip
+
+
+COLUMNS = ("type", "number", "x", "y", "width", "height", "centre x", "centre y", "area", "percent", "greatest", "mean")  # fmt: skip
+
+
+def rows(kind: str, answer: Prediction) -> list[dict]:
+    count, components, stats, centres = cv2.connectedComponentsWithStats(
+        answer.label, connectivity=8
+    )
+    sums = np.bincount(components.ravel(), answer.score.ravel(), count)
+    found = []
+    for n in range(1, count):
+        x, y, w, h, area = stats[n].tolist()
+        greatest = answer.score[y : y + h, x : x + w][components[y : y + h, x : x + w] == n].max()
+        cells = [kind, str(n), str(x), str(y), str(w), str(h), *(f"{c:.1f}" for c in centres[n]),
+                 str(area), f"{100 * area / answer.label.size:.3f}", f"{greatest:.3f}",
+                 f"{sums[n] / area:.3f}"]  # fmt: skip
+        found.append({"type": kind, "box": [x, y, w, h], "cells": cells})
+    return found

@@ -336,6 +336,15 @@ def mask(session: Current, name: str, type: str, threshold: Moved) -> Response:
     return Response(cv2.imencode(".png", label * 255)[1].tobytes(), media_type="image/png")
 
 
+@api.get("/results/{name}/defects")
+def defects(session: Current, name: str, threshold: Moved) -> dict:
+    """The table of the defects in an image."""
+    picture, result = session.picture(name), session.result(name)
+    answers = results.predictions(picture, result, threshold)
+    found = [row for kind, answer in answers.items() for row in results.rows(kind, answer)]
+    return {"columns": results.COLUMNS, "rows": found}
+
+
 @api.post("/examples/{name}")
 def example(session: Current, name: str) -> dict:
     """Draw an example: images with marks to teach, and images to segment."""

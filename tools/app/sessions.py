@@ -219,7 +219,7 @@ class Sessions:
                 self._make_room(now)
                 secret = secrets.token_urlsafe(32)
                 session = Session(secret, self.folder / secrets.token_hex(8), now)
-                session.folder.mkdir()
+                session.folder.mkdir(parents=True)
                 self._sessions[secret] = session
             session.used = now
             return session

@@ -43,14 +43,22 @@ def rle_of_polygons(polygons: Iterable[np.ndarray], size: tuple[int, int]) -> Rl
         right, bottom = np.minimum(corners.max(0, initial=-_FARTHEST) + 1, (width, height))
         if right <= left or bottom <= top:
             continue
-        box = np.zeros((bottom - top + 2, right - left), np.uint8)  # with a row above and below
-        cv2.fillPoly(box[1:-1], [corners - np.array([left, top], np.int32)], 1)
-        # where runs of marked pixels begin and end, counted column after column
-        rows, columns = np.nonzero(box[1:] != box[:-1])
-        edges, times = np.unique((columns + left) * height + rows + top, return_counts=True)
-        edges = edges[(times == 1) & (edges < height * width)]  # a run may go on in the next column
-        rles.append(_rle_of_runs(np.diff(edges, prepend=0, append=height * width), size))
+        part = np.zeros((bottom - top, right - left), np.uint8)
+        cv2.fillPoly(part, [corners - np.array([left, top], np.int32)], 1)
+        rles.append(rle_of_part(part, (left, top), size))
     return rle_merge(rles) if rles else _rle_of_runs([height * width], size)
+
+
+def rle_of_part(part: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+    """Run lengths in an image of size (h, w) where only a part of it, (h', w') in {0, 1} and whole
+    inside, has marks; its first pixel lies at `corner` (x, y)."""
+    (left, top), (height, width) = corner, size
+    framed = np.pad(part, ((1, 1), (0, 0)))
+    # where runs of marked pixels begin and end, counted column after column
+    rows, columns = np.nonzero(framed[1:] != framed[:-1])
+    edges, times = np.unique((columns + left) * height + rows + top, return_counts=True)
+    edges = edges[(times == 1) & (edges < height * width)]  # a run may go on in the next column
+    return _rle_of_runs(np.diff(edges, prepend=0, append=height * width), size)
 
 
 def rle_encode(mask: np.ndarray) -> Rle:

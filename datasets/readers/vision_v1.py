@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from datasets import folders
+from datasets.coco import CocoFile, read_coco
 from datasets.folders import ANY_PATH_KEY
 from datasets.images import image_size
 from datasets.masks import warn_inverted
 from datasets.orientation import STORED, frame_of_mask, turned_back
-from datasets.readers.coco import CocoFile, read_coco
 from datasets.rle import rle_area, rle_decode, rle_encode, rle_merge
 from datasets.samples import Sample, join_categories
 from utils.errors import DataError

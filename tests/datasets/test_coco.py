@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.readers.coco import read_coco
+from datasets.coco import read_coco
 from datasets.rle import rle_decode, rle_encode, rle_merge
 from tests.datasets.bad_files import warnings_about
 from tests.fuzz.inputs import fuzzed

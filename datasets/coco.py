@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +48,10 @@ class CocoFile:
         return size
 
 
-def read_coco(path: Path) -> CocoFile:
-    """Reads an annotation file.
-
-    A warning names shapes that contradict the bbox or area beside them, or that seem to be in other
-    units than pixels. Raises DataError, naming file and entry, for whatever does not fit together.
-    """
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises DataError for what is none, with the remedy that fits."""
     try:
-        content = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         remedy = "mend it there, or export it again"
         if isinstance(error, json.JSONDecodeError) and (
@@ -62,6 +59,19 @@ def read_coco(path: Path) -> CocoFile:
         ):
             remedy = "it ends too early, copy it again"
         raise DataError(f"{path}: not valid JSON ({error!s:.200}); {remedy}") from error
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Reads an annotation file, see coco_of."""
+    return coco_of(path, read_json(path))
+
+
+def coco_of(path: Path, content: Any) -> CocoFile:
+    """What an annotation file holds, of its content.
+
+    A warning names shapes that contradict the bbox or area beside them, or that seem to be in other
+    units than pixels. Raises DataError, naming file and entry, for whatever does not fit together.
+    """
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with images, annotations and categories")
     images, categories = (_entries(path, content, key) for key in ("images", "categories"))

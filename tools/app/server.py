@@ -20,8 +20,7 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from datasets.masks import read_mask
-from datasets.orientation import turned_back
+from datasets.annotations import read_annotation
 from datasets.rle import rle_decode, rle_encode
 from datasets.windows import Blender
 from tools.app import jobs, results
@@ -200,7 +199,7 @@ def taught_marks(session: Current, name: str) -> dict:
 def read_marks(session: Current, name: str, form: Fields) -> dict:
     """The marks of an uploaded mask or annotation file, which are not taught yet."""
     with noted([]) as warnings:
-        marks = _marks(session, session.picture(name), form.get("mask"), KIND)
+        marks = _marks(session, session.picture(name), form.get("mask"), "")
     return {"types": {k: _runs(mask) for k, mask in marks.items()}} | _warned(session, warnings)
 
 
@@ -303,7 +302,7 @@ async def put_memory(request: Request, session: Current, type: str = KIND) -> di
             async for piece in request.stream():
                 target.write(piece)
         worker = request.app.state.worker
-        steps = jobs.load(worker.predictor, session, file, _kind(type))
+        steps = jobs.load(worker.predictor, session, file, _kind(type) or KIND)
         await _started(worker, session, Job("load", 1), steps, wait=True)
     return {"types": list(session.memories)}
 
@@ -372,7 +371,7 @@ def _lessons(session: Session, form: FormData) -> tuple[list[Support], list[str]
         raise DataError(f"{counts}; {remedy}")
     if not images and not normals:
         raise DataError("nothing to teach; give an image with a mask, or a normal image")
-    kinds = types if len(types) == len(images) else (types or [KIND]) * len(images)
+    kinds = types if len(types) == len(images) else (types or [""]) * len(images)
     marked: dict[str, int] = {}
     supports = []
     for part, upload, name in zip(images, masks, kinds, strict=True):
@@ -390,25 +389,22 @@ def _lessons(session: Session, form: FormData) -> tuple[list[Support], list[str]
 
 
 def _marks(session: Session, picture: Picture, upload: Any, kind: str) -> dict[str, np.ndarray]:
-    """By type, what a mask or annotation file marks in an image, (h, w) uint8 {0, 1}; `kind` is
-    the type of a plain mask."""
+    """By type, what a mask or annotation file marks in an image, (h, w) uint8 {0, 1}; `kind` is the
+    one type wanted, "": all that the file names."""
     if not isinstance(upload, UploadFile):
         raise DataError(f"{picture.name}: the mask is no file; send a mask image or annotations")
     with tempfile.TemporaryDirectory(dir=session.folder) as scratch:
         file = keep(upload.file, upload.filename or "mask", Path(scratch))
-        marks = read_mask(file)
-        found = {kind: turned_back(marks, picture.file, file)}
-    for mask in found.values():
-        if mask.shape != picture.size:
-            sizes = [f"{h} x {w} pixels (h x w)" for h, w in (mask.shape, picture.size)]
-            remedy = "a mask needs the size of its image"
-            raise DataError(f"{file.name}: {sizes[0]}, but {picture.name} is {sizes[1]}; {remedy}")
-    return found
+        marks = read_annotation(file, picture.file, picture.size, kind)
+    if not marks:
+        remedy = "give the image as a normal one where it has no defect"
+        raise DataError(f"{file.name}: marks nothing in {picture.name}; {remedy}")
+    return {name or KIND: mask for name, mask in marks.items()}
 
 
 def _kind(name: str) -> str:
     """The name of a type as it is kept."""
-    name = " ".join(name.split()) or KIND
+    name = " ".join(name.split())
     if len(name) > 60 or not name.isprintable():
         raise DataError(f"type {name!r:.80}: expected at most 60 printable characters")
     return name

@@ -189,7 +189,7 @@ def test_bad_uploads_are_told_and_the_page_lives_on(opened):
     page.click("#supports .teach")
     page.wait_for_selector("#messages :text('nothing is marked')")
     upload(page, "#load-mask", small=png(MASK[:50]))
-    assert "small.png: 50 x 300 pixels" in page.inner_text("#messages")
+    assert "small.png: is of 50 x 300 pixels" in page.inner_text("#messages")
     upload(page, "#load-mask", mask=png(MASK * 255))
     page.click("#supports .teach")
     page.wait_for_selector("#taught:has-text('Taught: defect')")

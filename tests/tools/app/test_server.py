@@ -17,8 +17,11 @@ TAUGHT, QUERY, OTHER = defect(0), defect(1, (100, 200))[0], defect(2, (20, 20))[
 
 def files(**parts):
     """Parts of a multipart request, each a name with the contents that it has."""
-    return [(field, (f"{field}{number}.png", content, "image/png"))
-            for field, contents in parts.items() for number, content in enumerate(contents)]  # fmt: skip
+    return [
+        (field, (f"{field}{number}.png", content, "image/png"))
+        for field, contents in parts.items()
+        for number, content in enumerate(contents)
+    ]
 
 
 def teach(client, pairs=(TAUGHT,), **fields):
@@ -181,7 +184,7 @@ def test_bad_uploads_are_told_and_the_session_lives_on(app, client):
     cases = [
         (files(images=[b"no image"], masks=[mask]), "images0.png: cannot be read as an image"),
         (files(images=[image[:5000]], masks=[mask]), "images0.png: cannot be read as an image"),
-        (files(images=[image], masks=[small]), "masks0.png: 50 x 300 pixels"),
+        (files(images=[image], masks=[small]), "masks0.png: is of 50 x 300 pixels"),
         (files(images=[image], masks=[empty]), "defect: no pixel is marked"),
         (files(images=[image], masks=[b"{}"]), "masks0.png: "),
         (files(images=[image]), "1 images, 0 masks"),

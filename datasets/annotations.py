@@ -98,6 +98,7 @@ def read_annotation(
             raise DataError(f"{path}: {fault} {size[0]} x {size[1]}; {remedy}")
     if not kind or not masks:
         return masks
+    kind = _type_of(kind)
     chosen = [label for label in masks if plain(label) == plain(kind)] or list(masks)
     if len(chosen) > 1:
         remedy = "name the type as one of them, or give no name: each label is a type then"

@@ -17,6 +17,7 @@ from tests.datasets.bad_files import with_orientation
 from utils.errors import DataError
 
 SIZE = (40, 60)
+ONE = ["part.png"]
 SQUARE = [[10, 5], [19, 5], [19, 14], [10, 14]]  # of 10 x 10 pixels
 
 
@@ -81,11 +82,7 @@ def test_every_format_marks_the_same_pixels(tmp_path, image):
     ring[24:26, 40:44] = 0
     png = io.BytesIO()
     Image.fromarray(ring[20:30, 30:50] * 255).save(png, "PNG")
-    names, corners, flat = (
-        ["part.png"],
-        [[30, 20], [49, 29]],
-        [value for point in SQUARE for value in point],
-    )
+    corners, flat = [[30, 20], [49, 29]], [value for point in SQUARE for value in point]
     shape = ("rust", "mask", corners, {"mask": base64.b64encode(png.getvalue()).decode()})
     columns = np.asfortranarray(ring)
     runs = np.flatnonzero(np.diff(columns.ravel("F"), prepend=0, append=0))

@@ -40,6 +40,9 @@ def main() -> None:
     add_config_arguments(parser, required=False)
     args = parser.parse_args()
     cfg = load_config(args.cfg or CONFIG, [*OPTIONS, *args.opts])
+    if cfg.TEST.protocol == "published":
+        raise ConfigError("TEST.protocol is 'published', whose masks have no threshold that could "
+                          "be moved; leave it out")  # fmt: skip
     with (
         _listening(args.host, args.port) as listener,
         tempfile.TemporaryDirectory(prefix="sofs-app-") as folder,

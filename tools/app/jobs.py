@@ -12,14 +12,15 @@ from zipfile import BadZipFile, ZipFile
 from datasets.images import read_image
 from datasets.large_images import ImageStrips
 from datasets.rle import rle_decode
-from tools.app.results import Thresholds, predictions, store
+from tools.app.results import Thresholds, coco_text, csv_text, predictions, store
 from tools.app.sessions import MOST_BYTES, Picture, Result, Session, Support
 from tools.app.worker import Job
+from tools.defects import find_defects
 from tools.open_domain import output_names, write_answers
 from tools.predictor import Predictor
 from tools.support_file import load_memory, save_memory
 from utils.errors import DataError
-from utils.output_files import file_name
+from utils.output_files import file_name, write_text
 
 ZIP = b"PK\x03\x04"
 SUPPORT, SUFFIX = "support_", ".safetensors"  # around the type in the name of a support file
@@ -87,12 +88,16 @@ def pack(session: Session, job: Job, thresholds: Thresholds) -> Iterator[None]:
     folder = session.folder / secrets.token_hex(8)
     pictures = [session.pictures[name] for name in session.results]
     names = output_names([Path(picture.name) for picture in pictures])
+    found = []
     try:
         for picture, name in zip(pictures, names, strict=True):
             job.note = picture.name
             answers = predictions(picture, session.results[picture.id], thresholds)
             write_answers(folder, name, ImageStrips(picture.file), answers)
+            found.append((picture, find_defects(answers)[0]))
             yield
+        write_text(folder / "defects.csv", csv_text(found))
+        write_text(folder / "defects.json", coco_text(found, session.memories))
         for kind, file in session.memories.items():
             shutil.copy(file, folder / memory_name(kind))
         session.archive = zipped(folder)

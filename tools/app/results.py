@@ -6,19 +6,23 @@ threshold that the method took they are exactly the method's mask.
 
 from __future__ import annotations
 
+import csv
+import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from datasets.annotations import coco_json
 from tools.app.sessions import Answer, Picture, Result
+from tools.defects import COLUMNS, Defect
 from tools.open_domain import SCORE_LEVELS
 from tools.predictor import Prediction
 from utils.output_files import write_whole
 
 Thresholds = Mapping[str, float]
+Found = Sequence[tuple[Picture, Sequence[Defect]]]  # by image
 
 
 def cut_of(threshold: float) -> int:
@@ -56,20 +60,16 @@ def predictions(picture: Picture, result: Result, thresholds: Thresholds) -> dic
             for kind, answer in result.answers.items()}  # fmt: skip
 
 
-COLUMNS = ("type", "number", "x", "y", "width", "height", "centre x", "centre y", "area", "percent", "greatest", "mean")  # fmt: skip
+def csv_text(found: Found) -> str:
+    """The table of all defects, a line each."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["file", *COLUMNS])
+    lines.writerows([p.name, *defect.row()] for p, defects in found for defect in defects)
+    return text.getvalue()
 
 
-def rows(kind: str, answer: Prediction) -> list[dict]:
-    count, components, stats, centres = cv2.connectedComponentsWithStats(
-        answer.label, connectivity=8
-    )
-    sums = np.bincount(components.ravel(), answer.score.ravel(), count)
-    found = []
-    for n in range(1, count):
-        x, y, w, h, area = stats[n].tolist()
-        greatest = answer.score[y : y + h, x : x + w][components[y : y + h, x : x + w] == n].max()
-        cells = [kind, str(n), str(x), str(y), str(w), str(h), *(f"{c:.1f}" for c in centres[n]),
-                 str(area), f"{100 * area / answer.label.size:.3f}", f"{greatest:.3f}",
-                 f"{sums[n] / area:.3f}"]  # fmt: skip
-        found.append({"type": kind, "box": [x, y, w, h], "cells": cells})
-    return found
+def coco_text(found: Found, kinds: Iterable[str]) -> str:
+    """All defects as a COCO file."""
+    images = ((p.name, p.size, [(d.kind, d.mark) for d in defects]) for p, defects in found)
+    return "".join(coco_json(list(kinds), images))

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import cv2
@@ -22,7 +22,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from datasets.annotations import read_annotation
 from datasets.rle import rle_decode, rle_encode
-from datasets.windows import Blender
 from tools.app import jobs, results
 from tools.app.examples import EXAMPLES, draw
 from tools.app.sessions import (
@@ -38,12 +37,14 @@ from tools.app.sessions import (
     without_folders,
 )
 from tools.app.worker import Job, Worker, noted
+from tools.defects import COLUMNS, find_defects
 from tools.predictor import Predictor
-from utils.errors import ConfigError, DataError, UserError
+from utils.errors import DataError, UserError
 
 STATIC = Path(__file__).with_name("static")
 MOST_UPLOAD = 512 << 20  # bytes of a request
 MOST_TYPES = 16
+MOST_LISTED = 1000  # defects of an image
 KIND = "defect"  # a type without a name
 STATUS = {BusyError: 409, UnknownError: 404, FullError: 503}
 HEADERS = {
@@ -60,15 +61,10 @@ def create_app(predictor: Predictor, folder: Path, hosts: list[str] | None = Non
     """The application. What users upload lies below `folder`.
 
     Args:
+        predictor: whose masks are those of a threshold, not published stitching.
         hosts: names under which the page may be asked for, None: any. A name that another site has
             pointed to this machine is none of them.
-
-    Raises:
-        ConfigError: the predictor's masks are not those of a threshold.
     """
-    if predictor.merger is not Blender:
-        raise ConfigError("TEST.protocol is 'published', whose masks have no threshold that could "
-                          "be moved; leave it out")  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -338,10 +334,24 @@ def mask(session: Current, name: str, type: str, threshold: Moved) -> Response:
 @api.get("/results/{name}/defects")
 def defects(session: Current, name: str, threshold: Moved) -> dict:
     """The table of the defects in an image."""
-    picture, result = session.picture(name), session.result(name)
-    answers = results.predictions(picture, result, threshold)
-    found = [row for kind, answer in answers.items() for row in results.rows(kind, answer)]
-    return {"columns": results.COLUMNS, "rows": found}
+    answers = results.predictions(session.picture(name), session.result(name), threshold)
+    count = sum(cv2.connectedComponents(answer.label)[0] - 1 for answer in answers.values())
+    if count > MOST_LISTED:
+        raise DataError(f"{count} parts are marked, too many for a table; raise the threshold")
+    return {"columns": COLUMNS, "rows": [defect.row() for defect in find_defects(answers)[0]]}
+
+
+@api.get("/defects.{suffix}")
+def all_defects(session: Current, suffix: Literal["csv", "json"], threshold: Moved) -> Response:
+    """The defects of all images as a table or as COCO."""
+    pairs = [(session.picture(name), result) for name, result in list(session.results.items())]
+    found = [(p, find_defects(results.predictions(p, r, threshold))[0]) for p, r in pairs]
+    text = (
+        results.csv_text(found) if suffix == "csv" else results.coco_text(found, session.memories)
+    )
+    kept = {"Content-Disposition": f"attachment; filename=defects.{suffix}"}
+    kind = "text/csv" if suffix == "csv" else "application/json"
+    return Response(text, media_type=kind, headers=kept)
 
 
 @api.post("/examples/{name}")

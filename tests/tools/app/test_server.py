@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import csv
 import io
+import json
 import time
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from datasets.annotations import read_annotation
 from tests.tools.app.conftest import SIZE, answer, defect, png, read
 from tools.app import server
 from tools.app.results import cut_of
@@ -67,9 +71,9 @@ def test_several_types_and_normal_images(client, predictor):
                   masks=[png(TAUGHT[1] * 255), png(other[1] * 255)])  # fmt: skip
     response = client.post("/api/teach?wait=1", files=parts, data={"types": ["a b", "ä/b"]})
     assert response.status_code == 200, response.text
-    assert [t["name"] for t in client.get("/api/session").json()["types"]] == ["a b", "ä/b"]
+    assert [t["name"] for t in client.get("/api/session").json()["types"]] == ["a b", "ä_b"]
     (result,) = segment(client, QUERY)
-    for kind, pair in (("a b", TAUGHT), ("ä/b", other)):
+    for kind, pair in (("a b", TAUGHT), ("ä_b", other)):
         expected = answer(predictor, [pair, (normal, None)], QUERY)
         assert np.array_equal(mask_of(client, result, kind), expected.mask)
 
@@ -97,6 +101,27 @@ def test_uploaded_images_are_named_by_their_id_and_marks_come_back(client):
         mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(SIZE)
         assert np.array_equal(mask, TAUGHT[1])
     assert client.delete(address).is_success and client.get(address).status_code == 404
+
+
+def test_annotation_files_teach_their_types(client, predictor):
+    x, y, side = 90, 60, 24
+    square = [[x, y], [x + side - 1, y], [x + side - 1, y + side - 1], [x, y + side - 1]]
+    shape = {"label": "scratch", "points": square, "shape_type": "polygon"}
+    labelme = {
+        "shapes": [shape],
+        "imageHeight": SIZE[0],
+        "imageWidth": SIZE[1],
+        "imagePath": "a.png",
+    }
+    parts = [("images", ("a.png", png(TAUGHT[0]))), ("masks", ("a.json", json.dumps(labelme)))]
+    assert client.post("/api/teach?wait=1", files=parts).is_success
+    (result,) = segment(client, QUERY)
+    expected = answer(predictor, [TAUGHT], QUERY)
+    assert np.array_equal(mask_of(client, result, "scratch"), expected.mask)
+    for annotation, message in (('{"shapes": 3}', "a.json: "), ("{", "a.json: ")):
+        parts[1] = ("masks", ("a.json", annotation))
+        refused = client.post("/api/teach", files=parts)
+        assert refused.status_code == 422 and refused.json()["detail"].startswith(message)
 
 
 def test_teaching_again_forgets_the_answers(client):
@@ -132,6 +157,27 @@ def test_a_memory_is_taken_to_another_session(app, client):
         assert refused.status_code == 422 and "again" in refused.json()["detail"]
 
 
+def test_tables_and_coco_files_hold_the_defects_of_the_masks(client, tmp_path):
+    teach(client)
+    results = segment(client, QUERY, OTHER)
+    threshold, counts = {"threshold": "defect=0.45"}, []
+    lines = list(csv.DictReader(client.get("/api/defects.csv", params=threshold).text.splitlines()))
+    coco = tmp_path / "defects.json"
+    coco.write_bytes(client.get("/api/defects.json", params=threshold).content)
+    for result in results:
+        mask = mask_of(client, result, **threshold)
+        table = client.get(f"/api/results/{result['id']}/defects", params=threshold).json()
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+        counts.append(len(rows))
+        assert len(rows) == cv2.connectedComponents(mask.astype(np.uint8))[0] - 1
+        assert sum(row["area_pixels"] for row in rows) == mask.sum()
+        assert [line["x"] for line in lines if line["file"] == result["name"]] == [
+            str(row["x"]) for row in rows]  # fmt: skip
+        (read_again,) = read_annotation(coco, result["name"], SIZE).values()
+        assert np.array_equal(read_again, mask)
+    assert min(counts) > 0 and len(lines) == sum(counts)
+
+
 def test_the_archive_holds_what_the_open_domain_job_writes(client, predictor):
     assert client.post("/api/archive").status_code == 422
     teach(client)
@@ -146,6 +192,9 @@ def test_the_archive_holds_what_the_open_domain_job_writes(client, predictor):
         marked = read(content[f"masks/defect/{name}"]) == 255
         assert np.array_equal(marked, levels > cut_of(0.4))
         assert read(content[f"overlays/{name}"]).ndim == 3
+    for name in ("defects.csv", "defects.json"):
+        address = f"/api/{name}?threshold=defect=0.4"
+        assert content[name].decode() == client.get(address).text
     assert content["support_defect.safetensors"] == client.get("/api/memory").content
 
 

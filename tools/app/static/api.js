@@ -2,11 +2,11 @@
 
 const PAUSE = 400; // milliseconds between two questions how far a job is
 
-/** Ask the server; returns what its JSON holds, or throws an Error with the reason for the user. */
-export async function ask(method, path, body) {
+/** Ask the server, with a body or other options of `fetch`; returns what its JSON holds, or throws an Error with the reason for the user. */
+export async function ask(method, path, options = {}) {
   let response;
   try {
-    response = await fetch(`api/${path}`, { method, body });
+    response = await fetch(`api/${path}`, { method, ...options });
   } catch (error) {
     if (error.name === 'AbortError') throw error;
     throw new Error('The server does not answer. Is it still running?');

@@ -8,6 +8,7 @@ import { View } from './view.js';
 const COLOURS = ['#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#f0e442', '#808080'];
 const LARGEST_BRUSH = 400; // pixels
 const NARROW = 760; // pixels, as in style.css
+const MOST_ROWS = 200; // of the table of defects
 const HEARTBEAT = 60e3; // milliseconds; sessions that nobody asks for may be dropped
 
 const $ = (selector, within = document) => within.querySelector(selector);
@@ -110,7 +111,7 @@ async function upload(files, take) {
     if (state.stopped) break;
     showProgress(`Uploading ${file.name}`, number++, files.length);
     try {
-      const { pictures, warnings } = await ask('POST', 'images', form([['images', file, file.name]]));
+      const { pictures, warnings } = await ask('POST', 'images', { body: form([['images', file, file.name]]) });
       for (const text of warnings) tell(text, 'warning');
       take(pictures[0]);
       drawLists();
@@ -149,7 +150,7 @@ function addQueries(files) {
 async function segment() {
   const left = state.queries.filter((query) => !query.result);
   if (!left.length || !state.taught.length) return;
-  await ask('POST', 'segment', form(left.map(({ picture }) => ['images', picture.id])));
+  await ask('POST', 'segment', { body: form(left.map(({ picture }) => ['images', picture.id])) });
   await finishJob();
 }
 
@@ -170,7 +171,7 @@ async function teach() {
     }
   }
   if (!fields.length) throw new Error('Add an image that shows the defect, and paint over it.');
-  await ask('POST', 'teach', form(fields));
+  await ask('POST', 'teach', { body: form(fields) });
   const isDone = await finishJob();
   state.taught = (await ask('GET', 'session')).types;
   for (const { name } of state.taught) typeNamed(name);
@@ -265,7 +266,7 @@ function typeChip({ id, name }) {
   radio.onchange = () => { state.type = id; state.tool = 'brush'; drawEditor(); };
   const text = make('input', { type: 'text', value: name, maxLength: 60, ariaLabel: 'Name of the type' });
   text.onchange = () => {
-    const wanted = text.value.trim();
+    const wanted = text.value.trim().replace(/[/\\]/g, '_'); // as files are named
     const isTaken = state.types.some((type) => type.id !== id && type.name === wanted);
     if (wanted && !isTaken) state.types.find((type) => type.id === id).name = wanted;
     else tell(isTaken ? `There is a type "${wanted}" already.` : 'A type needs a name.', 'warning');
@@ -432,14 +433,13 @@ const moved = (more = {}) => {
 async function drawTable() {
   const query = state.selected;
   if (!query?.result) return;
+  drawTable.running?.abort();
+  drawTable.running = new AbortController();
   try {
-    drawTable.running?.abort();
-    drawTable.running = new AbortController();
-    const response = await fetch(`api/results/${query.picture.id}/defects?${moved()}`, { signal: drawTable.running.signal });
-    const { columns, rows } = await response.json();
-    if (state.selected === query && response.ok) fillTable(columns, rows);
+    const table = await ask('GET', `results/${query.picture.id}/defects?${moved()}`, { signal: drawTable.running.signal });
+    if (state.selected === query) fillTable(table);
   } catch (error) {
-    if (error.name !== 'AbortError') tell(`The table of defects is not there: ${error.message}`);
+    if (error.name !== 'AbortError') fillTable({ columns: ['type'], rows: [], note: error.message });
   }
 }
 
@@ -522,17 +522,19 @@ function drawLists() {
   $('#segment').textContent = `Segment ${left}`;
 }
 
-function fillTable(columns, rows) {
-  const head = make('tr', {}, ...columns.map((name) => make('th', { textContent: name })));
-  const lines = rows.map(({ cells, box, type }) => {
+function fillTable({ columns, rows, note }) {
+  const head = make('tr', {}, ...columns.map((name) => make('th', { textContent: name.replace('_', ' ') })));
+  const lines = rows.slice(0, MOST_ROWS).map((cells) => {
     const swatch = make('i');
-    swatch.style.background = colourOf(typeNamed(type));
-    const line = make('tr', { title: 'Show it', onclick: () => viewer.show(box) }, ...cells.map((text) => make('td', { textContent: text })));
+    swatch.style.background = colourOf(typeNamed(cells[0]));
+    const texts = cells.map((value) => (Number.isInteger(value) || !value.toFixed ? value : value.toPrecision(3)));
+    const line = make('tr', { title: 'Show it', onclick: () => viewer.show(cells.slice(2, 6)) }, ...texts.map((textContent) => make('td', { textContent })));
     line.firstChild.prepend(swatch, ' ');
     return line;
   });
-  const none = make('tr', {}, make('td', { colSpan: columns.length, textContent: 'No defect above the threshold.' }));
-  $('#defects').replaceChildren(make('thead', {}, head), make('tbody', {}, ...(lines.length ? lines : [none])));
+  note ??= rows.length ? rows.length > MOST_ROWS && `${rows.length - MOST_ROWS} more are in the downloads.` : 'No defect above the threshold.';
+  if (note) lines.push(make('tr', {}, make('td', { colSpan: columns.length, textContent: note })));
+  $('#defects').replaceChildren(make('thead', {}, head), make('tbody', {}, ...lines));
 }
 
 /* ---- corrections, masks, memories, examples ---- */
@@ -569,7 +571,7 @@ function loadMask(file) {
   return work(async () => {
     const support = state.selected;
     showProgress(`Reading ${file.name}`);
-    const { types, warnings } = await ask('POST', `images/${support.picture.id}/marks`, form([['mask', file, file.name]]));
+    const { types, warnings } = await ask('POST', `images/${support.picture.id}/marks`, { body: form([['mask', file, file.name]]) });
     for (const text of warnings) tell(text, 'warning');
     setMarks(support, types);
     drawEditor();
@@ -580,7 +582,7 @@ function loadMemory(file) {
   return work(async () => {
     const name = file.name.replace(/\.[^.]*$/, '').replace(/^support_/, '');
     showProgress(`Loading ${file.name}`);
-    await ask('PUT', `memory?${new URLSearchParams({ type: name })}`, file);
+    await ask('PUT', `memory?${new URLSearchParams({ type: name })}`, { body: file });
     state.taught = (await ask('GET', 'session')).types;
     for (const type of state.taught) typeNamed(type.name);
     takeResults([]);

@@ -49,9 +49,8 @@ def teach(
         yield
     session.loaded -= memories.keys()
     kept = {kind: session.memories[kind] for kind in session.loaded}
-    session.memories = kept | memories
+    session.take(kept | memories)
     session.supports, session.normals = list(supports), list(normals)
-    session.results.clear()
 
 
 def segment(
@@ -76,6 +75,8 @@ def segment(
                 kind: store(answer, place.with_suffix(f".{number}"))
                 for number, (kind, answer) in enumerate(zip(memories, found, strict=True))
             }
+            if before := session.results.get(picture.id):
+                before.delete()
             session.results[picture.id] = Result(seconds, found[0].windows, stored)
         else:
             job.faults.append(str(outcome.error))
@@ -100,7 +101,7 @@ def pack(session: Session, job: Job, thresholds: Thresholds) -> Iterator[None]:
         write_text(folder / "defects.json", coco_text(found, session.memories))
         for kind, file in session.memories.items():
             shutil.copy(file, folder / memory_name(kind))
-        session.archive = zipped(folder)
+        session.keep_archive(zipped(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -112,10 +113,9 @@ def load(predictor: Predictor, session: Session, file: Path, kind: str) -> Itera
     for name, support in _unpacked(file, kind).items():
         load_memory(support, predictor)
         loaded[name] = support.rename(session.folder / f"{secrets.token_hex(8)}{SUFFIX}")
-    session.memories |= loaded
+    session.take(session.memories | loaded)
     session.loaded |= loaded.keys()
     session.supports = [s for s in session.supports if s.kind not in loaded]
-    session.results.clear()
     yield
 
 

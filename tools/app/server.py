@@ -205,6 +205,7 @@ async def teach(request: Request, session: Current, form: Fields, wait: bool = F
         with noted(warnings):
             return _lessons(session, form)
 
+    session.require_idle()
     worker, warnings = request.app.state.worker, list[str]()
     supports, normals = await asyncio.to_thread(prepared, warnings)
     job = Job("teach", len({s.kind for s in supports}) or 1)
@@ -218,6 +219,7 @@ async def segment(request: Request, session: Current, form: Fields, wait: bool =
     def prepared() -> list[Picture]:
         return [_picture(session, part) for part in form.getlist("images")]
 
+    session.require_idle()
     worker = request.app.state.worker
     if not session.memories:
         raise DataError("nothing is taught yet; teach a defect, or load a memory, first")
@@ -307,11 +309,10 @@ async def put_memory(request: Request, session: Current, type: str = KIND) -> di
 def forget(session: Current, type: str) -> dict:
     """Forget a type, and the answers so far."""
     session.require_idle()
-    _memory(session, type).unlink()
-    del session.memories[type]
+    _memory(session, type)
+    session.take({kind: file for kind, file in session.memories.items() if kind != type})
     session.loaded.discard(type)
     session.supports = [s for s in session.supports if s.kind != type]
-    session.results.clear()
     return {"types": list(session.memories)}
 
 

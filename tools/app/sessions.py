@@ -100,6 +100,10 @@ class Result:
     windows: int
     answers: dict[str, Answer]
 
+    def delete(self) -> None:
+        for answer in self.answers.values():
+            answer.file.unlink(missing_ok=True)
+
 
 @dataclass
 class Session:
@@ -134,7 +138,7 @@ class Session:
     @property
     def bytes(self) -> int:
         """That its files take."""
-        files = [*self.memories.values()]
+        files = [*self.memories.values(), *filter(None, [self.archive])]
         files += [a.file for result in list(self.results.values()) for a in result.answers.values()]
         return sum(p.bytes for p in list(self.pictures.values())) + sum(map(_size, files))
 
@@ -178,8 +182,24 @@ class Session:
         del self.pictures[picture.id]
         self.supports = [s for s in self.supports if s.picture != picture.id]
         self.normals = [n for n in self.normals if n != picture.id]
-        self.results.pop(picture.id, None)
+        if result := self.results.pop(picture.id, None):
+            result.delete()
         shutil.rmtree(picture.folder)
+
+    def take(self, memories: dict[str, Path]) -> None:
+        """Have these memories in place of those before; the answers so far are forgotten."""
+        for file in set(self.memories.values()) - set(memories.values()):
+            file.unlink()
+        for result in self.results.values():
+            result.delete()
+        self.memories, self.results = memories, {}
+        self.keep_archive(None)
+
+    def keep_archive(self, archive: Path | None) -> None:
+        """Have this archive in place of the one before."""
+        if self.archive is not None:
+            self.archive.unlink()
+        self.archive = archive
 
     def result(self, name: str) -> Result:
         """The result of the picture of this id. Raises UnknownError."""

@@ -47,6 +47,11 @@ def mask_of(client, result, kind="defect", **query):
     return read(response.content) == 255
 
 
+def suffixes(session):
+    """Endings of the names in a session's folder; those of pictures have none."""
+    return {path.suffix for path in session.folder.iterdir()}
+
+
 def test_masks_are_those_of_the_predictor_pixel_for_pixel(client, predictor):
     assert teach(client).json()["job"]["state"] == "done"
     results = segment(client, QUERY, OTHER)
@@ -124,13 +129,19 @@ def test_annotation_files_teach_their_types(client, predictor):
         assert refused.status_code == 422 and refused.json()["detail"].startswith(message)
 
 
-def test_teaching_again_forgets_the_answers(client):
+def test_teaching_again_forgets_the_answers(app, client):
     teach(client)
     (before,) = segment(client, QUERY)
+    client.post("/api/archive?wait=1")
+    (session,) = app.state.sessions
+    assert session.bytes > 0 and {".zip", ".safetensors", ".0"} <= suffixes(session)
     teach(client, [TAUGHT, defect(5, (10, 10))], types="dent")
-    session = client.get("/api/session").json()
-    assert session["results"] == [] and session["types"] == [{"name": "dent", "loaded": False}]
+    seen = client.get("/api/session").json()
+    assert seen["results"] == [] and seen["types"] == [{"name": "dent", "loaded": False}]
     assert client.get(f"/api/results/{before['id']}/mask?type=defect").status_code == 404
+    assert client.get("/api/archive").status_code == 404
+    assert suffixes(session) == {"", ".safetensors"}
+    assert client.delete("/api/memory?type=dent").is_success and suffixes(session) == {""}
 
 
 def test_a_memory_is_taken_to_another_session(app, client):

@@ -447,7 +447,7 @@ async function drawTable() {
 
 function pictureItem(item, list, caption, kind) {
   const image = make('img', { src: `api/images/${item.picture.id}?thumbnail=true`, alt: '' });
-  const short = item.picture.name.length > 12 ? `…${item.picture.name.slice(-11)}` : item.picture.name;
+  const short = item.picture.name.length > 10 ? `…${item.picture.name.slice(-9)}` : item.picture.name;
   const name = make('span', { textContent: short, title: item.picture.name });
   const note = make('span', { textContent: caption, className: kind });
   const button = make('button', { className: 'open', onclick: () => choose(item) }, image, name, note);
@@ -522,12 +522,15 @@ function drawLists() {
   $('#segment').textContent = `Segment ${left}`;
 }
 
+const HEADINGS = { number: 'no.', area_pixels: 'area px', area_percent: 'area %', greatest_score: 'greatest', mean_score: 'mean' };
+const shortNumber = (value) => (Number.isInteger(value) || value >= 100 ? Math.round(value) : value.toPrecision(3));
+
 function fillTable({ columns, rows, note }) {
-  const head = make('tr', {}, ...columns.map((name) => make('th', { textContent: name.replace('_', ' ') })));
+  const head = make('tr', {}, ...columns.map((name) => make('th', { textContent: HEADINGS[name] ?? name.replace('_', ' ') })));
   const lines = rows.slice(0, MOST_ROWS).map((cells) => {
     const swatch = make('i');
     swatch.style.background = colourOf(typeNamed(cells[0]));
-    const texts = cells.map((value) => (Number.isInteger(value) || !value.toFixed ? value : value.toPrecision(3)));
+    const texts = cells.map((value) => (value.toFixed ? shortNumber(value) : value));
     const line = make('tr', { title: 'Show it', onclick: () => viewer.show(cells.slice(2, 6)) }, ...texts.map((textContent) => make('td', { textContent })));
     line.firstChild.prepend(swatch, ' ');
     return line;

@@ -6,7 +6,7 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -56,6 +56,20 @@ def some_images(folder: Path) -> list[Path]:
         remedy = f"put at least one there ({', '.join(IMAGE_SUFFIXES)}); {place} holds: {there}"
         raise DataError(f"{folder}: no images; {remedy}")
     return images
+
+
+def images_below(folder: Path, apart: Path | None = None) -> list[Path]:
+    """Image files of a folder and those below it, sorted by path, but for those in the folder
+    `apart`. Raises OSError for a folder that may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    inner, images = apart and apart.resolve(), []
+    for place, _ in _walk(folder, refused=refuse):
+        if inner is None or not place.resolve().is_relative_to(inner):
+            images += list_images(place)
+    return sorted(images)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -199,10 +213,13 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: is not UTF-8 {found}; {remedy}") from error
 
 
-def _walk(root: Path, silent: Sequence[str] = ()) -> Iterator[tuple[Path, list[str]]]:
-    """Folders from root on and the names of their files; each once, by whatever links."""
+def _walk(
+    root: Path, silent: Sequence[str] = (), refused: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str]]]:
+    """Folders from root on and the names of their files; each once, by whatever links; `refused`
+    gets the error of a folder that may not be read."""
     seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
+    for place, folders, names in os.walk(root, followlinks=True, onerror=refused):
         if (real := os.path.realpath(place)) in seen:  # by another link, or round in a circle
             folders.clear()
             continue

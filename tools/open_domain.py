@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,8 @@ def _segment_object(
 ) -> None:
     """Segment this process's queries, each once for all types; those of the first queries join the
     gallery."""
-    item, names, memories = task.item, output_names(task.item.queries), []
+    item, memories = task.item, []
+    names = output_names([PurePath(query.name) for query in item.queries])
     numbers = range(rank(), len(item.queries), world_size())
     for kind, pairs in task.supports.items():
         memories.append(predictor.teach(pairs))
@@ -206,23 +208,38 @@ def _record(
     LOG.info("masks, scores and overlays in %s", folder)
 
 
-def output_names(queries: list[Path]) -> list[str]:
-    """A file name for each query, without suffix unless two names differ by it alone."""
-    stems = [path.stem for path in queries]
-    return stems if len(set(stems)) == len(stems) else [path.name for path in queries]
+def output_names(queries: Sequence[PurePath]) -> list[str]:
+    """A name for the answers to each query, a relative path: without suffix unless two names differ
+    by it alone."""
+    names = [path.as_posix() for path in queries]
+    stems = [name.removesuffix(path.suffix) for name, path in zip(names, queries, strict=True)]
+    return stems if len(set(stems)) == len(stems) else names
 
 
 def write_answers(
-    folder: Path, name: str, image: ImageStrips, answers: dict[str, Prediction]
-) -> None:
-    """Write the answers about each type of defect to one query, at its size.
+    folder: Path,
+    name: str,
+    image: ImageStrips,
+    answers: dict[str, Prediction],
+    *,
+    scores: bool = True,
+) -> list[Path]:
+    """Write the answers about each type of defect to one query, at its size; returns the files.
 
     The files are `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is probability 1) and
-    `overlays/NAME.png`, which is shrunk for an image read in strips. Types with names have folders
-    of masks and scores; `labels/NAME.png` is then 0 for background and i for the i-th type, at each
-    pixel the one furthest above its threshold, and the overlay has a legend.
+    `overlays/NAME.png`, which is shrunk for an image read in strips; NAME may lead through folders.
+    Types with names have folders of masks and scores; `labels/NAME.png` is then 0 for background
+    and i for the i-th type, at each pixel the one furthest above its threshold, and the overlay has
+    a legend.
     """
-    several, file = list(answers) != [""], file_name(name, ".png")
+    *above, name = name.split("/")
+    several, file = list(answers) != [""], "/".join([*above, file_name(name, ".png")])
+    written: list[Path] = []
+
+    def write(kind: str, path: str, pixels: np.ndarray) -> None:
+        write_image(folder / kind / path, pixels)
+        written.append(folder / kind / path)
+
     size = next(iter(answers.values())).score.shape
     blocks = [np.s_[top : top + ROWS] for top in range(0, size[0], ROWS)]
     for kind, answer in answers.items():
@@ -232,8 +249,9 @@ def write_answers(
             levels[rows] = np.rint(np.minimum(answer.score[rows], 1) * SCORE_LEVELS)
             marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
             let_go(levels, marks, answer.score, answer.label)
-        write_image(folder / "masks" / path, marks)
-        write_image(folder / "scores" / path, levels)
+        write("masks", path, marks)
+        if scores:
+            write("scores", path, levels)
         let_go(marks, levels)
     labels = allocate(size, np.uint8)
     for rows in blocks:
@@ -242,13 +260,14 @@ def write_answers(
         labels[rows] = np.where(np.isfinite(above.max(0)), above.argmax(0) + 1, 0)
         let_go(labels, *(array for a in answers.values() for array in (a.score, a.label)))
     if several:
-        write_image(folder / "labels" / file, labels)
+        write("labels", file, labels)
     let_go(labels)
     shown = image.pixels if image.pixels is not None else image.thumbnail(OVERLAY_SIDE)
     if labels.shape != shown.shape[:2]:
         labels = _shrunk(labels, shown.shape[:2])
     picture = overlay_labels(shown, labels, list(answers)) if several else overlay(shown, labels)
-    write_image(folder / "overlays" / file, picture)
+    write("overlays", file, picture)
+    return written
 
 
 def _shrunk(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 FORMAT = "sofs-support-5"
 
 
-def save_memory(path: str | Path, memory: Memory, predictor: Predictor) -> None:
-    """Write a memory with the fingerprint of its predictor, whole or not at all."""
+def save_memory(path: str | Path, memory: Memory, predictor: Predictor, kind: str = "") -> None:
+    """Write a memory, and the type of its defect, with the fingerprint of its predictor, whole or
+    not at all."""
     windows = [scale.window for scale in memory.scales]
     use = {"windows": windows, "thresholds": memory.thresholds}
-    metadata = fingerprint(predictor) | {"use": json.dumps(use)}
+    metadata = fingerprint(predictor) | {"use": json.dumps(use), "type": kind}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 
 
@@ -72,6 +73,12 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         return memory
     except (*BROKEN, RuntimeError) as error:
         raise WeightsError(f"{path}: damaged ({error!s:.200}); teach the defect again") from error
+
+
+def type_of(path: Path) -> str:
+    """The type of defect that a file which `load_memory` reads was written with; "" without one."""
+    with safe_open(path, "pt") as file:
+        return file.metadata().get("type", "")
 
 
 def fingerprint(predictor: Predictor) -> dict[str, str]:

@@ -28,6 +28,7 @@ from utils.precision import pick_device
 
 LOG = logging.getLogger(__name__)
 LOCK_WAIT = 30  # seconds
+SETTING = "OUTPUT_DIR, RUN_NAME"  # what names the folder of a run
 CONFIG = "config.yaml"
 RUN = "run.json"
 NO_RESULT = (CONFIG, "train.log", "test.log", "events", "feature_bank")
@@ -44,15 +45,16 @@ def run_folder(cfg: CfgNode, config_file: str) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
+def claimed(folder: Path, patience: int = LOCK_WAIT, *, setting: str = SETTING) -> Iterator[None]:
     """A block in which the folder is made and is its own, after `patience` seconds at most;
     all its processes call it. Where a UserError ends it before there is any result, folders that
-    are new are removed. ConfigError: it cannot be made, or another run is using it."""
+    are new are removed. `setting` is what names it. ConfigError: it cannot be made, or another run
+    is using it."""
     made, handle = [], None
     if is_main():
-        with _faults_named(folder):
+        with _faults_named(folder, setting):
             made = [path for path in (folder, *folder.parents) if not path.exists()]
-            handle = _lock(folder, patience)
+            handle = _lock(folder, patience, setting)
     made = from_main(made)
     try:
         yield
@@ -68,7 +70,7 @@ def claimed(folder: Path, patience: int = LOCK_WAIT) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(folder: Path, patience: int) -> int:
+def _lock(folder: Path, patience: int, setting: str) -> int:
     """Make and lock the folder; loader workers of a killed run hold its lock for some seconds."""
     for second in range(patience + 1):
         folder.resolve().mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def _lock(folder: Path, patience: int) -> int:
         os.close(handle)
         if second < patience:
             time.sleep(1)
-    raise ConfigError(f"RUN_NAME: another run is using {folder}; choose another name, or end it")
+    raise ConfigError(f"{setting}: another run is using {folder}; choose another name, or end it")
 
 
 def create_run_folder(
@@ -158,12 +160,12 @@ def _holds_results(folder: Path) -> bool:
 
 
 @contextmanager
-def _faults_named(folder: Path) -> Iterator[None]:
+def _faults_named(folder: Path, setting: str = SETTING) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror})"
-        raise ConfigError(f"OUTPUT_DIR, RUN_NAME: {reason}; choose another place") from error
+        raise ConfigError(f"{setting}: {reason}; choose another place") from error
 
 
 def run_facts(cfg: CfgNode, weights: str) -> dict[str, Any]:

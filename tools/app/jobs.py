@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -18,13 +19,14 @@ from tools.app.worker import Job
 from tools.defects import find_defects
 from tools.open_domain import output_names, write_answers
 from tools.predictor import Predictor
-from tools.support_file import load_memory, save_memory
+from tools.support_file import load_memory, save_memory, type_of
 from utils.errors import DataError
 from utils.output_files import file_name, write_text
 
 ZIP = b"PK\x03\x04"
-SUPPORT, SUFFIX = "support_", ".safetensors"  # around the type in the name of a support file
+SUFFIX = ".safetensors"
 MOST_UNPACKED = 1 << 30  # bytes of the support files in an archive
+KIND = "defect"  # a type without a name
 ANOMALY = "anomaly"  # type of defect where all supports are normal
 
 
@@ -34,7 +36,7 @@ def teach(
     job: Job,
     supports: Sequence[Support],
     normals: Sequence[str],
-) -> Iterator[None]:
+) -> Generator[None]:
     """Teach types of defects, one in a step, in place of what was taught before; memories that came
     as files stay, but for types of the same name. The answers so far are forgotten."""
     memories = {}
@@ -43,8 +45,8 @@ def teach(
         pairs = [(read_image(session.picture(s.picture).file), rle_decode(s.marks))
                  for s in supports if s.kind == kind]  # fmt: skip
         pairs += [(read_image(session.picture(name).file), None) for name in normals]
-        file = session.folder / f"{secrets.token_hex(8)}.safetensors"
-        save_memory(file, predictor.teach(pairs), predictor)
+        file = session.folder / f"{secrets.token_hex(8)}{SUFFIX}"
+        save_memory(file, predictor.teach(pairs), predictor, kind)
         memories[kind] = file
         yield
     session.loaded -= memories.keys()
@@ -55,7 +57,7 @@ def teach(
 
 def segment(
     predictor: Predictor, session: Session, job: Job, pictures: Sequence[Picture]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Segment images, one in a step, by all that is taught. An image that cannot be read becomes a
     fault of the job."""
     memories = {k: load_memory(file, predictor) for k, file in session.memories.items()}
@@ -83,7 +85,7 @@ def segment(
         yield
 
 
-def pack(session: Session, job: Job, thresholds: Thresholds) -> Iterator[None]:
+def pack(session: Session, job: Job, thresholds: Thresholds) -> Generator[None]:
     """Make `session.archive`: what `open_domain.write_answers` writes of each result at these
     thresholds, an image in a step, then the tables and the support files."""
     folder = session.folder / secrets.token_hex(8)
@@ -99,19 +101,21 @@ def pack(session: Session, job: Job, thresholds: Thresholds) -> Iterator[None]:
             yield
         write_text(folder / "defects.csv", csv_text(found))
         write_text(folder / "defects.json", coco_text(found, session.memories))
-        for kind, file in session.memories.items():
-            shutil.copy(file, folder / memory_name(kind))
+        copy_memories(session, folder / "memory")
         session.keep_archive(zipped(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(predictor: Predictor, session: Session, file: Path, kind: str) -> Iterator[None]:
-    """Take a support file as the memory of a type, or an archive of such files, whose names have
-    the types. The answers so far are forgotten."""
+def load(predictor: Predictor, session: Session, file: Path, kind: str) -> Generator[None]:
+    """Take a support file as the memory of a type, "": of the one that it names, or an archive of
+    such files. The answers so far are forgotten."""
     loaded = {}
-    for name, support in _unpacked(file, kind).items():
+    for support in _unpacked(file):
         load_memory(support, predictor)
+        name = kind or type_of(support) or KIND
+        if name in loaded:
+            raise DataError(f"{file}: holds several memories of {name}; load them one by one")
         loaded[name] = support.rename(session.folder / f"{secrets.token_hex(8)}{SUFFIX}")
     session.take(session.memories | loaded)
     session.loaded |= loaded.keys()
@@ -119,30 +123,31 @@ def load(predictor: Predictor, session: Session, file: Path, kind: str) -> Itera
     yield
 
 
-def _unpacked(file: Path, kind: str) -> dict[str, Path]:
-    """By type, the support files in an upload."""
+def _unpacked(file: Path) -> list[Path]:
+    """The support files in an upload."""
     with file.open("rb") as stream:
         if stream.read(len(ZIP)) != ZIP:
-            return {kind: file}
+            return [file]
+    found = []
     try:
         with ZipFile(file) as archive:
             inside = [info for info in archive.infolist() if info.filename.endswith(SUFFIX)]
             if not inside or sum(info.file_size for info in inside) > MOST_UNPACKED:
                 raise DataError(f"{file}: holds no support file, or too large ones; give an "
                                 "archive of a download from here")  # fmt: skip
-            found = {}
             for number, info in enumerate(inside):
-                name = Path(info.filename).name.removesuffix(SUFFIX).removeprefix(SUPPORT)
-                found[name or kind] = file.with_name(f"{number}{SUFFIX}")
-                found[name or kind].write_bytes(archive.read(info))
-            return found
-    except (BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+                found.append(file.with_name(f"{number}{SUFFIX}"))
+                found[-1].write_bytes(archive.read(info))
+    except (BadZipFile, OSError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise DataError(f"{file}: not a whole archive ({error}); download it again") from error
+    return found
 
 
-def memory_name(kind: str) -> str:
-    """The name of the support file of a type."""
-    return file_name(f"{SUPPORT}{kind}", SUFFIX)
+def copy_memories(session: Session, folder: Path) -> None:
+    """Write the support files into a folder, each under the name of its type."""
+    folder.mkdir(parents=True)
+    for kind, file in session.memories.items():
+        shutil.copy(file, folder / file_name(kind, SUFFIX))
 
 
 def zipped(folder: Path) -> Path:

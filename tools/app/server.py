@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Generator
@@ -24,6 +25,7 @@ from datasets.annotations import read_annotation
 from datasets.rle import rle_decode, rle_encode
 from tools.app import jobs, results
 from tools.app.examples import EXAMPLES, draw
+from tools.app.jobs import KIND
 from tools.app.sessions import (
     UPLOAD,
     BusyError,
@@ -40,12 +42,12 @@ from tools.app.worker import Job, Worker, noted
 from tools.defects import COLUMNS, find_defects
 from tools.predictor import Predictor
 from utils.errors import DataError, UserError
+from utils.output_files import file_name
 
 STATIC = Path(__file__).with_name("static")
 MOST_UPLOAD = 512 << 20  # bytes of a request
 MOST_TYPES = 16
 MOST_LISTED = 1000  # defects of an image
-KIND = "defect"  # a type without a name
 STATUS = {BusyError: 409, UnknownError: 404, FullError: 503}
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
@@ -279,19 +281,18 @@ def stop_job(session: Current) -> dict:
 def get_memory(session: Current, type: str | None = None) -> FileResponse:
     """The support file of a type, or of the only one; of several, an archive of them."""
     if type is None and len(session.memories) > 1:
-        with tempfile.TemporaryDirectory(dir=session.folder) as scratch:
-            folder = Path(scratch, "memory")
-            folder.mkdir()
-            for kind, file in session.memories.items():
-                shutil.copy(file, folder / jobs.memory_name(kind))
-            archive = jobs.zipped(folder).rename(session.folder / f"{Path(scratch).name}.zip")
-        return _once(archive, "memory.zip")
+        folder = session.folder / secrets.token_hex(8)
+        jobs.copy_memories(session, folder)
+        archive = jobs.zipped(folder)
+        shutil.rmtree(folder)
+        sent = BackgroundTask(archive.unlink)
+        return FileResponse(archive, filename="memory.zip", background=sent)
     kind = next(iter(session.memories), KIND) if type is None else type
-    return FileResponse(_memory(session, kind), filename=jobs.memory_name(kind))
+    return FileResponse(_memory(session, kind), filename=file_name(kind, jobs.SUFFIX))
 
 
 @api.put("/memory")
-async def put_memory(request: Request, session: Current, type: str = KIND) -> dict:
+async def put_memory(request: Request, session: Current, type: str = "") -> dict:
     """Take a support file as the memory of a type, or an archive of them."""
     with tempfile.TemporaryDirectory(dir=session.folder) as scratch:
         file = Path(scratch, UPLOAD, "the memory")
@@ -300,7 +301,7 @@ async def put_memory(request: Request, session: Current, type: str = KIND) -> di
             async for piece in request.stream():
                 target.write(piece)
         worker = request.app.state.worker
-        steps = jobs.load(worker.predictor, session, file, _kind(type) or KIND)
+        steps = jobs.load(worker.predictor, session, file, _kind(type))
         await _started(worker, session, Job("load", 1), steps, wait=True)
     return {"types": list(session.memories)}
 
@@ -452,8 +453,3 @@ def _memory(session: Session, kind: str) -> Path:
         taught = ", ".join(session.memories) or "none"
         raise UnknownError(f"no type {kind!r:.80} is taught; taught are: {taught}")
     return session.memories[kind]
-
-
-def _once(file: Path, name: str) -> FileResponse:
-    """A file that is deleted once it is sent."""
-    return FileResponse(file, filename=name, background=BackgroundTask(file.unlink))

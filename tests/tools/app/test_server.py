@@ -149,13 +149,13 @@ def test_a_memory_is_taken_to_another_session(app, client):
     (expected,) = segment(client, QUERY)
     archive = client.get("/api/memory").content
     single = client.get("/api/memory?type=dent")
-    assert "support_dent.safetensors" in single.headers["content-disposition"]
+    assert "dent.safetensors" in single.headers["content-disposition"]
     other = TestClient(app, base_url="http://localhost:7860")
     assert other.get("/api/memory").status_code == 404
     for content, kinds in ((archive, ["dent", "ä b"]), (single.content, ["dent"])):
         for kind in [t["name"] for t in other.get("/api/session").json()["types"]]:
             other.delete("/api/memory", params={"type": kind})
-        loaded = other.put("/api/memory?type=dent", content=content)
+        loaded = other.put("/api/memory", content=content)
         assert sorted(loaded.json()["types"]) == kinds
         (result,) = segment(other, QUERY)
         for kind in kinds:
@@ -164,7 +164,7 @@ def test_a_memory_is_taken_to_another_session(app, client):
     assert other.get("/api/session").json()["types"] == [
         {"name": "dent", "loaded": True}, {"name": "new", "loaded": False}]  # fmt: skip
     for content in (single.content[:-100], b"PK\3\4 no archive", b""):
-        refused = other.put("/api/memory?type=dent", content=content)
+        refused = other.put("/api/memory", content=content)
         assert refused.status_code == 422 and "again" in refused.json()["detail"]
 
 
@@ -206,7 +206,7 @@ def test_the_archive_holds_what_the_open_domain_job_writes(client, predictor):
     for name in ("defects.csv", "defects.json"):
         address = f"/api/{name}?threshold=defect=0.4"
         assert content[name].decode() == client.get(address).text
-    assert content["support_defect.safetensors"] == client.get("/api/memory").content
+    assert content["memory/defect.safetensors"] == client.get("/api/memory").content
 
 
 def test_sessions_do_not_see_each_other(app, client):

@@ -583,9 +583,8 @@ function loadMask(file) {
 
 function loadMemory(file) {
   return work(async () => {
-    const name = file.name.replace(/\.[^.]*$/, '').replace(/^support_/, '');
     showProgress(`Loading ${file.name}`);
-    await ask('PUT', `memory?${new URLSearchParams({ type: name })}`, { body: file });
+    await ask('PUT', 'memory', { body: file });
     state.taught = (await ask('GET', 'session')).types;
     for (const type of state.taught) typeNamed(type.name);
     takeResults([]);

@@ -24,7 +24,7 @@ from utils.errors import ConfigError
 CONFIG = Path(__file__).parents[2] / "method_config" / "General" / "SOFS.yaml"
 # what --opts may change: images that a browser can show, and no method beside the one asked for
 OPTIONS = ["DATASET.max_pixels", 64_000_000, "TEST.baseline", False]
-ANY = ("0.0.0.0", "::")
+LOCAL, ANY = ["127.0.0.1", "localhost", "::1"], ["0.0.0.0", "::"]
 PATIENCE = 3  # seconds for open requests at the end
 
 
@@ -66,8 +66,7 @@ def _serve(cfg: CfgNode, listener: socket.socket, host: str, folder: Path) -> No
     from tools.predictor import Predictor
 
     predictor = Predictor.from_config(cfg)
-    names = None if host in ANY else [host.strip("[]"), "localhost", "127.0.0.1", "::1"]
-    app = create_app(predictor, folder, names)
+    app = create_app(predictor, folder, LOCAL if host in LOCAL else None)
     options = {"log_level": "warning", "timeout_graceful_shutdown": PATIENCE}
     shown = "127.0.0.1" if host in ANY else f"[{host}]" if ":" in host else host
     say(f"open http://{shown}:{listener.getsockname()[1]} in a browser; Ctrl-C ends")

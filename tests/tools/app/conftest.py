@@ -1,42 +1,16 @@
 from __future__ import annotations
 
-import io
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from method_config import load_config
-from tests.helpers import picture
+from tests.tools.app.app_data import DEMO
 from tools.app.server import create_app
 from tools.predictor import Predictor
-
-DEMO = Path(__file__).parents[3] / "method_config" / "Demo" / "SOFS.yaml"
-SIZE = (200, 300)
-
-
-def defect(seed, place=(60, 90), side=24, size=SIZE):
-    """A textured image with a bright square, and its mask."""
-    image, mask = picture(*size, seed=seed) // 4 + 60, np.zeros(size, np.uint8)
-    rows, columns = (slice(start, start + side) for start in place)
-    image[rows, columns] += 120
-    mask[rows, columns] = 1
-    return image, mask
-
-
-def png(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
-
-
-def read(content):
-    return np.asarray(Image.open(io.BytesIO(content)))
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +18,6 @@ def predictor():
     """Without training, offline: the method `prior` on efficientnet_lite0."""
     cfg = load_config(DEMO, ["TEST.method", "prior", "TEST.baseline", False])
     return Predictor.from_config(cfg)
-
-
-def answer(predictor, pairs, image):
-    """What the predictor itself answers."""
-    (outcome,) = predictor.segment([(image, [predictor.teach(pairs)])], reproducible=True)
-    return outcome.answers[0][predictor.main]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import httpx2
 import pytest
 
-from tests.tools.app.conftest import DEMO, defect, png
+from tests.tools.app.app_data import DEMO, defect, png
 
 COMMAND = [sys.executable, "-m", "tools.app", "--cfg", str(DEMO), "--opts", "TEST.method", "prior"]
 
@@ -25,7 +25,7 @@ def test_the_command_serves_and_leaves_nothing_behind(tmp_path):
         assert added.is_success and "teach" in httpx2.get(address).text
         assert len(list(tmp_path.rglob("upload/a.png"))) == 1
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 143
+        assert server.wait(60) == 143
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.tools.app.conftest import SIZE, answer, defect, png, read
+from tests.tools.app.app_data import SIZE, answer, defect, png, read
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -81,6 +81,22 @@ def paint(page, *places):
     page.mouse.up()
 
 
+def pinch(page):
+    """Spread two fingers, one after the other, in the editor."""
+    pane = page.locator("[data-pane=marks]")
+    pane.scroll_into_view_if_needed()
+    box, hand = pane.bounding_box(), page.context.new_cdp_session(page)
+    middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    fingers = [dict(middle, id=number) for number in (0, 1)]
+    send = "Input.dispatchTouchEvent"
+    hand.send(send, {"type": "touchStart", "touchPoints": fingers[:1]})
+    for spread in (0, 20, 60):
+        fingers[1] = fingers[1] | {"x": middle["x"] + 20 + spread}
+        kind = "touchMove" if spread else "touchStart"
+        hand.send(send, {"type": kind, "touchPoints": fingers})
+    hand.send(send, {"type": "touchEnd", "touchPoints": []})
+
+
 def set_range(page, selector, value):
     page.locator(selector).evaluate(
         "(e, value) => { e.value = value; e.oninput?.({target: e}) }", value
@@ -116,6 +132,13 @@ def test_teach_segment_threshold_correct_and_take_home(opened, predictor, viewpo
     page = opened(viewport)
     upload(page, "#add-supports", part=png(IMAGE))
     set_range(page, "#size", 0.5)  # 20 pixels
+    if viewport is NARROW:
+        whole = page.locator("[data-pane=marks]").screenshot()
+        pinch(page)  # zooms and does not paint
+        assert page.locator("[data-pane=marks]").screenshot() != whole
+        page.click("#editor [data-do=fit]")
+        page.wait_for_timeout(100)
+        assert page.locator("[data-pane=marks]").screenshot() == whole
     paint(page, (98, 68), (112, 68), (112, 82), (98, 82))
     page.locator(".teach >> visible=true").first.click()
     page.wait_for_selector("#taught:has-text('Taught: defect')")

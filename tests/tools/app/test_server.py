@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from datasets.annotations import read_annotation
-from tests.tools.app.conftest import SIZE, answer, defect, png, read
+from tests.tools.app.app_data import SIZE, answer, defect, png, read
 from tools.app import server
 from tools.app.results import cut_of
 

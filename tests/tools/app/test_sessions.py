@@ -5,7 +5,7 @@ import io
 import pytest
 
 from tests.helpers import picture
-from tests.tools.app.conftest import png
+from tests.tools.app.app_data import png
 from tools.app import sessions
 from tools.app.sessions import FullError, Sessions
 from utils.errors import DataError

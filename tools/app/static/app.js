@@ -445,16 +445,26 @@ async function drawTable() {
 
 /* ---- lists ---- */
 
+/** The line of a picture in its list, made once and brought up to date. */
 function pictureItem(item, list, caption, kind) {
-  const image = make('img', { src: `api/images/${item.picture.id}?thumbnail=true`, alt: '' });
-  const short = item.picture.name.length > 10 ? `…${item.picture.name.slice(-9)}` : item.picture.name;
-  const name = make('span', { textContent: short, title: item.picture.name });
-  const note = make('span', { textContent: caption, className: kind });
-  const button = make('button', { className: 'open', onclick: () => choose(item) }, image, name, note);
+  const { name, id } = item.picture;
+  if (!item.line) {
+    const image = make('img', { src: `api/images/${id}?thumbnail=true`, alt: '' });
+    const short = name.length > 11 ? `…${name.slice(-10)}` : name;
+    const button = make('button', { className: 'open', onclick: () => choose(item) }, image, make('span', { textContent: short, title: name }), make('span'));
+    const remove = make('button', { className: 'remove', textContent: '×', title: `Remove ${name}`, onclick: () => removePicture(item, list) });
+    item.line = make('li', {}, button, remove);
+  }
+  const [button, remove] = item.line.children;
   button.ariaPressed = state.selected === item;
-  const remove = make('button', { className: 'remove', textContent: '×', title: `Remove ${item.picture.name}`, disabled: state.busy });
-  remove.onclick = () => removePicture(item, list);
-  return make('li', {}, button, remove);
+  Object.assign(button.lastChild, { textContent: caption, className: kind });
+  remove.disabled = state.busy;
+  return item.line;
+}
+
+function fillList(list, lines) {
+  const isSame = list.children.length === lines.length && lines.every((line, number) => list.children[number] === line);
+  if (!isSame) list.replaceChildren(...lines);
 }
 
 /** Open what the user has chosen, and bring it into view. */
@@ -486,7 +496,7 @@ function drawQueries() {
     const greatest = Math.max(...Object.values(item.result.types).map(({ score }) => score));
     return pictureItem(item, 'queries', `${found.length ? 'defect' : 'none'} ${greatest.toFixed(2)}`, found.length ? 'found' : 'none');
   });
-  $('#queries .pictures').replaceChildren(...items);
+  fillList($('#queries .pictures'), items);
 }
 
 function drawDownloads() {
@@ -507,7 +517,7 @@ function drawLists() {
     const caption = item.normal ? 'normal' : types.map(nameOf).join(', ') || (item.corrected ? 'no defect' : 'paint it');
     return pictureItem(item, 'supports', caption, types.length ? 'found' : '');
   });
-  $('#supports .pictures').replaceChildren(...items);
+  fillList($('#supports .pictures'), items);
   drawQueries();
   drawDownloads();
   const loaded = state.taught.filter(({ loaded }) => loaded).map(({ name }) => name);

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,17 +117,27 @@ async def fields(request: Request) -> AsyncIterator[FormData]:
         yield form
 
 
-def moved(threshold: Annotated[list[str], Query()] = []) -> dict[str, float]:  # noqa: B006
-    """Thresholds by type: `threshold=scratch=0.4` as often as needed."""
-    try:
-        pairs = (text.rpartition("=") for text in threshold)
-        return {kind: float(value) for kind, _, value in pairs}
-    except ValueError:
-        raise DataError(f"threshold {threshold}: expected TYPE=NUMBER, as scratch=0.4") from None
-
-
 Current = Annotated[Session, Depends(current)]
 Fields = Annotated[FormData, Depends(fields)]
+
+
+def moved(session: Current, threshold: Annotated[list[str], Query()] = []) -> dict[str, float]:  # noqa: B006
+    """Thresholds by type: `threshold=scratch=0.4`, once for each, or `threshold=0.4` for all."""
+    chosen: dict[str, float] = {}
+    for text in threshold:
+        kind, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1
+        if not 0 <= value <= 1:
+            raise DataError(f"threshold {text!r:.80}: expected TYPE=NUMBER from 0 to 1, or NUMBER")
+        if kind:
+            _memory(session, kind)
+        chosen |= dict.fromkeys([kind] if kind else session.memories, value)
+    return chosen
+
+
 Moved = Annotated[dict[str, float], Depends(moved)]
 
 
@@ -166,7 +176,7 @@ def drop_session(request: Request, session: Current) -> dict:
 @api.post("/images")
 def add_images(session: Current, form: Fields) -> dict:
     with noted([]) as warnings:
-        pictures = [_picture(session, part) for part in form.getlist("images")]
+        pictures = _pictures(session, form)
     return {"pictures": [picture.as_json() for picture in pictures], **_warned(session, warnings)}
 
 
@@ -203,36 +213,37 @@ def read_marks(session: Current, name: str, form: Fields) -> dict:
 
 @api.post("/teach")
 async def teach(request: Request, session: Current, form: Fields, wait: bool = False) -> dict:
-    def prepared(warnings: list[str]) -> tuple[list[Support], list[str]]:
-        with noted(warnings):
-            return _lessons(session, form)
-
     session.require_idle()
-    worker, warnings = request.app.state.worker, list[str]()
-    supports, normals = await asyncio.to_thread(prepared, warnings)
-    job = Job("teach", len({s.kind for s in supports}) or 1)
-    job.warnings += _warned(session, warnings)["warnings"]
+    (supports, normals), warnings = await _read(_lessons, session, form)
+    job = Job("teach", len({s.kind for s in supports}) or 1, warnings)
+    worker = request.app.state.worker
     steps = jobs.teach(worker.predictor, session, job, supports, normals)
     return await _started(worker, session, job, steps, wait)
 
 
 @api.post("/segment")
 async def segment(request: Request, session: Current, form: Fields, wait: bool = False) -> dict:
-    def prepared() -> list[Picture]:
-        return [_picture(session, part) for part in form.getlist("images")]
-
     session.require_idle()
-    worker = request.app.state.worker
     if not session.memories:
         raise DataError("nothing is taught yet; teach a defect, or load a memory, first")
-    pictures = await asyncio.to_thread(prepared)
-    if not pictures:
-        raise DataError("no image is given; send at least one as `images`")
-    job = Job("segment", len(pictures))
+    pictures, warnings = await _read(_pictures, session, form)
+    job, worker = Job("segment", len(pictures), warnings), request.app.state.worker
     steps = jobs.segment(worker.predictor, session, job, pictures)
     answer = await _started(worker, session, job, steps, wait)
     done = [_summary(session, p.id) for p in pictures if wait and p.id in session.results]
     return answer | ({"results": done} if wait else {})
+
+
+async def _read(
+    read: Callable[[Session, FormData], Any], session: Session, form: FormData
+) -> tuple[Any, list[str]]:
+    """What a function, in another thread, reads of a request, and what readers warn of."""
+
+    def call() -> tuple[Any, list[str]]:
+        with noted([]) as warnings:
+            return read(session, form), warnings
+
+    return await asyncio.to_thread(call)
 
 
 async def _started(
@@ -302,8 +313,8 @@ async def put_memory(request: Request, session: Current, type: str = "") -> dict
                 target.write(piece)
         worker = request.app.state.worker
         steps = jobs.load(worker.predictor, session, file, _kind(type))
-        await _started(worker, session, Job("load", 1), steps, wait=True)
-    return {"types": list(session.memories)}
+        answer = await _started(worker, session, Job("load", 1), steps, wait=True)
+    return answer | {"types": list(session.memories)}
 
 
 @api.delete("/memory")
@@ -371,6 +382,13 @@ def _picture(session: Session, part: UploadFile | str) -> Picture:
     if isinstance(part, str):
         return session.picture(part)
     return session.add(part.file, part.filename or "image")
+
+
+def _pictures(session: Session, form: FormData) -> list[Picture]:
+    """The images of a request."""
+    if not (parts := form.getlist("images")):
+        raise DataError("no image is given; send at least one as `images`")
+    return [_picture(session, part) for part in parts]
 
 
 def _lessons(session: Session, form: FormData) -> tuple[list[Support], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -34,11 +34,11 @@ class Job:
         finished: is set at the end.
     """
 
-    def __init__(self, kind: str, total: int) -> None:
+    def __init__(self, kind: str, total: int, warnings: Sequence[str] = ()) -> None:
         self.kind, self.total, self.done, self.windows = kind, total, 0, 0
         self.state, self.note, self.error = "waiting", "", ""
         self.faults: list[str] = []
-        self.warnings: list[str] = []
+        self.warnings = list(warnings)
         self.steps: Generator[None] | None = None
         self.is_to_stop = False
         self.finished: Future[None] = Future()

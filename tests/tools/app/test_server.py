@@ -68,6 +68,10 @@ def test_masks_are_those_of_the_predictor_pixel_for_pixel(client, predictor):
         for threshold in (0.0, 0.3, 0.45, 1.0):
             moved = mask_of(client, result, threshold=f"defect={threshold}")
             assert np.array_equal(moved, levels > cut_of(threshold))
+            assert np.array_equal(mask_of(client, result, threshold=threshold), moved)
+    for threshold in ("x", "defect=", "other=0.4", "nan", "2", "defect=-1"):
+        refused = client.get("/api/defects.csv", params={"threshold": threshold})
+        assert refused.status_code in (404, 422) and "Traceback" not in refused.text
 
 
 def test_several_types_and_normal_images(client, predictor):
@@ -305,7 +309,12 @@ def test_an_image_that_breaks_later_is_a_fault_and_the_others_are_done(app, clie
 def test_what_readers_warn_of_is_told(client):
     grey = np.full((*SIZE, 3), 7, np.uint8)
     added = client.post("/api/images", files=files(images=[png(grey)])).json()
-    assert added["warnings"] == ["images0.png: every pixel is 7 7 7; is this the image?"]
+    warning = "every pixel is 7 7 7; is this the image?"
+    assert added["warnings"] == [f"images0.png: {warning}"]
+    teach(client)
+    parts = files(images=[png(grey)])
+    job = client.post("/api/segment?wait=1", files=parts).json()["job"]
+    assert job["warnings"] == [f"images0.png: {warning}"]
 
 
 def test_large_requests_are_refused(predictor, tmp_path, monkeypatch):

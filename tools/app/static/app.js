@@ -292,6 +292,7 @@ async function removeType(id) {
     if (state.taught.some((type) => type.name === name)) {
       await ask('DELETE', `memory?${new URLSearchParams({ type: name })}`);
       state.taught = (await ask('GET', 'session')).types;
+      delete state.thresholds[name];
       takeResults([]);
     }
     for (const { marks } of state.supports) marks?.replace((i, value) => (value === id ? 0 : value));
@@ -450,7 +451,7 @@ function pictureItem(item, list, caption, kind) {
   const { name, id } = item.picture;
   if (!item.line) {
     const image = make('img', { src: `api/images/${id}?thumbnail=true`, alt: '' });
-    const short = name.length > 11 ? `…${name.slice(-10)}` : name;
+    const short = name.length > 10 ? `…${name.slice(-8)}` : name;
     const button = make('button', { className: 'open', onclick: () => choose(item) }, image, make('span', { textContent: short, title: name }), make('span'));
     const remove = make('button', { className: 'remove', textContent: '×', title: `Remove ${name}`, onclick: () => removePicture(item, list) });
     item.line = make('li', {}, button, remove);
@@ -597,6 +598,7 @@ function loadMemory(file) {
     await ask('PUT', 'memory', { body: file });
     state.taught = (await ask('GET', 'session')).types;
     for (const type of state.taught) typeNamed(type.name);
+    state.thresholds = {};
     takeResults([]);
     drawLists();
     await segment();

@@ -19,6 +19,7 @@ from utils.warn_once import warn_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".webp")
+ANNOTATION_SUFFIXES = (".json", ".xml", ".txt")  # LabelMe or COCO, CVAT, YOLO
 ANY_PATH_KEY = "TRAIN.dataset_path or TEST.dataset_path"
 # what network drives, zip programs and systems leave beside the data
 _OF_SYSTEMS = {"@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin"}
@@ -144,6 +145,27 @@ def pair_masks(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
             wanted = f"{folder / image.stem}_mask.png or {image.stem}.png there"
             raise DataError(f"{image} has no mask; expected {wanted}")
     return [(image, masks[image]) for image in images]
+
+
+def pair_annotations(images: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """(image, file) of every image: its mask, else an annotation file of its name, else the one
+    annotation file there that has no image's name. Raises DataError for an image without a file, or
+    with several; see match_masks."""
+    names, own, shared = {plain(image.stem) for image in images}, defaultdict(list), []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if _suffix_in(path, ANNOTATION_SUFFIXES) and path.name.casefold() != "classes.txt":
+            (own[plain(path.stem)] if plain(path.stem) in names else shared).append(path)
+    if not own and not shared:
+        return pair_masks(images, folder)
+    pairs, masks = [], match_masks(images, folder)
+    for image in images:
+        files = [masks[image]] if image in masks else own[plain(image.stem)] or shared
+        if len(files) != 1:
+            found = ", ".join(path.name for path in files[:5]) or "none"
+            wanted = f"expected one of its name in {folder}, or one for all images"
+            raise DataError(f"{image}: which annotation is its own? Found {found}; {wanted}")
+        pairs.append((image, files[0]))
+    return pairs
 
 
 def find_listed(folder: Path, names: Iterable[str], source: Path) -> dict[str, Path]:

@@ -14,7 +14,12 @@ from yacs.config import CfgNode
 from datasets.images import limit_pixels, read_image
 from datasets.large_images import ImageStrips
 from datasets.orientation import turned_back
-from datasets.readers.open_domain import OpenDomainObject, category_mask, read_open_domain
+from datasets.readers.open_domain import (
+    OpenDomainObject,
+    category_mask,
+    read_open_domain,
+    support_mask,
+)
 from tools.evaluation import Evaluation
 from tools.gallery import GalleryWriter, all_ranked, query_panels, support_panels
 from tools.methods import weights_files
@@ -124,8 +129,8 @@ def read_tasks(cfg: CfgNode) -> list[ObjectTask]:
         category = tuple(v[number if len(v) > 1 else 0] for v in (chosen, counts))
         normal = [(read_image(path), None) for path in item.normal]
         for kind, files in item.supports.items():
-            pairs = [(read_image(image), turned_back(category_mask(mask, *category), image, mask))
-                     for image, mask in files]  # fmt: skip
+            pairs = [(read_image(image), support_mask(image, file, kind, *category))
+                     for image, file in files]  # fmt: skip
             if not any(mask.any() for _, mask in pairs):
                 LOG.warning("%s: no support pixel is marked: what looks like no support is taken "
                             "for a defect", item.class_name(kind))  # fmt: skip

@@ -1,12 +1,13 @@
 """Open domain: <root>/<object>/{support,query}, with support/{image,mask} or support/<type>/{...}.
 
 The queries lie in query/image and, to measure, their masks in query/true_label; support/good holds
-images without defect.
+images without defect. support/mask may hold annotation files, whose labels are the types.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets import folders
+from datasets.annotations import read_annotation
 from datasets.folders import ANY_PATH_KEY
+from datasets.images import image_size
 from datasets.masks import read_labels, read_mask
+from datasets.orientation import turned_back
 from utils.errors import ConfigError, DataError
 from utils.warn_once import warn_once
 
@@ -29,7 +33,8 @@ class OpenDomainObject:
     """The files of one object to segment; the only type of an object without types is ""."""
 
     name: str
-    supports: dict[str, list[tuple[Path, Path]]]  # (image, mask) of each type, sorted by image
+    # (image, mask or annotation file) of each type, sorted by image
+    supports: dict[str, list[tuple[Path, Path]]]
     normal: list[Path]  # images without defect
     queries: list[Path]
     true_labels: dict[str, dict[str, Path]]  # by type: the masks that are there, by query name
@@ -56,17 +61,21 @@ def read_open_domain(root: str | Path, object: str, key: str = ANY_PATH_KEY) -> 
     folders.refuse_other_spelling(folder / "query", "true_label")
     types = _types(support)
     folders.refuse_other_spelling(labels, *types)
-    supports = {}
+    supports, unmarked = {}, []
     for name in types or [""]:
         images = folders.some_images(support / name / "image")
-        supports[name] = folders.pair_masks(images, support / name / "mask")
+        pairs = folders.pair_annotations(images, support / name / "mask")
+        found, empty = _by_type(pairs, name)
+        supports |= found
+        unmarked += empty
     normal, inner = [], support / _NORMAL / "image"
     if inner.parent.is_dir():  # images in it and in image/ below; either may be missing
         normal = folders.list_images(inner) if inner.is_dir() else []
         normal = normal + folders.list_images(inner.parent) or folders.some_images(inner.parent)
+    normal = [*normal, *unmarked]
     queries = folders.some_images(folder / "query" / "image")
-    if types and labels.is_dir() and (flat := folders.list_images(labels)):
-        remedy = f"put true labels into {labels}/TYPE, one of {', '.join(types)}"
+    if list(supports) != [""] and labels.is_dir() and (flat := folders.list_images(labels)):
+        remedy = f"put true labels into {labels}/TYPE, one of {', '.join(supports)}"
         raise DataError(f"{flat[0]} tells no type; {remedy}")
     read, true_labels = [*normal, *queries], {}
     for name, pairs in supports.items():
@@ -98,6 +107,47 @@ def _types(support: Path) -> list[str]:
             fault = f"is no type of defect: it has no image/ and mask/{found}"
             warn_once(_LOG, f"{folder} {fault}")
     return types
+
+
+def _by_type(
+    pairs: list[tuple[Path, Path]], kind: str
+) -> tuple[dict[str, list[tuple[Path, Path]]], list[Path]]:
+    """Supports by type of defect, sorted, and images in which an annotation file marks nothing.
+    `kind` is the type that their folder names, "" where labels tell."""
+    supports, unmarked = defaultdict(list), []
+    for image, file in pairs:
+        kinds = [kind]
+        if file.suffix.lower() in folders.ANNOTATION_SUFFIXES:
+            found = read_annotation(file, image, image_size(image), kind)
+            kinds = [kind] if kind and found else list(found)
+            unmarked += [] if found else [image]
+        for name in kinds:
+            supports[name].append((image, file))
+    if not supports:
+        raise DataError(f"{pairs[0][1]}: marks nothing in any support image; mark a defect")
+    if "" in supports and len(supports) > 1:
+        files, others = supports.pop(""), ", ".join(sorted(supports))
+        remedy = "give all supports labels, or none"
+        raise DataError(f"{files[0][1]} names no type of defect, but others do: {others}; {remedy}")
+    return dict(sorted(supports.items())), unmarked
+
+
+def support_mask(
+    image: Path, file: Path, kind: str, category: int, category_num: int
+) -> np.ndarray:
+    """Mask (h, w) uint8 {0, 1} of a support of a type of defect, on the stored pixels of its image.
+
+    Raises as category_mask and read_annotation, and ConfigError for the category of an annotation
+    file, whose labels are types.
+    """
+    if file.suffix.lower() not in folders.ANNOTATION_SUFFIXES:
+        return turned_back(category_mask(file, category, category_num), image, file)
+    if category_num > 1:
+        key = "DATASET.open_domain_object_category_num"
+        remedy = "which has types by its labels; leave it at 1"
+        raise ConfigError(f"{key} is {category_num}, but {file} is an annotation file, {remedy}")
+    (mask,) = read_annotation(file, image, image_size(image), kind).values()
+    return mask
 
 
 def category_mask(path: str | Path, category: int, category_num: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from datasets.annotations import read_annotation
 from datasets.folders import images_below, named_files, plain, some_images
 from datasets.images import limit_pixels, read_image
 from method_config.values import leaves
-from models.build import check_model
 from models.memory import Memory
 from tools.defects import find_defects
 from tools.open_domain import Supports, write_answers
@@ -56,7 +56,6 @@ def run(args: Namespace, cfg: CfgNode) -> bool:
 
     Raises UserError, of a query that cannot be read after all others were done.
     """
-    check_model(cfg)
     found = launch(segment, cfg.NUM_GPUS, cfg.DIST_BACKEND, args, cfg)
     return found and not started_by_torchrun()
 
@@ -82,10 +81,8 @@ def segment(args: Namespace, cfg: CfgNode) -> bool:
         bounds = {"min_area": args.min_area, "min_score": args.min_score}
         segmenter = Segmenter(predictor, memories, journal, bounds, args.scores)
         if args.watch:
-            kinds = list(memories)
-            faults = watch(
-                args.queries, segmenter, lambda: write_tables(journal, journal.current, kinds)
-            )
+            tables = partial(write_tables, journal, kinds=list(memories))
+            faults = watch(args.queries, segmenter, tables)
             files = journal.current
         else:
             faults = answer_all(queries, segmenter)
@@ -98,11 +95,12 @@ def segment(args: Namespace, cfg: CfgNode) -> bool:
             LOG.info("%s: %s, masks beside it", args.out / CSV, about)
             if args.report:
                 write_page(journal, files, about, list(faults.values()), cfg.dump())
+        defects = from_main(defects)  # and wait for what it writes
         if faults:
             some = "; ".join(list(faults.values())[:3])
             count = f"{len(faults)} of {len(files) + len(faults)} images"
             raise DataError(f"{count} could not be read: {some} (the others are in {args.out})")
-        return from_main(defects) > 0
+        return defects > 0
 
 
 @dataclass

@@ -57,13 +57,14 @@ class Journal:
 
     @property
     def files(self) -> list[str]:
-        """Names of all images, also those of other settings."""
+        """Names of all images, also of other settings."""
         return list(self._places)
 
     @property
     def current(self) -> list[str]:
-        """Names of the images of this command's settings."""
-        return [file for file, (_, settings) in self._places.items() if settings == self.settings]
+        """Names of the images of this command's settings, in the order of a folder's queries."""
+        files = (f for f, (_, settings) in self._places.items() if settings == self.settings)
+        return sorted(files, key=PurePosixPath)
 
     def entry(self, file: str) -> dict[str, Any]:
         """What was written about an image."""
@@ -100,12 +101,19 @@ class Journal:
         defects: Sequence[Defect],
     ) -> None:
         """Write that an image of size (h, w) is done. `source` is the stamp and the SHA-256 of its
-        file before it was read, `answers` the files that were written."""
+        file before it was read, `answers` the files that were written. Those of an earlier answer
+        to it, of other types for instance, go."""
         entry = {"file": query.file, "name": query.name, "path": os.path.abspath(query.path)}
         entry |= {"settings": self.settings, "stamp": source[0], "sha256": source[1], "size": size}
         entry["answers"] = [path.relative_to(self.out).as_posix() for path in answers]
         entry["rows"] = [defect.row() for defect in defects]
         entry["marks"] = [(defect.kind, defect.mark) for defect in defects]
+        earlier = self.entry(query.file)["answers"] if query.file in self._places else ()
+        for stale in (self.out / answer for answer in set(earlier) - set(entry["answers"])):
+            try:
+                stale.unlink(missing_ok=True)
+            except OSError as error:
+                raise not_written(stale, error) from error
         offset = _append(self._own, [json.dumps(entry).encode() + b"\n"])
         if is_main():
             self._places[query.file] = offset, self.settings

@@ -38,10 +38,10 @@ class Arrival:
 
 @named_files()
 def watch(
-    places: Sequence[Path], segmenter: Segmenter, write: Callable[[], object]
+    places: Sequence[Path], segmenter: Segmenter, write: Callable[[list[str]], object]
 ) -> dict[str, str]:
     """Segment the images of folders, each once, until Ctrl-C or SIGTERM; returns why files could
-    not be read. `write` writes the tables; it is called when nothing waits.
+    not be read. `write` writes the tables of files; it is called when nothing waits.
 
     A file is taken once it is unchanged for a while and can be decoded, and again if it changes.
     ConfigError: a place is no folder, or two have one name.
@@ -74,7 +74,7 @@ def watch(
                     break
             if unwritten and not ready and time.monotonic() - last > cost / SHARE:
                 start = time.monotonic()
-                write()
+                write(segmenter.journal.current)
                 last = time.monotonic()
                 unwritten, cost = False, last - start
             time.sleep(0 if ready else POLL)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
 import pytest
 
-from datasets.readers.open_domain import category_mask, read_open_domain
+from datasets.readers.open_domain import category_mask, read_open_domain, support_mask
 from tests.datasets.bad_files import saved, warnings_about
 from utils.errors import ConfigError, DataError
 
@@ -114,3 +115,66 @@ def test_one_category_is_whatever_is_not_zero_and_several_are_values_from_one(tm
         category_mask(path, 0, 3)
     with pytest.raises(ConfigError, match=r"specific_defect_category is 2.*category_num is 2"):
         category_mask(path, 2, 2)
+
+
+def annotated(*labels, size=(8, 10), form="labelme"):
+    """LabelMe content that marks columns of one pixel each, or a YOLO file of them."""
+    columns = [[[i, 0], [i, 7]] for i in range(len(labels))]
+    if form == "yolo":
+        return "\n".join(f"{n} {(i + .5) / 10} 0 {(i + .5) / 10} 0.5 {(i + .5) / 10} 0.99"
+                         for i, n in enumerate(labels))  # fmt: skip
+    shapes = [{"label": n, "points": p} for n, p in zip(labels, columns, strict=True)]
+    return json.dumps({"shapes": shapes, "imageHeight": size[0], "imageWidth": size[1]})
+
+
+def test_annotation_files_stand_in_place_of_masks_and_their_labels_are_types(steel):
+    """One of each image, a mask or labels, and an image in which nothing is marked is normal."""
+    folder, image = steel / "support" / "mask", steel / "support" / "image"
+    for path in list(folder.iterdir()):
+        path.unlink()
+    write(image / "c.png")
+    (folder / "a.json").write_text(annotated("rust", "dent"))
+    (folder / "b.txt").write_text(annotated(1, form="yolo"))
+    (folder / "classes.txt").write_text("dent\nrust\n")
+    (folder / "C.json").write_text(annotated())
+    found = read(steel)
+    assert found.supports == {
+        "dent": [(image / "a.png", folder / "a.json")],
+        "rust": [(image / "a.png", folder / "a.json"), (image / "b.JPG", folder / "b.txt")],
+    }
+    assert found.normal == [image / "c.png"] and list(found.true_labels) == ["dent", "rust"]
+    for kind, column in (("rust", 0), ("dent", 1)):
+        mask = support_mask(image / "a.png", folder / "a.json", kind, 0, 1)
+        assert mask.sum() == 8 and mask[:, column].all()
+    with pytest.raises(ConfigError, match=r"category_num is 2, but .*a\.json"):
+        support_mask(image / "a.png", folder / "a.json", "rust", 0, 2)
+    write(folder / "c.png")  # a mask goes first
+    with pytest.raises(DataError, match=r"c\.png names no type of defect, but .*: dent, rust"):
+        read(steel)
+    (folder / "c.png").unlink()
+    (folder / "c.txt").write_text("")
+    with pytest.raises(DataError, match=r"c\.png: which annotation .*C\.json, c\.txt"):
+        read(steel)
+
+
+def test_one_file_annotates_all_supports_of_a_type(typed):
+    """The folder names the type where there is one label; of several it names one."""
+    write(typed / "support" / "dent" / "image" / "s.png")
+    write(typed / "support" / "dent" / "image" / "t.png")
+    images = [{"id": n, "file_name": f"{name}.png", "height": 8, "width": 10}
+              for n, name in enumerate("st")]  # fmt: skip
+    marks = [{"id": n, "image_id": n, "category_id": 0, "segmentation": [[n, 0, n, 7, n, 3]]}
+             for n in range(2)]  # fmt: skip
+    content = {"images": images, "annotations": marks, "categories": [{"id": 0, "name": "hole"}]}
+    file = typed / "support" / "dent" / "mask" / "all.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(content))
+    found = read(typed)
+    assert [path.name for _, path in found.supports["dent"]] == ["all.json"] * 2
+    for column, (image, path) in enumerate(found.supports["dent"]):
+        assert support_mask(image, path, "dent", 0, 1)[:, column].all()
+    content["categories"] += [{"id": 1, "name": "rust"}]
+    content["annotations"] += [marks[0] | {"id": 2, "category_id": 1}]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"all\.json: which of hole, rust is 'dent'"):
+        read(typed)

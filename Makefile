@@ -7,10 +7,11 @@ GENERAL := method_config/General/SOFS.yaml
 # Threads that wait in a loop take the cores from the loader's workers.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-long lint clean
+.PHONY: help app demo test test-long lint clean
 
 help:
 	@echo "make demo   write demo data, segment an unknown object at once, then train on some products and test on others"
+	@echo "make app    serve the page on which defects are taught; APP=\"--port 8000\" gives options"
 	@echo "make test   lint, then every test"
 	@echo "make test-long   what takes longer: many kills, long runs, more invented files"
 	@echo "make lint   ruff check"
@@ -26,6 +27,9 @@ demo: $(VENV)/requirements.stamp
 	$(PY) train.py --cfg $(DEMO) --opts RUN_NAME demo
 	PYTHON=$(PY) CFG="$(DEMO) method_config/Demo/Open_Domain.yaml" sh test.sh RUN_NAME demo_open_domain
 	@$(PY) -m tools.summary log/demo_general log/demo log/demo_open_domain
+
+app: $(VENV)/requirements.stamp
+	$(PY) -m tools.app $(APP)
 
 # What is timed comes last, alone.
 test: lint

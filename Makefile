@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := method_config/Demo/SOFS.yaml
+GENERAL := method_config/General/SOFS.yaml
 # Threads that wait in a loop take the cores from the loader's workers.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-long lint clean
+.PHONY: help app demo test test-long lint clean
 
 help:
-	@echo "make demo   write demo data, train on some products, test on others, segment an unknown object"
+	@echo "make demo   write demo data, segment an unknown object at once, then train on some products and test on others"
+	@echo "make app    serve the page on which defects are taught; APP=\"--port 8000\" gives options"
 	@echo "make test   lint, then every test"
 	@echo "make test-long   what takes longer: many kills, long runs, more invented files"
 	@echo "make lint   ruff check"
@@ -18,10 +20,16 @@ help:
 
 demo: $(VENV)/requirements.stamp
 	$(PY) -m datasets.demo demo_data
-	rm -rf log/demo log/demo_open_domain
+	rm -rf log/demo log/demo_open_domain log/demo_general
+	@echo "one example of an unknown object, nothing trained"
+	PYTHON=$(PY) CFG="$(GENERAL) method_config/Demo/Open_Domain.yaml" sh test.sh RUN_NAME demo_general \
+		TEST.load_model_path $(GENERAL:.yaml=.safetensors)
 	$(PY) train.py --cfg $(DEMO) --opts RUN_NAME demo
 	PYTHON=$(PY) CFG="$(DEMO) method_config/Demo/Open_Domain.yaml" sh test.sh RUN_NAME demo_open_domain
-	@$(PY) -m tools.summary log/demo log/demo_open_domain
+	@$(PY) -m tools.summary log/demo_general log/demo log/demo_open_domain
+
+app: $(VENV)/requirements.stamp
+	$(PY) -m tools.app $(APP)
 
 # What is timed comes last, alone.
 test: lint
@@ -35,7 +43,7 @@ lint: $(VENV)/requirements-dev.stamp
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf $(VENV) demo_data log/demo log/demo_open_domain .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo_data log/demo log/demo_general log/demo_open_domain .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is newer than the requirements it was made from; a broken .venv is made anew.

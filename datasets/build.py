@@ -162,7 +162,7 @@ def build_training_episodes(cfg: CfgNode, index: SampleIndex) -> TrainingEpisode
     DATASET.support_windows, else of augmented crops."""
     data, degrees = cfg.DATASET, (cfg.DATASET.rotate_min, cfg.DATASET.rotate_max)
     ratio, share = tuple(data.crop_ratio), data.normal_sample_sampling_prob
-    episodes = EpisodeList(index, data.shot, cfg.RNG_SEED)
+    episodes = EpisodeList(index, data.shot, cfg.RNG_SEED, balanced=data.balanced)
     if data.support_windows:
         return WindowEpisodes(episodes, view_settings(cfg), share)
     crops = TrainingCrops(

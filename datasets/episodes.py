@@ -83,6 +83,8 @@ class EpisodeList:
     Args:
         multiple: how often each query comes, with new supports each time.
         query_images: the images that are queries, all others being supports; empty: each is both.
+        balanced: draw the query of an episode evenly among the objects, then among their
+            categories, so that no object with many images rules a training.
 
     Raises DataError where no category has two images.
     """
@@ -94,7 +96,9 @@ class EpisodeList:
         seed: int,
         multiple: int = 1,
         query_images: Collection[str] = frozenset(),
+        balanced: bool = False,
     ) -> None:
+        self.balanced = balanced
         self.index, self.shot, self.seed = index, shot, seed
         samples, self.supports, single = index.samples, {}, []
         for key, members in index.classes().items():
@@ -126,6 +130,10 @@ class EpisodeList:
         """The episode of this number in this epoch (for tests: repeat)."""
         query, samples = self.queries[index], self.index.samples
         seed = derive_seed(self.seed, epoch, index)
+        if self.balanced:
+            rng, keys = random.Random(derive_seed(seed)), list(self.supports)
+            chosen = rng.choice(list(dict.fromkeys(name for name, _ in keys)))
+            query = rng.choice(self.supports[rng.choice([k for k in keys if k[0] == chosen])])
         others = [i for i in self.supports[samples[query].class_key] if i != query]
         return Episode(samples[query], self._drawn(others, seed), seed)
 

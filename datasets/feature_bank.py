@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.episodes import TrainingEpisodes, derive_seed, drawn_from, read_sample
-from datasets.views import denormalise, prepare_image, support_views
+from datasets.views import support_views
 from utils.errors import ConfigError
 
 # roles of a crop: query, support view around a defect, support view of normal pixels
@@ -64,85 +64,59 @@ class BankCrops(Dataset):
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features (channels of all layers, h, w of the grid) and masks of crops in memory-mapped files
-    of a folder, a row per crop; with `keeps_images` also their pixels, for methods that need them.
-    """
+    """Features (channels of all layers, h, w of the grid) and masks of crops in two memory-mapped
+    files of a folder, a row per crop."""
 
     folder: Path
     rows: int
     channels: int
     grid: tuple[int, int]
     image_size: int
-    keeps_images: bool = False
-
-    @property
-    def layout(self) -> dict[str, np.dtype]:
-        """By name of each file the type of its rows."""
-        side = self.image_size
-        layout = {  # int16, as numpy has no bfloat16
-            "features.bf16": np.dtype((np.int16, (self.channels, *self.grid))),
-            "masks.uint8": np.dtype((np.uint8, (side, side))),
-        }
-        if self.keeps_images:  # each with its height and width without the padding
-            parts = [("shape", np.int32, 2), ("pixels", np.uint8, (side, side, 3))]
-            layout["images.uint8"] = np.dtype(parts)
-        return layout
 
     @property
     def nbytes(self) -> int:
         """Size of the files, bytes."""
-        return self.rows * sum(row.itemsize for row in self.layout.values())
+        return self.rows * (2 * self.channels * self.grid[0] * self.grid[1] + self.image_size**2)
 
     def create(self) -> None:
         """Make the files at their full size, in place of those that a killed run has left. Raises
         ConfigError where the disk has too little space."""
         self.remove()
         self.folder.mkdir(parents=True)
-        free = shutil.disk_usage(self.folder).free
+        free, masks = shutil.disk_usage(self.folder).free, self.rows * self.image_size**2
         if self.nbytes > free:
             need = f"{self.rows:,} crops need {self.nbytes:,} bytes in {self.folder}, and {free:,}"
             remedy = "lower TRAIN.feature_bank (0: no bank), or set OUTPUT_DIR to a larger disk"
             raise ConfigError(f"TRAIN.feature_bank: {need} are free there; {remedy}")
         # reserved, not sparse: a map that finds the disk full kills the process
-        for name, row in self.layout.items():
+        for name, size in (("features.bf16", self.nbytes - masks), ("masks.uint8", masks)):
             with (self.folder / name).open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, self.rows * row.itemsize)
+                os.posix_fallocate(file.fileno(), 0, size)
 
     def remove(self) -> None:
         """Delete the files where there are any."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
-    def write(self, row: int, features: Tensor, masks: Tensor, images: Tensor) -> None:
-        """Store crops from `row` on, on the CPU: (n, channels, h, w) float, kept as bfloat16,
-        (n, S, S) uint8, and network inputs (n, 3, S, S) float32, left out where none are kept."""
-        part, values = slice(row, row + len(features)), features.to(torch.bfloat16)
-        self._map("features.bf16", "r+")[part] = values.view(torch.int16).numpy()
-        self._map("masks.uint8", "r+")[part] = masks.numpy()
-        if self.keeps_images:
-            kept = self._map("images.uint8", "r+")[part]
-            # no pixel is 0 in a network input, only padding is
-            valid = images.any(1)
-            kept["shape"] = torch.stack([valid.any(2).sum(1), valid.any(1).sum(1)], dim=1).numpy()
-            kept["pixels"] = np.stack([denormalise(image) for image in images])
+    def write(self, row: int, features: Tensor, masks: Tensor) -> None:
+        """Store crops from `row` on: (n, channels, h, w) float, kept as bfloat16, and (n, S, S)
+        uint8, on the CPU."""
+        part = slice(row, row + len(features))
+        kept, marks = self._maps("r+")
+        kept[part] = features.to(torch.bfloat16).view(torch.int16).numpy()
+        marks[part] = masks.numpy()
 
     def read(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Copies of crops: features (n, channels, h, w) bfloat16 and masks (n, S, S) uint8."""
-        files = (self._map(name, "r") for name in ("features.bf16", "masks.uint8"))
-        features, masks = (torch.from_numpy(np.asarray(file[rows])) for file in files)
+        features, masks = (torch.from_numpy(np.asarray(part[rows])) for part in self._maps("r"))
         return features.view(torch.bfloat16), masks
 
-    def read_images(self, rows: list[int]) -> Tensor:
-        """The network inputs of crops, (n, 3, S, S) float32, equal to those that were written."""
-        kept, images = self._map("images.uint8", "r")[rows], []
-        for (height, width), pixels in zip(kept["shape"], kept["pixels"], strict=True):
-            images.append(prepare_image(pixels[:height, :width], self.image_size))
-        return torch.stack(images)
-
-    def _map(self, name: str, mode: str) -> np.memmap:
+    def _maps(self, mode: str) -> tuple[np.memmap, np.memmap]:
         # opened for each call: an open map would be copied whole into a process that is not forked
-        row = self.layout[name]
-        return np.memmap(self.folder / name, row.base, mode, shape=(self.rows, *row.shape))
+        shape = (self.rows, self.channels, *self.grid)  # int16, as numpy has no bfloat16
+        square = (self.rows, self.image_size, self.image_size)
+        features = np.memmap(self.folder / "features.bf16", np.int16, mode, shape=shape)
+        return features, np.memmap(self.folder / "masks.uint8", np.uint8, mode, shape=square)
 
 
 class BankEpisodes(Dataset):
@@ -150,8 +124,7 @@ class BankEpisodes(Dataset):
 
     The crops are chosen by (seed, epoch, index). An item is a dict of query_features (C, h, w)
     bfloat16 of all layers, query_mask (S, S) uint8, support_features (K, C, h, w) bfloat16,
-    support_masks (K, S, S) uint8, the class name and the number that it was asked for by; where the
-    bank keeps images, also of query and supports as in `TrainingEpisodes`.
+    support_masks (K, S, S) uint8, the class name and the number that it was asked for by.
     """
 
     def __init__(self, crops: BankCrops, bank: FeatureBank) -> None:
@@ -163,13 +136,9 @@ class BankEpisodes(Dataset):
     def __getitem__(self, number: int) -> dict[str, Tensor | str | int]:
         class_name, rows = self._drawn(number)
         features, masks = self.bank.read(rows)
-        item = {"query_features": features[0], "query_mask": masks[0], "support_masks": masks[1:],
+        return {"query_features": features[0], "query_mask": masks[0], "support_masks": masks[1:],
                 "support_features": features[1:], "class": class_name,
                 "number": number}  # fmt: skip
-        if self.bank.keeps_images:
-            item["query"], *supports = self.bank.read_images(rows)
-            item["supports"] = torch.stack(supports)
-        return item
 
     def images(self, number: int) -> dict[str, Tensor | str]:
         """The episode as `TrainingEpisodes` gives one: the images of its features, drawn again."""

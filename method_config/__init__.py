@@ -42,10 +42,11 @@ def load_config(path: str | Path | Sequence[str | Path], opts: Sequence[Any] = (
     return cfg
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg FILE ... and --opts KEY VALUE ..., the arguments of `load_config`, to `parser`."""
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add --cfg FILE ... and --opts KEY VALUE ..., the arguments of `load_config`, to `parser`; a
+    `cfg` that is not required is None where it is not given."""
     several = {"nargs": "+", "action": "extend", "metavar": "FILE"}
-    parser.add_argument("--cfg", required=True, help="YAML files; a later one wins", **several)
+    parser.add_argument("--cfg", required=required, help="YAML files; a later one wins", **several)
     text = "settings that win over the files, e.g. --opts DATASET.split 1 TRAIN.SOFS.smooth_r 1"
     several |= {"nargs": "*", "metavar": "KEY VALUE"}
     parser.add_argument("--opts", default=[], help=text, **several)

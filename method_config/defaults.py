@@ -88,6 +88,9 @@ DATASET.normal_shot = 0
 # ours: folder below `TEST.dataset_path` with normal images for every object; empty: each object's
 # own, images without annotation (VISION V1) or in `good/` (Defect Spectrum)
 DATASET.normal_folder = ""
+# ours: in training draw queries evenly among objects, then among classes, so that no object
+# with many images rules; False: each sample is a query once per epoch
+DATASET.balanced = False
 # training: probability that a query crop is centred on a normal pixel (alpha of the paper)
 DATASET.normal_sample_sampling_prob = 0.3
 DATASET.rotate_min = -10.0  # training: lower end of the rotation, degrees
@@ -124,14 +127,13 @@ TRAIN.SOFS.target_semantic_temperature = 0.1  # softmax temperature of fusing qu
 TRAIN.SOFS.meta_cls = True  # the support prototype classifies; False: a convolutional classifier
 TRAIN.SOFS.normal_sim_aug = True  # feed the abnormal prior to the query, beside the semantic prior
 TRAIN.SOFS.conv_vit_down_sampling = True  # masks to tokens by defect share; False: bilinear
-# ours: the head corrects the scaled difference of similarities that `TEST.method` prior uses; in a
-# test the correction is damped, and at most 2 (log-odds)
+# ours: the head corrects the scaled score of `TEST.method` contrast; in a test the correction is
+# damped, and at most 2 (log-odds)
 TRAIN.SOFS.prior_residual = False
 
 # ## Training
 
-# method that is trained, and tested during the training: SOFS, or (ours) relation, a small head on
-# similarities and pixels, see docs/quality.md
+# method that is trained, and tested during the training
 TRAIN.method = "SOFS"
 TRAIN_SETUPS.epochs = 50  # passes over the training queries
 TRAIN_SETUPS.batch_size = 4  # episodes per process and step
@@ -165,8 +167,7 @@ TRAIN_SETUPS.TEST_SETUPS.val_share = 0.1
 
 # ## Test
 
-# SOFS or relation, which need a checkpoint, or without training prior or contrast, see
-# docs/quality.md
+# SOFS, which needs a checkpoint, or without training prior or contrast, see docs/quality.md
 TEST.method = "SOFS"
 TEST.load_checkpoint = False  # load the head in `TEST.load_model_path`; False: test the prior alone
 TEST.load_model_path = ""  # a head of ours (`head.safetensors`) or the published `SOFS_model.pth`
@@ -183,6 +184,9 @@ TEST.window_overlap = 0.0
 # ours: background tokens kept of the supports where there are more, mostly those most like the
 # defect; 0: all; the foreground is kept whole; see docs/performance.md for what it costs
 TEST.memory_tokens = 8192
+# ours: of these, background tokens kept for each support image, as more of one image mean more
+# chance likeness, and those of further images more of what is normal; 0: no bound
+TEST.support_tokens = 0
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0

@@ -9,22 +9,16 @@ from torch import Tensor
 
 from models.memory import Memory
 from models.priors import centred, normal_vote, unit_tokens
-from models.relations import relations
+from models.score import score
 
 LENGTH_EPS = 1e-12
 
 
 class Comparison:
-    """Windows, per layer (B, C_l, h, w), beside one memory for all, or one support set for each.
+    """Windows, per layer (B, C_l, h, w), beside one memory for all, or one support set for each."""
 
-    images: network inputs (B, 3, S, S) of the windows, for methods that look at pixels.
-    """
-
-    def __init__(
-        self, features: list[Tensor], memory: Memory, images: Tensor | None = None
-    ) -> None:
-        self.features, self.memory, self.images = features, memory, images
-        self.grid = features[0].shape[-2:]
+    def __init__(self, features: list[Tensor], memory: Memory) -> None:
+        self.features, self.memory, self.grid = features, memory, features[0].shape[-2:]
 
     def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic and abnormal prior maps (paper, section 3.2), each (B, L, h, w) float32.
@@ -62,9 +56,9 @@ class Comparison:
         return self.priors(nothing)[1].amax(1).clamp(min=0)
 
     @cached_property
-    def relations(self) -> Tensor:
-        """Relation maps (B, R, h, w) float32, see `models.relations`."""
-        return relations(self.features, self.memory)
+    def score(self) -> Tensor:
+        """(B, h, w) float32, see `models.score`."""
+        return score(self.features, self.memory)
 
     @cached_property
     def joint_prior(self) -> Tensor:

@@ -27,14 +27,17 @@ class SupportEncoder:
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         batch: views per pass.
         memory_tokens: background tokens kept; 0: all.
+        support_tokens: background tokens kept for each support with a defect; 0: as many as
+            `memory_tokens` allows.
     """
 
     def __init__(
         self, methods: Sequence[Method], device: torch.device, *, precision: str = "fp32",
-        batch: int = 4, memory_tokens: int = 0,
+        batch: int = 4, memory_tokens: int = 0, support_tokens: int = 0,
     ) -> None:  # fmt: skip
         self.methods, self.device = list(methods), device
-        self.precision, self.batch, self.memory_tokens = precision, batch, memory_tokens
+        self.precision, self.batch = precision, batch
+        self.memory_tokens, self.support_tokens = memory_tokens, support_tokens
         self._thinning_is_logged = False
 
     @torch.inference_mode()
@@ -51,14 +54,11 @@ class SupportEncoder:
         parts, extras = [], []
         with autocast(self.device, self.precision):
             for rows in torch.tensor(list(times)).split(self.batch):
-                views = {"images": images[rows].to(self.device),
-                         "masks": masks[rows].to(self.device)}  # fmt: skip
-                features = self.methods[0].backbone(views["images"])
-                share = self.methods[0].shares(views["masks"].unsqueeze(0))
+                features = self.methods[0].backbone(images[rows].to(self.device))
+                share = self.methods[0].shares(masks[rows].unsqueeze(0).to(self.device))
                 count = torch.tensor([[times[n] for n in rows.tolist()]], device=self.device)
                 parts.append(label(features, share, count))
-                kept = {m.name: m.encode(features, share, count, **views) for m in self.methods}
-                extras.append(kept)
+                extras.append({m.name: m.encode(features, share, count) for m in self.methods})
                 parts = self._thinned(parts, 2 * self.memory_tokens, self.memory_tokens)
         return replace(join(parts), extras=self._joined(extras))
 
@@ -81,20 +81,24 @@ class SupportEncoder:
 
     @torch.inference_mode()
     def remember(
-        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, window: int
-    ) -> Memory:
+        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, window: int,
+        shots: int | None = None,
+    ) -> Memory:  # fmt: skip
         """One memory of several supports, thinned and in the type of the comparison.
 
         Args:
             supports: of images with a defect.
             normal: of images without; they are the whole memory where there are no others.
             window: side of the windows of queries, see `Memory`.
+            shots: number of support images with a defect, where a part holds several of them.
         """
         with autocast(self.device, self.precision):
             views = [join(list(supports) or list(normal))]
-            (memory,) = self._thinned(views, self.memory_tokens, self.memory_tokens)
+            kept = (shots or len(supports)) * self.support_tokens
+            kept = min(kept, self.memory_tokens or kept) or self.memory_tokens
+            (memory,) = self._thinned(views, kept, kept)
             votes = []
-            budget = max(1, self.memory_tokens // max(1, len(normal)))
+            budget = -(-kept // max(1, len(normal)))
             for image in normal if supports else ():
                 near = [replace(memory, background=image.background)]
                 votes.append(self._thinned(near, budget, budget)[0].background)
@@ -110,9 +114,9 @@ class SupportEncoder:
     def _thinned(self, parts: list[Memory], limit: int, budget: int) -> list[Memory]:
         """The parts up to `limit` background tokens, else joined and thinned to `budget`."""
         count = sum(part.background[0].shape[1] for part in parts)
-        if not self.memory_tokens or count <= limit:
+        if not budget or count <= limit:
             return parts
         if not self._thinning_is_logged:
-            LOG.info("%d background tokens are kept (TEST.memory_tokens)", self.memory_tokens)
+            LOG.info("%d background tokens are kept (TEST.memory_tokens)", budget)
             self._thinning_is_logged = True
         return [memories.thin(join(parts), budget)]

@@ -111,11 +111,11 @@ class Memory:
     @cached_property
     def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
         """Foreground, background and each normal image for the joint prior."""
-        foreground, background, *normal = (Keys(key) for key, _ in self.relation_keys)
+        foreground, background, *normal = (Keys(key) for key, _ in self.joint_tokens)
         return foreground, background, normal
 
     @cached_property
-    def relation_keys(self) -> list[tuple[Tensor, Tensor | None]]:
+    def joint_tokens(self) -> list[tuple[Tensor, Tensor | None]]:
         """Foreground, background and each normal image over all layers, centred, in the type of the
         comparison. Where other sets have more, the first token is repeated, so that no largest
         similarity changes; beside them (B, N) bool tells which are repeats, None: none is."""

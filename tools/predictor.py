@@ -39,7 +39,7 @@ from models.methods import Method
 from tools.auto_threshold import choose_thresholds
 from tools.methods import load_methods
 from tools.support_file import load_memory, save_memory
-from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_maps, windows
+from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_features, windows
 from utils.errors import ConfigError, DataError
 from utils.precision import autocast, half_type, pick_device
 
@@ -91,6 +91,7 @@ class Predictor:
         window_batch: windows per pass.
         overlap: share of a window's side in common with the next.
         memory_tokens: background tokens kept of the supports; 0: all.
+        support_tokens: of these, kept for each support image; 0: no bound.
         published_stitching: join windows as published, not blended.
         threshold: score above which a pixel is defect; None: chosen on the supports.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
@@ -106,6 +107,7 @@ class Predictor:
         window_batch: int = 4,
         overlap: float = 0.0,
         memory_tokens: int = 0,
+        support_tokens: int = 0,
         published_stitching: bool = False,
         threshold: float | None = DEFAULT_THRESHOLD,
         precision: str = "fp32",
@@ -114,13 +116,13 @@ class Predictor:
         self.methods = {name: method.to(device).eval() for name, method in methods.items()}
         self.main = next(iter(methods))
         self.backbone = self.methods[self.main].backbone
-        self.needs_images = any(method.needs_images for method in self.methods.values())
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
         self.auto_threshold = threshold is None
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-        options = {"precision": precision, "batch": window_batch, "memory_tokens": memory_tokens}
+        tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
+        options = {"precision": precision, "batch": window_batch} | tokens
         self.encoder = SupportEncoder(list(self.methods.values()), device, **options)
         self.memory: Memory | None = None
 
@@ -144,6 +146,7 @@ class Predictor:
             window_batch=cfg.TEST_SETUPS.ND_batch_size,
             overlap=cfg.TEST.window_overlap,
             memory_tokens=cfg.TEST.memory_tokens,
+            support_tokens=cfg.TEST.support_tokens,
             published_stitching=cfg.TEST.protocol == "published",
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
             precision=cfg.TRAIN.precision,
@@ -204,7 +207,8 @@ class Predictor:
         counts = list(supports.counts) if self.auto_threshold else [len(supports.images)]
         views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
         parts = [self.encoder.encode(images, masks) for images, masks in views]
-        memory = self.encoder.remember(parts, normal, window=supports.window)
+        shots = len(supports.counts) or 1
+        memory = self.encoder.remember(parts, normal, window=supports.window, shots=shots)
         if self.auto_threshold:
             chosen = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
             memory = replace(memory, thresholds=chosen)
@@ -274,11 +278,10 @@ class Predictor:
         on the pass."""
         pixels = torch.stack([window.pixels.result() for window in batch * (1 + twice)])
         with autocast(self.device, self.precision):
-            pixels = pixels.to(self.device, non_blocking=True)
-            maps = [*self.backbone(pixels), *([pixels] if self.needs_images else [])]
+            features = self.backbone(pixels.to(self.device, non_blocking=True))
             for place, window in enumerate(batch):
                 query = window.query
-                query.encoded.append((window, maps, place))
+                query.encoded.append((window, features, place))
                 query.left[window.side] -= 1
                 if len(query.encoded) == self.window_batch or not query.left[window.side]:
                     self._answer(query, window.side, pixels.shape[-2:])
@@ -291,11 +294,10 @@ class Predictor:
             for memory in query.scales:
                 thresholds = {name: memory.thresholds.get(name, t) for name, t in default.items()}
                 query.mergers.append({n: self.merger(*shape, t) for n, t in thresholds.items()})
-        maps, layers = joined_maps(query.encoded), len(self.backbone.layers)
-        features, images = maps[:layers], maps[-1] if self.needs_images else None
+        features = joined_features(query.encoded)
         for memory, mergers in zip(query.scales, query.mergers, strict=True):
             if memory.window == side:
-                compared = Comparison(features, memory, images)
+                compared = Comparison(features, memory)
                 for name, method in self.methods.items():
                     answers = method.answer(compared, size).float().cpu()
                     for (window, _, _), answer in zip(query.encoded, answers, strict=True):

@@ -63,12 +63,10 @@ def load_memory(path: str | Path, predictor: Predictor) -> Memory:
         memory = Memory.from_tensors(tensors, **json.loads(about["use"])).in_type(dtype)
         # a tensor that does not fit the model or the others shows in the answers to a blank window
         with autocast(predictor.device, predictor.precision):
-            channels, side = predictor.backbone.channels, 2 * predictor.backbone.stride
+            channels = predictor.backbone.channels
             blank = [torch.zeros(1, c, 2, 2, device=predictor.device) for c in channels]
-            images = blank[0].new_zeros(1, 3, side, side)
             for scale, method in product(memory.scales, predictor.methods.values()):
-                compared = Comparison(blank, scale, images)
-                if method.answer(compared, (side, side)).shape != (1, side, side):
+                if method.answer(Comparison(blank, scale), (2, 2)).shape != (1, 2, 2):
                     raise ValueError("it answers for several sets of supports")
         return memory
     except (*BROKEN, RuntimeError) as error:

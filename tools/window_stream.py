@@ -33,8 +33,8 @@ class PendingQuery:
         opening: the image, opened by a thread.
         error: why the image, or the rest of it, cannot be read.
         boxes, left: by `Memory.window`, of its windows and how many are not encoded yet.
-        encoded: windows that are not answered yet, each with the maps of its pass, features and
-            whatever else is to be joined, and its place in them.
+        encoded: windows that are not answered yet, each with the features of its pass and its
+            place in them.
         mergers: for each of `scales`, by method, what joins the answers to the windows.
         complete: all windows were cut.
     """
@@ -111,15 +111,15 @@ def windows(
         query.complete = True
 
 
-def joined_maps(encoded: Sequence[tuple[Window, list[Tensor], int]]) -> list[Tensor]:
-    """The maps (B, C, h, w) of windows out of their passes, without a copy where they lie side by
-    side in one."""
+def joined_features(encoded: Sequence[tuple[Window, list[Tensor], int]]) -> list[Tensor]:
+    """Per layer the features (B, C_l, h, w) of windows out of their passes, without a copy where
+    they lie side by side in one."""
     _, first, start = encoded[0]
-    if all(m is first and place == start + i for i, (_, m, place) in enumerate(encoded)):
+    if all(f is first and place == start + i for i, (_, f, place) in enumerate(encoded)):
         return [layer[start : start + len(encoded)] for layer in first]
     joined = []
     for number in range(len(first)):
-        parts = [maps[number][place : place + 1] for _, maps, place in encoded]
+        parts = [features[number][place : place + 1] for _, features, place in encoded]
         if first[number].is_contiguous():
             joined.append(torch.cat(parts))
         else:  # of a transformer: the channels of a token stay side by side in memory

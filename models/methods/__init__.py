@@ -34,14 +34,12 @@ class Method(nn.Module, ABC):
     Attributes:
         name: in configs, tables and files.
         needs_training: a checkpoint holds its trained weights; False: it works as it is.
-        needs_images: it looks at the pixels of windows and training views, beside their features.
         head: of a method that needs training, all that is trained, saved and loaded; parameters of
             `head.transformer`, if there is one, have the learning rate of the transformer.
     """
 
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
-    needs_images: ClassVar[bool] = False
     head: nn.Module
 
     def __init__(self, backbone: Backbone) -> None:
@@ -62,17 +60,14 @@ class Method(nn.Module, ABC):
         return downsample_mask(masks, self.backbone.stride)
 
     def encode(
-        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None,
-        images: Tensor | None = None, masks: Tensor | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What the method keeps of support views beside their tokens; here nothing.
 
         Args:
             features: per layer (B * K, C_l, h, w), batch-major.
             share: (B, K, h, w) share of marked pixels per token.
             counts: (B, K) how often each view was given, where one came more than once; None: once.
-            images: (B * K, 3, S, S) network inputs of the views; always given by `SupportEncoder`.
-            masks: (B * K, S, S) {0, 1}, likewise.
         """
         return {}
 
@@ -81,15 +76,13 @@ class Method(nn.Module, ABC):
         return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
     def episode_logits(
-        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor, *,
-        images: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
+    ) -> Tensor:
         """Log-odds of defect of a training batch, by a method that needs training.
 
         Args:
             query, supports: features per layer, (B, C_l, h, w) and batch-major (B * K, C_l, h, w).
             support_masks: (B, K, S, S) {0, 1}.
-            images: network inputs, (B, 3, S, S) and (B * K, 3, S, S), where `needs_images`.
 
         Returns:
             (B, h', w') of any resolution: the loss brings them to that of its target.
@@ -98,8 +91,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
-        """Score windows of `size` (H, W) that are compared with a memory; `compared.images` are
-        their network inputs where a method needs them.
+        """Score windows of `size` (H, W) that are compared with a memory.
 
         Returns:
             (B, H, W) float32: over 0.5 is defect, as long as no other threshold is chosen; where no

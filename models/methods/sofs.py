@@ -65,9 +65,8 @@ class SOFS(Method):
         return downsample_mask(masks, self.backbone.stride, self.area_downsampling)
 
     def encode(
-        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None,
-        images: Tensor | None = None, masks: Tensor | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, features: list[Tensor], share: Tensor, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
         b, k = share.shape[:2]
         flat = share.flatten(0, 1)
         weight = torch.ones_like(share[:, :, 0, 0]) if counts is None else counts
@@ -104,18 +103,17 @@ class SOFS(Method):
         semantic, abnormal = compared.priors(kept["weight"])
         priors = [semantic, abnormal] if self.abnormal_to_head else [semantic]
         if self.head.prior_residual:
-            priors.append(compared.joint_prior.unsqueeze(1))
+            priors.append(compared.score.unsqueeze(1))
         features, maps = _stacked(compared.features), torch.cat(priors, dim=1)
         query = self.head.embed_query(features, kept["prototype"], maps)
         logits = self.head.logits(query, kept["tokens"], kept["shares"], kept["support_prototype"])
         if self.head.prior_residual:
-            logits = self.head.corrected(compared.joint_prior, logits)
+            logits = self.head.corrected(compared.score, logits)
         return logits, abnormal
 
     def episode_logits(
-        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor, *,
-        images: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
+    ) -> Tensor:
         """Log-odds (B, h, w) of a training batch, on the token grid."""
         share = self.shares(support_masks)
         memory = label(supports, share).in_type(comparison_type(share.device))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,25 @@ def test_an_episode_depends_on_seed_epoch_and_index_alone(index):
         assert not torch.equal(other["supports"], data[5]["supports"])
     assert torch.equal(torch.get_rng_state(), states[0]), "global generators are left alone"
     assert (random.getstate(), repr(np.random.get_state())) == states[1:]
+
+
+def test_balanced_episodes_come_evenly_from_objects_then_from_their_classes(surfaces):
+    """However many samples each has; the supports are others of the class, as ever."""
+    index = read_index(surfaces, "Plate", "Disk")
+    kept = [s for s in index.samples if s.object == "Plate"]
+    few = [s for s in index.samples if s.object == "Disk" and s.category == 1][:3]
+    episodes = EpisodeList(replace(index, samples=kept + few), 1, 54, balanced=True)
+    drawn = [episodes.episode(n, epoch) for epoch in range(60) for n in range(len(episodes))]
+    counts = Counter(episode.query.object for episode in drawn)
+    assert len(kept) > 2 * len(few) and abs(counts["Disk"] / len(drawn) - 0.5) < 0.05
+    classes = Counter(e.query.class_key for e in drawn if e.query.object == "Plate")
+    assert max(classes.values()) < 1.2 * min(classes.values())
+    queries = {(e.query.image, e.query.category) for e in drawn}
+    assert len(queries) == len(kept + few), "each sample has its turn"
+    for episode in drawn[:50]:
+        assert episode.candidates[0].class_key == episode.query.class_key
+        assert episode.candidates[0] != episode.query
+    assert drawn[0] == episodes.episode(0, 0)
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 9))

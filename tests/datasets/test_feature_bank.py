@@ -8,8 +8,8 @@ import torch
 
 from datasets.episodes import EpisodeList, TrainingEpisodes
 from datasets.feature_bank import NORMAL, QUERY, VIEW, BankCrops, BankEpisodes, FeatureBank
-from datasets.views import TrainingCrops, ViewSettings, prepare_image
-from tests.helpers import picture, read_index
+from datasets.views import TrainingCrops, ViewSettings
+from tests.helpers import read_index
 from utils.errors import ConfigError
 
 SETTINGS = ViewSettings(image_size=16, crop_size=24, resize_ratio=0.01, views=2, normal_views=1)
@@ -31,8 +31,7 @@ def numbered(folder, crops):
     bank = FeatureBank(folder / "bank", len(crops) * crops.per_sample, 2, (1, 1), 16)
     bank.create()
     rows = torch.arange(bank.rows)[:, None, None]
-    masks = rows.expand(-1, 16, 16).byte()
-    bank.write(0, rows[..., None].expand(-1, 2, 1, 1).float(), masks, masks[:, None].float())
+    bank.write(0, rows[..., None].expand(-1, 2, 1, 1).float(), rows.expand(-1, 16, 16).byte())
     return BankEpisodes(crops, bank)
 
 
@@ -71,9 +70,8 @@ def test_a_bank_keeps_what_is_written(tmp_path):
     sizes = [path.stat().st_size for path in bank.folder.iterdir()]
     assert sum(sizes) == bank.nbytes == 5 * (2 * 3 * 2 * 4 + 16 * 16)
     features, masks = torch.randn(2, 3, 2, 4), torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
-    images = torch.randn(2, 3, 16, 16)
-    bank.write(1, features, masks, images)
-    bank.write(3, -features, 1 - masks, images)
+    bank.write(1, features, masks)
+    bank.write(3, -features, 1 - masks)
     read, marks = bank.read([4, 1, 1])
     expected = torch.stack([-features[1], features[0], features[0]])
     assert torch.equal(read, expected.to(torch.bfloat16))
@@ -82,19 +80,6 @@ def test_a_bank_keeps_what_is_written(tmp_path):
     assert not bank.read([1])[0].any(), "what an earlier run has left is replaced"
     bank.remove()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("size", [(16, 16), (3, 9), (40, 17), (1, 300)])
-def test_images_come_back_as_the_network_inputs_that_they_were(tmp_path, size):
-    """To the last bit, and padding as padding; all 256 values in all channels among them."""
-    bank = FeatureBank(tmp_path / "bank", 3, 1, (1, 1), 16, keeps_images=True)
-    bank.create()
-    sizes = [path.stat().st_size for path in bank.folder.iterdir()]
-    assert sum(sizes) == bank.nbytes == 3 * (2 + 16 * 16 + 3 * 16 * 16 + 8)
-    values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    images = torch.stack([prepare_image(i, 16) for i in (values, picture(*size), values * 0)])
-    bank.write(0, torch.zeros(3, 1, 1, 1), torch.zeros(3, 16, 16, dtype=torch.uint8), images)
-    assert torch.equal(bank.read_images([2, 1, 0, 1]), images[[2, 1, 0, 1]])
 
 
 def test_a_bank_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path):

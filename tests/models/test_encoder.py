@@ -5,9 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from models.encoder import NORMAL_POOL, SupportEncoder
-from models.methods import METHODS
-from models.methods.prior import Prior
-from models.priors import downsample_mask
 from tests.models.tiny import SIDE, answer
 
 TOKENS = 16
@@ -71,22 +68,6 @@ def test_equal_views_weigh_as_often_as_they_are_given(make, scores):
     assert_close(scores(one), scores(other), rtol=0, atol=1e-5)
 
 
-def test_methods_see_each_view_once_as_it_was_given(methods):
-    """Beside its features, however the views are dealt to passes."""
-
-    class Keeping(Prior):
-        def encode(self, features, share, counts=None, images=None, masks=None):
-            marks = downsample_mask(masks.unsqueeze(0), 14)
-            assert torch.equal(features[0], self.backbone(images)[0]) and torch.equal(share, marks)
-            return {"images": images.unsqueeze(0), "masks": masks.unsqueeze(0)}
-
-    METHODS["prior"] = Prior
-    encoder = SupportEncoder([Keeping(methods[0].backbone)], torch.device("cpu"), batch=2)
-    (images, masks), order = views(3), [0, 1, 0, 2]
-    kept = encoder.encode(images[order], masks[order]).extras["prior"]
-    assert torch.equal(kept["images"][0], images) and torch.equal(kept["masks"][0], masks)
-
-
 @pytest.mark.parametrize(("budget", "count", "kept"), [(12, 3, 4), (4, 6, 1), (0, 2, TOKENS)])
 def test_normal_images_share_the_budget_of_tokens(make, scores, caplog, budget, count, kept):
     """Beside as many tokens of the defects' surroundings; 0 keeps all, and each image some."""
@@ -99,6 +80,18 @@ def test_normal_images_share_the_budget_of_tokens(make, scores, caplog, budget, 
     assert memory.background[0].shape[1] == (budget or part.background[0].shape[1])
     assert all(values.isfinite().all() for values in scores(memory).values())
     assert caplog.text.count("TEST.memory_tokens") == (budget > 0), "thinning is logged once"
+
+
+@pytest.mark.parametrize(("shots", "kept"), [(1, 5), (3, 15), (9, 20)])
+def test_each_support_brings_its_share_of_tokens(make, shots, kept):
+    """Up to the bound of all together; fewer supports do not fill the place of more."""
+    encoder = make(memory_tokens=20, support_tokens=5)
+    parts = [encoder.encode(*views(4))]
+    assert parts[0].background[0].shape[1] > 20
+    memory = encoder.remember(parts, window=0, shots=shots)
+    assert memory.background[0].shape[1] == kept
+    alone = make(support_tokens=5).remember(parts, window=0, shots=shots)
+    assert alone.background[0].shape[1] == min(5 * shots, parts[0].background[0].shape[1])
 
 
 def test_a_normal_image_of_very_many_views_is_held_in_bounded_memory(make):

@@ -66,13 +66,13 @@ def test_gradients_reach_the_head_and_never_the_backbone(make_model, episode, re
     assert all(p.grad.isfinite().all() and p.grad.any() for p in model.head.parameters())
 
 
-def test_with_prior_residual_the_head_corrects_the_joint_prior(make_model, episode):
-    """With its scale at zero the logits are the joint prior, scaled."""
+def test_with_prior_residual_the_head_corrects_the_score(make_model, episode):
+    """With its scale at zero the logits are the score, scaled."""
     model, (query, support, masks) = make_model(prior_residual=True), episode
     memory = remember([model], support, masks)
     compared = Comparison(model.backbone(query), memory)
     mixed, _ = model.token_logits(compared, memory.extras["SOFS"])
     model.head.own_scale.zero_()
     logits, _ = model.token_logits(compared, memory.extras["SOFS"])
-    near(logits, model.head.residual_scale * compared.joint_prior, 1e-6)
+    near(logits, model.head.residual_scale * compared.score, 1e-6)
     assert (mixed - logits).abs().max() > 1e-3

@@ -57,13 +57,12 @@ def remember(methods, supports, masks):
     found = methods[0].backbone(supports.flatten(0, 1))
     share = methods[0].shares(masks)
     memory = label(found, share).in_type(comparison_type(share.device))
-    views = {"images": supports.flatten(0, 1), "masks": masks.flatten(0, 1)}
-    return replace(memory, extras={m.name: m.encode(found, share, **views) for m in methods})
+    return replace(memory, extras={m.name: m.encode(found, share) for m in methods})
 
 
 def answer(method, query, memory):
     """Scores (B, S, S) of windows (B, 3, S, S)."""
-    return method.answer(Comparison(method.backbone(query), memory, query), query.shape[-2:])
+    return method.answer(Comparison(method.backbone(query), memory), query.shape[-2:])
 
 
 def normal_image(maps):

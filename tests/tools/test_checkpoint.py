@@ -40,20 +40,20 @@ def test_a_head_comes_back_as_it_was(tmp_path, options):
     assert [p.name for p in path.parent.iterdir()] == ["head.safetensors"]
 
 
-def test_a_relation_head_answers_as_before_it_was_saved(surfaces, tmp_path):
+def test_a_head_answers_as_before_it_was_saved(surfaces, tmp_path):
     """Also supports that were taught before; those of another head are refused."""
-    cfg = tiny_config(surfaces, tmp_path, TRAIN__method="relation", DATASET__grids=[1, 3])
+    cfg = tiny_config(surfaces, tmp_path, DATASET__grids=[1, 3])
     written, read, other = (untrained_predictor(cfg) for _ in range(3))
     for number, predictor in enumerate((written, read, other)):
         torch.manual_seed(number)
-        for parameter in predictor.methods["relation"].head.parameters():
+        for parameter in predictor.methods["SOFS"].head.parameters():
             torch.nn.init.normal_(parameter, 0, 0.3)
     mask, file = np.zeros((90, 130), np.uint8), tmp_path / "head.safetensors"
     mask[20:30, 30:40] = 1
     written.set_support([picture(90, 130)], [mask])
     written.save_support(tmp_path / "support.safetensors")
-    save_head(file, written.methods["relation"], "")
-    load_head(file, read.methods["relation"], "TEST.load_model_path")
+    save_head(file, written.methods["SOFS"], "")
+    load_head(file, read.methods["SOFS"], "TEST.load_model_path")
     with pytest.raises(WeightsError, match="its weights are not those"):
         other.load_support(tmp_path / "support.safetensors")
     ours = written.predict(picture(90, 130, 1)).score

@@ -24,10 +24,9 @@ from tools.checkpoint import HEAD, load_head, save_head
 from tools.evaluator import run_test
 from tools.sweep import build_parser, build_sweep
 from tools.trainer import run_training
-from tools.training.feature_bank import filled
 from utils.errors import ConfigError, WeightsError
 
-NAME, TRAINED = "distance to the mean", "brightness"
+NAME, TRAINED = "distance to the mean", "likeness"
 
 
 @pytest.fixture
@@ -87,13 +86,13 @@ def test_anomaly_detection(run, tmp_path):
 
 @pytest.fixture
 def _trained():
-    """A method that is trained and looks at pixels, defined as in a file of its own and forgotten
-    after the test."""
+    """A method that is trained, and whose log-odds are finer than tokens, defined as in a file of
+    its own and forgotten after the test."""
 
-    class Brightness(Method):
-        """How near a pixel's brightness is to that of the marked ones, by a learnt scale."""
+    class Likeness(Method):
+        """How far a token is from the mean marked one in the first layer, by a learnt scale."""
 
-        name, needs_training, needs_images = TRAINED, True, True
+        name, needs_training = TRAINED, True
 
         def __init__(self, backbone):
             super().__init__(backbone)
@@ -101,34 +100,36 @@ def _trained():
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
 
-        def encode(self, features, share, counts=None, images=None, masks=None):
-            marked = images.mean(1) * masks
-            parts = {"sum": marked, "count": masks.to(marked.dtype)}
-            return {n: p.flatten(1).sum(1).unflatten(0, share.shape[:2]) for n, p in parts.items()}
+        def encode(self, features, share, counts=None):
+            tokens = features[0].unflatten(0, share.shape[:2]).float()
+            return {"sum": (tokens * share.unsqueeze(2)).sum((-2, -1)),
+                    "count": share.sum((-2, -1)).unsqueeze(-1)}  # fmt: skip
 
-        def logits(self, images, kept):
+        def logits(self, query, kept, size):
             marked = kept["sum"].sum(1) / kept["count"].sum(1)
-            return self.head((images.mean(1) - marked[:, None, None]).abs()[..., None])[..., 0]
+            apart = (query[0].float() - marked[..., None, None]).norm(dim=1)
+            return self.head(upsample(apart, size)[..., None])[..., 0]
 
-        def episode_logits(self, query, supports, support_masks, *, images=None):
-            share, masks = self.shares(support_masks), support_masks.flatten(0, 1)
-            return self.logits(images[0], self.encode(supports, share, None, images[1], masks))
+        def episode_logits(self, query, supports, support_masks):
+            kept = self.encode(supports, self.shares(support_masks))
+            return self.logits(query, kept, support_masks.shape[-2:])
 
         def answer(self, compared, size):
             if not compared.memory.is_marked:
                 return upsample(compared.anomaly, size)
-            return self.logits(compared.images, compared.memory.extras[self.name]).float().sigmoid()
+            kept = compared.memory.extras[self.name]
+            return self.logits(compared.features, kept, size).sigmoid()
 
     yield
     del METHODS[TRAINED]
 
 
 @pytest.mark.usefixtures("_trained")
-@pytest.mark.parametrize(("resolution", "bank"), [("token", 2), ("pixel", 0)])
-def test_a_trained_method_is_trained_tested_and_loaded(surfaces, tmp_path, resolution, bank):
+@pytest.mark.parametrize("resolution", ["token", "pixel"])
+def test_a_trained_method_is_trained_tested_and_loaded(surfaces, tmp_path, resolution):
     """The test of the head that the training saved gives the figures that the training gave."""
     names = {"TRAIN__method": TRAINED, "TEST__method": TRAINED}
-    changes = names | {"TRAIN__LOSS__resolution": resolution, "TRAIN__feature_bank": bank}
+    changes = names | {"TRAIN__LOSS__resolution": resolution}
     trained = run_training(tiny_config(surfaces, tmp_path / "train", **changes), "")
     with safe_open(trained / HEAD, "pt") as file:
         assert file.metadata()["method"] == TRAINED
@@ -148,7 +149,7 @@ def test_a_support_file_keeps_what_a_trained_method_kept(surfaces, tmp_path):
     mask[20:30, 30:40] = 1
     one, other = (untrained_predictor(tiny_config(surfaces, tmp_path, **names)) for _ in range(2))
     for predictor in (one, other):
-        nn.init.constant_(predictor.methods[TRAINED].head.weight, -3.0)
+        nn.init.constant_(predictor.methods[TRAINED].head.weight, -0.1)
     one.set_support([picture(90, 130)], [mask])
     one.save_support(tmp_path / "a.safetensors")
     other.load_support(tmp_path / "a.safetensors")
@@ -162,11 +163,9 @@ def test_finer_answers_are_averaged_over_tokens_unless_pixels_are_compared(surfa
         changes = {"TRAIN__method": TRAINED, "TRAIN__LOSS__resolution": resolution}
         run = training_of(surfaces, tmp_path, **changes)
         assert [group["lr"] for group in run.optimizer.param_groups] == [2e-3], "no transformer"
-        nn.init.constant_(run.model.head.weight, -3.0)
+        nn.init.constant_(run.model.head.weight, -0.1)
         batch = default_collate([run.episodes[n] for n in range(4)])
-        images = batch["query"], batch["supports"].flatten(0, 1)
-        features = run.loss.features(batch)
-        logits = run.model.episode_logits(*features, batch["support_masks"], images=images)
+        logits = run.model.episode_logits(*run.loss.features(batch), batch["support_masks"])
         share = F.avg_pool2d(batch["query_mask"].float(), pooled)
         expected = run.loss.loss(F.avg_pool2d(logits, pooled).sigmoid(), share > 0.1)
         assert loss_of(run, batch) == pytest.approx(float(expected.detach()), abs=1e-6)
@@ -185,19 +184,6 @@ def test_a_sweep_trains_the_method_that_it_tests(tmp_path):
 
 
 @pytest.mark.usefixtures("_trained")
-def test_a_bank_gives_the_images_of_its_features(surfaces, tmp_path):
-    changes = {"TRAIN__method": TRAINED, "TRAIN__feature_bank": 2, "DATASET__normal_views": 1}
-    run = training_of(surfaces, tmp_path, **changes)
-    with filled(run.cfg, run.episodes, run.model.backbone, run.device):
-        kept = default_collate([run.episodes[n] for n in range(8)])
-        drawn = default_collate([run.episodes.images(n) for n in range(8)])
-        assert "query_features" in kept and "query_features" not in drawn
-        for name in ("query", "supports", "query_mask", "support_masks"):
-            assert torch.equal(kept[name], drawn[name])
-        assert loss_of(run, kept) == pytest.approx(loss_of(run, drawn), abs=1e-6)
-
-
-@pytest.mark.usefixtures("_trained")
 def test_a_head_of_another_method_is_refused_with_the_remedy(surfaces, tmp_path):
     cfg, file = tiny_config(surfaces, tmp_path), tmp_path / "head.safetensors"
     sofs, other = build_model(cfg), build_method(cfg, TRAINED)
@@ -208,7 +194,7 @@ def test_a_head_of_another_method_is_refused_with_the_remedy(surfaces, tmp_path)
             load_head(file, sofs, f"{key}.load_model_path")
     published = {"model.feature_recorrect.down_query.0.weight": torch.zeros(3)}
     torch.save({"state_dict": published}, tmp_path / "published.pth")
-    with pytest.raises(WeightsError, match=r"of SOFS, not of brightness; set TEST\.method to SOFS"):
+    with pytest.raises(WeightsError, match=r"of SOFS, not of likeness; set TEST\.method to SOFS"):
         load_head(tmp_path / "published.pth", other, "TEST.load_model_path")
     run = training_of(surfaces, tmp_path)
     run.save()

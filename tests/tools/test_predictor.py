@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import large_images
-from datasets.views import SupportSet, cut, prepare_image
+from datasets.views import SupportSet
 from datasets.windows import tile
-from models.methods import METHODS
-from models.methods.prior import Prior
 from tests.datasets.bad_files import saved, truncated
 from tests.helpers import picture, variant
 from tools.predictor import Predictor
@@ -107,37 +105,6 @@ def test_windows_of_several_images_share_a_pass_and_no_answer_depends_on_it(
     for one, other in zip(alone, together, strict=True):
         for method, answer in one.answers[0].items():
             assert np.array_equal(answer.score, other.answers[0][method].score)
-
-
-def test_methods_that_look_at_pixels_get_those_of_the_windows(predictor, memories):
-    """In order, whatever the passes and the memories that ask; where none needs them, none come."""
-    seen = []
-
-    class Looking(Prior):
-        needs_images = True
-
-        def answer(self, compared, size):
-            seen.append((compared.memory, compared.images))
-            return super().answer(compared, size)
-
-    class Blind(Looking):
-        needs_images = False
-
-    METHODS["prior"] = Prior
-    images = [picture(64, 64), picture(150, 192, seed=1)]
-    asked = [(images[0], memories[:2]), (images[1], memories[2:])]
-    for method in (Looking(predictor.backbone), Blind(predictor.backbone)):
-        looking = Predictor({"prior": method}, predictor.settings, torch.device("cpu"))
-        seen.clear()
-        list(looking.segment(asked))
-        for image, memory in ((i, m) for i, several in asked for m in several):
-            found = [shown for other, shown in seen if other is memory]
-            if method.needs_images:
-                boxes = tile(*image.shape[:2], memory.window)
-                expected = [prepare_image(cut(image, box), 64) for box in boxes]
-                assert torch.equal(torch.cat(found), torch.stack(expected))
-            else:
-                assert found and not any(shown is not None for shown in found)
 
 
 SIZES = st.tuples(st.integers(1, 140), st.integers(1, 140))

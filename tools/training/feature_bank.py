@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 from datasets.episodes import TrainingEpisodes
 from datasets.feature_bank import BankCrops, BankEpisodes, FeatureBank
 from models.backbone import Backbone
-from models.methods import Method
 from tools.loading import Loader
 from utils.distributed import barrier, is_main, rank, world_size
 from utils.logging import progress_bar
@@ -24,14 +23,13 @@ LOG = logging.getLogger(__name__)
 
 
 def bank_episodes(
-    cfg: CfgNode, episodes: TrainingEpisodes, model: Method, folder: Path
+    cfg: CfgNode, episodes: TrainingEpisodes, backbone: Backbone, folder: Path
 ) -> BankEpisodes:
-    """The episodes of a training whose bank, not filled yet, is below the run's folder; it keeps
-    images if the model needs them."""
+    """The episodes of a training whose bank, not filled yet, is below the run's folder."""
     crops, size = BankCrops(episodes, cfg.TRAIN.feature_bank), cfg.DATASET.image_size
-    rows, tokens = len(crops) * crops.per_sample, size // model.backbone.stride
-    shape = (rows, sum(model.backbone.channels), (tokens, tokens), size)
-    return BankEpisodes(crops, FeatureBank(folder / "feature_bank", *shape, model.needs_images))
+    rows, tokens = len(crops) * crops.per_sample, size // backbone.stride
+    shape = (rows, sum(backbone.channels), (tokens, tokens), size)
+    return BankEpisodes(crops, FeatureBank(folder / "feature_bank", *shape))
 
 
 @contextmanager
@@ -75,6 +73,5 @@ def _fill(cfg: CfgNode, episodes: BankEpisodes, backbone: Backbone, device: torc
                 maps = backbone(images.to(device, non_blocking=True))
             encoded.append(torch.cat(maps, dim=1).to(torch.bfloat16).cpu())
         features = torch.cat(encoded).unflatten(0, batch["masks"].shape[:2])
-        samples = zip(batch["place"], features, batch["masks"], batch["images"], strict=True)
-        for place, *rows in samples:
-            episodes.bank.write(int(place) * crops.per_sample, *rows)
+        for place, rows, masks in zip(batch["place"], features, batch["masks"], strict=True):
+            episodes.bank.write(int(place) * crops.per_sample, rows, masks)

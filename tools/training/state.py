@@ -65,7 +65,7 @@ class Training:
             self.index, self.validation = validation_split(cfg, index, folder)
         self.episodes = build_training_episodes(cfg, self.index)
         if train.feature_bank:
-            self.episodes = bank_episodes(cfg, self.episodes, self.model, folder)
+            self.episodes = bank_episodes(cfg, self.episodes, self.model.backbone, folder)
         self.batches = EpisodeBatches(len(self.episodes), setups.batch_size, cfg.RNG_SEED,
                                       range(setups.epochs), rank(), world_size())  # fmt: skip
         weights = train.LOSS.dice_weight, train.LOSS.ce_weight

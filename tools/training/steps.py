@@ -35,10 +35,7 @@ class EpisodeLoss(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and probabilities (B, h', w') float32, as fine as the model's log-odds, of
         a batch of `TrainingEpisodes` or `BankEpisodes`."""
-        features, images = self.features(batch), None
-        if self.model.needs_images:
-            images = batch["query"], batch["supports"].flatten(0, 1)
-        logits = self.model.episode_logits(*features, batch["support_masks"], images=images)
+        logits = self.model.episode_logits(*self.features(batch), batch["support_masks"])
         with torch.autocast(logits.device.type, enabled=False):
             logits, mask = logits.float(), batch["query_mask"]
             if self.per_pixel:

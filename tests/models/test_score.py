@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from models.comparison import Comparison
 from models.memory import join, label
 from models.methods.contrast import Contrast
-from models.relations import COMMON, CONTRAST, SELF_SUPPORT, count, relations
+from models.score import score
 from tests.models.tiny import answer, features, remember, shares
 
 GRID, TOKENS = (6, 8), 48
@@ -33,7 +33,7 @@ def nearest(values):
 
 
 def by_hand(query, supports, share, further):
-    """The relation maps (R, h, w) of one window, token by token in float64."""
+    """The score (h, w) of one window, token by token in float64."""
 
     def unit(vector):
         return vector / np.linalg.norm(vector)
@@ -59,36 +59,26 @@ def by_hand(query, supports, share, further):
                   for j, s in enumerate(view) if s and s >= min(0.5, max(view))]  # fmt: skip
     background = [t for t, s in zip(stored, share.flatten().tolist(), strict=True) if not s]
 
-    def similar(token, several, reduce, part):
-        return reduce([part(cosines(token, other)) for other in several])
+    def similar(token, several, reduce):
+        return reduce([np.mean(cosines(token, other)) for other in several])
 
-    def surroundings(token, reduce, part):
-        images = [similar(token, image, reduce, part) for image in others]
-        return vote(similar(token, background, reduce, part), images)
+    def surroundings(token, reduce):
+        images = [similar(token, image, reduce) for image in others]
+        return vote(similar(token, background, reduce), images)
 
-    rows = []
-    for token in asked:
-        layers = [lambda c, i=i: c[i] for i in range(2)]
-        near = [similar(token, foreground, max, part) for part in layers]
-        far = [surroundings(token, max, part) for part in layers]
-        row = [*near, *far, *(a - b for a, b in zip(near, far, strict=True))]
-        row += [similar(token, foreground, reduce, np.mean) for reduce in (max, nearest)]
-        row += [surroundings(token, reduce, np.mean) for reduce in (max, nearest)]
-        rows.append([*row, row[-4] - row[-1]])
-    contrast = [row[-1] for row in rows]
+    contrast = [similar(t, foreground, max) - surroundings(t, nearest) for t in asked]
     flat = [np.concatenate(token) / 2**0.5 for token in asked]
-    defect, normal = (unit(sum(np.concatenate(t) for t in s)) for s in (foreground, background))
+    sets = [[np.concatenate(t) / 2**0.5 for t in s] for s in (foreground, background)]
+    means = [np.mean(s, axis=0) for s in sets]
+    defect, normal = map(unit, means)
+    middle = np.mean([mean @ (defect - normal) for mean in means])
     sure = [t for t, c in zip(flat, contrast, strict=True) if c > max(max(contrast) / 2, 0.05)]
-    half = [c <= sorted(contrast)[(TOKENS - 1) // 2] for c in contrast]
-    own_defect = unit((np.mean(sure, axis=0) if sure else 0) + defect)
-    own_normal = unit(np.mean([t for t, chosen in zip(flat, half, strict=True) if chosen], axis=0))
-    some = [j for j in range(0, TOKENS, 3) if half[j]]
-    assert len(some) > 3
-    for i, (row, token) in enumerate(zip(rows, flat, strict=True)):
-        row.append(token @ defect - token @ normal)
-        row.append(token @ own_defect - token @ own_normal if sure else 0)
-        row.append(nearest([token @ flat[j] for j in some if j != i]))
-    return torch.tensor(rows).float().T.unflatten(1, GRID)
+    half = [t for t, c in zip(flat, contrast, strict=True)
+            if c <= sorted(contrast)[(TOKENS - 1) // 2]]  # fmt: skip
+    own = unit((np.mean(sure, axis=0) if sure else 0) + defect) - unit(np.mean(half, axis=0))
+    values = [c + 0.3 * ((t @ own if sure else 0) - middle)
+              for t, c in zip(flat, contrast, strict=True)]  # fmt: skip
+    return torch.tensor(np.array(values)).float().unflatten(0, GRID)
 
 
 def marks(*views):
@@ -106,7 +96,7 @@ def marks(*views):
     [marks({3: 0.9, 4: 0.55, 11: 0.3, 12: 0.2}, {7: 0.3, 8: 0.2, 20: 0.3}), marks({5: 1.0}, {}),
      marks(dict.fromkeys(range(TOKENS), 0.7), {1: 0.4})],
 )  # fmt: skip
-def test_relations_are_those_of_every_pair_of_tokens(share, images):
+def test_scores_are_those_of_every_pair_of_tokens(share, images):
     """Also where few tokens are marked, all of a view or none, and with images without defect."""
     supports, query, further = (
         maps_of(2, 1),
@@ -115,33 +105,33 @@ def test_relations_are_those_of_every_pair_of_tokens(share, images):
     )
     query = [torch.cat([layer[:2], -layer[2:]]) for layer in query]  # and opposite
     normal = [label(image, torch.zeros(1, 2, *GRID)).background for image in further]
-    ours = relations(query, replace(label(supports, share), normal=normal))
-    assert ours.dtype == torch.float32 and ours.shape == (3, count(2), *GRID)
+    ours = score(query, replace(label(supports, share), normal=normal))
+    assert ours.dtype == torch.float32 and ours.shape == (3, *GRID)
     for i in range(3):
         expected = by_hand([layer[i : i + 1] for layer in query], supports, share, further)
         assert_close(ours[i], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_relations_of_a_batch_of_sets_are_those_of_each_alone(sign):
+def test_scores_of_a_batch_of_sets_are_those_of_each_alone(sign):
     """However many tokens are marked, also none or all, and though nothing looks like a memory."""
     supports, query = features(8, 1), [sign * layer for layer in features(4, 2)]
     full = torch.full((1, 2, 3, 4), 0.9)
     share = torch.cat([shares(2, 1), shares(2, 7, seed=3), torch.zeros(1, 2, 3, 4), full])
     together = Comparison(query, label(supports, share))
-    assert together.relations.isfinite().all()
+    assert together.score.isfinite().all()
     for b in range(4):
         memory = label([layer[2 * b : 2 * b + 2] for layer in supports], share[b : b + 1])
         alone = Comparison([layer[b : b + 1] for layer in query], memory)
-        assert_close(together.relations[b], alone.relations[0], rtol=0, atol=1e-5)
+        assert_close(together.score[b], alone.score[0], rtol=0, atol=1e-5)
         assert_close(together.joint_prior[b], alone.joint_prior[0], rtol=0, atol=1e-5)
 
 
-def test_supports_that_join_are_related_to_as_at_once():
+def test_scores_by_supports_that_join_are_those_by_all_at_once():
     supports, share, query = maps_of(3, 1), marks({3: 0.9, 4: 0.3}, {}, {9: 0.2}), maps_of(2, 2)
     parts = [label([s[k : k + 1] for s in supports], share[:, k : k + 1]) for k in range(3)]
-    expected = relations(query, label(supports, share))
-    assert_close(relations(query, join(parts)), expected, rtol=0, atol=1e-5)
+    expected = score(query, label(supports, share))
+    assert_close(score(query, join(parts)), expected, rtol=0, atol=1e-5)
 
 
 def defective(places, seed):
@@ -163,13 +153,8 @@ def test_contrast_finds_a_defect_that_looks_like_that_of_the_supports(make_model
     images, expected = defective([(14, 0), (28, 14), (0, 28)], 1)
     scores = answer(contrast, images, memory)
     assert scores.shape == (3, 56, 56) and scores.min() >= 0 and scores.max() <= 1
-    for score, mask in zip(scores, expected > 0, strict=True):
-        assert ((score > 0.5) & mask).sum() > 0.7 * ((score > 0.5) | mask).sum()
-    unlike = Comparison(contrast.backbone(images), memory).relations
-    share = contrast.shares(expected) > 0
-    for kind, sign in ((CONTRAST, 1), (SELF_SUPPORT, 1), (COMMON, -1)):
-        values = sign * unlike[:, kind]
-        assert values[share].mean() > values[~share].mean(), kind
+    for found, mask in zip(scores > 0.5, expected > 0, strict=True):
+        assert (found & mask).sum() > 0.7 * (found | mask).sum()
     unmarked = remember([contrast], supports[None], masks[None] * 0)
     abnormal = Comparison(contrast.backbone(images), unmarked).anomaly
     shown = answer(contrast, images, unmarked)

@@ -1,0 +1,74 @@
+"""The score of tokens without training: how much more they look like the defect than like what is
+normal, of the supports and of the window itself.
+
+Shapes: B windows, N tokens of a window, C channels of all layers together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.memory import Memory
+from models.priors import centred, normal_vote, unit_tokens
+
+ROWS = 256  # tokens of a window that are compared at once, so that the products stay in the cache
+NEAREST = 3  # background tokens that a similarity is the mean of, where one is too much chance
+SURE, LEAST = 0.5, 0.05  # a sure token has this share of the window's largest contrast, and so much
+WEIGHT = 0.3  # of self-support
+
+
+def score(features: list[Tensor], memory: Memory) -> Tensor:
+    """Scores (B, h, w) float32 of windows, per layer (B, C_l, h, w), by one memory for all, or one
+    support set each: contrast + 0.3 (self-support - `Memory.middle`). A token is more likely defect
+    than not where its score is positive.
+
+    All are of cosines over all layers of tokens from which the supports' mean is taken, see
+    `models.priors.centred`:
+
+    - contrast: the largest to the foreground less the mean of the nearest three of the background;
+      normal images vote on what is background, see `models.priors.normal_vote`;
+    - self-support (SSP, Fan et al. 2022): cosine to the mean of the foreground joined by the
+      window's sure tokens, less that to the mean of the half of the window's tokens of least
+      contrast; 0 in a window without a sure token, in which there is most likely nothing.
+    """
+    joint = centred([unit_tokens(layer.float()) for layer in features], memory.mean)
+    parts = joint.to(memory.foreground[0].dtype).split(ROWS, dim=1)
+    contrast = torch.cat([_contrast(part, memory) for part in parts], dim=1)
+    own = _self_support(joint, contrast, memory.prototypes[0])
+    values = contrast + WEIGHT * (own - memory.middle.unsqueeze(-1))
+    return values.unflatten(1, features[0].shape[-2:])
+
+
+def _contrast(tokens: Tensor, memory: Memory) -> Tensor:
+    """(B, N) float32 of tokens (B, N, C)."""
+    foreground, *surroundings = (
+        (tokens @ keys.transpose(1, 2), repeated) for keys, repeated in memory.joint_tokens
+    )
+    background, *images = (_nearest(*similarity) for similarity in surroundings)
+    return foreground[0].amax(-1).float() - normal_vote(background, images)
+
+
+def _nearest(similarity: Tensor, repeated: Tensor | None) -> Tensor:
+    """Mean (B, N) of the largest three of similarities (B, N, M), or of as many as there are;
+    repeated: (B or 1, M) bool, what does not count."""
+    if repeated is not None:
+        similarity = similarity.masked_fill(repeated.unsqueeze(1), -torch.inf)
+    nearest = similarity.topk(min(NEAREST, similarity.shape[-1]), dim=-1).values.float()
+    counts = nearest.isfinite()
+    return nearest.where(counts, 0).sum(-1) / counts.sum(-1)
+
+
+def _self_support(joint: Tensor, contrast: Tensor, foreground: Tensor) -> Tensor:
+    """(B, N) of tokens (B, N, C) with a contrast (B, N) and the mean foreground (B or 1, 1, C)."""
+    sure = contrast > (SURE * contrast.amax(-1, keepdim=True)).clamp(min=LEAST)
+    normal = contrast <= contrast.median(-1, keepdim=True).values
+    means = [
+        (joint * chosen.unsqueeze(-1)).sum(1, keepdim=True)
+        / chosen.sum(-1).clamp(min=1).view(-1, 1, 1)
+        for chosen in (sure, normal)
+    ]
+    defect, background = F.normalize(means[0] + foreground, dim=-1), F.normalize(means[1], dim=-1)
+    own = (joint * defect).sum(-1) - (joint * background).sum(-1)
+    return own * sure.any(-1, keepdim=True)

@@ -56,8 +56,8 @@ TINY = {
     "TEST_SETUPS.batch_size": 1,
     "TEST.VISUALIZE.save_figure": False,
 }
-# of `tiny_config`: a head that starts as good as the prior and is then spoilt by large steps
-EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 1e-2}
+# of `tiny_config`: a head that starts as good as the score and is then spoilt by large steps
+EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 3e-2}
 
 
 def surface(shape, rng):

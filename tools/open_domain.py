@@ -222,13 +222,9 @@ def output_names(queries: Sequence[PurePath]) -> list[str]:
 
 
 def write_answers(
-    folder: Path,
-    name: str,
-    image: ImageStrips,
-    answers: dict[str, Prediction],
-    *,
+    folder: Path, name: str, image: ImageStrips, answers: dict[str, Prediction], *,
     scores: bool = True,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Write the answers about each type of defect to one query, at its size; returns the files.
 
     The files are `masks/NAME.png` {0, 255}, `scores/NAME.png` (16 bit, 65535 is probability 1) and

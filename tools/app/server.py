@@ -13,16 +13,14 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import cv2
-import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from datasets.annotations import read_annotation
-from datasets.rle import rle_decode, rle_encode
+from datasets.rle import rle_decode
 from tools.app import jobs, results
 from tools.app.examples import EXAMPLES, draw
 from tools.app.jobs import KIND
@@ -30,14 +28,12 @@ from tools.app.sessions import (
     UPLOAD,
     BusyError,
     FullError,
-    Picture,
     Session,
     Sessions,
-    Support,
     UnknownError,
-    keep,
     without_folders,
 )
+from tools.app.uploads import checked_kind, read_lessons, read_marks_of, read_pictures, runs_of
 from tools.app.worker import Job, Worker, noted
 from tools.defects import COLUMNS, find_defects
 from tools.predictor import Predictor
@@ -46,7 +42,6 @@ from utils.output_files import file_name
 
 STATIC = Path(__file__).with_name("static")
 MOST_UPLOAD = 512 << 20  # bytes of a request
-MOST_TYPES = 16
 MOST_LISTED = 1000  # defects of an image
 STATUS = {BusyError: 409, UnknownError: 404, FullError: 503}
 HEADERS = {
@@ -176,7 +171,7 @@ def drop_session(request: Request, session: Current) -> dict:
 @api.post("/images")
 def add_images(session: Current, form: Fields) -> dict:
     with noted([]) as warnings:
-        pictures = _pictures(session, form)
+        pictures = read_pictures(session, form)
     return {"pictures": [picture.as_json() for picture in pictures], **_warned(session, warnings)}
 
 
@@ -197,24 +192,24 @@ def remove_image(session: Current, name: str) -> dict:
 
 @api.get("/images/{name}/marks")
 def taught_marks(session: Current, name: str) -> dict:
-    """What was marked in an image that was taught, by type, see `_runs`."""
+    """What was marked in an image that was taught, by type, see `runs_of`."""
     session.picture(name)
     taught = [s for s in session.supports if s.picture == name]
-    return {"types": {s.kind: _runs(rle_decode(s.marks)) for s in taught}}
+    return {"types": {s.kind: runs_of(rle_decode(s.marks)) for s in taught}}
 
 
 @api.post("/images/{name}/marks")
 def read_marks(session: Current, name: str, form: Fields) -> dict:
     """The marks of an uploaded mask or annotation file, which are not taught yet."""
     with noted([]) as warnings:
-        marks = _marks(session, session.picture(name), form.get("mask"), "")
-    return {"types": {k: _runs(mask) for k, mask in marks.items()}} | _warned(session, warnings)
+        marks = read_marks_of(session, session.picture(name), form.get("mask"), "")
+    return {"types": {k: runs_of(mask) for k, mask in marks.items()}} | _warned(session, warnings)
 
 
 @api.post("/teach")
 async def teach(request: Request, session: Current, form: Fields, wait: bool = False) -> dict:
     session.require_idle()
-    (supports, normals), warnings = await _read(_lessons, session, form)
+    (supports, normals), warnings = await _read(read_lessons, session, form)
     job = Job("teach", len({s.kind for s in supports}) or 1, warnings)
     worker = request.app.state.worker
     steps = jobs.teach(worker.predictor, session, job, supports, normals)
@@ -226,7 +221,7 @@ async def segment(request: Request, session: Current, form: Fields, wait: bool =
     session.require_idle()
     if not session.memories:
         raise DataError("nothing is taught yet; teach a defect, or load a memory, first")
-    pictures, warnings = await _read(_pictures, session, form)
+    pictures, warnings = await _read(read_pictures, session, form)
     job, worker = Job("segment", len(pictures), warnings), request.app.state.worker
     steps = jobs.segment(worker.predictor, session, job, pictures)
     answer = await _started(worker, session, job, steps, wait)
@@ -312,7 +307,7 @@ async def put_memory(request: Request, session: Current, type: str = "") -> dict
             async for piece in request.stream():
                 target.write(piece)
         worker = request.app.state.worker
-        steps = jobs.load(worker.predictor, session, file, _kind(type))
+        steps = jobs.load(worker.predictor, session, file, checked_kind(type))
         answer = await _started(worker, session, Job("load", 1), steps, wait=True)
     return answer | {"types": list(session.memories)}
 
@@ -373,78 +368,8 @@ def example(session: Current, name: str) -> dict:
     if name not in EXAMPLES:
         raise UnknownError(f"there is no example {name!r:.80}; there are {', '.join(EXAMPLES)}")
     kind, supports, queries = draw(session, EXAMPLES[name])
-    taught = [p.as_json() | {"types": {kind: _runs(marks)}} for p, marks in supports]
+    taught = [p.as_json() | {"types": {kind: runs_of(marks)}} for p, marks in supports]
     return {"supports": taught, "queries": [picture.as_json() for picture in queries]}
-
-
-def _picture(session: Session, part: UploadFile | str) -> Picture:
-    """The image of a part: uploaded with it, or named by its id."""
-    if isinstance(part, str):
-        return session.picture(part)
-    return session.add(part.file, part.filename or "image")
-
-
-def _pictures(session: Session, form: FormData) -> list[Picture]:
-    """The images of a request."""
-    if not (parts := form.getlist("images")):
-        raise DataError("no image is given; send at least one as `images`")
-    return [_picture(session, part) for part in parts]
-
-
-def _lessons(session: Session, form: FormData) -> tuple[list[Support], list[str]]:
-    """The supports, with marks, and the pictures of normal images of a request to teach."""
-    images, masks, types = (form.getlist(name) for name in ("images", "masks", "types"))
-    normals = form.getlist("normals")
-    if len(images) != len(masks) or len(types) not in (0, 1, len(images)):
-        counts = f"{len(images)} images, {len(masks)} masks and {len(types)} types"
-        remedy = "give one mask per image, and no type, one for all, or one per image"
-        raise DataError(f"{counts}; {remedy}")
-    if not images and not normals:
-        raise DataError("nothing to teach; give an image with a mask, or a normal image")
-    kinds = types if len(types) == len(images) else (types or [""]) * len(images)
-    marked: dict[str, int] = {}
-    supports = []
-    for part, upload, name in zip(images, masks, kinds, strict=True):
-        picture = _picture(session, part)
-        for kind, marks in _marks(session, picture, upload, _kind(name)).items():
-            supports.append(Support(picture.id, kind, rle_encode(marks)))
-            marked[kind] = marked.get(kind, 0) + int(marks.sum())
-    for kind, area in marked.items():
-        if not area:
-            remedy = "mark the defect, or give the image as a normal one"
-            raise DataError(f"{kind}: no pixel is marked in any of its images; {remedy}")
-    if len(marked) > MOST_TYPES:
-        raise DataError(f"{len(marked)} types of defect; at most {MOST_TYPES} are taught at once")
-    return supports, [_picture(session, part).id for part in normals]
-
-
-def _marks(session: Session, picture: Picture, upload: Any, kind: str) -> dict[str, np.ndarray]:
-    """By type, what a mask or annotation file marks in an image, (h, w) uint8 {0, 1}; `kind` is the
-    one type wanted, "": all that the file names."""
-    if not isinstance(upload, UploadFile):
-        raise DataError(f"{picture.name}: the mask is no file; send a mask image or annotations")
-    with tempfile.TemporaryDirectory(dir=session.folder) as scratch:
-        file = keep(upload.file, upload.filename or "mask", Path(scratch))
-        marks = read_annotation(file, picture.file, picture.size, kind)
-    if not marks:
-        remedy = "give the image as a normal one where it has no defect"
-        raise DataError(f"{file.name}: marks nothing in {picture.name}; {remedy}")
-    return {name or KIND: mask for name, mask in marks.items()}
-
-
-def _kind(name: str) -> str:
-    """The name of a type as it is kept."""
-    name = " ".join(name.split())
-    if len(name) > 60 or not name.isprintable():
-        raise DataError(f"type {name!r:.80}: expected at most 60 printable characters")
-    return name
-
-
-def _runs(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of a mask (h, w) {0, 1} row by row, of 0 and 1 in turn, 0 first."""
-    flat = mask.ravel()
-    ends = np.flatnonzero(np.diff(flat, prepend=np.uint8(0)))
-    return np.diff(ends, prepend=0, append=flat.size).tolist()
 
 
 def _warned(session: Session, warnings: list[str]) -> dict[str, list[str]]:

@@ -117,6 +117,7 @@ class SupportEncoder:
         if not budget or count <= limit:
             return parts
         if not self._thinning_is_logged:
-            LOG.info("%d background tokens are kept (TEST.memory_tokens)", budget)
+            keys = "TEST.memory_tokens, TEST.support_tokens"
+            LOG.info("at most %d background tokens are kept (%s)", budget, keys)
             self._thinning_is_logged = True
         return [memories.thin(join(parts), budget)]

@@ -245,15 +245,19 @@ def write_answers(
     blocks = [np.s_[top : top + ROWS] for top in range(0, size[0], ROWS)]
     for kind, answer in answers.items():
         path = f"{kind}/{file}" if several else file
-        marks, levels = allocate(size, np.uint8), allocate(size, np.uint16)
+        marks = allocate(size, np.uint8)
         for rows in blocks:
-            levels[rows] = np.rint(np.minimum(answer.score[rows], 1) * SCORE_LEVELS)
             marks[rows] = (answer.label[rows] == 1) * np.uint8(255)
-            let_go(levels, marks, answer.score, answer.label)
+            let_go(marks, answer.label)
         write("masks", path, marks)
+        let_go(marks)
         if scores:
+            levels = allocate(size, np.uint16)
+            for rows in blocks:
+                levels[rows] = np.rint(np.minimum(answer.score[rows], 1) * SCORE_LEVELS)
+                let_go(levels, answer.score)
             write("scores", path, levels)
-        let_go(marks, levels)
+            let_go(levels)
     labels = allocate(size, np.uint8)
     for rows in blocks:
         above = np.stack([np.where(a.label[rows] == 1, a.score[rows] - a.threshold, -np.inf)

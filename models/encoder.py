@@ -27,8 +27,8 @@ class SupportEncoder:
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         batch: views per pass.
         memory_tokens: background tokens kept; 0: all.
-        support_tokens: background tokens kept for each support with a defect; 0: as many as
-            `memory_tokens` allows.
+        support_tokens: background tokens kept of the views that are encoded at once, those of one
+            support; 0: no bound.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class SupportEncoder:
                 parts.append(label(features, share, count))
                 extras.append({m.name: m.encode(features, share, count) for m in self.methods})
                 parts = self._thinned(parts, 2 * self.memory_tokens, self.memory_tokens)
+            parts = self._thinned(parts, self.support_tokens, self.support_tokens)
         return replace(join(parts), extras=self._joined(extras))
 
     @torch.inference_mode()
@@ -81,24 +82,21 @@ class SupportEncoder:
 
     @torch.inference_mode()
     def remember(
-        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, window: int,
-        shots: int | None = None,
-    ) -> Memory:  # fmt: skip
+        self, supports: Sequence[Memory], normal: Sequence[Memory] = (), *, window: int
+    ) -> Memory:
         """One memory of several supports, thinned and in the type of the comparison.
 
         Args:
             supports: of images with a defect.
             normal: of images without; they are the whole memory where there are no others.
             window: side of the windows of queries, see `Memory`.
-            shots: number of support images with a defect, where a part holds several of them.
         """
         with autocast(self.device, self.precision):
             views = [join(list(supports) or list(normal))]
-            kept = (shots or len(supports)) * self.support_tokens
-            kept = min(kept, self.memory_tokens or kept) or self.memory_tokens
-            (memory,) = self._thinned(views, kept, kept)
-            votes = []
-            budget = -(-kept // max(1, len(normal)))
+            most = self.memory_tokens
+            (memory,) = self._thinned(views, most, most)
+            votes, bound = [], len(supports) * self.support_tokens
+            budget = -(-min(most or bound, bound or most) // max(1, len(normal)))
             for image in normal if supports else ():
                 near = [replace(memory, background=image.background)]
                 votes.append(self._thinned(near, budget, budget)[0].background)

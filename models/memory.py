@@ -146,6 +146,12 @@ class Memory:
             means.append((tokens @ axis).float().sum((1, 2)) / count)
         return (means[0] + means[1]) / 2
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tokens."""
+        images = [self.foreground, self.background, *self.normal]
+        return sum(layer.nbytes for image in images for layer in image)
+
     def in_type(self, dtype: torch.dtype) -> Memory:
         """The same memory with its tokens in the type of the comparison."""
         return replace(

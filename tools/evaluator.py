@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -14,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, SequentialSampler
 from yacs.config import CfgNode
 
@@ -45,6 +47,7 @@ from utils.visualize import TRUTH, heat, outline, overlay, panels, write_image
 LOG = logging.getLogger(__name__)
 Remember = Callable[[SupportSet, str, int], Memory]
 REPEATS_AT_ONCE = 5  # share the encoded queries; more would hold too many supports in memory
+SUPPORT_BYTES = 1 << 30  # of the encoded supports that are kept
 JOBS = {"anomaly": detect_anomalies, "open_domain": segment_open_domain}  # by kind of data set
 
 
@@ -174,7 +177,17 @@ class SplitTest:
 
     def _remember(self, predictor: Predictor) -> Remember:
         """What makes a memory of the supports of a class, of its object, in a repeat: the normal
-        images of that repeat join them."""
+        images of that repeat join them. Supports are encoded once for many queries."""
+        kept: dict[bytes, Memory] = {}  # the least recently used comes first
+
+        def encode(images: Tensor, masks: Tensor) -> Memory:
+            content = hashlib.blake2b(images.numpy())
+            content.update(masks.numpy())
+            part = kept.pop(content.digest(), None) or predictor.encoder.encode(images, masks)
+            kept[content.digest()] = part
+            while len(kept) > 1 and sum(p.nbytes for p in kept.values()) > SUPPORT_BYTES:
+                kept.pop(next(iter(kept)))
+            return part
 
         @lru_cache(4 * REPEATS_AT_ONCE)
         def normal(name: str, repeat: int, window: int) -> list[Memory]:
@@ -182,7 +195,7 @@ class SplitTest:
             return predictor.encode_normal(images, window=window)
 
         def remember(views: SupportSet, name: str, repeat: int) -> Memory:
-            return predictor.remember(views, lambda window: normal(name, repeat, window))
+            return predictor.remember(views, lambda side: normal(name, repeat, side), encode)
 
         return remember
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
 from datasets.build import view_settings
@@ -195,26 +196,31 @@ class Predictor:
         return [self.encoder.encode_normal(batches(image)) for image in images]
 
     def remember(
-        self, supports: SupportSet, encode: Callable[[int], Sequence[Memory]] = lambda _: ()
+        self,
+        supports: SupportSet,
+        encode_normal: Callable[[int], Sequence[Memory]] = lambda _: (),
+        encode: Callable[[Tensor, Tensor], Memory] | None = None,
     ) -> Memory:
         """A memory of supports with a defect, for each of their scales, and of normal images, which
-        `encode` gives as `encode_normal` encodes them for windows of a side.
+        `encode_normal` gives for windows of a side. `encode` stands for that of the encoder, where
+        supports come again and again.
 
         With `TEST.threshold auto` the thresholds are chosen on the supports, for each scale, and
         averaged.
         """
-        normal = encode(supports.window)
-        counts = list(supports.counts) if self.auto_threshold else [len(supports.images)]
+        normal, apart = encode_normal(supports.window), self.auto_threshold
+        apart |= self.encoder.support_tokens > 0
+        counts = list(supports.counts) if apart else [len(supports.images)]
         views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
-        parts = [self.encoder.encode(images, masks) for images, masks in views]
-        shots = len(supports.counts) or 1
-        memory = self.encoder.remember(parts, normal, window=supports.window, shots=shots)
+        parts = [(encode or self.encoder.encode)(images, masks) for images, masks in views]
+        memory = self.encoder.remember(parts, normal, window=supports.window)
         if self.auto_threshold:
             chosen = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
             memory = replace(memory, thresholds=chosen)
         if supports.coarse is None:
             return memory
-        coarse, chosen = self.remember(supports.coarse, encode), memory.thresholds
+        coarse = self.remember(supports.coarse, encode_normal, encode)
+        chosen = memory.thresholds
         both = {name: (chosen[name] + value) / 2 for name, value in coarse.thresholds.items()}
         return replace(memory, coarse=coarse, thresholds=both)
 

@@ -85,13 +85,13 @@ def test_normal_images_share_the_budget_of_tokens(make, scores, caplog, budget, 
 @pytest.mark.parametrize(("shots", "kept"), [(1, 5), (3, 15), (9, 20)])
 def test_each_support_brings_its_share_of_tokens(make, shots, kept):
     """Up to the bound of all together; fewer supports do not fill the place of more."""
+    images, masks = views(4)
+    assert make().encode(images, masks).background[0].shape[1] > 20
     encoder = make(memory_tokens=20, support_tokens=5)
-    parts = [encoder.encode(*views(4))]
-    assert parts[0].background[0].shape[1] > 20
-    memory = encoder.remember(parts, window=0, shots=shots)
+    parts = [encoder.encode(images.roll(shot), masks.roll(shot)) for shot in range(shots)]
+    memory = encoder.remember(parts, window=0)
     assert memory.background[0].shape[1] == kept
-    alone = make(support_tokens=5).remember(parts, window=0, shots=shots)
-    assert alone.background[0].shape[1] == min(5 * shots, parts[0].background[0].shape[1])
+    assert make(support_tokens=5).remember(parts, window=0).background[0].shape[1] == 5 * shots
 
 
 def test_a_normal_image_of_very_many_views_is_held_in_bounded_memory(make):

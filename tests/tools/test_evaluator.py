@@ -88,11 +88,16 @@ def test_a_bad_image_is_counted_and_a_test_without_a_query_fails(
 def test_repeats_draw_other_supports_and_share_encoded_queries(
     predictor, passes, surfaces, tmp_path
 ):
-    """Each repeat counts what a test with its seed alone counts. Of each the eight queries are one
-    view, and each of their supports another."""
+    """Each repeat counts what a test with its seed alone counts. Seen whole, each of the eight
+    queries is one view, and each of the drawn supports another, however often it is drawn."""
     repeats = REPEATS_AT_ONCE + 1
     many = evaluate(predictor, surfaces, tmp_path, RNG_SEED=3, **{REPEATS: repeats}, **WHOLE)
-    assert sum(passes) == 8 * (2 + repeats)
+    index, views = build_test_index(tiny_config(surfaces, tmp_path / "log")), 0
+    for together in (range(REPEATS_AT_ONCE), range(REPEATS_AT_ONCE, repeats)):
+        drawn = (EpisodeList(index, 1, 3 + repeat).episode(n) for repeat in together
+                 for n in range(8))  # fmt: skip
+        views += 8 + len({id(episode.candidates[0]) for episode in drawn})
+    assert sum(passes) == views
     for repeat in (0, repeats - 1):
         single = evaluate(predictor, surfaces, tmp_path, RNG_SEED=3 + repeat, **WHOLE)
         assert [replace(r, repeat=0) for r in many.results if r.repeat == repeat] == single.results
@@ -148,8 +153,7 @@ def test_normal_queries_are_looked_through_for_every_class_and_encoded_once(
     passes.clear()
     changes["TEST__normal_queries"] = 3
     evaluation = evaluate(predictor, root, tmp_path, **changes)
-    queries, images, classes = 4, 3, 2
-    supports = 3 * (queries + images * classes)  # in three repeats, each one view
+    queries, images, classes, supports = 4, 3, 2, 4
     assert sum(passes) == supports + queries + images
     assert evaluation.results == without.results and not without.normal
     assert len(evaluation.normal) == images * classes * 3 * len(METHODS)

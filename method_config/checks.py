@@ -63,6 +63,7 @@ CHOICES = {
     "TRAIN.attention": ("sdpa", "xformers"),
     "TRAIN.LOSS.resolution": ("token", "pixel"),
     "TEST.protocol": ("ours", "published"),
+    "TEST.runtime": ("torch", "openvino", "onnxruntime", "auto"),
 }
 
 # Keys of DATASET that hold folders of the data set.
@@ -125,6 +126,9 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
         yield "TRAIN.SOFS.transformer_nums_heads", text
     if cfg.TRAIN.LOSS.dice_weight == 0 and cfg.TRAIN.LOSS.ce_weight == 0:
         yield "TRAIN.LOSS.dice_weight", "TRAIN.LOSS.ce_weight is 0, too; one must be more than 0."
+    if cfg.TEST.runtime_path and cfg.TEST.runtime == "torch":
+        text = "torch runs no exported encoder; set TEST.runtime to auto, openvino or onnxruntime."
+        yield "TEST.runtime_path", text
     if cfg.TRAIN.resume == "auto" and not cfg.RUN_NAME:
         yield "TRAIN.resume", "RUN_NAME is empty, so that no earlier run has its name; set it."
     if data.normal_shot and cfg.TEST.protocol == "published":

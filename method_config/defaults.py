@@ -117,6 +117,14 @@ TRAIN.compile = False  # ours: compile the backbone, which takes minutes at the 
 # computed head by head, which is faster there), or xformers on CUDA (`requirements-cuda.txt`)
 TRAIN.attention = "sdpa"
 
+# ours: what encodes windows, in tests, trainings and use: torch, or on a CPU openvino or
+# onnxruntime (`requirements-export.txt`), to which the first use exports the backbone; auto: the
+# fastest, measured at the first use, see docs/performance.md#runtimes
+TEST.runtime = "torch"
+# ours: folder that `tools.export` wrote: its encoder runs, in int8 for one; empty: that of the
+# first use
+TEST.runtime_path = ""
+
 # ## Head
 
 TRAIN.SOFS.reduce_dim = 256  # channels that concatenated features are reduced to (C in the paper)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import timm
 import torch
@@ -42,6 +42,7 @@ class Backbone(nn.Module):
         self.layers, self.stride, self.source = list(layers), stride, source
         self._identity = ""  # of the exact weights, once they are no longer held
         self.cache: FeatureCache | None = None
+        self.runtime: Callable[[Tensor], list[Tensor]] | None = None
         is_vit = isinstance(model, VisionTransformer)
         self.by_token = is_vit and model.patch_embed.patch_size == (stride, stride)
         # from pixels normalised for ImageNet to those that the model was trained on
@@ -73,6 +74,14 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
 
+    def run_by(self, runtime: Callable[[Tensor], list[Tensor]]) -> None:
+        """Encode by a runtime, see `models.runtime`, and let go of the weights in torch."""
+        self._identity, self.runtime = self.identity, runtime
+        self.model.to("meta")
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Backbone:
+        return self if self.runtime is not None else super()._apply(fn, recurse)
+
     @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:
         """One (B, C_l, H / stride, W / stride) map per layer; later layers do not run.
@@ -85,9 +94,11 @@ class Backbone(nn.Module):
             images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of
                 `stride`.
         """
-        return self._encode(images) if self.cache is None else self.cache(self._encode, images)
+        encode = self.runtime or self.encode_by_torch
+        return encode(images) if self.cache is None else self.cache(encode, images)
 
-    def _encode(self, images: Tensor) -> list[Tensor]:
+    def encode_by_torch(self, images: Tensor) -> list[Tensor]:
+        """The maps by torch, whatever cache there is."""
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         maps = self.model.forward_intermediates(
             images * self.scale + self.offset, indices=self.layers, norm=False, stop_early=True,

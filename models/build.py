@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
@@ -11,7 +13,20 @@ from yacs.config import CfgNode
 from models.backbone import Backbone, build_backbone, check_backbone
 from models.feature_cache import FeatureCache
 from models.methods import BASELINE, Method, method_class
+from models.runtime import (
+    AUTO,
+    FORMATS,
+    TORCH,
+    cached_encoder,
+    exported_encoder,
+    fastest,
+    open_encoder,
+)  # fmt: skip
 from utils.errors import ConfigError
+from utils.output_files import sha256_of
+from utils.precision import arithmetic
+
+LOG = logging.getLogger(__name__)
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -40,8 +55,8 @@ def with_baseline(cfg: CfgNode, method: Method) -> dict[str, Method]:
 
 
 def backbone_of(cfg: CfgNode) -> Backbone:
-    """The frozen backbone of a config with its weights, compiled if TRAIN.compile is set, and with
-    the features that are kept in TRAIN.feature_cache_path."""
+    """The frozen backbone of a config with its weights, compiled if TRAIN.compile is set, run as
+    TEST.runtime says, and with the features that are kept in TRAIN.feature_cache_path."""
     backbone = build_backbone(
         cfg.TRAIN.backbone,
         **_shape(cfg),
@@ -59,10 +74,37 @@ def backbone_of(cfg: CfgNode) -> Backbone:
             )
         forward = torch.compile(backbone.model.forward_intermediates, dynamic=True)
         backbone.model.forward_intermediates = forward
+    runs_in = _set_runtime(cfg, backbone)
     if folder := cfg.TRAIN.feature_cache_path:
-        about = f"{backbone.identity} {backbone.layers} {backbone.stride}"
+        about = f"{backbone.identity} {backbone.layers} {backbone.stride}{runs_in}"
         backbone.cache = FeatureCache(folder, backbone.channels, about)
     return backbone
+
+
+def _set_runtime(cfg: CfgNode, backbone: Backbone) -> str:
+    """Have a backbone run as TEST.runtime and TEST.runtime_path say; returns what tells its
+    features from those of torch."""
+    name, folder, size = cfg.TEST.runtime, cfg.TEST.runtime_path, cfg.DATASET.image_size
+    if name == TORCH or (name == AUTO and torch.cuda.is_available()):
+        return ""
+    if torch.cuda.is_available():
+        raise ConfigError(
+            f"TEST.runtime is {name}, which runs on the CPU, but there is a GPU: set it to auto or "
+            "torch, or hide the GPU with CUDA_VISIBLE_DEVICES="
+        )
+    precision, path = cfg.TRAIN.precision, None
+    if folder:
+        path, precision = exported_encoder(Path(folder), backbone, size)
+        name = FORMATS[path.suffix][0] if name == AUTO else name
+    elif name == AUTO:
+        name = fastest(backbone, size, precision)
+    if name == TORCH:
+        return ""
+    path = path or cached_encoder(backbone, size)
+    half = precision != "fp32" and arithmetic(torch.device("cpu"), "auto") == "bf16"
+    backbone.run_by(open_encoder(name, path, half=half))
+    LOG.info("windows are encoded by %s: %s", name, path)
+    return f" {name} {sha256_of(path)}"
 
 
 def _shape(cfg: CfgNode) -> dict:

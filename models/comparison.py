@@ -41,13 +41,17 @@ class Comparison:
             foreground, background = keys.compare(queries, count)
             length = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float32)
             length = length.clamp(min=LENGTH_EPS)
-            views = (foreground * marked).split(memory.sizes, dim=-1)
-            best = torch.stack([view.amax(-1) for view in views], dim=-1) / length.unsqueeze(-1)
+            best = self.by_view(foreground * marked) / length.unsqueeze(-1)
             semantic.append((torch.maximum(best, floor) * mean).sum(-1))
             surroundings = torch.maximum((foreground * unmarked).amax(-1), background)
             vote = normal_vote(surroundings, [image.compare(queries)[1] for image in normal])
             abnormal.append(1 - vote / length)
         return tuple(torch.stack(maps, 1).unflatten(-1, self.grid) for maps in (semantic, abnormal))
+
+    def by_view(self, values: Tensor) -> Tensor:
+        """The largest value in each view: (B, N, F) of the foreground tokens to (B, N, K)."""
+        views = values.split(self.memory.sizes, dim=-1)
+        return torch.stack([view.amax(-1) for view in views], dim=-1)
 
     @cached_property
     def anomaly(self) -> Tensor:

@@ -63,7 +63,8 @@ def _nearest(similarity: Tensor, repeated: Tensor | None) -> Tensor:
 def _self_support(joint: Tensor, contrast: Tensor, foreground: Tensor) -> Tensor:
     """(B, N) of tokens (B, N, C) with a contrast (B, N) and the mean foreground (B or 1, 1, C)."""
     sure = contrast > (SURE * contrast.amax(-1, keepdim=True)).clamp(min=LEAST)
-    normal = contrast <= contrast.median(-1, keepdim=True).values
+    middle = (contrast.shape[-1] - 1) // 2  # of the median, which cannot be exported
+    normal = contrast <= contrast.sort(-1).values[..., middle : middle + 1]
     means = [
         (joint * chosen.unsqueeze(-1)).sum(1, keepdim=True)
         / chosen.sum(-1).clamp(min=1).view(-1, 1, 1)

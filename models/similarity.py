@@ -22,9 +22,12 @@ class Keys:
         the largest with the others, of which there is at least one, (B, M): float32.
         """
         rows = queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries
-        count = max(1, PRODUCTS // (len(rows) * self.count))
+        parts = [rows]
+        if not torch.compiler.is_exporting():  # a graph has as many parts, whatever the sizes
+            count = max(1, PRODUCTS // (len(rows) * self.count))
+            parts = rows.split(count // ROWS * ROWS or count, dim=1)
         some, best = [], []
-        for part in rows.split(count // ROWS * ROWS or count, dim=1):
+        for part in parts:
             values = part.to(self.transposed.dtype) @ self.transposed
             some.append(values[..., :first].float())
             best.append(values[..., first:].amax(-1).float())

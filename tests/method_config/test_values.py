@@ -159,11 +159,11 @@ def test_home_and_variables_are_written_out_in_every_key_of_a_path(load, fault, 
     monkeypatch.setenv("DATA", "/data")
     expected = {"~/a b": "/home/me/a b", "./x/~": "./x/~", "${DATA}x": "/datax", "": ""}
     keys = [k for k, v in DEFAULTS.items() if k.endswith(PATH_ENDINGS) and v not in (True, False)]
-    assert len(keys) == 10
+    assert len(keys) == 11
     for key in keys:
         several = isinstance(DEFAULTS[key], list)
         for text, path in expected.items():
-            value = get(load(key, [text] if several else text), key)
+            value = get(load(key, [text] if several else text, "TEST.runtime", "auto"), key)
             assert value == ([path] if several else path)
         for text in ("~nobody_of_that_name/x", "/x/$NO_SUCH_VARIABLE/y"):
             assert "unknown user or variable" in fault([], key, text)

@@ -24,6 +24,7 @@ from yacs.config import CfgNode
 from method_config import load_config
 from tools.benchmark import inference
 from tools.benchmark.figures import Figure
+from tools.benchmark.runtimes import measure_runtimes
 from tools.benchmark.training import measure_training
 from tools.cli import exit_code
 from utils.console import say
@@ -36,8 +37,10 @@ RANDOM |= {"TRAIN.precision": "auto"}
 SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_size")}
 SMALL |= {"TRAIN.backbone": "dinov2_vits14"}
 ALONE = {"NUM_GPUS": 1, "TRAIN_SETUPS.num_workers": 2, "TRAIN.feature_bank": 2}
+ENCODERS = ("dinov2_vits14", "dinov2_vitb14")  # and that of LIGHT
+LIGHT = CONFIG.parents[1] / "General" / "Lite.yaml"
 WINDOW = 518  # native pixels of the larger images' windows, so that their number stays small
-SECTIONS = ("inference", "published", "growth", "training")
+SECTIONS = ("published", "inference", "runtimes", "growth", "training")
 Measure = Callable[[], list[Figure]]
 
 
@@ -63,7 +66,12 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
     growth = partial(inference.measure_growth, wide, (4, 7, most_windows), slack=slack)
     more = partial(inference.measure_supports, cfg, supports, 8, slack=slack)
     trained = partial(measure_training, training, iterations=iterations, slack=slack)
-    measures = (inferences, [published], [growth, more], [trained])
+    models = [config(SMALL if quick else {"TRAIN.backbone": name}) for name in ENCODERS]
+    models = models[:1] if quick else [*models, load_config(LIGHT, ["TEST.method", "prior"])]
+    at = [(224, 448)] if quick else [(256, 1600), (1080, 1920), (2748, 3840)]
+    runtimes = [partial(measure_runtimes, c, at, repeats=1 if quick else 3, int8=not quick)
+                for c in models]  # fmt: skip
+    measures = ([published], inferences, runtimes, [growth, more], [trained])
     return dict(zip(SECTIONS, measures, strict=True))
 
 

@@ -84,13 +84,13 @@ def measure_inference(
     with TemporaryDirectory(prefix="sofs_benchmark_") as folder:
         file = Path(folder) / "image.jpg"
         cv2.imwrite(str(file), random_image(size))
-        windows = _windows(exact, read_image(file))
-        bare = [_seconds(lambda: _bare(exact, windows), exact)]
+        windows = windows_of(exact, read_image(file))
+        bare = [_seconds(lambda: bare(exact, windows), exact)]
         for _ in range(repeats):
             for name, predictor in asked.items():
                 with counted_passes(predictor.backbone) as count:
-                    taken = _seconds(lambda p=predictor: _file_to_file(p, file), predictor)
-                bare.append(_seconds(lambda: _bare(exact, windows), exact))
+                    taken = _seconds(lambda p=predictor: file_to_file(p, file), predictor)
+                bare.append(_seconds(lambda: bare(exact, windows), exact))
                 ratios[name].append(2 * taken / (bare[-2] + bare[-1]))
                 passes.append(sum(count))
     number = len(windows)
@@ -118,7 +118,7 @@ def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -
     predictor, image = random_predictor(cfg), random_image(size)
     model = build_method(cfg, SOFS.name).to(predictor.device).eval()
     teach(predictor)
-    windows = torch.stack(_windows(predictor, image)).to(predictor.device)
+    windows = torch.stack(windows_of(predictor, image)).to(predictor.device)
     side = predictor.settings.image_size
     supports = torch.randn(1, PUBLISHED_VIEWS, 3, side, side).to(windows.device)
     masks = torch.zeros(1, PUBLISHED_VIEWS, side, side, device=windows.device)
@@ -246,21 +246,21 @@ def _segment_images(config: str, counts: tuple[int, ...]) -> list[dict[str, floa
     return measured
 
 
-def _windows(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
+def windows_of(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
     """Network inputs (3, S, S) of the windows of an image, as the predictor's memory asks for."""
     boxes = tile(*image.shape[:2], predictor.memory.window, predictor.overlap)
     return [prepare_image(image[t:b, le:r], predictor.settings.image_size) for t, b, le, r in boxes]
 
 
 @torch.inference_mode()
-def _bare(predictor: Predictor, windows: list[Tensor]) -> None:
+def bare(predictor: Predictor, windows: list[Tensor]) -> None:
     with autocast(predictor.device, predictor.precision):
         for start in range(0, len(windows), predictor.window_batch):
             batch = torch.stack(windows[start : start + predictor.window_batch])
             predictor.backbone(batch.to(predictor.device))
 
 
-def _file_to_file(predictor: Predictor, file: Path) -> None:
+def file_to_file(predictor: Predictor, file: Path) -> None:
     (prediction,) = predictor.predict_many([file])
     write_image(file.with_suffix(".mask.png"), prediction.mask.astype(np.uint8) * 255)
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from models.comparison import Comparison
 from models.memory import label
 from tests.helpers import tiny_config
-from tools.benchmark.__main__ import hold
+from tools.benchmark.__main__ import SECTIONS, hold
 from tools.benchmark.figures import AT_LEAST, AT_MOST, EXACTLY, Figure, counted_passes
 from tools.benchmark.inference import measure_inference, published_schedule, random_predictor
 from tools.benchmark.training import measure_training
@@ -29,7 +29,7 @@ def test_quick_keeps_every_bound(tmp_path):
     done = run("--quick", "--json", str(tmp_path / "figures.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    assert {f["section"] for f in figures} == {"inference", "published", "growth", "training"}
+    assert {f["section"] for f in figures} == {*SECTIONS}
     assert len(done.stdout.splitlines()) == len(figures) + 1, "a line each, and the sum"
     assert sum(f["kind"] == EXACTLY and f["bound"] is not None for f in figures) >= 5
 

@@ -37,8 +37,10 @@ RANDOM |= {"TRAIN.precision": "auto"}
 SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_size")}
 SMALL |= {"TRAIN.backbone": "dinov2_vits14"}
 ALONE = {"NUM_GPUS": 1, "TRAIN_SETUPS.num_workers": 2, "TRAIN.feature_bank": 2}
-ENCODERS = ("dinov2_vits14", "dinov2_vitb14")  # and that of LIGHT
-LIGHT = CONFIG.parents[1] / "General" / "Lite.yaml"
+LIGHT = {"TRAIN.backbone": "efficientnet_lite0", "TRAIN.SOFS.vit_patch_size": 8,
+         "TRAIN.SOFS.prior_layer_pointer": [1, 2, 3], "DATASET.image_size": 256,
+         "DATASET.mask_size": 256}  # fmt: skip
+ENCODERS = [*({"TRAIN.backbone": name} for name in ("dinov2_vits14", "dinov2_vitb14")), LIGHT]
 WINDOW = 518  # native pixels of the larger images' windows, so that their number stays small
 SECTIONS = ("published", "inference", "runtimes", "growth", "training")
 Measure = Callable[[], list[Figure]]
@@ -66,11 +68,12 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
     growth = partial(inference.measure_growth, wide, (4, 7, most_windows), slack=slack)
     more = partial(inference.measure_supports, cfg, supports, 8, slack=slack)
     trained = partial(measure_training, training, iterations=iterations, slack=slack)
-    models = [config(SMALL if quick else {"TRAIN.backbone": name}) for name in ENCODERS]
-    models = models[:1] if quick else [*models, load_config(LIGHT, ["TEST.method", "prior"])]
-    at = [(224, 448)] if quick else [(256, 1600), (1080, 1920), (2748, 3840)]
-    runtimes = [partial(measure_runtimes, c, at, repeats=1 if quick else 3, int8=not quick)
-                for c in models]  # fmt: skip
+    runtimes = [partial(measure_runtimes, [(cfg, (224, 448), 1)], int8=False)] if quick else []
+    for changes in () if quick else ENCODERS:
+        near, far = (config(changes | {"DATASET.crop_size": side}) for side in (256, WINDOW))
+        far = near if changes is LIGHT else far
+        at = [(near, (256, 1600), 3), (far, (1080, 1920), 2), (far, (2748, 3840), 1)]
+        runtimes.append(partial(measure_runtimes, at, int8=True))
     measures = ([published], inferences, runtimes, [growth, more], [trained])
     return dict(zip(SECTIONS, measures, strict=True))
 

@@ -29,51 +29,57 @@ from tools.export.job import export
 from tools.predictor import Predictor
 
 INT8 = "int8"
+ALONE = 8  # windows, at most, of the bare backbone
+Size = tuple[int, int]
 _predictor: Predictor | None = None  # of a measuring process
 
 
-def measure_runtimes(
-    cfg: CfgNode, sizes: Sequence[tuple[int, int]], *, repeats: int, int8: bool
-) -> list[Figure]:
-    """Figures of torch, OpenVINO and ONNX Runtime, and with `int8` of OpenVINO in int8, on images
-    of some sizes (h, w): start-up with the encoder in the cache, peak memory, and the time of bare
-    backbone and file to mask file. Ratios are medians over repeats in turn. Needs Linux.
+def measure_runtimes(images: Sequence[tuple[CfgNode, Size, int]], *, int8: bool) -> list[Figure]:
+    """Figures of torch, OpenVINO and ONNX Runtime, and with `int8` of OpenVINO in int8: start-up
+    with the encoder in the cache, peak memory, and the time of bare backbone and file to mask file.
+
+    `images` have a config with the same backbone, a size (h, w), and a number of repeats in turn,
+    over which times, ratios and peaks are medians. Needs Linux.
     """
+    figures, name = [], images[0][0].TRAIN.backbone
     with TemporaryDirectory(prefix="sofs_benchmark_") as place:
         variants = {runtime: {"TEST.runtime": runtime} for runtime in (TORCH, *PACKAGES)}
         if int8:
             picture, folder = Path(place) / "picture.png", Path(place) / INT8
             cv2.imwrite(str(picture), random_image((1036, 1036), seed=9))
             export(Namespace(format="openvino", precision=INT8, out=folder, images=[picture],
-                             support=None), cfg)  # fmt: skip
+                             support=None), images[0][0])  # fmt: skip
             variants[INT8] = {"TEST.runtime": "openvino", "TEST.runtime_path": str(folder)}
-        name, processes, figures = cfg.TRAIN.backbone, {}, []
-        for variant, changes in variants.items():
-            config = _changed(cfg, changes).dump()
-            for _ in range(2):  # the first may export the encoder
+        for number, (cfg, size, repeats) in enumerate(images):
+            file, processes = Path(place) / f"{number}.jpg", {}
+            cv2.imwrite(str(file), random_image(size))
+            first = f"{name}, {size[0]} x {size[1]}"
+            for variant, changes in variants.items():
+                config = _changed(cfg, changes).dump()
+                if not number:  # may export the encoder
+                    _process().submit(_start, config).result()
                 start = time.perf_counter()
-                processes[variant] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+                processes[variant] = _process()
                 processes[variant].submit(_start, config).result()
                 seconds = time.perf_counter() - start
-            figures.append(Figure("runtimes", f"{name}, {variant}: start", seconds, "s"))
-        for size in sizes:
-            file, taken = Path(place) / "image.jpg", {variant: [] for variant in variants}
-            cv2.imwrite(str(file), random_image(size))
-            for _ in range(1 + repeats):
+                figures.append(Figure("runtimes", f"{first}, {variant}: start", seconds, "s"))
+            rows = {variant: [] for variant in variants}
+            for _ in range(repeats):
                 for variant, process in processes.items():
-                    taken[variant].append(process.submit(_measure, file).result())
-            torch_rows = taken[TORCH][1:]
-            for variant, rows in taken.items():
-                alone, whole, peak, counts = zip(*rows[1:], strict=True)
-                gain = median(row[1] / ours for row, ours in zip(torch_rows, whole, strict=True))
-                first = f"{name}, {size[0]} x {size[1]}, {variant}"
-                values = [("bare backbone", counts[0] / median(alone), "windows/s"),
-                          ("file to mask file", median(whole), "s"), ("torch / this", gain, ""),
-                          ("peak memory", max(peak), "MB")]  # fmt: skip
-                figures += [Figure("runtimes", f"{first}: {what}", *rest) for what, *rest in values]
-        for process in processes.values():
-            process.shutdown()
+                    rows[variant].append(process.submit(_measure, file).result())
+            for variant, process in processes.items():
+                bare, whole, peak = map(median, zip(*rows[variant], strict=True))
+                gain = median(t[1] / r[1] for t, r in zip(rows[TORCH], rows[variant], strict=True))
+                values = [("bare backbone, a window", bare, "s"), ("file to mask file", whole, "s"),
+                          ("torch / this", gain, ""), ("peak memory", peak, "MB")]  # fmt: skip
+                for what, *value in values:
+                    figures.append(Figure("runtimes", f"{first}, {variant}: {what}", *value))
+                process.shutdown()
     return figures
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def _changed(cfg: CfgNode, changes: dict[str, str]) -> CfgNode:
@@ -88,15 +94,17 @@ def _start(config: str) -> None:
     global _predictor
     _predictor = random_predictor(CfgNode.load_cfg(config))
     teach(_predictor)
+    _predictor.predict(random_image((64, 64)))  # the first time is dearer
 
 
-def _measure(file: Path) -> tuple[float, float, float, int]:
-    """Of an image in a file: seconds of the bare backbone and from file to mask file, the peak
-    memory of that in MB, and its windows."""
+def _measure(file: Path) -> tuple[float, float, float]:
+    """Of an image in a file: seconds of the bare backbone for a window, seconds from file to mask
+    file, and the peak memory of that in MB."""
     windows = windows_of(_predictor, read_image(file))
+    some = windows[:ALONE]
     start = time.perf_counter()
-    bare(_predictor, windows)
-    alone = time.perf_counter() - start
+    bare(_predictor, some)
+    alone = (time.perf_counter() - start) / len(some)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     with counted_passes(_predictor.backbone) as passes:
         start = time.perf_counter()
@@ -105,4 +113,4 @@ def _measure(file: Path) -> tuple[float, float, float, int]:
     if sum(passes) != len(windows):
         raise RuntimeError(f"{sum(passes)} of {len(windows)} windows were encoded")
     status = Path("/proc/self/status").read_text()
-    return alone, whole, int(status.split("VmHWM:")[1].split()[0]) / 1e3, len(windows)
+    return alone, whole, int(status.split("VmHWM:")[1].split()[0]) / 1e3

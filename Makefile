@@ -47,7 +47,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is newer than the requirements it was made from; a broken .venv is made anew.
-$(VENV)/requirements-dev.stamp: requirements.txt
+$(VENV)/requirements-dev.stamp: requirements.txt requirements-export.txt
 $(VENV)/%.stamp: %.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than Python 3.11; run make PYTHON=python3.11")'
 	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }

@@ -10,6 +10,7 @@ import pytest
 from method_config import add_config_arguments, get_defaults, load_config
 from method_config.published import WITHOUT_EFFECT
 from method_config.values import get, leaves
+from tools.export.__main__ import parse as parse_export
 from tools.segment.__main__ import parse
 from tools.sweep import build_parser, build_sweep
 
@@ -73,6 +74,9 @@ def test_yaml_and_commands_load(page, tmp_path):
             build_sweep(build_parser().parse_args(words[words.index("tools.sweep") + 1 :])).folder()
         if "tools.segment" in words:
             parse(words[words.index("tools.segment") + 1 :])
+        if "tools.export" in words:
+            args = parse_export(words[words.index("tools.export") + 1 :])
+            load_config([examples.get(file, REPO / file) for file in args.cfg], args.opts)
         script = next((w for w in words if w in ("train.py", "test.py", *defaults)), None)
         if script is None:
             continue

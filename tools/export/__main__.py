@@ -16,8 +16,8 @@ from method_config import add_config_arguments, load_config
 from tools.cli import exit_code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for faults that the user can mend."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of the command."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "python -m tools.export", description=__doc__, formatter_class=plain
@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what int8 is calibrated on, and the export compared on; default: the supports of an "
              "open-domain object, or labelled images of the test objects")  # fmt: skip
     add("--support", type=Path, metavar="FILE", help="a taught defect, of Predictor.save_support")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for faults that the user can mend."""
+    args = parse(argv)
 
     def call() -> None:
         cfg = load_config(args.cfg, args.opts)

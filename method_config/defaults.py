@@ -195,6 +195,9 @@ TEST.memory_tokens = 8192
 # ours: of these, background tokens kept for each support image, as more of one image mean more
 # chance likeness, and those of further images more of what is normal; 0: no bound
 TEST.support_tokens = 0
+# ours: where normal images are taught beside a defect, an image in which no score exceeds the
+# highest one in them has no defect, see docs/protocol.md#mixed-supports
+TEST.normal_gate = True
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0

@@ -45,6 +45,8 @@ class Memory:
         coarse: of the same supports in larger windows; scores by both are averaged.
         thresholds: by method, the score above which a pixel is defect, if one was chosen on the
             supports.
+        gates: by method, the score that an image without defect does not exceed anywhere, where
+            normal images were taught.
     """
 
     foreground: list[Tensor]
@@ -60,6 +62,7 @@ class Memory:
     window: int = 0
     coarse: Memory | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
+    gates: dict[str, float] = field(default_factory=dict)
 
     @property
     def scales(self) -> list[Memory]:
@@ -146,6 +149,12 @@ class Memory:
             means.append((tokens @ axis).float().sum((1, 2)) / count)
         return (means[0] + means[1]) / 2
 
+    def without_normal(self, number: int) -> Memory:
+        """The same memory as if the normal image of this number had not been taught."""
+        others = [image for place, image in enumerate(self.normal) if place != number]
+        coarse = self.coarse and self.coarse.without_normal(number)
+        return replace(self, normal=others, coarse=coarse)
+
     @property
     def nbytes(self) -> int:
         """Bytes of its tokens."""
@@ -177,14 +186,20 @@ class Memory:
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], *, windows: Sequence[int], thresholds: dict[str, float]
+        cls,
+        tensors: dict[str, Tensor],
+        *,
+        windows: Sequence[int],
+        thresholds: dict[str, float],
+        gates: dict[str, float],
     ) -> Memory:
         """The memory that `to_tensors` wrote, for windows of these sides, the coarse one's last;
         ValueError names a missing or not finite tensor."""
         window, *larger = windows
         own = {n: value for n, value in tensors.items() if not n.startswith("coarse.")}
         larger_ones = {n.removeprefix("coarse."): tensors[n] for n in tensors.keys() - own.keys()}
-        coarse = cls.from_tensors(larger_ones, windows=larger, thresholds={}) if larger else None
+        rest = {"windows": larger, "thresholds": {}, "gates": {}}
+        coarse = cls.from_tensors(larger_ones, **rest) if larger else None
         tensors = own
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
@@ -204,7 +219,7 @@ class Memory:
             single = {name: tensors[name] for name in ("share", "covered", "views")}
             return cls(
                 **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
-                window=window, thresholds=thresholds, coarse=coarse,
+                window=window, thresholds=thresholds, gates=gates, coarse=coarse,
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, SequentialSampler
 from yacs.config import CfgNode
@@ -189,13 +190,17 @@ class SplitTest:
                 kept.pop(next(iter(kept)))
             return part
 
+        @lru_cache(REPEATS_AT_ONCE)
+        def images(name: str, repeat: int) -> list[np.ndarray]:
+            return [read_image(path) for path in self.normal_images(name, repeat)]
+
         @lru_cache(4 * REPEATS_AT_ONCE)
         def normal(name: str, repeat: int, window: int) -> list[Memory]:
-            images = map(read_image, self.normal_images(name, repeat))
-            return predictor.encode_normal(images, window=window)
+            return predictor.encode_normal(images(name, repeat), window=window)
 
         def remember(views: SupportSet, name: str, repeat: int) -> Memory:
-            return predictor.remember(views, lambda side: normal(name, repeat, side), encode)
+            of_object = (lambda side: normal(name, repeat, side)), images(name, repeat)
+            return predictor.remember(views, *of_object, encode)
 
         return remember
 

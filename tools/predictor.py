@@ -95,6 +95,8 @@ class Predictor:
         support_tokens: of these, kept for each support image; 0: no bound.
         published_stitching: join windows as published, not blended.
         threshold: score above which a pixel is defect; None: chosen on the supports.
+        gated: an image whose highest score is not above those of the normal images that were taught
+            beside a defect has none.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """
@@ -111,6 +113,7 @@ class Predictor:
         support_tokens: int = 0,
         published_stitching: bool = False,
         threshold: float | None = DEFAULT_THRESHOLD,
+        gated: bool = True,
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
@@ -120,7 +123,7 @@ class Predictor:
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
-        self.auto_threshold = threshold is None
+        self.auto_threshold, self.gated = threshold is None, gated
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
         options = {"precision": precision, "batch": window_batch} | tokens
@@ -150,6 +153,7 @@ class Predictor:
             support_tokens=cfg.TEST.support_tokens,
             published_stitching=cfg.TEST.protocol == "published",
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
+            gated=cfg.TEST.normal_gate,
             precision=cfg.TRAIN.precision,
             seed=cfg.RNG_SEED,
         )
@@ -176,7 +180,7 @@ class Predictor:
         if defects:
             views = support_set(defects, self.settings, random.Random(derive_seed(self.seed)))
             self.memory = self.remember(
-                views, lambda window: self.encode_normal(others, window=window)
+                views, lambda window: self.encode_normal(others, window=window), others
             )
         else:
             (window,) = window_sides([], self.settings)
@@ -199,11 +203,12 @@ class Predictor:
         self,
         supports: SupportSet,
         encode_normal: Callable[[int], Sequence[Memory]] = lambda _: (),
+        normal_images: Sequence[np.ndarray] = (),
         encode: Callable[[Tensor, Tensor], Memory] | None = None,
     ) -> Memory:
         """A memory of supports with a defect, for each of their scales, and of normal images, which
-        `encode_normal` gives for windows of a side. `encode` stands for that of the encoder, where
-        supports come again and again.
+        `encode_normal` gives for windows of a side; on `normal_images`, the same, gates are chosen.
+        `encode` stands for that of the encoder, where supports come again and again.
 
         With `TEST.threshold auto` the thresholds are chosen on the supports, for each scale, and
         averaged.
@@ -217,12 +222,23 @@ class Predictor:
         if self.auto_threshold:
             chosen = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
             memory = replace(memory, thresholds=chosen)
-        if supports.coarse is None:
-            return memory
-        coarse = self.remember(supports.coarse, encode_normal, encode)
-        chosen = memory.thresholds
-        both = {name: (chosen[name] + value) / 2 for name, value in coarse.thresholds.items()}
-        return replace(memory, coarse=coarse, thresholds=both)
+        if supports.coarse is not None:
+            coarse = self.remember(supports.coarse, encode_normal, encode=encode)
+            chosen = memory.thresholds
+            both = {name: (chosen[name] + value) / 2 for name, value in coarse.thresholds.items()}
+            memory = replace(memory, coarse=coarse, thresholds=both)
+        return replace(memory, gates=self._gates(memory, normal_images))
+
+    def _gates(self, memory: Memory, normal_images: Sequence[np.ndarray]) -> dict[str, float]:
+        """By method, the highest score in any of the normal images of a memory, each segmented by
+        all else that was taught; with n of them one normal image in n + 1 exceeds it, by chance."""
+        gates: dict[str, float] = {}
+        images = normal_images if self.gated else ()
+        queries = ((image, [memory.without_normal(n)]) for n, image in enumerate(images))
+        for outcome in self.segment(queries):
+            for name, answer in outcome.answers[0].items():
+                gates[name] = max(gates.get(name, 0.0), float(answer.score.max()))
+        return gates
 
     def predict(self, image: Picture) -> Prediction:
         """Segment one image, whatever `datasets.images.read_image` takes.
@@ -316,11 +332,15 @@ class Predictor:
         for memory in query.memories:
             parts = [next(finished) for _ in memory.scales]
             windows = sum(len(query.boxes[scale.window]) for scale, _ in parts)
-            answers.append({
-                name: Prediction(*averaged([m[name] for _, m in parts]), windows,
-                                 memory.thresholds.get(name, self.threshold))
-                for name in self.methods
-            })  # fmt: skip
+            predictions = {}
+            for name in self.methods:
+                label, score = averaged([mergers[name] for _, mergers in parts])
+                gate = memory.gates.get(name)
+                if gate is not None and score.max() <= gate:
+                    label[:] = 0
+                threshold = memory.thresholds.get(name, self.threshold)
+                predictions[name] = Prediction(label, score, windows, threshold)
+            answers.append(predictions)
         return Outcome(query.image, answers)
 
     def save_support(self, path: str | Path) -> None:

@@ -22,14 +22,14 @@ from utils.precision import autocast, half_type
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-FORMAT = "sofs-support-5"
+FORMAT = "sofs-support-6"
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor, kind: str = "") -> None:
     """Write a memory, and the type of its defect, with the fingerprint of its predictor, whole or
     not at all."""
     windows = [scale.window for scale in memory.scales]
-    use = {"windows": windows, "thresholds": memory.thresholds}
+    use = {"windows": windows, "thresholds": memory.thresholds, "gates": memory.gates}
     metadata = fingerprint(predictor) | {"use": json.dumps(use), "type": kind}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 

@@ -124,8 +124,9 @@ def test_normal_images_join_by_repeat_and_object_and_broken_ones_end_the_test(pr
         query = queries[number]
         for repeat, supports in query.supports.items():
             paths = draw_normal(pool, query.sample.object, 1, 5 + repeat)
-            normal = predictor.encode_normal(map(read_image, paths), window=0)
-            memory = predictor.remember(supports, {0: normal}.get)
+            images = [read_image(path) for path in paths]
+            normal = predictor.encode_normal(images, window=0)
+            memory = predictor.remember(supports, {0: normal}.get, images)
             drawn.update(paths)
             (outcome,) = predictor.segment([(query.image, [memory])])
             for method, answer in outcome.answers[0].items():

@@ -212,6 +212,34 @@ def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor):
     assert one.memory.normal[0][0].shape[1] == 6 * 64, "of six windows"
 
 
+def test_an_image_whose_scores_stay_below_those_of_normal_images_has_no_defect(predictor):
+    """The bar is the highest score in a normal image, as seen by all else that was taught; masks
+    of images above it are untouched."""
+    (image, mask), seen = spotted((64, 64), 0, [(20, 30)]), picture(64, 64, seed=3)
+    normal = [spotted((64, 64), seed, [(9, 9)], side=3)[0] for seed in (4, 5)]
+    gated, free = variant(predictor, threshold=0.3), variant(predictor, threshold=0.3, gated=False)
+    for taught in (gated, free):
+        taught.set_support([image, *normal], [mask, None, None])
+    highest: dict[str, float] = {}
+    for one, other in (normal, normal[::-1]):
+        free_of_one = variant(predictor)
+        free_of_one.set_support([image, other], [mask, None])
+        for name, answer in ask(free_of_one, one).items():
+            highest[name] = max(highest.get(name, 0), answer.score.max())
+    assert gated.memory.gates == pytest.approx(highest, abs=1e-5) and not free.memory.gates
+    emptied, others = 0, [spotted((64, 64), seed, [(9, 40)])[0] for seed in range(6, 12)]
+    for query in (image, seen, *normal, *others):
+        without = ask(free, query)
+        for name, ours in ask(gated, query).items():
+            theirs = without[name]
+            np.testing.assert_array_equal(ours.score, theirs.score)
+            below = ours.score.max() <= gated.memory.gates[name]
+            emptied += bool(below and theirs.mask.any())
+            assert np.array_equal(ours.mask, theirs.mask & (not below))
+    assert emptied, "one at least has a mask without the bar"
+    assert ask(gated, image)["prior"].mask.any()
+
+
 def test_normal_images_alone_show_what_is_unlike_them(predictor):
     """Every method answers with the abnormal prior."""
     taught = variant(predictor, threshold=None)

@@ -12,6 +12,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import cv2
+import torch
 from yacs.config import CfgNode
 
 from datasets.images import read_image
@@ -47,6 +48,7 @@ def measure_runtimes(images: Sequence[tuple[CfgNode, Size, int]], *, int8: bool)
         if int8:
             picture, folder = Path(place) / "picture.png", Path(place) / INT8
             cv2.imwrite(str(picture), random_image((1036, 1036), seed=9))
+            torch.manual_seed(images[0][0].RNG_SEED)  # weights as in `random_predictor`
             export(Namespace(format="openvino", precision=INT8, out=folder, images=[picture],
                              support=None), images[0][0])  # fmt: skip
             variants[INT8] = {"TEST.runtime": "openvino", "TEST.runtime_path": str(folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _quantize(
     import onnx
     import openvino
 
-    nncf.set_log_level("ERROR")
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function mutes all other loggers
     is_onnx = target.suffix == SUFFIXES["onnx"]
     model = onnx.load(source) if is_onnx else openvino.Core().read_model(source)
     names = [name for name, kind in _nodes(model) if kind in PRODUCTS][:kept]

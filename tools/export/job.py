@@ -79,6 +79,7 @@ def export(args: Namespace, cfg: CfgNode) -> None:
             "file": answer.name, "method": method.name, "inputs": inputs, "normal_images": normal,
             "output": {"name": OUTPUT, "shape": ["batch", size, size], "type": "float32"},
             "threshold": thresholds.get(method.name, predictor.threshold),
+            "gate": memory.gates.get(method.name) if memory else None,
         } | head,
         "memories": memories,
     })  # fmt: skip

@@ -104,9 +104,9 @@ def test_both_graphs_give_the_scores_of_the_predictor(form, method, pictures, ar
         (score,) = run("answer", inputs)
         wanted = predictor.predict(path)
         np.testing.assert_allclose(score[0], wanted.score, atol=1e-4)
-        assert (score[0] > manifest["answer"]["threshold"]).mean() == pytest.approx(
-            wanted.mask.mean(), abs=1e-3
-        )
+        about = manifest["answer"]
+        mask = (score[0] > about["threshold"]) & (score.max() > about["gate"])
+        assert (mask != wanted.mask).mean() <= 1e-3
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])

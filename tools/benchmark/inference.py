@@ -85,12 +85,12 @@ def measure_inference(
         file = Path(folder) / "image.jpg"
         cv2.imwrite(str(file), random_image(size))
         windows = windows_of(exact, read_image(file))
-        bare = [_seconds(lambda: bare(exact, windows), exact)]
+        bare = [_seconds(lambda: encode_windows(exact, windows), exact)]
         for _ in range(repeats):
             for name, predictor in asked.items():
                 with counted_passes(predictor.backbone) as count:
                     taken = _seconds(lambda p=predictor: file_to_file(p, file), predictor)
-                bare.append(_seconds(lambda: bare(exact, windows), exact))
+                bare.append(_seconds(lambda: encode_windows(exact, windows), exact))
                 ratios[name].append(2 * taken / (bare[-2] + bare[-1]))
                 passes.append(sum(count))
     number = len(windows)
@@ -253,7 +253,7 @@ def windows_of(predictor: Predictor, image: np.ndarray) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def bare(predictor: Predictor, windows: list[Tensor]) -> None:
+def encode_windows(predictor: Predictor, windows: list[Tensor]) -> None:
     with autocast(predictor.device, predictor.precision):
         for start in range(0, len(windows), predictor.window_batch):
             batch = torch.stack(windows[start : start + predictor.window_batch])

@@ -19,7 +19,7 @@ from datasets.images import read_image
 from models.runtime import PACKAGES, TORCH
 from tools.benchmark.figures import Figure, counted_passes
 from tools.benchmark.inference import (
-    bare,
+    encode_windows,
     file_to_file,
     random_image,
     random_predictor,
@@ -105,7 +105,7 @@ def _measure(file: Path) -> tuple[float, float, float]:
     windows = windows_of(_predictor, read_image(file))
     some = windows[:ALONE]
     start = time.perf_counter()
-    bare(_predictor, some)
+    encode_windows(_predictor, some)
     alone = (time.perf_counter() - start) / len(some)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     with counted_passes(_predictor.backbone) as passes:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 TORCH, AUTO = "torch", "auto"
-PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}  # by TEST.runtime
+RUNTIMES = ("openvino", "onnxruntime")  # values of TEST.runtime, and names of packages
 FORMATS = {".xml": ("openvino",), ".onnx": ("openvino", "onnxruntime")}  # what reads which file
 INPUT = "images"
 MANIFEST = "manifest.json"  # of an exported folder
@@ -60,9 +60,9 @@ def output_names(backbone: Backbone) -> list[str]:
 def write_encoder(backbone: Backbone, image_size: int, path: Path) -> None:
     """Write a backbone on the CPU as ONNX in fp32, for any number of images of this side; whole or
     not at all. ConfigError: a package is missing, or the model cannot be exported."""
-    images, shapes = (torch.zeros(2, 3, image_size, image_size), {INPUT: {0: Dim("batch")}})
+    images, shapes = torch.zeros(2, 3, image_size, image_size), {INPUT: {0: Dim("batch")}}
     model = onnx_model(EncoderGraph(backbone), (images,), [INPUT], output_names(backbone), shapes)
-    write_whole(path, model.SerializeToString())
+    write_model(model, path)
 
 
 def onnx_model(
@@ -85,12 +85,26 @@ def onnx_model(
                 module.eval(), arguments, input_names=inputs, output_names=outputs, dynamo=True,
                 dynamic_shapes=shapes, verbose=False,
             ).model_proto  # fmt: skip
-    except (torch.onnx.errors.OnnxExporterError, ValueError) as error:  # or over 2 GB
+    except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(
             f"TRAIN.backbone, TEST.method: cannot be exported to ONNX ({reason:.200}); set "
             "TEST.runtime to torch, or choose others"
         ) from error
+
+
+def write_model(model: ModelProto, path: Path) -> None:
+    """Write a model in ONNX, whole or not at all. ConfigError: it is too large for one file."""
+    from google.protobuf.message import EncodeError
+
+    try:
+        content = model.SerializeToString()
+    except EncodeError as error:
+        raise ConfigError(
+            "TRAIN.backbone: this model is larger than the 2 GB of an ONNX file; set TEST.runtime "
+            "to torch, or choose a smaller one"
+        ) from error
+    write_whole(path, content)
 
 
 def require(package: str, purpose: str) -> None:
@@ -110,10 +124,10 @@ def open_encoder(name: str, path: Path, *, half: bool) -> Encode:
     half: compute in bf16 what is not in int8, which OpenVINO can. ConfigError: the package is
     missing or does not read such files; WeightsError: the file is missing or broken.
     """
-    require(PACKAGES[name], f"TEST.runtime {name}")
+    require(name, f"TEST.runtime {name}")
     if name not in FORMATS.get(path.suffix, ()):
         raise ConfigError(f"TEST.runtime is {name}, but {path} is of the other format; set it to "
-                          f"{' or '.join(FORMATS.get(path.suffix, PACKAGES))}")  # fmt: skip
+                          f"{' or '.join(FORMATS.get(path.suffix, RUNTIMES))}")  # fmt: skip
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; write it with `python -m tools.export`")
     try:
@@ -185,14 +199,14 @@ def cached_encoder(backbone: Backbone, image_size: int) -> Path:
 def fastest(backbone: Backbone, image_size: int, precision: str) -> str:
     """Which of torch and the installed runtimes encodes windows in the least time on this machine:
     measured in turn at the first use, and read from the cache from then on."""
-    names = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    names = [name for name in RUNTIMES if importlib.util.find_spec(name)]
     if not names:
-        LOG.info("TEST.runtime auto: torch, as neither %s is installed", " nor ".join(PACKAGES))
+        LOG.info("TEST.runtime auto: torch, as neither %s is installed", " nor ".join(RUNTIMES))
         return TORCH
     path, device = cached_encoder(backbone, image_size), torch.device("cpu")
     threads, versions = torch.get_num_threads(), [importlib.metadata.version(n) for n in names]
     precision = arithmetic(device, precision)
-    about = f"{precision} {threads} {platform.processor()} {names} {versions}"
+    about = f"{precision} {threads} {platform.node()} {names} {versions}"
     file = path.with_suffix(f".{hashlib.sha256(about.encode()).hexdigest()[:8]}.json")
     if file.is_file():
         seconds = json.loads(file.read_text())

@@ -45,7 +45,7 @@ def test_every_family_has_the_features_of_torch(name):
     path = runtime.cached_encoder(backbone, SIDE)
     for images in (torch.randn(1, 3, SIDE, SIDE), torch.randn(3, 3, SIDE, SIDE)):
         wanted = backbone(images)
-        for package in runtime.PACKAGES:
+        for package in runtime.RUNTIMES:
             found = runtime.open_encoder(package, path, half=False)(images)
             for ours, theirs in zip(found, wanted, strict=True):
                 assert ours.shape == theirs.shape and ours.movedim(1, -1).is_contiguous()
@@ -55,7 +55,7 @@ def test_every_family_has_the_features_of_torch(name):
 def test_a_config_chooses_what_encodes_and_torch_lets_go_of_the_weights(config, cache):
     images = torch.randn(2, 3, 64, 64)
     by_torch = backbone_of(config())
-    for name in runtime.PACKAGES:
+    for name in runtime.RUNTIMES:
         backbone = backbone_of(config(TEST__runtime=name)).to(torch.device("cpu"))
         assert {p.device.type for p in backbone.model.parameters()} == {"meta"}
         assert backbone.identity == by_torch.identity
@@ -69,7 +69,7 @@ def test_auto_is_measured_once_and_takes_the_fastest(config, cache):
     first = runtime.fastest(backbone, 64, "fp32")
     (file,) = cache.glob("*.json")
     seconds = json.loads(file.read_text())
-    assert set(seconds) == {"torch", *runtime.PACKAGES} and first == min(seconds, key=seconds.get)
+    assert set(seconds) == {"torch", *runtime.RUNTIMES} and first == min(seconds, key=seconds.get)
     assert all(0 < value < 10 for value in seconds.values())
     for name in seconds:
         file.write_text(json.dumps(seconds | {name: 0.0}))

@@ -16,7 +16,7 @@ import torch
 from yacs.config import CfgNode
 
 from datasets.images import read_image
-from models.runtime import PACKAGES, TORCH
+from models.runtime import RUNTIMES, TORCH
 from tools.benchmark.figures import Figure, counted_passes
 from tools.benchmark.inference import (
     encode_windows,
@@ -44,7 +44,7 @@ def measure_runtimes(images: Sequence[tuple[CfgNode, Size, int]], *, int8: bool)
     """
     figures, name = [], images[0][0].TRAIN.backbone
     with TemporaryDirectory(prefix="sofs_benchmark_") as place:
-        variants = {runtime: {"TEST.runtime": runtime} for runtime in (TORCH, *PACKAGES)}
+        variants = {runtime: {"TEST.runtime": runtime} for runtime in (TORCH, *RUNTIMES)}
         if int8:
             picture, folder = Path(place) / "picture.png", Path(place) / INT8
             cv2.imwrite(str(picture), random_image((1036, 1036), seed=9))

@@ -12,8 +12,7 @@ from torch.export import Dim
 from models.comparison import Comparison
 from models.memory import Memory
 from models.methods import Method
-from models.runtime import onnx_model
-from utils.output_files import write_whole
+from models.runtime import onnx_model, write_model
 
 OUTPUT = "score"
 
@@ -108,5 +107,5 @@ def write_answer(
     used = {name for node in graph.node for name in node.input}
     for unused in [value for value in graph.input if value.name not in used]:
         graph.input.remove(unused)
-    write_whole(path, program.SerializeToString())
+    write_model(program, path)
     return [value.name for value in graph.input]

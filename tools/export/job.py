@@ -22,7 +22,7 @@ from datasets.readers import reader_of
 from datasets.views import normal_views, prepare_image, window_sides
 from models.backbone import Backbone
 from models.memory import Memory
-from models.runtime import INPUT, MANIFEST, PACKAGES, output_names, require
+from models.runtime import INPUT, MANIFEST, RUNTIMES, output_names, require
 from tools.export.answer import OUTPUT, graph_memory, write_answer
 from tools.export.encoder import RUNS_IN, SUFFIXES, convert, write_encoder_as
 from tools.methods import load_methods
@@ -45,7 +45,7 @@ def export(args: Namespace, cfg: CfgNode) -> None:
     if args.format == "onnx" and args.precision == "bf16":
         raise ConfigError("--precision bf16: ONNX Runtime has no bf16 products on CPUs; take "
                           "--format openvino, or fp32 or int8")  # fmt: skip
-    require(PACKAGES[RUNS_IN[args.format]], f"--format {args.format}")
+    require(RUNS_IN[args.format], f"--format {args.format}")
     cfg, out, size = cfg.clone(), args.out, cfg.DATASET.image_size
     cfg.defrost()
     cfg.merge_from_list([part for entry in IN_TORCH.items() for part in entry])
@@ -106,7 +106,7 @@ def about_encoder(backbone: Backbone, cfg: CfgNode) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that make and run graphs, as far as they are installed."""
-    names = {"torch", "timm", "onnx", "onnxscript", "nncf", *PACKAGES.values()}
+    names = {"torch", "timm", "onnx", "onnxscript", "nncf", *RUNTIMES}
     installed = importlib.metadata.packages_distributions().keys() & names
     return {name: importlib.metadata.version(name) for name in sorted(installed)}
 

@@ -158,7 +158,8 @@ def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args
 
     def end_with_parent() -> None:
         parent_process().join()
-        os.kill(os.getpid(), signal.SIGTERM)
+        # to the process, the signal may come to this thread and leave the waiting one asleep
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     number = int(os.environ["RANK"])

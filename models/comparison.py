@@ -72,7 +72,7 @@ class Comparison:
         images each has a vote, see `models.priors.normal_vote`.
         """
         queries = centred([unit_tokens(m.float()) for m in self.features], self.memory.mean)
-        foreground, background, normal = self.memory.joint_keys
+        foreground, background, *normal = self.memory.joint_keys
         votes = [image.compare(queries)[1] for image in normal]
         similarity = normal_vote(background.compare(queries)[1], votes)
         return (foreground.compare(queries)[1] - similarity).unflatten(-1, self.grid)

@@ -112,23 +112,17 @@ class Memory:
         return background * self.background[0].any(-1, keepdim=True)
 
     @cached_property
-    def joint_keys(self) -> tuple[Keys, Keys, list[Keys]]:
-        """Foreground, background and each normal image for the joint prior."""
-        foreground, background, *normal = (Keys(key) for key, _ in self.joint_tokens)
-        return foreground, background, normal
-
-    @cached_property
-    def joint_tokens(self) -> list[tuple[Tensor, Tensor | None]]:
+    def joint_keys(self) -> list[Keys]:
         """Foreground, background and each normal image over all layers, centred, in the type of the
         comparison. Where other sets have more, the first token is repeated, so that no largest
-        similarity changes; beside them (B, N) bool tells which are repeats, None: none is."""
+        similarity changes."""
         keys, dtype = [], self.foreground[0].dtype
         for tokens in (self.joint_foreground, self.joint_background):
             repeated = ~tokens.any(-1)
             repeated[:, 0] = False
             filled = tokens.where(~repeated.unsqueeze(-1), tokens[:, :1])
-            keys.append((filled.to(dtype), repeated if repeated.any() else None))
-        return keys + [(centred(image, self.mean).to(dtype), None) for image in self.normal]
+            keys.append(Keys(filled.to(dtype), repeated if repeated.any() else None))
+        return keys + [Keys(centred(image, self.mean).to(dtype)) for image in self.normal]
 
     @cached_property
     def prototypes(self) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,12 @@ Shapes: B windows, N tokens of a window, C channels of all layers together.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.memory import Memory
 from models.priors import centred, normal_vote, unit_tokens
 
-ROWS = 256  # tokens of a window that are compared at once, so that the products stay in the cache
 NEAREST = 3  # background tokens that a similarity is the mean of, where one is too much chance
 SURE, LEAST = 0.5, 0.05  # a sure token has this share of the window's largest contrast, and so much
 WEIGHT = 0.3  # of self-support
@@ -34,30 +32,13 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
       contrast; 0 in a window without a sure token, in which there is most likely nothing.
     """
     joint = centred([unit_tokens(layer.float()) for layer in features], memory.mean)
-    parts = joint.to(memory.foreground[0].dtype).split(ROWS, dim=1)
-    contrast = torch.cat([_contrast(part, memory) for part in parts], dim=1)
+    foreground, background, *normal = memory.joint_keys
+    contrast = foreground.nearest(joint, 1) - normal_vote(
+        background.nearest(joint, NEAREST), [image.nearest(joint, NEAREST) for image in normal]
+    )
     own = _self_support(joint, contrast, memory.prototypes[0])
     values = contrast + WEIGHT * (own - memory.middle.unsqueeze(-1))
     return values.unflatten(1, features[0].shape[-2:])
-
-
-def _contrast(tokens: Tensor, memory: Memory) -> Tensor:
-    """(B, N) float32 of tokens (B, N, C)."""
-    foreground, *surroundings = (
-        (tokens @ keys.transpose(1, 2), repeated) for keys, repeated in memory.joint_tokens
-    )
-    background, *images = (_nearest(*similarity) for similarity in surroundings)
-    return foreground[0].amax(-1).float() - normal_vote(background, images)
-
-
-def _nearest(similarity: Tensor, repeated: Tensor | None) -> Tensor:
-    """Mean (B, N) of the largest three of similarities (B, N, M), or of as many as there are;
-    repeated: (B or 1, M) bool, what does not count."""
-    if repeated is not None:
-        similarity = similarity.masked_fill(repeated.unsqueeze(1), -torch.inf)
-    nearest = similarity.topk(min(NEAREST, similarity.shape[-1]), dim=-1).values.float()
-    counts = nearest.isfinite()
-    return nearest.where(counts, 0).sum(-1) / counts.sum(-1)
 
 
 def _self_support(joint: Tensor, contrast: Tensor, foreground: Tensor) -> Tensor:

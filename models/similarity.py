@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,26 +12,44 @@ ROWS = 256  # products take multiples of so many rows at full speed
 
 
 class Keys:
-    """Tokens (B or 1, N, C) of unit length that queries are compared with, in their type."""
+    """Tokens (B or 1, N, C) of unit length that queries are compared with, in their type;
+    `repeated` (B, N) bool marks what is there twice, None: nothing is."""
 
-    def __init__(self, tokens: Tensor) -> None:
-        self.one_set = len(tokens) == 1  # one large product runs faster than several
-        self.transposed = tokens[0].T if self.one_set else tokens.transpose(-2, -1)
-        self.count = tokens.shape[1]
+    def __init__(self, tokens: Tensor, repeated: Tensor | None = None) -> None:
+        self.tokens, self.repeated = tokens, repeated
 
     def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """Dot products of tokens (B, M, C) of any length with the first keys, (B, M, first), and
         the largest with the others, of which there is at least one, (B, M): float32.
         """
-        rows = queries.flatten(0, 1).unsqueeze(0) if self.one_set else queries
-        parts = [rows]
-        if not torch.compiler.is_exporting():  # a graph has as many parts, whatever the sizes
-            count = max(1, PRODUCTS // (len(rows) * self.count))
-            parts = rows.split(count // ROWS * ROWS or count, dim=1)
         some, best = [], []
-        for part in parts:
-            values = part.to(self.transposed.dtype) @ self.transposed
-            some.append(values[..., :first].float())
-            best.append(values[..., first:].amax(-1).float())
+        for products in self._products(queries):
+            some.append(products[..., :first].float())
+            best.append(products[..., first:].amax(-1).float())
         shape = queries.shape[:2]
         return torch.cat(some, 1).view(*shape, first), torch.cat(best, 1).view(shape)
+
+    def nearest(self, queries: Tensor, count: int) -> Tensor:
+        """Mean of the largest `count` dot products of tokens (B, M, C), or of as many as there are
+        keys that are not repeated: (B, M) float32."""
+        means = []
+        for products in self._products(queries):
+            if self.repeated is not None:
+                products = products.masked_fill(self.repeated.unsqueeze(1), -torch.inf)
+            largest = products.topk(min(count, products.shape[-1]), dim=-1).values.float()
+            counts = largest.isfinite()
+            means.append(largest.where(counts, 0).sum(-1) / counts.sum(-1))
+        return torch.cat(means, 1).view(queries.shape[:2])
+
+    def _products(self, queries: Tensor) -> Iterator[Tensor]:
+        """Dot products with all keys, some rows at a time; with one set of keys the rows of all
+        queries together, as one large product runs faster than several."""
+        one_set = len(self.tokens) == 1
+        rows = queries.flatten(0, 1).unsqueeze(0) if one_set else queries
+        keys = self.tokens[0].T if one_set else self.tokens.transpose(-2, -1)
+        parts = [rows]
+        if not torch.compiler.is_exporting():  # a graph has as many parts, whatever the sizes
+            count = max(1, PRODUCTS // (len(rows) * keys.shape[-1]))
+            parts = rows.split(count // ROWS * ROWS or count, dim=1)
+        for part in parts:
+            yield part.to(keys.dtype) @ keys

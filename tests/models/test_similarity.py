@@ -27,6 +27,10 @@ def test_products_in_pieces_are_those_of_all_pairs(batch, queries, keys, sets, f
         patch.setattr(similarity, "PRODUCTS", piece)
         patch.setattr(similarity, "ROWS", 4)
         some, best = Keys(stored).compare(rows, first)
+        nearest = Keys(stored).nearest(rows, 3)
+        few = Keys(stored, torch.arange(keys).expand(len(stored), -1) >= 2).nearest(rows, 3)
+    assert_close(nearest, dense.topk(min(3, keys)).values.mean(-1), rtol=0, atol=1e-5)
+    assert_close(few, dense[..., :2].mean(-1), rtol=0, atol=1e-5)
     assert_close(some, dense[..., :first], rtol=0, atol=1e-5)
     assert_close(best, dense[..., first:].amax(-1), rtol=0, atol=1e-5)
 

@@ -13,6 +13,7 @@ from models.comparison import Comparison
 from models.memory import Memory
 from models.methods import Method
 from models.runtime import onnx_model, write_model
+from models.similarity import Keys
 
 OUTPUT = "score"
 
@@ -29,17 +30,18 @@ def graph_memory(memory: Memory, method: Method) -> dict[str, Tensor]:
     - `extras.name`: what the method keeps beside the tokens.
     """
     sizes = torch.tensor(memory.sizes)
-    (foreground, _), (background, _), *normal = memory.joint_tokens
+    foreground, background, *normal = memory.joint_keys
     named: dict[str, Tensor] = {
-        "share": memory.share, "covered": memory.covered, "joint_foreground": foreground,
-        "joint_background": background, "prototype": memory.prototypes[0], "middle": memory.middle,
+        "share": memory.share, "covered": memory.covered, "joint_foreground": foreground.tokens,
+        "joint_background": background.tokens, "prototype": memory.prototypes[0],
+        "middle": memory.middle,
         "foreground_view": torch.arange(len(sizes)).repeat_interleave(sizes),
     }  # fmt: skip
     for part in ("foreground", "background", "mean"):
         named |= {f"{part}.{i}": layer for i, layer in enumerate(getattr(memory, part))}
-    for n, (image, (joint, _)) in enumerate(zip(memory.normal, normal, strict=True)):
+    for n, (image, joint) in enumerate(zip(memory.normal, normal, strict=True)):
         named |= {f"normal.{n}.{i}": layer for i, layer in enumerate(image)}
-        named[f"joint_normal.{n}"] = joint
+        named[f"joint_normal.{n}"] = joint.tokens
     named |= {f"extras.{n}": value for n, value in memory.extras.get(method.name, {}).items()}
     return {n: v.float() if v.is_floating_point() else v for n, v in named.items()}
 
@@ -66,7 +68,7 @@ class AnswerGraph(nn.Module):
         joint = ["joint_foreground", "joint_background"]
         joint += [f"joint_normal.{n}" for n in range(images)]
         prepared = {  # in place of what the properties of these names compute
-            "is_marked": True, "joint_tokens": [(memory[name], None) for name in joint],
+            "is_marked": True, "joint_keys": [Keys(memory[name]) for name in joint],
             "prototypes": (memory["prototype"], None), "middle": memory["middle"],
         }  # fmt: skip
         vars(known).update(prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnxruntime
@@ -120,9 +121,9 @@ def test_both_graphs_give_the_scores_of_the_predictor(form, method, pictures, ar
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_int8_is_calibrated_and_runs_in_every_job(form, pictures, arguments, tmp_path):
-    """Its features are near to those of torch, or the manifest says how far; it takes a third of
-    the bytes, and TEST.runtime_path runs it."""
+def test_int8_is_calibrated_and_runs_in_every_job(form, pictures, arguments, tmp_path, capsys):
+    """Its features are near to those of torch, or as near as with more products in floating point;
+    it takes less than half of the bytes, and TEST.runtime_path runs it."""
     options = ("--format", form, "--images", str(pictures[0]), "--precision")
     changes = {"TEST__method": "prior"}
     sizes = {}
@@ -132,7 +133,11 @@ def test_int8_is_calibrated_and_runs_in_every_job(form, pictures, arguments, tmp
         stem = (tmp_path / "exported" / encoder["file"]).stem
         sizes[precision] = max(f.stat().st_size for f in (tmp_path / "exported").glob(f"{stem}.*"))
     assert encoder["precision"] == "int8" and 1e-3 < encoder["relative_error"] < 0.2
-    assert encoder["centred_cosine"] > NEAR or encoder["products_in_floating_point"] == 16
+    tries = re.findall(r"first (\d+) products .* cosine (.*)", capsys.readouterr().out)
+    far = {int(kept): 1 - float(cosine) for kept, cosine in tries}
+    kept, cosine = encoder["products_in_floating_point"], encoder["centred_cosine"]
+    assert 1 - far[kept] == pytest.approx(cosine, abs=1e-4)
+    assert cosine >= NEAR or (len(far) == 5 and far[kept] <= 1.1 * min(far.values()) + 1e-4)
     assert sizes["int8"] < sizes["fp32"] / 2
     runs = {"TEST__runtime": "auto", "TEST__runtime_path": str(tmp_path / "exported")}
     by_torch, by_int8 = (

@@ -19,6 +19,8 @@ from models.similarity import Keys
 
 MOSTLY = 0.5  # share of marked pixels from which on a token is mostly defect
 NEAR = 0.75  # share of the kept background that is most like the foreground
+SCATTERED = 4096  # background tokens, at most, that the scatter of the probe is taken from
+SHRINKAGE, VARIANCE_EPS = 0.3, 1e-6  # added to all variances: of their mean, and at least
 WIDTH, ROUNDS, SEED = 128, 16, 54  # of the coreset
 
 
@@ -122,7 +124,12 @@ class Memory:
             repeated[:, 0] = False
             filled = tokens.where(~repeated.unsqueeze(-1), tokens[:, :1])
             keys.append(Keys(filled.to(dtype), repeated if repeated.any() else None))
-        return keys + [Keys(centred(image, self.mean).to(dtype)) for image in self.normal]
+        return keys + [Keys(image.to(dtype)) for image in self._joint_normal]
+
+    @property
+    def _joint_normal(self) -> list[Tensor]:
+        """Each normal image over all layers, centred: (B, N, C)."""
+        return [centred(image, self.mean) for image in self.normal]
 
     @cached_property
     def prototypes(self) -> tuple[Tensor, Tensor]:
@@ -142,6 +149,33 @@ class Memory:
             count = tokens.any(-1).sum(-1).clamp(min=1)
             means.append((tokens @ axis).float().sum((1, 2)) / count)
         return (means[0] + means[1]) / 2
+
+    @cached_property
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """The linear discriminant of foreground and background (Fisher 1936), over all layers: a
+        direction (B, 1, C) float32 and a border (B,), so that the cosine products of tokens with
+        the direction less the border are on average 0.5 in the foreground and -0.5 in the
+        background. Directions in which the background, also of normal images, differs from itself
+        count less. Zero without a typical foreground token.
+        """
+        background = torch.cat([self.joint_background, *self._joint_normal], dim=1)
+        real, means = [], []
+        for tokens in (self.joint_foreground, background):
+            real.append(tokens.any(-1, keepdim=True))
+            means.append(tokens.sum(1, keepdim=True) / real[-1].sum(1, keepdim=True).clamp(min=1))
+        some = slice(None, None, -(-background.shape[1] // SCATTERED))
+        apart, counted = (background - means[1])[:, some], real[1][:, some]
+        difference = (means[0] - means[1]) * self.typical.any(1).view(-1, 1, 1)
+        with torch.autocast(apart.device.type, enabled=False):  # products of bf16 are too coarse
+            scatter = (apart * counted).transpose(1, 2) @ apart
+            scatter /= counted.sum(1, keepdim=True).clamp(min=1)
+            variances = scatter.diagonal(dim1=1, dim2=2)
+            variances += SHRINKAGE * variances.mean(-1, keepdim=True) + VARIANCE_EPS
+            root = torch.linalg.cholesky(scatter)
+            direction = torch.cholesky_solve(difference.transpose(1, 2), root).transpose(1, 2)
+        distance = (direction * difference).sum(-1, keepdim=True)
+        direction = direction / distance.where(distance > 0, 1)
+        return direction, ((means[0] + means[1]) * direction).sum((1, 2)) / 2
 
     def without_normal(self, number: int) -> Memory:
         """The same memory as if the normal image of this number had not been taught."""

@@ -14,13 +14,13 @@ from models.priors import centred, normal_vote, unit_tokens
 
 NEAREST = 3  # background tokens that a similarity is the mean of, where one is too much chance
 SURE, LEAST = 0.5, 0.05  # a sure token has this share of the window's largest contrast, and so much
-WEIGHT = 0.3  # of self-support
+OWN, PROBE = 0.3, 0.4  # weights of self-support and of the probe
 
 
 def score(features: list[Tensor], memory: Memory) -> Tensor:
     """Scores (B, h, w) float32 of windows, per layer (B, C_l, h, w), by one memory for all, or one
-    support set each: contrast + 0.3 (self-support - `Memory.middle`). A token is more likely defect
-    than not where its score is positive.
+    support set each: contrast + 0.3 (self-support - `Memory.middle`) + 0.4 probe. A token is more
+    likely defect than not where its score is positive.
 
     All are of cosines over all layers of tokens from which the supports' mean is taken, see
     `models.priors.centred`:
@@ -29,7 +29,8 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
       normal images vote on what is background, see `models.priors.normal_vote`;
     - self-support (SSP, Fan et al. 2022): cosine to the mean of the foreground joined by the
       window's sure tokens, less that to the mean of the half of the window's tokens of least
-      contrast; 0 in a window without a sure token, in which there is most likely nothing.
+      contrast; 0 in a window without a sure token, in which there is most likely nothing;
+    - probe: the linear discriminant of the supports' foreground and background, `Memory.probe`.
     """
     joint = centred([unit_tokens(layer.float()) for layer in features], memory.mean)
     foreground, background, *normal = memory.joint_keys
@@ -37,7 +38,9 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
         background.nearest(joint, NEAREST), [image.nearest(joint, NEAREST) for image in normal]
     )
     own = _self_support(joint, contrast, memory.prototypes[0])
-    values = contrast + WEIGHT * (own - memory.middle.unsqueeze(-1))
+    direction, border = memory.probe
+    probe = (joint * direction).sum(-1) - border.unsqueeze(-1)
+    values = contrast + OWN * (own - memory.middle.unsqueeze(-1)) + PROBE * probe
     return values.unflatten(1, features[0].shape[-2:])
 
 

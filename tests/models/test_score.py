@@ -68,7 +68,12 @@ def by_hand(query, supports, share, further):
 
     contrast = [similar(t, foreground, max) - surroundings(t, nearest) for t in asked]
     flat = [np.concatenate(token) / 2**0.5 for token in asked]
-    sets = [[np.concatenate(t) / 2**0.5 for t in s] for s in (foreground, background)]
+    sets = [
+        [np.concatenate(t) / 2**0.5 for t in s]
+        for s in (foreground, background, [*background, *(t for image in others for t in image)])
+    ]
+    wide = sets.pop()
+    discriminant = probe_by_hand(np.array(sets[0]), np.array(wide))
     means = [np.mean(s, axis=0) for s in sets]
     defect, normal = map(unit, means)
     middle = np.mean([mean @ (defect - normal) for mean in means])
@@ -76,9 +81,20 @@ def by_hand(query, supports, share, further):
     half = [t for t, c in zip(flat, contrast, strict=True)
             if c <= sorted(contrast)[(TOKENS - 1) // 2]]  # fmt: skip
     own = unit((np.mean(sure, axis=0) if sure else 0) + defect) - unit(np.mean(half, axis=0))
-    values = [c + 0.3 * ((t @ own if sure else 0) - middle)
+    values = [c + 0.3 * ((t @ own if sure else 0) - middle) + 0.4 * discriminant(t)
               for t, c in zip(flat, contrast, strict=True)]  # fmt: skip
     return torch.tensor(np.array(values)).float().unflatten(0, GRID)
+
+
+def probe_by_hand(foreground, background):
+    """The discriminant, in the axes of the background: 0.5 at the mean foreground, -0.5 at that of
+    the background."""
+    variances, axes = np.linalg.eigh(np.cov(background.T, ddof=0))
+    variances = variances + 0.3 * variances.mean() + 1e-6
+    ends = [group.mean(axis=0) @ axes for group in (foreground, background)]
+    direction = (ends[0] - ends[1]) / variances
+    start, end = (place @ direction for place in ends[::-1])
+    return lambda token: (token @ axes @ direction - start) / (end - start) - 0.5
 
 
 def marks(*views):

@@ -25,7 +25,7 @@ def graph_memory(memory: Memory, method: Method) -> dict[str, Tensor]:
     - `foreground.l` (1, F, C_l), `background.l` (1, M, C_l), `mean.l` (1, 1, C_l), `share` (1, F),
       `covered` (1, K): those of `models.memory.Memory`; `foreground_view` (F,): that of each token.
     - `joint_foreground` (1, T, C), `joint_background` (1, M, C), `prototype` (1, 1, C), `middle`
-      (1,): over all layers, see there.
+      (1,), `probe` (1, 1, C), `border` (1,): over all layers, see there.
     - `normal.n.l` (1, N, C_l), `joint_normal.n` (1, N, C): of each normal image.
     - `extras.name`: what the method keeps beside the tokens.
     """
@@ -34,7 +34,7 @@ def graph_memory(memory: Memory, method: Method) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {
         "share": memory.share, "covered": memory.covered, "joint_foreground": foreground.tokens,
         "joint_background": background.tokens, "prototype": memory.prototypes[0],
-        "middle": memory.middle,
+        "middle": memory.middle, "probe": memory.probe[0], "border": memory.probe[1],
         "foreground_view": torch.arange(len(sizes)).repeat_interleave(sizes),
     }  # fmt: skip
     for part in ("foreground", "background", "mean"):
@@ -70,6 +70,7 @@ class AnswerGraph(nn.Module):
         prepared = {  # in place of what the properties of these names compute
             "is_marked": True, "joint_keys": [Keys(memory[name]) for name in joint],
             "prototypes": (memory["prototype"], None), "middle": memory["middle"],
+            "probe": (memory["probe"], memory["border"]),
         }  # fmt: skip
         vars(known).update(prepared)
         maps = [layer.movedim(-1, 1) for layer in features]

@@ -1,5 +1,5 @@
-"""Contrast with self-support, without training: a pixel is defect where it looks more like the
-foreground than like the background, of the supports and of the window itself."""
+"""Contrast, without training: a pixel is defect where it looks more like the foreground than like
+the background, of the supports and of the window itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.priors import upsample
 
 
 class Contrast(Method):
-    """Contrast to the nearest labelled tokens plus self-support, see `models.score`."""
+    """Contrast to the nearest labelled tokens, self-support and probe, see `models.score`."""
 
     name = "contrast"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.errors import DataError, UserError
+from utils.signals import when_parent_ends
 
 
 class Loader(DataLoader):
@@ -34,7 +36,7 @@ class Loader(DataLoader):
             num_workers=num_workers,
             collate_fn=partial(_collate, collate),
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_end_with_the_parent,
             # in a spawned process the default is to spawn, which imports everything anew
             multiprocessing_context="fork" if num_workers else None,
             # starting workers draws from the global generator otherwise
@@ -77,10 +79,13 @@ def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C and SIGTERM may reach all processes of a job, and the parent ends its workers; where
+def _end_with_the_parent(_: int) -> None:
+    """A worker without its parent would wait for ever for what it hands over to be taken.
+
+    Ctrl-C and SIGTERM may reach all processes of a job, and the parent ends its workers; where
     it exits without, it sends them SIGTERM once more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    when_parent_ends(lambda: os._exit(1))
     # only the thread that hands tensors over calls it, where the parent has left
     sys.excepthook = lambda *_: None

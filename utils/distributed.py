@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import parent_process
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import ConfigError, ProcessError, UserError
-from utils.signals import SIGNALS, Interrupted, interruptible
+from utils.signals import SIGNALS, Interrupted, interruptible, when_parent_ends
 
 PATIENCE = timedelta(minutes=30)  # of one process for another, whose part of a test may be longer
 USER_ERROR = 2  # exit code
@@ -155,13 +154,9 @@ def _fault(
 
 def _run_member(job: Callable[..., Any], backend: str, faults: SimpleQueue, args: tuple) -> Any:
     """The part of one new process. Its fault goes into `faults` before the others miss it."""
-
-    def end_with_parent() -> None:
-        parent_process().join()
-        # to the process, the signal may come to this thread and leave the waiting one asleep
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    # to the process, the signal may come to another thread and leave the main one asleep
+    main_thread = threading.main_thread().ident
+    when_parent_ends(lambda: signal.pthread_kill(main_thread, signal.SIGTERM))
     number = int(os.environ["RANK"])
     try:
         with interruptible(), _process_group(backend):

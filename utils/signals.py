@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,6 +69,16 @@ def postponed(*, alone: bool) -> Iterator[Pending]:
             raise
     if pending.number:
         raise Interrupted(pending.number)
+
+
+def when_parent_ends(act: Callable[[], None]) -> None:
+    """Have a thread call `act` when the process that started this one has ended, also if killed."""
+
+    def wait() -> None:
+        parent_process().join()
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from multiprocessing import active_children
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, Dataset, SequentialSampler
@@ -13,6 +18,7 @@ from datasets.episodes import EpisodeBatches
 from tools.loading import Loader
 from utils.errors import DataError
 
+REPO = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("workers", [0, 2])
 
 
@@ -84,3 +90,28 @@ def test_workers_end_with_their_loader_and_leave_signals_to_the_process_that_has
         assert [next(batches).tolist() for _ in range(6)] == [[n] for n in range(6)]
         assert len(set(active_children()) - earlier) == 2
     assert set(active_children()) <= earlier
+
+
+class Large(Numbers):
+    """Items that no pipe between processes takes whole."""
+
+    def __getitem__(self, number):
+        return np.zeros(1 << 20, np.uint8)
+
+
+def print_workers():
+    """Print the loaders of large items, when these wait to be taken."""
+    batches = iter(load(Large(), 2, size=1, collate=tuple))
+    next(batches)
+    time.sleep(1)
+    print(*(child.pid for child in active_children()), flush=True)
+    time.sleep(60)
+
+
+def test_workers_end_when_their_loader_is_killed():
+    code = "from tests.tools.test_loading import *; print_workers()"
+    loader = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE)
+    workers = loader.stdout.readline().split()
+    loader.kill()
+    loader.communicate(timeout=30)  # returns when no process holds the pipe any more
+    assert len(workers) == 2

@@ -152,11 +152,11 @@ class Memory:
 
     @cached_property
     def probe(self) -> tuple[Tensor, Tensor]:
-        """The linear discriminant of foreground and background (Fisher 1936), over all layers: a
-        direction (B, 1, C) float32 and a border (B,), so that the cosine products of tokens with
-        the direction less the border are on average 0.5 in the foreground and -0.5 in the
-        background. Directions in which the background, also of normal images, differs from itself
-        count less. Zero without a typical foreground token.
+        """The linear discriminant (Fisher 1936) of foreground and background, over all layers: a
+        direction (B, 1, C) float32 and a border (B,). The product of a token with the direction,
+        less the border, is on average 0.5 in the foreground and -0.5 in the background, to which
+        normal images belong; what the background differs in from itself counts little. Zero without
+        a typical foreground token.
         """
         background = torch.cat([self.joint_background, *self._joint_normal], dim=1)
         real, means = [], []

@@ -57,7 +57,7 @@ TINY = {
     "TEST.VISUALIZE.save_figure": False,
 }
 # of `tiny_config`: a head that starts as good as the score and is then spoilt by large steps
-EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 3e-2}
+EARLY_BEST = {"TRAIN__SOFS__prior_residual": True, "TRAIN_SETUPS__learning_rate": 1.0}
 
 
 def surface(shape, rng):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from models import memory
 from models.comparison import Comparison
 from models.memory import join, label
 from models.methods.contrast import Contrast
@@ -126,6 +127,17 @@ def test_scores_are_those_of_every_pair_of_tokens(share, images):
     for i in range(3):
         expected = by_hand([layer[i : i + 1] for layer in query], supports, share, further)
         assert_close(ours[i], expected, rtol=0, atol=1e-5)
+
+
+def test_the_probe_of_many_background_tokens_takes_every_so_many_of_them(monkeypatch):
+    """Each token twice in a row, of which every second one counts: the same probe."""
+    once = label(maps_of(2, 1), marks({3: 0.9, 4: 0.55}, {7: 0.6}))
+    twice = replace(once, background=[t.repeat_interleave(2, dim=1) for t in once.background])
+    monkeypatch.setattr(memory, "SCATTERED", once.background[0].shape[1])
+    for ours, expected in zip(twice.probe, once.probe, strict=True):
+        assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(memory, "SCATTERED", 4)
+    assert not torch.allclose(replace(twice).probe[0], once.probe[0], rtol=1e-2)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from datasets.windows import Box, fitted_shape, tile
 
 MASK_THRESHOLD = 0.1
-TYPICAL = 60  # pixels of the network input, length at which a typical defect is seen well
+TYPICAL = 60  # pixels of the network input, length at which a typical defect is seen whole
 LONGEST = 8192  # pixels, side of what is augmented, which takes up to 50 bytes a pixel
 BLUR = 5  # pixels, side of the kernel
 NORMALISED = v2.functional.normalize(
@@ -89,16 +89,18 @@ def window_sides(masks: Sequence[np.ndarray], settings: ViewSettings) -> tuple[i
     """Sides in native pixels of the windows in which queries are seen by supports with these masks,
     ascending; 0: each is resized whole. It is one, see `window_side`, or with `grids` up to two.
 
-    With `grids` an image is parted into so many windows along its shorter side, square and without
-    padding, that a typical defect is TYPICAL pixels long in the network input, or the most that
-    there are; the next smaller number gives larger windows, which show more of the surroundings.
+    With `grids` an image is parted into n windows along its shorter side, square and without
+    padding: the first n with which a typical defect is at least TYPICAL / n pixels long in the
+    network input, or the last. So more windows, which show less of the surroundings each, are for
+    defects that would hardly be longer than a token. The next smaller number gives larger windows.
     """
     lengths = [length for mask in masks if (length := defect_length(mask))]
     if not (settings.grids and lengths):
         return (window_side(masks, settings),)
     shortest, length = min(min(mask.shape) for mask in masks), float(np.median(lengths))
-    shown = [length * n * settings.image_size / shortest for n in settings.grids]
-    place = next((i for i, size in enumerate(shown) if size >= TYPICAL), len(shown) - 1)
+    whole = length * settings.image_size / shortest
+    enough = (i for i, n in enumerate(settings.grids) if whole * n >= TYPICAL / n)
+    place = next(enough, len(settings.grids) - 1)
     chosen = settings.grids[max(0, place - 1) : place + 1]
     return tuple(dict.fromkeys(-(-shortest // n) for n in reversed(chosen)))
 

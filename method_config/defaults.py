@@ -70,8 +70,8 @@ DATASET.mask_size = 518  # side of the masks, pixels; equal to `image_size`
 DATASET.crop_size = 518  # side of crops and windows, native pixels; resized to `image_size`
 DATASET.crop_ratio = [0.7, 1.2]  # training: range of the random factor on the query's `crop_size`
 DATASET.area_resize_ratio = 0.01  # defect share, 0 to 1, above which the image is resized whole
-# ours: numbers of windows along the shorter side of an image, ascending: the first with which a
-# typical defect of the supports is 60 input pixels long, or the last, replaces `crop_size` and
+# ours: numbers of windows along the shorter side of an image, ascending: the first n with which a
+# typical defect of the supports is 60 / n input pixels long, or the last, replaces `crop_size` and
 # `area_resize_ratio`; queries are seen in the next smaller number, too, and the two scores
 # averaged; [0]: none
 DATASET.grids = [0]

@@ -38,7 +38,7 @@ def test_a_head_ships_with_its_config_and_saw_only_what_it_may(name):
     assert all(f"`{product}`" in card for product in seen)
     for key in ("backbone", "SOFS", "LOSS"):
         assert trained["TRAIN"][key] == yaml.safe_load(cfg.dump())["TRAIN"][key], key
-    for key in ("grids", "image_size", "crop_size", "support_windows"):
+    for key in ("image_size", "crop_size", "support_windows"):
         assert trained["DATASET"][key] == cfg.DATASET[key], key
     assert cfg.TEST.load_checkpoint and (ROOT / cfg.TEST.load_model_path) == path
     assert sum(file.stat().st_size for file in GENERAL.glob("*.safetensors")) <= 8 << 20

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from datasets.windows import Box, fitted_shape, tile
 
 MASK_THRESHOLD = 0.1
-TYPICAL = 60  # pixels of the network input, length at which a typical defect is seen whole
+TYPICAL = 60  # pixels, length from which on a typical defect is seen well in the whole image
 LONGEST = 8192  # pixels, side of what is augmented, which takes up to 50 bytes a pixel
 BLUR = 5  # pixels, side of the kernel
 NORMALISED = v2.functional.normalize(

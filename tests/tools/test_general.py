@@ -40,6 +40,8 @@ def test_a_head_ships_with_its_config_and_saw_only_what_it_may(name):
         assert trained["TRAIN"][key] == yaml.safe_load(cfg.dump())["TRAIN"][key], key
     for key in ("image_size", "crop_size", "support_windows"):
         assert trained["DATASET"][key] == cfg.DATASET[key], key
+    grids = trained["DATASET"]["grids"]  # in use, finer ones may follow
+    assert grids == cfg.DATASET.grids[: len(grids)]
     assert cfg.TEST.load_checkpoint and (ROOT / cfg.TEST.load_model_path) == path
     assert sum(file.stat().st_size for file in GENERAL.glob("*.safetensors")) <= 8 << 20
     assert "/tmp" not in about(path)["config"], "paths of the machine that trained it"

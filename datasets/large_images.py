@@ -62,14 +62,19 @@ class ImageStrips:
 
     def thumbnail(self, side: int) -> np.ndarray:
         """The image, read anew, shrunk by a whole number to at most `side`: (h', w', 3) uint8."""
-        step = -(-max(self.size) // side)
         anew = ImageStrips(self.path if self.pixels is None else self.pixels)
-        width, parts = -(-self.size[1] // step), []
-        for top in range(0, self.size[0], BLOCK * step):
-            rows = anew.strip(top, min(top + BLOCK * step, self.size[0]))
-            shape = width, -(-len(rows) // step)
-            parts.append(cv2.resize(rows, shape, interpolation=cv2.INTER_AREA))
-        return np.concatenate(parts)
+        return shrunk(anew.strip, self.size, -(-max(self.size) // side))
+
+
+def shrunk(rows: Callable[[int, int], np.ndarray], size: tuple[int, int], step: int) -> np.ndarray:
+    """An image of a size (h, w), whose rows (top, bottom) are asked for from the top, shrunk by a
+    whole number: (h / step, w / step, ...), rounded up."""
+    width, parts = -(-size[1] // step), []
+    for top in range(0, size[0], BLOCK * step):
+        block = rows(top, min(top + BLOCK * step, size[0]))
+        shape = width, -(-len(block) // step)
+        parts.append(cv2.resize(block, shape, interpolation=cv2.INTER_AREA))
+    return np.concatenate(parts)
 
 
 def _decoder(path: Path, size: tuple[int, int]) -> Callable[[int, int], np.ndarray] | None:

@@ -146,6 +146,8 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
     if data.support_windows and cfg.TEST.protocol == "published":
         text = "the published protocol has crops of supports alone; set TEST.protocol to ours."
         yield "DATASET.support_windows", text
+    if cfg.TEST.refine and cfg.TEST.protocol == "published":
+        yield "TEST.refine", "the published masks are votes of windows; set TEST.protocol to ours."
     if cfg.TEST.normal_queries and cfg.TEST.protocol == "published":
         text = (
             "by the published protocol a query's own defect decides its scale, and a normal image "

@@ -198,6 +198,9 @@ TEST.support_tokens = 0
 # ours: where normal images are taught beside a defect, an image in which no score exceeds the
 # highest one in them has no defect, see docs/protocol.md#mixed-supports
 TEST.normal_gate = True
+# ours: masks follow the pixels of the image: colour tells the pixels around a defect apart, and its
+# border lies where the score falls fastest, see docs/quality.md#the-pixels; not for `prior`
+TEST.refine = False
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from datasets.episodes import derive_seed
 from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
 from datasets.picture_lists import read_supports, several
+from datasets.refinement import refine
 from datasets.views import (
     SupportSet,
     ViewSettings,
@@ -97,6 +99,7 @@ class Predictor:
         threshold: score above which a pixel is defect; None: chosen on the supports.
         gated: an image whose highest score is not above those of the normal images that were taught
             beside a defect has none.
+        refined: masks follow the pixels of the image, see `datasets.refinement`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """
@@ -114,6 +117,7 @@ class Predictor:
         published_stitching: bool = False,
         threshold: float | None = DEFAULT_THRESHOLD,
         gated: bool = True,
+        refined: bool = False,
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
@@ -123,7 +127,7 @@ class Predictor:
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
-        self.auto_threshold, self.gated = threshold is None, gated
+        self.auto_threshold, self.gated, self.refined = threshold is None, gated, refined
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
         options = {"precision": precision, "batch": window_batch} | tokens
@@ -154,6 +158,7 @@ class Predictor:
             published_stitching=cfg.TEST.protocol == "published",
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
             gated=cfg.TEST.normal_gate,
+            refined=cfg.TEST.refine,
             precision=cfg.TRAIN.precision,
             seed=cfg.RNG_SEED,
         )
@@ -235,7 +240,7 @@ class Predictor:
         gates: dict[str, float] = {}
         images = normal_images if self.gated else ()
         queries = ((image, [memory.without_normal(n)]) for n, image in enumerate(images))
-        for outcome in self.segment(queries):
+        for outcome in self.segment(queries, refined=False):
             for name, answer in outcome.answers[0].items():
                 gates[name] = max(gates.get(name, 0.0), float(answer.score.max()))
         return gates
@@ -266,6 +271,7 @@ class Predictor:
         queries: Iterable[tuple[Picture | ImageStrips, Sequence[Memory]]],
         *,
         reproducible: bool = False,
+        refined: bool = True,
     ) -> Iterator[Outcome]:
         """Segment images with all methods, in order, each by one or several memories.
 
@@ -277,6 +283,7 @@ class Predictor:
             reproducible: no answer depends on the other images, not by a rounding, so figures are
                 the same however the images are dealt to processes: a window that is left alone for
                 the last pass is encoded twice, as a pass of one window is rounded in another way.
+            refined: False: masks are left as wide as tokens make them, whatever the predictor does.
         """
         batch: list[Window] = []
         waiting: deque[PendingQuery] = deque()
@@ -289,11 +296,11 @@ class Predictor:
                     self._encode(batch)
                     batch = []
                 while waiting and waiting[0].is_answered:
-                    yield self._outcome(waiting.popleft())
+                    yield self._outcome(waiting.popleft(), self.refined and refined)
             if batch:
                 self._encode(batch, twice=reproducible and len(batch) == 1)
             while waiting:
-                yield self._outcome(waiting.popleft())
+                yield self._outcome(waiting.popleft(), self.refined and refined)
 
     def _encode(self, batch: list[Window], twice: bool = False) -> None:
         """Encode windows in one pass, and answer those of each image in groups that do not depend
@@ -325,23 +332,34 @@ class Predictor:
                     for (window, _, _), answer in zip(query.encoded, answers, strict=True):
                         mergers[name].add(answer, window.box)
 
-    def _outcome(self, query: PendingQuery) -> Outcome:
-        if query.error is not None:
-            return Outcome(None, [], query.error)
-        answers, finished = [], iter(zip(query.scales, query.mergers, strict=True))
-        for memory in query.memories:
-            parts = [next(finished) for _ in memory.scales]
-            windows = sum(len(query.boxes[scale.window]) for scale, _ in parts)
-            predictions = {}
-            for name in self.methods:
-                label, score = averaged([mergers[name] for _, mergers in parts])
-                gate = memory.gates.get(name)
-                if gate is not None and score.max() <= gate:
-                    label[:] = 0
-                threshold = memory.thresholds.get(name, self.threshold)
-                predictions[name] = Prediction(label, score, windows, threshold)
-            answers.append(predictions)
-        return Outcome(query.image, answers)
+    def _outcome(self, query: PendingQuery, refined: bool) -> Outcome:
+        if query.error is None:
+            finished = iter(zip(query.scales, query.mergers, strict=True))
+            parts = [[next(finished) for _ in memory.scales] for memory in query.memories]
+            try:
+                return Outcome(query.image, [self._joined(query, p, refined) for p in parts])
+            except DataError as error:  # a large file is read once more to refine its masks
+                query.error = error
+        return Outcome(None, [], query.error)
+
+    def _joined(
+        self, query: PendingQuery, parts: Sequence[tuple[Memory, dict[str, Any]]], refined: bool
+    ) -> dict[str, Prediction]:
+        """By method, the prediction of the scales of one memory, each with what joined its
+        windows."""
+        memory, predictions = parts[0][0], {}
+        windows = sum(len(query.boxes[scale.window]) for scale, _ in parts)
+        size, stride = self.settings.image_size, self.backbone.stride
+        for name, method in self.methods.items():
+            label, score = averaged([mergers[name] for _, mergers in parts])
+            gate, threshold = memory.gates.get(name), memory.thresholds.get(name, self.threshold)
+            if gate is not None and score.max() <= gate:
+                label[:] = 0
+            elif refined and method.gives_log_odds and memory.is_marked:
+                refine(label, score, query.image, threshold=threshold, window=memory.window,
+                       image_size=size, stride=stride)  # fmt: skip
+            predictions[name] = Prediction(label, score, windows, threshold)
+        return predictions
 
     def save_support(self, path: str | Path) -> None:
         """Write the memory as safetensors."""

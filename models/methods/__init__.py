@@ -34,12 +34,14 @@ class Method(nn.Module, ABC):
     Attributes:
         name: in configs, tables and files.
         needs_training: a checkpoint holds its trained weights; False: it works as it is.
+        gives_log_odds: its answer is the sigmoid of log-odds, so that masks can be refined.
         head: of a method that needs training, all that is trained, saved and loaded; parameters of
             `head.transformer`, if there is one, have the learning rate of the transformer.
     """
 
     name: ClassVar[str]
     needs_training: ClassVar[bool] = False
+    gives_log_odds: ClassVar[bool] = False
     head: nn.Module
 
     def __init__(self, backbone: Backbone) -> None:

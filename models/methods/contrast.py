@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.comparison import Comparison
+from models.head import RESIDUAL_SCALE
 from models.methods import Method
 from models.priors import upsample
 
@@ -14,10 +15,11 @@ class Contrast(Method):
     """Contrast to the nearest labelled tokens, self-support and probe, see `models.score`."""
 
     name = "contrast"
+    gives_log_odds = True
 
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
-        """0.5 + score / 2, bounded to [0, 1], see `models.score`; without a marked token the
-        largest abnormal prior."""
+        """The sigmoid of ten times the score, as a head begins with, see `models.score`; without a
+        marked token the largest abnormal prior."""
         if not compared.memory.is_marked:
             return upsample(compared.anomaly, size)
-        return (0.5 + upsample(compared.score, size) / 2).clamp(0, 1)
+        return (RESIDUAL_SCALE * upsample(compared.score, size)).sigmoid()

@@ -34,7 +34,7 @@ class SOFS(Method):
     """
 
     name = "SOFS"
-    needs_training = True
+    needs_training = gives_log_odds = True
 
     def __init__(
         self, backbone: Backbone, head: Head, *, abnormal_to_head: bool = True,

@@ -51,3 +51,19 @@ def test_the_prior_is_the_joint_prior_and_finds_the_defect_of_its_support_again(
     assert_close(answer(prior, query, memory), 0.5 + joint / 4)
     scores = prior.answer(Comparison(prior.backbone(support[0, :1]), memory), (4, 4))
     assert torch.equal(scores[0] > 0.5, downsample_mask(masks, 14)[0, 0] > 0)
+
+
+@torch.no_grad()
+def test_contrast_and_a_head_that_has_learned_nothing_give_the_log_odds_of_the_score(tmp_path):
+    torch.manual_seed(0)
+    cfg = tiny_config(tmp_path, tmp_path, TRAIN__SOFS__prior_residual=True)
+    contrast = build_method(cfg, "contrast").eval()
+    head = build_method(cfg, "SOFS", contrast.backbone).eval()
+    head.head.own_scale.zero_()
+    query, supports = torch.randn(2, 3, 64, 64), torch.randn(1, 2, 3, 64, 64)
+    masks = torch.zeros(1, 2, 64, 64, dtype=torch.uint8)
+    masks[..., 10:30, 10:24] = 1
+    memory = remember([contrast, head], supports, masks)
+    score = upsample(Comparison(contrast.backbone(query), memory).score, (64, 64))
+    for method in (contrast, head):
+        assert_close(answer(method, query, memory).logit(), 10 * score, rtol=0, atol=1e-3)

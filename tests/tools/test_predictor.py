@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import large_images
+from datasets.large_images import ImageStrips
+from datasets.refinement import refine
 from datasets.views import SupportSet
 from datasets.windows import tile
 from tests.datasets.bad_files import saved, truncated
@@ -238,6 +240,39 @@ def test_an_image_whose_scores_stay_below_those_of_normal_images_has_no_defect(p
             assert np.array_equal(ours.mask, theirs.mask & (not below))
     assert emptied, "one at least has a mask without the bar"
     assert ask(gated, image)["prior"].mask.any()
+
+
+def test_refined_masks_follow_the_pixels_but_gates_and_the_prior_stay(predictor):
+    (image, mask), (query, _) = (spotted((100, 150), seed, [(30, 40)]) for seed in (0, 1))
+    threshold = float(
+        np.median(ask(predictor, query, variant(predictor).teach([(image, mask)]))["SOFS"].score)
+    )
+    plain, refined = (variant(predictor, threshold=threshold, refined=r) for r in (False, True))
+    for taught in (plain, refined):
+        taught.set_support([image, picture(100, 150, seed=2)], [mask, None])
+    assert refined.memory.gates == plain.memory.gates and plain.memory.gates
+    before, after = (ask(p, query, replace(p.memory, gates={})) for p in (plain, refined))
+    assert np.array_equal(before["prior"].score, after["prior"].score)
+    label, score = before["SOFS"].label.copy(), before["SOFS"].score.copy()
+    refine(label, score, ImageStrips(query), threshold=threshold, window=64, image_size=64,
+           stride=refined.backbone.stride)  # fmt: skip
+    assert np.array_equal(after["SOFS"].label, label) and np.array_equal(after["SOFS"].score, score)
+    assert not np.array_equal(label, before["SOFS"].label)
+
+
+def test_a_large_file_that_vanishes_before_its_mask_is_refined_is_an_error_of_that_image(
+    predictor, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(large_images, "AT_ONCE", 1000)
+    image, mask = spotted((100, 150), 0, [(30, 40)])
+    taught = variant(predictor, threshold=0.01, refined=True)
+    memory = taught.teach([(image, mask)])
+    files = [saved(tmp_path / f"{n}.png", picture(100, 150, seed=n)) for n in range(3)]
+    outcomes = taught.segment((file, [memory]) for file in files)
+    assert next(outcomes).error is None
+    files[1].unlink()
+    later = list(outcomes)
+    assert "1.png" in str(later[0].error) and later[1].error is None
 
 
 def test_normal_images_alone_show_what_is_unlike_them(predictor):

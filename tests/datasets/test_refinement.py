@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from datasets import large_images
+from datasets.large_images import ImageStrips
+from datasets.refinement import (
+    LEVELS,
+    SHRINKAGE,
+    discriminant,
+    enlarged,
+    log_odds,
+    refine,
+    steepest,
+)
+from tests.datasets.bad_files import saved
+
+TOKEN = 14
+
+
+def scratched(seed=0, light=1.0, size=(180, 240)):
+    """A grained surface with a dark scratch 3 pixels wide, the mask of it, and probabilities as
+    tokens of 14 pixels give them: high in a band many times as wide."""
+    draw = np.random.default_rng(seed)
+    grain = cv2.GaussianBlur(draw.normal(150, 60, (*size, 3)).astype(np.float32), (0, 0), 1)
+    mask = cv2.line(np.zeros(size, np.uint8), (40, 40), (190, 120), 1, 3)
+    image = ((grain - 60 * mask[..., None]) * light).clip(0, 255).astype(np.uint8)
+    share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7 * TOKEN)
+    logits = 6 * share / share.max() - 3
+    return image, mask, 1 / (1 + np.exp(-logits))
+
+
+def refined(image, score, threshold=0.5, window=0, image_size=240, stride=TOKEN):
+    """Label and score after the refinement of copies, by default with tokens of 14 pixels."""
+    label, score = (score > threshold).astype(np.uint8), score.copy()
+    refine(label, score, ImageStrips(image), threshold=threshold, window=window,
+           image_size=image_size, stride=stride)  # fmt: skip
+    return label, score
+
+
+def iou(label, mask):
+    return (label & mask).sum() / (label | mask).sum()
+
+
+@pytest.mark.parametrize("light", [1.0, 0.5])
+def test_a_mask_that_is_as_wide_as_tokens_follows_the_scratch_in_any_light(light):
+    image, mask, score = scratched(light=light)
+    label, after = refined(image, score)
+    assert iou(label, mask) > 1.7 * iou(score > 0.5, mask == 1) > 0.3
+    assert np.array_equal(label, after > 0.5)
+
+
+def test_what_no_pixel_says_is_left_and_so_are_far_pixels_but_for_the_border():
+    image, _, score = scratched()
+    low = score * 0.4
+    assert np.array_equal(refined(image, low)[1], low), "nothing is over the threshold"
+    small = refined(image, score, image_size=2400)  # tokens of 1.4 pixels
+    assert np.array_equal(small[1], score)
+    after = refined(image, score)[1]
+    moved = log_odds(after) - log_odds(score)
+    far = cv2.distanceTransform((score <= 0.5).astype(np.uint8), cv2.DIST_L2, 5) > 2 * TOKEN + 1
+    assert far.any() and np.ptp(moved[far]) < 1e-4 and np.ptp(moved[~far]) > 0.5
+    assert LEVELS[0] <= -moved[far][0] <= LEVELS[-1]
+
+
+@pytest.mark.parametrize("radius", [20, 30, 40])
+def test_without_colour_the_border_lies_where_the_score_falls_fastest(radius):
+    """A cone of log-odds with a cliff: its mask ends at the cliff, whichever level that is."""
+    y, x = np.mgrid[:160, :160] - 80
+    distance = np.hypot(y, x)
+    logits = (30 - distance) / 20 + 0.3 * np.tanh((radius - distance) / 2)
+    grey = np.full((160, 160, 3), 128, np.uint8)
+    score = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    label = refined(grey, score, image_size=160)[0]
+    before, after = (np.sqrt(found.sum() / np.pi) for found in (score > 0.5, label))
+    assert abs(after - radius) < 1.5 and (radius == 30 or abs(before - radius) > 3)
+
+
+def test_the_steepest_level_is_that_of_a_loop_over_all_levels():
+    logits = cv2.GaussianBlur(np.random.default_rng(3).normal(0, 40, (90, 70)), (0, 0), 5)
+    logits = (logits + 2 * np.tanh(4 * (logits - 0.8))).astype(np.float32)
+    slope = np.hypot(cv2.Sobel(logits, cv2.CV_32F, 1, 0), cv2.Sobel(logits, cv2.CV_32F, 0, 1))
+    found = np.array([slope[abs(logits - level) <= 0.125].mean() for level in LEVELS])
+    expected = (LEVELS * found**8).sum() / (found**8).sum()
+    assert steepest(logits) == pytest.approx(expected, abs=1e-3) and expected > 0.3
+    assert steepest(np.full((9, 9), -5, np.float32)) == 0
+
+
+def test_the_threshold_is_where_the_refinement_begins():
+    """Scores and a threshold that are moved by the same log-odds give the same mask."""
+    image, _, score = scratched()
+    moved = (1 / (1 + np.exp(-log_odds(score) + 1))).astype(np.float32)
+    low = float(1 / (1 + np.exp(1)))
+    label, after = refined(image, moved, threshold=low)
+    assert np.array_equal(label, after > low)
+    assert (label != refined(image, score)[0]).mean() < 1e-3
+
+
+def test_pixels_are_told_apart_by_the_log_odds_of_two_normal_distributions():
+    """But for the shrinkage, which is the same for all as nothing is correlated here."""
+    draw, means, deviation = np.random.default_rng(1), ([2.0, 1.0], [0.0, 3.0]), [1.5, 2.0]
+    kinds = [draw.normal(mean, deviation, (200_000, 2)) for mean in means]
+    direction, middle = discriminant(*kinds)
+    points = draw.normal(0, 2, (50, 2))
+    densities = [stats.norm(mean, deviation).logpdf(points).sum(1) for mean in means]
+    expected = (densities[0] - densities[1]) / (1 + SHRINKAGE)
+    np.testing.assert_allclose(points @ direction - middle, expected, rtol=0.2, atol=0.2)
+
+
+def test_a_large_image_is_refined_by_a_smaller_copy_whole_or_in_strips(tmp_path, monkeypatch):
+    image, mask, score = scratched(size=(300, 520))
+    large = [cv2.resize(a, (2080, 1200), interpolation=cv2.INTER_CUBIC) for a in (image, score)]
+    label = refined(*large, image_size=520)[0]
+    small = refined(image, score, image_size=520)[0]
+    truth = cv2.resize(mask, (2080, 1200), interpolation=cv2.INTER_NEAREST)
+    assert iou(label, truth) > 1.7 * iou(large[1] > 0.5, truth == 1) > 0.3
+    assert iou(label, cv2.resize(small, (2080, 1200), interpolation=cv2.INTER_NEAREST)) > 0.7
+    file = saved(tmp_path / "a.png", large[0])
+    monkeypatch.setattr(large_images, "AT_ONCE", 1000)
+    assert ImageStrips(file).pixels is None
+    assert np.array_equal(refined(file, large[1], image_size=520)[0], label)
+
+
+def test_values_are_enlarged_as_opencv_does():
+    values = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
+    whole = cv2.resize(values, (40, 30), interpolation=cv2.INTER_LINEAR)
+    parts = [enlarged(values, (30, 40), top, top + 6) for top in range(0, 30, 6)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)

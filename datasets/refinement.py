@@ -16,7 +16,7 @@ from utils.large_arrays import let_go
 LONGEST = 2048  # pixels, side of the image at which the addition is found
 LEAST_TOKEN = 2.0  # pixels there; smaller tokens follow the image by themselves
 REACH = 2.0  # tokens around what is found, within which pixels are told apart
-CLEARLY, MOST = 0.5, 1.0  # log-odds: of normal pixels, below 0; bound of what a pixel tells
+CLEARLY, MOST = 0.5, 1.0  # log-odds: of normal pixels, below 0; of either change, at most
 SCALES, SURROUNDINGS = (1.0, 2.5), 3.0  # Gaussians, pixels; side of the mean, tokens
 LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a weight
 FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for the discriminant
@@ -63,7 +63,7 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     Pixels within REACH of those with positive log-odds get evidence by the linear discriminant
     (Fisher 1936) of the latter and of clearly normal ones near them, by colour relative to the
     surroundings. Its value is the log-odds of two normal distributions of the same covariance. Then
-    0 moves to the level of `steepest`.
+    0 moves to the level of `steepest`. Either change is MOST at most.
     """
     added, found = np.zeros_like(logits), logits > 0
     far = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 3)
@@ -77,7 +77,8 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
         evidence = np.clip(colours @ direction - middle, -MOST, MOST)
         added[box] = evidence * near[box]
     width = round(token / 2) | 1
-    return added - steepest(cv2.blur(logits + added, (width, width)))
+    level = steepest(cv2.blur(logits + added, (width, width)))
+    return added - np.float32(np.clip(level, -MOST, MOST))
 
 
 def relative_colours(image: np.ndarray, token: float) -> np.ndarray:

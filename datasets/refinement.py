@@ -45,9 +45,10 @@ def refine(
     if token < LEAST_TOKEN:
         return
     small = shrunk(lambda top, bottom: score[top:bottom], score.shape, step)
-    if not (small > threshold).any():
+    logits = log_odds(small) - border
+    if not (logits > 0).any():
         return
-    added = addition(log_odds(small) - border, image.thumbnail(side), token)
+    added = addition(logits, image.thumbnail(side), token)
     for top in range(0, len(score), ROWS):
         rows = np.s_[top : top + ROWS]
         more = enlarged(added, score.shape, top, top + len(score[rows]))

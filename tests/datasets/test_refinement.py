@@ -57,6 +57,8 @@ def test_what_no_pixel_says_is_left_and_so_are_far_pixels_but_for_the_border():
     image, _, score = scratched()
     low = score * 0.4
     assert np.array_equal(refined(image, low)[1], low), "nothing is over the threshold"
+    sure = np.full_like(score, 1 - 1e-7)
+    assert np.array_equal(refined(image, sure, 1 - 5e-7)[1], sure), "log-odds are as good as equal"
     small = refined(image, score, image_size=2400)  # tokens of 1.4 pixels
     assert np.array_equal(small[1], score)
     after = refined(image, score)[1]

@@ -68,6 +68,17 @@ def test_what_no_pixel_says_is_left_and_so_are_far_pixels_but_for_the_border():
     assert 0 < abs(moved[far][0]) <= 1 + 1e-4
 
 
+@pytest.mark.parametrize("side, is_left", [(5, False), (9, True)])
+def test_a_region_under_a_quarter_of_a_token_is_no_defect(side, is_left):
+    logits = np.full((120, 120), -3, np.float32)
+    logits[20:60, 20:60] = 4
+    logits[90 : 90 + side, 90 : 90 + side] = 4
+    grey = np.full((120, 120, 3), 128, np.uint8)
+    label, score = refined(grey, 1 / (1 + np.exp(-logits)), image_size=120)
+    assert label[20:60, 20:60].all() and label[90:, 90:].any() == is_left
+    assert np.array_equal(label, score > 0.5)
+
+
 @pytest.mark.parametrize("radius", [20, 30, 40])
 def test_without_colour_the_border_lies_where_the_score_falls_fastest(radius):
     """A cone of log-odds with a cliff: its mask ends at the cliff, whichever level that is."""

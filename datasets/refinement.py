@@ -31,7 +31,8 @@ def refine(
     image_size: int, stride: int,
 ) -> None:  # fmt: skip
     """Refine in place scores (h, w) float32, probabilities, and labels (h, w) uint8 {0, 1} of an
-    image. Where no pixel is over the threshold they stay as they are.
+    image. Where no pixel is over the threshold they stay as they are. What to add is found on a
+    copy as large as the network sees it, at most LONGEST, and brought back to the image.
 
     Args:
         window: side of the windows in which it was seen, native pixels; 0: as a whole.

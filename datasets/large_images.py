@@ -37,6 +37,7 @@ class ImageStrips:
         if self.path is not None and self._decode is None:
             self.pixels = read_image(self.path)
         self._is_constant = True  # so far
+        self._thumbnails: dict[int, np.ndarray] = {}  # by how much smaller
         self._top, self._rows = 0, np.empty((0, self.size[1], 3), np.uint8)
 
     def strip(self, top: int, bottom: int) -> np.ndarray:
@@ -61,9 +62,14 @@ class ImageStrips:
         return rows
 
     def thumbnail(self, side: int) -> np.ndarray:
-        """The image, read anew, shrunk by a whole number to at most `side`: (h', w', 3) uint8."""
-        anew = ImageStrips(self.path if self.pixels is None else self.pixels)
-        return shrunk(anew.strip, self.size, -(-max(self.size) // side))
+        """The image, read anew where it is not in memory, shrunk by a whole number to at most
+        `side`: (h', w', 3) uint8; its own pixels where they are as small."""
+        if (step := -(-max(self.size) // side)) == 1 and self.pixels is not None:
+            return self.pixels
+        if step not in self._thumbnails:  # several memories may ask for it
+            anew = ImageStrips(self.path if self.pixels is None else self.pixels)
+            self._thumbnails[step] = shrunk(anew.strip, self.size, step)
+        return self._thumbnails[step]
 
 
 def shrunk(rows: Callable[[int, int], np.ndarray], size: tuple[int, int], step: int) -> np.ndarray:

@@ -81,3 +81,14 @@ def test_thumbnail_shows_the_image(tmp_path):
         small = image.thumbnail(16)
         assert small.shape == (8, 16, 3)
         assert not small[:, :8].any() and (small[:, 8:] == (250, 100, 10)).all()
+
+
+def test_a_file_is_read_once_for_equal_thumbnails_and_pixels_are_not_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "AT_ONCE", 100)
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    file = saved(tmp_path / "a.png", pixels)
+    image = ImageStrips(file)
+    small = image.thumbnail(30)
+    file.unlink()
+    assert image.thumbnail(30) is small and small.shape == (20, 30, 3)
+    assert ImageStrips(pixels).thumbnail(60) is pixels

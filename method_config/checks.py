@@ -51,6 +51,7 @@ BOUNDS = {
     ),
     "between 0 and 1": (lambda x: 0 < x < 1, "TRAIN_SETUPS.TEST_SETUPS.val_share"),
     "from 0 to 0.9": (lambda x: 0 <= x <= 0.9, "TEST.window_overlap"),
+    "from 0 to 0.99": (lambda x: 0 <= x <= 0.99, "TEST.normal_gate"),
     "from 0 to 4294967295": (lambda x: 0 <= x < 2**32, "RNG_SEED"),
     "from 1 to 1024": (lambda x: 1 <= x <= 1024, "NUM_GPUS"),
     "from 0 to 1024": (lambda x: 0 <= x <= 1024, "TRAIN_SETUPS.num_workers"),

@@ -7,6 +7,7 @@ for prediction in predictor.predict_many(paths): ...
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from datasets.episodes import derive_seed
 from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
 from datasets.picture_lists import read_supports, several
-from datasets.refinement import refine
+from datasets.refinement import log_odds, refine
 from datasets.views import (
     SupportSet,
     ViewSettings,
@@ -48,6 +49,7 @@ from utils.precision import autocast, half_type, pick_device
 
 AUTO = "auto"  # value of TEST.threshold
 DEFAULT_THRESHOLD = 0.5
+SPREAD = 0.45  # log-odds, scale of the highest ones of images without defect
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ class Predictor:
         support_tokens: of these, kept for each support image; 0: no bound.
         published_stitching: join windows as published, not blended.
         threshold: score above which a pixel is defect; None: chosen on the supports.
-        gated: an image whose highest score is not above those of the normal images that were taught
-            beside a defect has none.
+        normal_gate: share of images without defect that shall stay empty, in [0, 1), where normal
+            images were taught beside a defect: an image whose highest score is not above their bar
+            has none, see `Predictor._gates`; 0: there is no bar.
         refined: masks follow the pixels of the image, see `datasets.refinement`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
@@ -116,7 +119,7 @@ class Predictor:
         support_tokens: int = 0,
         published_stitching: bool = False,
         threshold: float | None = DEFAULT_THRESHOLD,
-        gated: bool = True,
+        normal_gate: float = 0.9,
         refined: bool = False,
         precision: str = "fp32",
         seed: int = 0,
@@ -127,7 +130,8 @@ class Predictor:
         self.settings, self.device, self.seed = settings, device, seed
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
-        self.auto_threshold, self.gated, self.refined = threshold is None, gated, refined
+        self.auto_threshold, self.refined = threshold is None, refined
+        self.normal_gate = normal_gate
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
         options = {"precision": precision, "batch": window_batch} | tokens
@@ -157,7 +161,7 @@ class Predictor:
             support_tokens=cfg.TEST.support_tokens,
             published_stitching=cfg.TEST.protocol == "published",
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
-            gated=cfg.TEST.normal_gate,
+            normal_gate=cfg.TEST.normal_gate,
             refined=cfg.TEST.refine,
             precision=cfg.TRAIN.precision,
             seed=cfg.RNG_SEED,
@@ -235,14 +239,25 @@ class Predictor:
         return replace(memory, gates=self._gates(memory, normal_images))
 
     def _gates(self, memory: Memory, normal_images: Sequence[np.ndarray]) -> dict[str, float]:
-        """By method, the highest score in any of the normal images of a memory, each segmented by
-        all else that was taught; with n of them one normal image in n + 1 exceeds it, by chance."""
+        """By method, the bar that the highest score of an image without defect should not exceed.
+
+        It is the highest score in the n normal images of a memory, each segmented by all else that
+        was taught: a further one stays below it with odds of n. If the highest log-odds of images
+        have a Gumbel distribution of scale SPREAD, as maxima do, it stays below that plus x with
+        odds of n exp(x / SPREAD): x makes them those of `normal_gate`, but lowers no bar. Where a
+        method gives no log-odds, x is 0.
+        """
         gates: dict[str, float] = {}
-        images = normal_images if self.gated else ()
+        images = normal_images if self.normal_gate else ()
         queries = ((image, [memory.without_normal(n)]) for n, image in enumerate(images))
         for outcome in self.segment(queries, refined=False):
             for name, answer in outcome.answers[0].items():
                 gates[name] = max(gates.get(name, 0.0), float(answer.score.max()))
+        odds = self.normal_gate / (1 - self.normal_gate) / max(len(images), 1)
+        for name in gates if odds > 1 else ():
+            if self.methods[name].gives_log_odds:
+                bar = log_odds(np.float64(gates[name])) + SPREAD * math.log(odds)
+                gates[name] = float(1 / (1 + np.exp(-bar)))
         return gates
 
     def predict(self, image: Picture) -> Prediction:

@@ -215,11 +215,11 @@ def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor):
 
 
 def test_an_image_whose_scores_stay_below_those_of_normal_images_has_no_defect(predictor):
-    """The bar is the highest score in a normal image, as seen by all else that was taught; masks
-    of images above it are untouched."""
+    """The bar is the highest score in a normal image, as seen by all else that was taught, as long
+    as two of them keep enough images empty; masks of images above it are untouched."""
     (image, mask), seen = spotted((64, 64), 0, [(20, 30)]), picture(64, 64, seed=3)
     normal = [spotted((64, 64), seed, [(9, 9)], side=3)[0] for seed in (4, 5)]
-    gated, free = variant(predictor, threshold=0.3), variant(predictor, threshold=0.3, gated=False)
+    gated, free = (variant(predictor, threshold=0.3, normal_gate=gate) for gate in (0.6, 0.0))
     for taught in (gated, free):
         taught.set_support([image, *normal], [mask, None, None])
     highest: dict[str, float] = {}
@@ -240,6 +240,26 @@ def test_an_image_whose_scores_stay_below_those_of_normal_images_has_no_defect(p
             assert np.array_equal(ours.mask, theirs.mask & (not below))
     assert emptied, "one at least has a mask without the bar"
     assert ask(gated, image)["prior"].mask.any()
+
+
+def test_the_bar_rises_with_the_share_and_falls_with_the_number_of_normal_images(predictor):
+    """In log-odds, by 0.45 for each factor of e between the odds that are asked for and the number
+    of images; never below the highest score in them, and not for a method without log-odds."""
+    (image, mask), normal = spotted((64, 64), 0, [(20, 30)]), picture(64, 64, seed=4)
+    bars = {}
+    for share in (0.5, 0.75, 0.9):
+        for count in (1, 3, 9):
+            taught = variant(predictor, normal_gate=share)
+            taught.set_support([image, *[normal] * count], [mask, *[None] * count])
+            bars[share, count] = taught.memory.gates
+    for (share, count), gates in bars.items():
+        least = bars[0.5, count]
+        rise = 0.45 * max(np.log(share / (1 - share) / count), 0)
+        odds = {name: np.log(bar / (1 - bar)) for name, bar in gates.items()}
+        lowest = np.log(least["SOFS"] / (1 - least["SOFS"]))
+        assert odds["SOFS"] == pytest.approx(lowest + rise, abs=1e-4)
+        assert gates["prior"] == least["prior"]
+    assert bars[0.9, 1]["SOFS"] > bars[0.75, 1]["SOFS"] > bars[0.5, 1]["SOFS"]
 
 
 def test_refined_masks_follow_the_pixels_but_gates_and_the_prior_stay(predictor):

@@ -23,7 +23,7 @@ SIZE = (100, 150)
 def taught(predictor, grids=(1, 2, 3), normal=1, **changes):
     """A predictor with grids that knows two small defects and some normal images."""
     settings = replace(predictor.settings, grids=grids)
-    asked = Predictor(predictor.methods, settings, torch.device("cpu"), gated=False, **changes)
+    asked = Predictor(predictor.methods, settings, torch.device("cpu"), normal_gate=0.0, **changes)
     images, masks = [picture(*SIZE, seed=i) for i in range(2 + normal)], []
     for number in range(2):
         mask = np.zeros(SIZE, np.uint8)

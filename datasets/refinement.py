@@ -19,6 +19,7 @@ REACH = 2.0  # tokens around what is found, within which pixels are told apart
 CLEARLY, MOST = 0.5, 1.0  # log-odds: of normal pixels, below 0; of either change, at most
 SCALES, SURROUNDINGS = (1.0, 2.5), 3.0  # Gaussians, pixels; side of the mean, tokens
 SPECK = 0.25  # area in tokens; a smaller region is noise of the colours
+PEAK = 0.75  # log-odds that a region reaches somewhere, or half of the highest, if that is less
 LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a weight
 FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for the discriminant
 SHRINKAGE, DEVIATION_EPS = 0.1, 0.05  # added to correlations and standard deviations
@@ -66,8 +67,8 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     Pixels within REACH of those with positive log-odds get evidence by the linear discriminant
     (Fisher 1936) of the latter and of clearly normal ones near them, by colour relative to the
     surroundings. Its value is the log-odds of two normal distributions of the same covariance. Then
-    0 moves to the level of `steepest`. Either change is MOST at most. Positive regions that are
-    smaller than SPECK after it become clearly normal.
+    0 moves to the level of `steepest`. Either change is MOST at most. Positive regions that after
+    it are smaller than SPECK, or nowhere as high as PEAK, become clearly normal.
     """
     added, found = np.zeros_like(logits), logits > 0
     far = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 3)
@@ -83,10 +84,15 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     width = round(token / 2) | 1
     level = steepest(cv2.blur(logits + added, (width, width)))
     added -= np.float32(np.clip(level, -MOST, MOST))
-    positive = (logits + added > 0).astype(np.uint8)
+    refined = logits + added
+    positive = (refined > 0).astype(np.uint8)
     count, regions = cv2.connectedComponents(positive, connectivity=8)
     is_speck = np.bincount(regions.ravel(), minlength=count) < SPECK * token**2
-    return np.where(is_speck[regions] & (positive > 0), -CLEARLY - logits, added)
+    highest = np.zeros(count, np.float32)
+    np.maximum.at(highest, regions.ravel(), refined.ravel())
+    highest[is_speck] = 0
+    doubtful = is_speck | (highest < min(PEAK, highest.max() / 2))
+    return np.where(doubtful[regions] & (positive > 0), -CLEARLY - logits, added)
 
 
 def relative_colours(image: np.ndarray, token: float) -> np.ndarray:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from datasets.large_images import ImageStrips
 from datasets.refinement import (
     LEVELS,
     SHRINKAGE,
+    addition,
     discriminant,
     enlarged,
     log_odds,
@@ -77,6 +80,23 @@ def test_a_region_under_a_quarter_of_a_token_is_no_defect(side, is_left):
     label, score = refined(grey, 1 / (1 + np.exp(-logits)), image_size=120)
     assert label[20:60, 20:60].all() and label[90:, 90:].any() == is_left
     assert np.array_equal(label, score > 0.5)
+
+
+def test_regions_that_are_nowhere_sure_are_no_defects_beside_surer_ones():
+    """Sure is 0.75 of log-odds, or half of the highest where that is less."""
+    grey, seen = np.full((120, 120, 3), 128, np.uint8), set()
+    for high, low in product((0.3, 0.6, 1.0, 4.0), np.arange(-0.4, 1.2, 0.1)):
+        logits = np.full((120, 120), -4, np.float32)
+        logits[20:60, 20:60], logits[80:100, 80:100] = high, low
+        added = addition(logits, grey, TOKEN)
+        level = added[40, 40] if high > low else added[90, 90]
+        highest, other = max(high, low) + level, min(high, low) + level
+        bar, place = min(0.75, highest / 2), (90, 90) if high > low else (40, 40)
+        if abs(other - bar) > 1e-3 and other > 0:
+            is_left = bool((logits + added)[place] > 0)
+            assert is_left == (other > bar)
+            seen.add((is_left, bar < 0.75))
+    assert len(seen) == 4, "both bars, over and under each"
 
 
 @pytest.mark.parametrize("radius", [20, 30, 40])

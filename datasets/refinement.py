@@ -7,6 +7,9 @@ Which pixels are defect, and at which level of the score its border lies, the qu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -19,6 +22,8 @@ REACH = 2.0  # tokens around what is found, within which pixels are told apart
 CLEARLY, MOST = 0.5, 1.0  # log-odds: of normal pixels, below 0; of either change, at most
 SCALES, SURROUNDINGS = (1.0, 2.5), 3.0  # Gaussians, pixels; side of the mean, tokens
 SPECK = 0.25  # area in tokens; a smaller region is noise of the colours
+FAR = 2.5  # log-odds below 0, from which on pixels are normal whatever they look like
+WIDEST = 5.0  # tokens, at most, from a pixel to what its features are of
 PEAK = 0.75  # log-odds that a region reaches somewhere, or half of the highest, if that is less
 LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a weight
 FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for the discriminant
@@ -27,31 +32,55 @@ LEAST = 1e-6  # probability, so that log-odds are finite
 ROWS = 64  # written at once
 
 
-def refine(
-    label: np.ndarray, score: np.ndarray, image: ImageStrips, *, threshold: float, window: int,
-    image_size: int, stride: int,
-) -> None:  # fmt: skip
-    """Refine in place scores (h, w) float32, probabilities, and labels (h, w) uint8 {0, 1} of an
-    image. Where no pixel is over the threshold they stay as they are. What to add is found on a
-    copy as large as the network sees it, at most LONGEST, and brought back to the image.
+class Seen(NamedTuple):
+    """An answer beside its image, both about as large as the network sees them."""
+
+    logits: np.ndarray  # (h, w) float32 log-odds, less those of the threshold
+    image: np.ndarray  # (h, w, 3) uint8 RGB
+    token: float  # side, pixels
+    step: int  # by which the answer was shrunk
+
+
+def as_seen(
+    score: np.ndarray, image: ImageStrips, *, threshold: float, window: int, image_size: int,
+    stride: int,
+) -> Seen | None:  # fmt: skip
+    """Scores (h, w) float32, probabilities, as the network sees their image, at most LONGEST; None
+    where no pixel is over the threshold, or tokens are so small that scores follow the pixels.
 
     Args:
         window: side of the windows in which it was seen, native pixels; 0: as a whole.
         image_size, stride: sides of the network input and of a patch token in it, pixels.
     """
-    longest, border = max(score.shape), log_odds(np.float32(threshold))
+    longest = max(score.shape)
     window = min(window or longest, longest)
     step = max(round(window / image_size), -(-longest // LONGEST), 1)
     side = -(-longest // step)
     step = -(-longest // side)  # of a thumbnail of this side
     token = window * stride / image_size / step
     if token < LEAST_TOKEN:
-        return
+        return None
     small = shrunk(lambda top, bottom: score[top:bottom], score.shape, step)
-    logits = log_odds(small) - border
-    if not (logits > 0).any():
-        return
-    added = addition(logits, image.thumbnail(side), token)
+    logits = log_odds(small) - log_odds(np.float32(threshold))
+    return Seen(logits, image.thumbnail(side), token, step) if (logits > 0).any() else None
+
+
+def refine(
+    label: np.ndarray, score: np.ndarray, seen: Seen, threshold: float,
+    probe: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:  # fmt: skip
+    """Refine in place scores (h, w) float32, probabilities, and labels (h, w) uint8 {0, 1}. What to
+    add to log-odds is found on the smaller `seen` and brought back to the image.
+
+    Args:
+        probe: corrects log-odds by `pixel_features`, (N, C) float32 to (N,) float32.
+    """
+    logits, image, token, _ = seen
+    added = addition(logits, image, token)
+    if probe is not None:
+        pixels, features = pixel_features(logits, added, image, token)
+        added.ravel()[pixels] += probe(features)
+        added = without_doubtful(logits, added, token)
     for top in range(0, len(score), ROWS):
         rows = np.s_[top : top + ROWS]
         more = enlarged(added, score.shape, top, top + len(score[rows]))
@@ -67,14 +96,13 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     Pixels within REACH of those with positive log-odds get evidence by the linear discriminant
     (Fisher 1936) of the latter and of clearly normal ones near them, by colour relative to the
     surroundings. Its value is the log-odds of two normal distributions of the same covariance. Then
-    0 moves to the level of `steepest`. Either change is MOST at most. Positive regions that after
-    it are smaller than SPECK, or nowhere as high as PEAK, become clearly normal.
+    0 moves to the level of `steepest`. Either change is MOST at most. At last doubtful regions are
+    left out.
     """
     added, found = np.zeros_like(logits), logits > 0
     far = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 3)
     near = far <= REACH * token
-    rows, columns = (np.flatnonzero(near.any(axis)) for axis in (1, 0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    box = box_around(near)
     normal = near[box] & (logits[box] < -CLEARLY)
     if found.sum() >= 2 * FEWEST and normal.sum() >= FEWEST:
         colours = relative_colours(image[box], token)
@@ -84,6 +112,12 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     width = round(token / 2) | 1
     level = steepest(cv2.blur(logits + added, (width, width)))
     added -= np.float32(np.clip(level, -MOST, MOST))
+    return without_doubtful(logits, added, token)
+
+
+def without_doubtful(logits: np.ndarray, added: np.ndarray, token: float) -> np.ndarray:
+    """What to add to log-odds, both (h, w) float32, so that regions which with `added` are smaller
+    than SPECK, or nowhere as high as PEAK, are clearly normal."""
     refined = logits + added
     positive = (refined > 0).astype(np.uint8)
     count, regions = cv2.connectedComponents(positive, connectivity=8)
@@ -93,6 +127,54 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     highest[is_speck] = 0
     doubtful = is_speck | (highest < min(PEAK, highest.max() / 2))
     return np.where(doubtful[regions] & (positive > 0), -CLEARLY - logits, added)
+
+
+def pixel_features(
+    logits: np.ndarray, added: np.ndarray, image: np.ndarray, token: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a pixel and its surroundings look like, for all pixels whose log-odds are over -FAR:
+    their places in the flat image (N,) and features (N, 28) float32.
+
+    Of log-odds and refined log-odds their values, means, extremes and slope, and the highest of the
+    image; of colours the values relative to the surroundings, their local deviation, and edges.
+
+    Args:
+        logits, added: (h, w) float32, `added` by `addition`.
+        image: (h, w, 3) uint8 RGB.
+        token: side, pixels; all surroundings are measured in tokens.
+    """
+    likely = logits > -FAR
+    box = box_around(likely, int(WIDEST * token) + 1)
+    pixels, highest = np.flatnonzero(likely), logits.max()
+    likely, logits, image = likely[box], logits[box], image[box]
+    refined = logits + added[box]
+
+    def around(tokens: float) -> np.ndarray:
+        return np.ones((max(int(tokens * token), 1) | 1,) * 2, np.uint8)
+
+    def mean(values: np.ndarray, tokens: float) -> np.ndarray:
+        return cv2.blur(values, around(tokens).shape)
+
+    def slope(values: np.ndarray, sigma: float) -> np.ndarray:
+        smooth = cv2.GaussianBlur(values, (0, 0), sigma)
+        return cv2.magnitude(*(cv2.Sobel(smooth, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))))
+
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    colours, edges = relative_colours(image, token), slope(lab[..., 0], 1.0)
+    maps = [logits, refined, logits - highest, np.full_like(logits, highest)]
+    maps += [cv2.dilate(logits, around(2)), mean(logits, 2), mean(logits, 6)]
+    maps += [bound(refined, around(t)) for t in (0.3, 0.8) for bound in (cv2.dilate, cv2.erode)]
+    maps += [slope(refined, max(token / 4, 0.5)) * (token / 8)]
+    maps += [*np.moveaxis(colours, -1, 0), *np.moveaxis(lab - mean(lab, 8), -1, 0)]
+    maps += [np.sqrt(mean(colours[..., 0] ** 2, tokens).clip(min=0)) for tokens in (0.3, 1)]
+    maps += [edges, cv2.dilate(edges, around(0.4))]
+    return pixels, np.stack([values[likely] for values in maps], axis=1)
+
+
+def box_around(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
+    """The box that holds all of a mask (h, w) bool, and a margin, pixels."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return tuple(slice(max(i[0] - margin, 0), i[-1] + 1 + margin) for i in (rows, columns))
 
 
 def relative_colours(image: np.ndarray, token: float) -> np.ndarray:

@@ -202,6 +202,9 @@ TEST.normal_gate = 0.9
 # ours: masks follow the pixels of the image: colour tells the pixels around a defect apart, and its
 # border lies where the score falls fastest, see docs/quality.md#the-pixels; not for `prior`
 TEST.refine = False
+# ours: where a defect is taught by several images, each is segmented by the others, and refined
+# masks are corrected by what this tells, see docs/quality.md#the-pixel-probe; needs TEST.refine
+TEST.pixel_probe = False
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none
 TEST.normal_queries = 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.pixel_probe import PixelProbe
 from models.priors import centred, taken, unit_tokens
 from models.similarity import Keys
 
@@ -49,6 +50,7 @@ class Memory:
             supports.
         gates: by method, the score that an image without defect does not exceed anywhere, where
             normal images were taught.
+        pixel_probes: by method, what corrects refined masks, where several supports were taught.
     """
 
     foreground: list[Tensor]
@@ -65,6 +67,7 @@ class Memory:
     coarse: Memory | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     gates: dict[str, float] = field(default_factory=dict)
+    pixel_probes: dict[str, PixelProbe] = field(default_factory=dict)
 
     @property
     def scales(self) -> list[Memory]:
@@ -206,6 +209,9 @@ class Memory:
         tensors = {f"{part}.{i}": layer for part in layers for i, layer in enumerate(layers[part])}
         for method, extra in self.extras.items():
             tensors |= {f"extras.{method}.{name}": value for name, value in extra.items()}
+        for method, probe in self.pixel_probes.items():
+            state = probe.state_dict().items()
+            tensors |= {f"pixels.{method}.{name}": value for name, value in state}
         tensors |= {"share": self.share, "covered": self.covered, "views": self.views}
         tensors["sizes"] = torch.tensor(self.sizes)
         if self.coarse is not None:
@@ -232,12 +238,14 @@ class Memory:
         layers = range(sum(name.startswith("mean.") for name in tensors))
         images = range(len({n.split(".")[1] for n in tensors if n.startswith("normal.")}))
         extras: dict[str, dict[str, Tensor]] = {}
+        pixels: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value.float()).all():
                 raise ValueError(f"{name} holds values that are not finite")
-            if name.startswith("extras."):
-                _, method, part = name.split(".", 2)
-                extras.setdefault(method, {})[part] = value
+            for kind, of_methods in (("extras", extras), ("pixels", pixels)):
+                if name.startswith(f"{kind}."):
+                    _, method, part = name.split(".", 2)
+                    of_methods.setdefault(method, {})[part] = value
         try:
             lists = {
                 part: [tensors[f"{part}.{i}"] for i in layers]
@@ -245,9 +253,11 @@ class Memory:
             }
             normal = [lists.pop(f"normal.{n}") for n in images]
             single = {name: tensors[name] for name in ("share", "covered", "views")}
+            probes = {m: PixelProbe.from_state(state).cpu() for m, state in pixels.items()}
             return cls(
                 **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
-                window=window, thresholds=thresholds, gates=gates, coarse=coarse,
+                window=window, thresholds=thresholds, gates=gates, pixel_probes=probes,
+                coarse=coarse,
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +20,7 @@ NEARLY = 0.95  # of the best IoU: the pixels are too few to prefer a threshold a
 def choose_thresholds(
     predictor: Predictor,
     pairs: Sequence[Pair],
-    parts: Sequence[Memory],
-    normal: Sequence[Memory],
-    window: int,
+    memory_without: Callable[[np.ndarray | None], Memory],
 ) -> dict[str, float]:
     """By method, the middle of the thresholds that are best on the supports.
 
@@ -30,24 +28,18 @@ def choose_thresholds(
     A single support is mirrored and segmented by itself. It is more like itself than other images
     are, so the result is the mean of that threshold and the predictor's.
 
-    `pairs` are support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect,
-    `parts` the same, encoded, and `normal` further support images, without defect, encoded;
-    `window` the side of the windows of queries.
+    Args:
+        pairs: support images (h, w, 3) uint8 RGB and masks (h, w) uint8, all with a defect.
+        memory_without: the memory of all supports but this image; None: of all.
     """
     asked, alone = pairs, all(np.array_equal(image, pairs[0][0]) for image, _ in pairs)
     if alone:
         mirrored = [[np.flip(array, axes) for array in pair]
                     for pair in pairs for axes in (0, 1, (0, 1))]  # fmt: skip
         asked = [(np.ascontiguousarray(image), mask) for image, mask in mirrored]
-
-    def memory_without(image: np.ndarray | None) -> Memory:
-        together = zip(pairs, parts, strict=True)
-        others = [part for (other, _), part in together if not np.array_equal(other, image)]
-        return predictor.encoder.remember(others, normal, window=window)
-
     whole = memory_without(None) if alone else None
     # memories are made one after the other: those of many supports would fill the memory
-    queries = ((image, [whole if alone else memory_without(image)]) for image, _ in asked)
+    queries = ((image, [whole or memory_without(image)]) for image, _ in asked)
     counts = {method: ScoreCounts() for method in predictor.methods}
     for (_, mask), outcome in zip(asked, predictor.segment(queries), strict=True):
         for method, answer in outcome.answers[0].items():

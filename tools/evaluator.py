@@ -215,7 +215,7 @@ class SplitTest:
         """Count this process's share of the queries in `part`; returns the seconds that pictures of
         them took."""
         numbers, drawing = range(rank(), len(self.episodes), world_size()), 0.0
-        queries = self._queries(repeats, numbers, keep_pairs=predictor.auto_threshold)
+        queries = self._queries(repeats, numbers, keep_pairs=predictor.needs_pairs)
         pending: deque[Query] = deque()
 
         def stream() -> Iterator[tuple[ImageStrips, list[Memory]]]:
@@ -255,7 +255,7 @@ class SplitTest:
         numbers = range(rank(), len(images), world_size())
         if not numbers:
             return
-        options = {"repeats": repeats, "numbers": numbers, "keep_pairs": predictor.auto_threshold}
+        options = {"repeats": repeats, "numbers": numbers, "keep_pairs": predictor.needs_pairs}
         queries = NormalQueries(self.episodes, self.settings, images, **options)
         pending: deque[NormalQuery] = deque()
 

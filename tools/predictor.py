@@ -26,7 +26,7 @@ from datasets.episodes import derive_seed
 from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
 from datasets.picture_lists import read_supports, several
-from datasets.refinement import log_odds, refine
+from datasets.refinement import Seen, as_seen, log_odds, refine
 from datasets.views import (
     SupportSet,
     ViewSettings,
@@ -42,6 +42,7 @@ from models.memory import Memory
 from models.methods import Method
 from tools.auto_threshold import choose_thresholds
 from tools.methods import load_methods
+from tools.pixel_probes import fit_probes
 from tools.support_file import load_memory, save_memory
 from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_features, windows
 from utils.errors import ConfigError, DataError
@@ -103,6 +104,8 @@ class Predictor:
             images were taught beside a defect: an image whose highest score is not above their bar
             has none, see `Predictor._gates`; 0: there is no bar.
         refined: masks follow the pixels of the image, see `datasets.refinement`.
+        pixel_probe: where several supports are taught, refined masks are corrected by what they
+            tell, see `models.pixel_probe`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """
@@ -121,6 +124,7 @@ class Predictor:
         threshold: float | None = DEFAULT_THRESHOLD,
         normal_gate: float = 0.9,
         refined: bool = False,
+        pixel_probe: bool = False,
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
@@ -131,7 +135,7 @@ class Predictor:
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
         self.auto_threshold, self.refined = threshold is None, refined
-        self.normal_gate = normal_gate
+        self.normal_gate, self.pixel_probe = normal_gate, pixel_probe
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
         options = {"precision": precision, "batch": window_batch} | tokens
@@ -163,9 +167,15 @@ class Predictor:
             threshold=None if cfg.TEST.threshold == AUTO else cfg.TEST.threshold,
             normal_gate=cfg.TEST.normal_gate,
             refined=cfg.TEST.refine,
+            pixel_probe=cfg.TEST.pixel_probe,
             precision=cfg.TRAIN.precision,
             seed=cfg.RNG_SEED,
         )
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether supports are taught with their images and masks, beside their views."""
+        return self.auto_threshold or self.pixel_probe
 
     def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> Memory:
         """Teach a defect by images and masks of the same sizes, which are not 0 at the defect.
@@ -219,23 +229,37 @@ class Predictor:
         `encode_normal` gives for windows of a side; on `normal_images`, the same, gates are chosen.
         `encode` stands for that of the encoder, where supports come again and again.
 
-        With `TEST.threshold auto` the thresholds are chosen on the supports, for each scale, and
-        averaged.
+        With `TEST.threshold auto` the thresholds are chosen on the supports, with
+        `TEST.pixel_probe` pixel probes are fitted to them.
         """
-        normal, apart = encode_normal(supports.window), self.auto_threshold
-        apart |= self.encoder.support_tokens > 0
-        counts = list(supports.counts) if apart else [len(supports.images)]
-        views = zip(supports.images.split(counts), supports.masks.split(counts), strict=True)
-        parts = [(encode or self.encoder.encode)(images, masks) for images, masks in views]
-        memory = self.encoder.remember(parts, normal, window=supports.window)
+        apart = self.needs_pairs or self.encoder.support_tokens > 0
+        scales, encode = [supports], encode or self.encoder.encode
+        scales += [] if supports.coarse is None else [supports.coarse]
+        parts, normal = [], [encode_normal(scale.window) for scale in scales]
+        for scale in scales:
+            counts = list(scale.counts) if apart else [len(scale.images)]
+            views = zip(scale.images.split(counts), scale.masks.split(counts), strict=True)
+            parts.append([encode(images, masks) for images, masks in views])
+
+        def memory_without(image: np.ndarray | None) -> Memory:
+            memory = None
+            for scale, views, others in zip(scales[::-1], parts[::-1], normal[::-1], strict=True):
+                if image is not None:
+                    given = zip(scale.pairs, views, strict=True)
+                    views = [view for (own, _), view in given if not np.array_equal(own, image)]
+                coarse, memory = memory, self.encoder.remember(views, others, window=scale.window)
+                memory = replace(memory, coarse=coarse)
+            return memory
+
+        memory = memory_without(None)
         if self.auto_threshold:
-            chosen = choose_thresholds(self, supports.pairs, parts, normal, memory.window)
+            chosen = choose_thresholds(self, supports.pairs, memory_without)
             memory = replace(memory, thresholds=chosen)
-        if supports.coarse is not None:
-            coarse = self.remember(supports.coarse, encode_normal, encode=encode)
-            chosen = memory.thresholds
-            both = {name: (chosen[name] + value) / 2 for name, value in coarse.thresholds.items()}
-            memory = replace(memory, coarse=coarse, thresholds=both)
+        if self.pixel_probe:
+            probes = fit_probes(
+                self, supports.pairs, supports.window, memory_without, memory.thresholds
+            )
+            memory = replace(memory, pixel_probes=probes)
         return replace(memory, gates=self._gates(memory, normal_images))
 
     def _gates(self, memory: Memory, normal_images: Sequence[np.ndarray]) -> dict[str, float]:
@@ -364,17 +388,27 @@ class Predictor:
         windows."""
         memory, predictions = parts[0][0], {}
         windows = sum(len(query.boxes[scale.window]) for scale, _ in parts)
-        size, stride = self.settings.image_size, self.backbone.stride
         for name, method in self.methods.items():
             label, score = averaged([mergers[name] for _, mergers in parts])
             gate, threshold = memory.gates.get(name), memory.thresholds.get(name, self.threshold)
             if gate is not None and score.max() <= gate:
                 label[:] = 0
             elif refined and method.gives_log_odds and memory.is_marked:
-                refine(label, score, query.image, threshold=threshold, window=memory.window,
-                       image_size=size, stride=stride)  # fmt: skip
+                seen = self.seen(score, query.image, threshold, memory.window)
+                probe = memory.pixel_probes.get(name)
+                if seen is not None:
+                    refine(label, score, seen, threshold, probe and probe.correct)
             predictions[name] = Prediction(label, score, windows, threshold)
         return predictions
+
+    def seen(
+        self, score: np.ndarray, image: ImageStrips, threshold: float, window: int
+    ) -> Seen | None:
+        """An answer in windows of a side, see `datasets.refinement.as_seen`."""
+        return as_seen(
+            score, image, threshold=threshold, window=window,
+            image_size=self.settings.image_size, stride=self.backbone.stride,
+        )  # fmt: skip
 
     def save_support(self, path: str | Path) -> None:
         """Write the memory as safetensors."""

@@ -10,12 +10,15 @@ from scipy import stats
 from datasets import large_images
 from datasets.large_images import ImageStrips
 from datasets.refinement import (
+    FAR,
     LEVELS,
     SHRINKAGE,
     addition,
+    as_seen,
     discriminant,
     enlarged,
     log_odds,
+    pixel_features,
     refine,
     steepest,
 )
@@ -36,11 +39,13 @@ def scratched(seed=0, light=1.0, size=(180, 240)):
     return image, mask, 1 / (1 + np.exp(-logits))
 
 
-def refined(image, score, threshold=0.5, window=0, image_size=240, stride=TOKEN):
+def refined(image, score, threshold=0.5, window=0, image_size=240, stride=TOKEN, probe=None):
     """Label and score after the refinement of copies, by default with tokens of 14 pixels."""
     label, score = (score > threshold).astype(np.uint8), score.copy()
-    refine(label, score, ImageStrips(image), threshold=threshold, window=window,
-           image_size=image_size, stride=stride)  # fmt: skip
+    options = {"window": window, "image_size": image_size, "stride": stride}
+    seen = as_seen(score, ImageStrips(image), threshold=threshold, **options)
+    if seen is not None:
+        refine(label, score, seen, threshold, probe)
     return label, score
 
 
@@ -155,6 +160,46 @@ def test_a_large_image_is_refined_by_a_smaller_copy_whole_or_in_strips(tmp_path,
     monkeypatch.setattr(large_images, "AT_ONCE", 1000)
     assert ImageStrips(file).pixels is None
     assert np.array_equal(refined(file, large[1], image_size=520)[0], label)
+
+
+def test_features_of_pixels_turn_with_the_image_and_are_in_tokens():
+    """Those of a turned or mirrored image are the turned features; of an image twice as large, with
+    tokens twice as large, about the same, but for edges, which come last."""
+    image, _, score = scratched(seed=4)
+    image, logits = cv2.GaussianBlur(image, (0, 0), 3), log_odds(score).astype(np.float32)
+
+    def maps(image, logits, token=TOKEN):
+        added = addition(logits, image, token)
+        pixels, features = pixel_features(logits, added, image, token)
+        assert np.array_equal(pixels, np.flatnonzero(logits > -FAR)) and len(pixels) > 0
+        spread = np.full((*logits.shape, features.shape[1]), np.nan, np.float32)
+        spread.reshape(-1, features.shape[1])[pixels] = features
+        return spread
+
+    straight = maps(image, logits)
+    for turn in (np.flipud, np.fliplr, lambda a: a.swapaxes(0, 1)):
+        other = maps(*(np.ascontiguousarray(turn(a)) for a in (image, logits)))
+        np.testing.assert_allclose(other, turn(straight), atol=0.02)
+    double = maps(*(cv2.resize(a, None, fx=2, fy=2) for a in (image, logits)), 2 * TOKEN)[::2, ::2]
+    known = np.isfinite(straight[..., 0]) & np.isfinite(double[..., 0])
+    for one, two in zip(straight[known].T[:-2], double[known].T[:-2], strict=True):
+        alike = np.ptp(one) < 1e-3 or np.corrcoef(one, two)[0, 1] > 0.9
+        assert alike and abs(one.mean() - two.mean()) < 0.6 * one.std() + 0.1
+
+
+def test_a_probe_sees_refined_pixels_and_what_it_makes_doubtful_is_left_out():
+    image, _, score = scratched()
+    label, before = refined(image, score)
+    same = refined(image, score, probe=lambda features: np.zeros(len(features), np.float32))
+    assert np.array_equal(same[0], label)
+    higher, after = refined(image, score, probe=lambda features: 0 * features[:, 0] + 0.5)
+    near = log_odds(score) > -FAR
+    moved = log_odds(after) - log_odds(before)
+    assert higher.sum() > label.sum() and np.allclose(moved[~near], 0, atol=1e-4)
+    assert np.median(moved[near]) == pytest.approx(0.5, abs=1e-3)
+    # the second feature is the refined log-odds: one that ends low everywhere is doubtful
+    barely = refined(image, score, probe=lambda f: (np.float32(-0.05) - f[:, 1]).clip(-9, 9))
+    assert not barely[0].any()
 
 
 def test_values_are_enlarged_as_opencv_does():

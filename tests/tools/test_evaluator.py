@@ -7,16 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from datasets.build import build_test_index
+from datasets.build import build_test_index, view_settings
 from datasets.episodes import EpisodeList
 from datasets.images import read_image
 from datasets.queries import EvaluationQueries, NormalQueries
 from datasets.readers.anomaly import draw_normal
+from models.methods.contrast import Contrast
 from tests.datasets.bad_files import saved
 from tests.helpers import SIZE, surface, tiny_config, write_product
 from tools.evaluator import REPEATS_AT_ONCE, SplitTest, run_test
+from tools.predictor import Predictor
 from utils.errors import DataError
 
 METHODS = ("SOFS", "prior")
@@ -64,6 +67,30 @@ def test_figures_are_those_of_the_masks_of_the_predictor(predictor, surfaces, tm
         assert report[method]["miou"]["mean"] == pytest.approx(np.mean(list(ious.values())))
         fb_iou = (total[0] / total[1] + total[2] / total[3]) / 2
         assert report[method]["fb_iou"]["mean"] == pytest.approx(fb_iou)
+
+
+def test_a_test_fits_pixel_probes_to_the_supports_of_each_query(predictor, surfaces, tmp_path):
+    methods = {"contrast": Contrast(predictor.backbone), "prior": predictor.methods["prior"]}
+    probing = Predictor(
+        methods, predictor.settings, torch.device("cpu"), refined=True, pixel_probe=True
+    )
+    options = {"DATASET__shot": 2, "RNG_SEED": 5} | WHOLE
+    evaluation = evaluate(probing, surfaces, tmp_path, **options)
+    cfg = tiny_config(surfaces, tmp_path, **options)
+    episodes = EpisodeList(build_test_index(cfg), 2, 5)
+    queries = EvaluationQueries(episodes, view_settings(cfg), keep_pairs=True)
+    changed = 0
+    for result in evaluation.results:
+        query, method = queries[result.number], result.method
+        memory = probing.remember(query.supports[0])
+        mask, without = (
+            next(probing.segment([(query.image, [m])])).answers[0][method].mask
+            for m in (memory, replace(memory, pixel_probes={}))
+        )
+        assert result.union[1] == (mask | (query.target > 0)).sum()
+        assert np.array_equal(mask, without) or method == "contrast"
+        changed += not np.array_equal(mask, without)
+    assert changed
 
 
 def test_a_bad_image_is_counted_and_a_test_without_a_query_fails(

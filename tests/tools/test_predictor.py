@@ -274,8 +274,7 @@ def test_refined_masks_follow_the_pixels_but_gates_and_the_prior_stay(predictor)
     before, after = (ask(p, query, replace(p.memory, gates={})) for p in (plain, refined))
     assert np.array_equal(before["prior"].score, after["prior"].score)
     label, score = before["SOFS"].label.copy(), before["SOFS"].score.copy()
-    refine(label, score, ImageStrips(query), threshold=threshold, window=64, image_size=64,
-           stride=refined.backbone.stride)  # fmt: skip
+    refine(label, score, refined.seen(score, ImageStrips(query), threshold, 64), threshold)
     assert np.array_equal(after["SOFS"].label, label) and np.array_equal(after["SOFS"].score, score)
     assert not np.array_equal(label, before["SOFS"].label)
 

@@ -14,22 +14,29 @@ from datasets import large_images
 from datasets.windows import tile
 from tests.datasets.bad_files import saved
 from tests.helpers import picture, variant
+from tools.auto_threshold import best_threshold
 from tools.predictor import Predictor
 from utils.errors import WeightsError
+from utils.metrics.score_curves import ScoreCounts
 
 SIZE = (100, 150)
+
+
+def supports(normal=1):
+    """Two images with a small defect each and their masks, and some normal images."""
+    images, masks = [picture(*SIZE, seed=i) for i in range(2 + normal)], []
+    for number in range(2):
+        mask = np.zeros(SIZE, np.uint8)
+        mask[20:40, 30 + 20 * number :][:, :20] = 1
+        masks.append(mask)
+    return images, masks + [None] * normal
 
 
 def taught(predictor, grids=(1, 2, 3), normal=1, **changes):
     """A predictor with grids that knows two small defects and some normal images."""
     settings = replace(predictor.settings, grids=grids)
     asked = Predictor(predictor.methods, settings, torch.device("cpu"), normal_gate=0.0, **changes)
-    images, masks = [picture(*SIZE, seed=i) for i in range(2 + normal)], []
-    for number in range(2):
-        mask = np.zeros(SIZE, np.uint8)
-        mask[20:40, 30 + 20 * number :][:, :20] = 1
-        masks.append(mask)
-    asked.set_support(images, masks + [None] * normal)
+    asked.set_support(*supports(normal))
     return asked
 
 
@@ -78,15 +85,28 @@ def test_the_score_is_the_mean_of_those_at_each_scale(scaled, tmp_path, monkeypa
             assert both[1][name].windows == 1
 
 
-def test_the_label_is_by_the_mean_of_the_thresholds_that_each_scale_chose(predictor):
-    asked, plain = taught(predictor, threshold=None), taught(predictor, threshold=None, grids=(3,))
-    memory, chosen = asked.memory, asked.memory.thresholds
-    assert chosen.keys() == asked.methods.keys() and plain.memory.window == memory.window
-    answers = next(asked.segment([(picture(*SIZE, seed=8), [memory])])).answers[0]
+def test_the_threshold_is_chosen_on_the_mean_of_the_scores_at_both_scales(predictor):
+    """Each support is segmented by the other one, at the two scales of both."""
+    settings = replace(predictor.settings, grids=(1, 2, 3), support_windows=True)
+    counts = {name: ScoreCounts() for name in predictor.methods}
+    asked, fixed = (
+        Predictor(predictor.methods, settings, torch.device("cpu"), threshold=t, normal_gate=0.0)
+        for t in (None, 0.5)
+    )
+    images, masks = supports()
+    asked.set_support(images, masks)
+    for own, other in ((0, 1), (1, 0)):
+        memory = fixed.set_support([images[other], images[2]], [masks[other], None])
+        assert len(memory.scales) == 2
+        answers = next(fixed.segment([(images[own], [memory])])).answers[0]
+        for name, answer in answers.items():
+            counts[name].update(answer.score, masks[own])
+    chosen = {name: best_threshold(scores) for name, scores in counts.items()}
+    assert asked.memory.thresholds == pytest.approx(chosen, abs=2e-3)
+    answers = next(asked.segment([(picture(*SIZE, seed=8), [asked.memory])])).answers[0]
     for name, answer in answers.items():
-        parts = [m.thresholds[name] for m in (plain.memory, memory.coarse)]
-        assert answer.threshold == chosen[name] == pytest.approx(sum(parts) / 2)
-        assert np.array_equal(answer.label, answer.score > chosen[name])
+        assert answer.threshold == asked.memory.thresholds[name]
+        assert np.array_equal(answer.label, answer.score > answer.threshold)
 
 
 @pytest.mark.parametrize("normal", [0, 2])

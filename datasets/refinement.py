@@ -79,8 +79,9 @@ def refine(
     added = addition(logits, image, token)
     if probe is not None:
         pixels, features = pixel_features(logits, added, image, token)
+        found = logits + added > 0
         added.ravel()[pixels] += probe(features)
-        added = without_doubtful(logits, added, token)
+        added = without_doubtful(logits, added, token, found)
     for top in range(0, len(score), ROWS):
         rows = np.s_[top : top + ROWS]
         more = enlarged(added, score.shape, top, top + len(score[rows]))
@@ -115,9 +116,12 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     return without_doubtful(logits, added, token)
 
 
-def without_doubtful(logits: np.ndarray, added: np.ndarray, token: float) -> np.ndarray:
+def without_doubtful(
+    logits: np.ndarray, added: np.ndarray, token: float, found: np.ndarray | None = None
+) -> np.ndarray:
     """What to add to log-odds, both (h, w) float32, so that regions which with `added` are smaller
-    than SPECK, or nowhere as high as PEAK, are clearly normal."""
+    than SPECK, or nowhere as high as PEAK, are clearly normal; with `found`, (h, w) bool, also
+    those without a pixel that was found before."""
     refined = logits + added
     positive = (refined > 0).astype(np.uint8)
     count, regions = cv2.connectedComponents(positive, connectivity=8)
@@ -126,6 +130,8 @@ def without_doubtful(logits: np.ndarray, added: np.ndarray, token: float) -> np.
     np.maximum.at(highest, regions.ravel(), refined.ravel())
     highest[is_speck] = 0
     doubtful = is_speck | (highest < min(PEAK, highest.max() / 2))
+    if found is not None:
+        doubtful |= np.bincount(regions[found], minlength=count) == 0
     return np.where(doubtful[regions] & (positive > 0), -CLEARLY - logits, added)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 MOST = 2.0  # log-odds of the correction
 WIDTH, GAIN = 16, 0.3  # hidden units; factor of the output, so that it grows slowly from 0
 STEPS, RATE, DECAY = 60, 1e-2, 1e-2
-SHARPNESS = 2.0  # of soft masks, which else gain by what is barely over the threshold
 SEED = 54
 OUTLIER, DEVIATION_EPS = 4.0, 1e-3  # standard deviations at which features are cut off
 IOU_EPS = 0.05  # of the marked area, added to both sides
@@ -93,7 +92,7 @@ def fit_pixel_probe(examples: Sequence[Example]) -> PixelProbe | None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, RATE / 100)
     none = torch.zeros(len(examples))
     for _ in range(STEPS):
-        found = (SHARPNESS * (logits + probe(features))).sigmoid()
+        found = (logits + probe(features)).sigmoid()
         both = none.index_add(0, image, found * marked * weight)
         either = none.index_add(0, image, (found + marked - found * marked) * weight)
         loss = 1 - ((both + IOU_EPS) / (either + IOU_EPS)).mean()

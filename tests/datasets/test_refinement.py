@@ -197,9 +197,19 @@ def test_a_probe_sees_refined_pixels_and_what_it_makes_doubtful_is_left_out():
     moved = log_odds(after) - log_odds(before)
     assert higher.sum() > label.sum() and np.allclose(moved[~near], 0, atol=1e-4)
     assert np.median(moved[near]) == pytest.approx(0.5, abs=1e-3)
-    # the second feature is the refined log-odds: one that ends low everywhere is doubtful
-    barely = refined(image, score, probe=lambda f: (np.float32(-0.05) - f[:, 1]).clip(-9, 9))
-    assert not barely[0].any()
+    # the second feature is the refined log-odds
+    ends = [refined(image, score, probe=lambda f, to=to: to - f[:, 1])[0] for to in (-0.05, 3)]
+    assert not ends[0].any() and ends[1].all()
+
+
+def test_a_probe_changes_regions_but_finds_no_new_ones():
+    grey, score = np.full((120, 120, 3), 128, np.uint8), np.full((120, 120), 0.02, np.float32)
+    score[15:55, 15:55] = score[80:110, 80:110] = 0.3
+    score[20:50, 20:50] = 0.95
+    before = refined(grey, score, image_size=120)[0]
+    after = refined(grey, score, image_size=120, probe=lambda f: 0 * f[:, 0] + 2)[0]
+    assert before[20:50, 20:50].all() and before[60:].sum() == after[60:].sum() == 0
+    assert after.sum() > before.sum()
 
 
 def test_values_are_enlarged_as_opencv_does():

@@ -149,8 +149,6 @@ def _networks(cfg: CfgNode) -> Iterator[_Problem]:
         yield "DATASET.support_windows", text
     if cfg.TEST.refine and cfg.TEST.protocol == "published":
         yield "TEST.refine", "the published masks are votes of windows; set TEST.protocol to ours."
-    if cfg.TEST.pixel_probe and not cfg.TEST.refine:
-        yield "TEST.pixel_probe", "it corrects refined masks alone; set TEST.refine to True."
     if cfg.TEST.normal_queries and cfg.TEST.protocol == "published":
         text = (
             "by the published protocol a query's own defect decides its scale, and a normal image "

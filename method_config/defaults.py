@@ -203,7 +203,8 @@ TEST.normal_gate = 0.9
 # border lies where the score falls fastest, see docs/quality.md#the-pixels; not for `prior`
 TEST.refine = False
 # ours: where a defect is taught by several images, each is segmented by the others, and refined
-# masks are corrected by what this tells, see docs/quality.md#the-pixel-probe; needs TEST.refine
+# masks are corrected by what this tells, see docs/quality.md#the-pixel-probe; without TEST.refine
+# it does nothing
 TEST.pixel_probe = False
 # ours: normal images per object, at most, in which every class of the object is looked for, see
 # docs/protocol.md#normal-images-as-queries; 0: none

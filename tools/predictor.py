@@ -105,7 +105,7 @@ class Predictor:
             has none, see `Predictor._gates`; 0: there is no bar.
         refined: masks follow the pixels of the image, see `datasets.refinement`.
         pixel_probe: where several supports are taught, refined masks are corrected by what they
-            tell, see `models.pixel_probe`.
+            tell, see `models.pixel_probe`; does nothing without `refined`.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         seed: of the crops of the supports.
     """
@@ -135,7 +135,7 @@ class Predictor:
         self.window_batch, self.overlap, self.precision = window_batch, overlap, precision
         self.merger = PublishedStitching if published_stitching else Blender
         self.auto_threshold, self.refined = threshold is None, refined
-        self.normal_gate, self.pixel_probe = normal_gate, pixel_probe
+        self.normal_gate, self.pixel_probe = normal_gate, refined and pixel_probe
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
         tokens = {"memory_tokens": memory_tokens, "support_tokens": support_tokens}
         options = {"precision": precision, "batch": window_batch} | tokens

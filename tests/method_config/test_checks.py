@@ -68,7 +68,6 @@ REFUSED = [
     ("TEST.normal_queries 1 TEST.protocol published", "set TEST.protocol to ours"),
     ("DATASET.grids [1,2] TEST.protocol published", "set TEST.protocol to ours"),
     ("TEST.refine True TEST.protocol published", "set TEST.protocol to ours"),
-    ("TEST.pixel_probe True", "set TEST.refine to True"),
     *((f"DATASET.grids {grids}", "ascending") for grids in ("[]", "[2,1]", "[2,2]", "[0,1]")),
     ("DATASET.open_domain_test_object []", "one object or more"),
     ("DATASET.open_domain_object_category_num [1,2]", "one per open_domain_test_object (1)"),

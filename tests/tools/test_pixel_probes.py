@@ -75,8 +75,9 @@ def test_each_support_is_segmented_by_all_others(probing):
     np.testing.assert_allclose(got.correct(features), expected.correct(features), atol=1e-3)
 
 
-def test_a_single_image_has_no_probe(probing):
+def test_a_single_image_has_no_probe_nor_have_masks_that_are_not_refined(probing):
     one, other = part(0), part(1)
+    assert not variant(probing, pixel_probe=True).teach([one, other]).pixel_probes
     assert not probing.teach([one]).pixel_probes
     assert not probing.teach([one, one, (other[0], None)]).pixel_probes
     assert probing.teach([one, other]).pixel_probes

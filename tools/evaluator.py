@@ -215,7 +215,8 @@ class SplitTest:
         """Count this process's share of the queries in `part`; returns the seconds that pictures of
         them took."""
         numbers, drawing = range(rank(), len(self.episodes), world_size()), 0.0
-        queries = self._queries(repeats, numbers, keep_pairs=predictor.needs_pairs)
+        keep_pairs = predictor.needs_pairs(self.episodes.shot)
+        queries = self._queries(repeats, numbers, keep_pairs)
         pending: deque[Query] = deque()
 
         def stream() -> Iterator[tuple[ImageStrips, list[Memory]]]:
@@ -255,7 +256,8 @@ class SplitTest:
         numbers = range(rank(), len(images), world_size())
         if not numbers:
             return
-        options = {"repeats": repeats, "numbers": numbers, "keep_pairs": predictor.needs_pairs}
+        options = {"repeats": repeats, "numbers": numbers}
+        options["keep_pairs"] = predictor.needs_pairs(self.episodes.shot)
         queries = NormalQueries(self.episodes, self.settings, images, **options)
         pending: deque[NormalQuery] = deque()
 

@@ -172,10 +172,9 @@ class Predictor:
             seed=cfg.RNG_SEED,
         )
 
-    @property
-    def needs_pairs(self) -> bool:
-        """Whether supports are taught with their images and masks, beside their views."""
-        return self.auto_threshold or self.pixel_probe
+    def needs_pairs(self, shot: int) -> bool:
+        """Whether so many supports are taught with their images and masks, beside their views."""
+        return self.auto_threshold or (self.pixel_probe and shot > 1)
 
     def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> Memory:
         """Teach a defect by images and masks of the same sizes, which are not 0 at the defect.
@@ -232,7 +231,7 @@ class Predictor:
         With `TEST.threshold auto` the thresholds are chosen on the supports, with
         `TEST.pixel_probe` pixel probes are fitted to them.
         """
-        apart = self.needs_pairs or self.encoder.support_tokens > 0
+        apart = self.needs_pairs(len(supports.counts)) or self.encoder.support_tokens > 0
         scales, encode = [supports], encode or self.encoder.encode
         scales += [] if supports.coarse is None else [supports.coarse]
         parts, normal = [], [encode_normal(scale.window) for scale in scales]

@@ -23,8 +23,8 @@ BOUNDS = {
         DEVICE DATASET.split DATASET.normal_views DATASET.normal_shot
         DATASET.open_domain_specific_defect_category TRAIN.feature_bank DATASET.grids
         TRAIN.SOFS.prior_layer_pointer TRAIN.LOSS.dice_weight TRAIN.LOSS.ce_weight
-        TRAIN_SETUPS.epochs TRAIN_SETUPS.weight_decay TEST.memory_tokens TEST.support_tokens
-        TEST.normal_queries
+        TRAIN.position_directions TRAIN_SETUPS.epochs TRAIN_SETUPS.weight_decay
+        TEST.memory_tokens TEST.support_tokens TEST.normal_queries
         """,
     ),
     "1 or more": (

@@ -105,6 +105,9 @@ TRAIN.backbone_sha256 = ""  # ours: SHA-256 that this file must have; empty: not
 TRAIN.backbone_load_state_dict = True  # False: random weights, for tests and speed measurements
 # transformer blocks (CNN: feature levels) used, counted from 0, ascending
 TRAIN.SOFS.prior_layer_pointer = [5, 6, 7, 8, 9, 10]
+# ours: directions per layer that tell where in its window a token lies, found in a blank image and
+# taken out of all tokens; 0: none, see docs/quality.md#the-methods
+TRAIN.position_directions = 0
 TRAIN.SOFS.vit_patch_size = 14  # input pixels per side of a patch token; DINOv2: 14, CNNs: any
 # ours: arithmetic of the networks: fp32, bf16, fp16, or auto, the fastest that the device computes
 # natively; the loss stays in fp32

@@ -43,6 +43,7 @@ class Backbone(nn.Module):
         self._identity = ""  # of the exact weights, once they are no longer held
         self.cache: FeatureCache | None = None
         self.runtime: Callable[[Tensor], list[Tensor]] | None = None
+        self.position_directions = 0
         is_vit = isinstance(model, VisionTransformer)
         self.by_token = is_vit and model.patch_embed.patch_size == (stride, stride)
         # from pixels normalised for ImageNet to those that the model was trained on
@@ -83,19 +84,59 @@ class Backbone(nn.Module):
         return self if self.runtime is not None else super()._apply(fn, recurse)
 
     @torch.inference_mode()
+    def leave_out_position(self, directions: int, image_size: int) -> None:
+        """From now on return tokens without the leading directions, so many per layer, in which
+        those of a blank image differ: they tell where in the window a token lies, not what is there
+        (Yang et al. 2024, Denoising Vision Transformers).
+
+        Args:
+            directions: 0: tokens stay as they are.
+            image_size: side of the square network input in pixels.
+
+        Raises:
+            ConfigError: a layer has no more channels, or no more tokens, than directions.
+        """
+        most = min(*self.channels, (image_size // self.stride) ** 2) - 1
+        if directions > most:
+            raise ConfigError(
+                f"TRAIN.position_directions is {directions}, but the layers have at most {most} "
+                "that could be left out; 4 are a good choice"
+            )
+        self.position_directions = directions
+        if directions:
+            blank = torch.zeros(1, 3, image_size, image_size, device=self.scale.device)
+            for number, layer in enumerate(self.encode_by_torch(blank)):
+                tokens = layer[0].flatten(1).T.float()
+                leading = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False).Vh
+                self.register_buffer(f"position_{number}", leading[:directions], persistent=False)
+
+    def without_position(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C_l, h, w) of all layers without the directions of `leave_out_position`."""
+        if not self.position_directions:
+            return list(maps)
+        left = []
+        for number, layer in enumerate(maps):
+            directions = getattr(self, f"position_{number}").to(layer.dtype)
+            tokens = layer.flatten(2).transpose(1, 2)
+            tokens = tokens - tokens @ directions.T @ directions
+            left.append(tokens.transpose(1, 2).unflatten(2, layer.shape[-2:]))
+        return left
+
+    @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:
         """One (B, C_l, H / stride, W / stride) map per layer; later layers do not run.
 
-        They are outputs of the blocks before the final norm, without class and register tokens, and
-        inference tensors: what trains on one copies it first, as the head does where it
-        concatenates the layers.
+        They are outputs of the blocks before the final norm, without class and register tokens and
+        what `leave_out_position` says, and inference tensors: what trains on one copies it first,
+        as the head does where it concatenates the layers.
 
         Args:
             images: (B, 3, H, W) float, normalised with ImageNet mean and std; H and W multiples of
                 `stride`.
         """
         encode = self.runtime or self.encode_by_torch
-        return encode(images) if self.cache is None else self.cache(encode, images)
+        maps = encode(images) if self.cache is None else self.cache(encode, images)
+        return self.without_position(maps)
 
     def encode_by_torch(self, images: Tensor) -> list[Tensor]:
         """The maps by torch, whatever cache there is."""

@@ -65,6 +65,7 @@ def backbone_of(cfg: CfgNode) -> Backbone:
         pretrained=cfg.TRAIN.backbone_load_state_dict,
         attention=cfg.TRAIN.attention,
     )
+    backbone.leave_out_position(cfg.TRAIN.position_directions, cfg.DATASET.image_size)
     if cfg.TRAIN.compile:
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:

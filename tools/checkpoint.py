@@ -34,7 +34,8 @@ FIXED = ("RNG_SEED", "TRAIN_SETUPS.TEST_SETUPS.val_state", "TRAIN_SETUPS.TEST_SE
 FREE = ("DEVICE", "DIST_BACKEND", "OUTPUT_DIR", "RUN_NAME", "TEST.", "TEST_SETUPS.",
         "DATASET.vision_data_", "TRAIN.enable", "TRAIN.feature_cache_path", "TRAIN.resume",
         "TRAIN.save_model", "TRAIN_SETUPS.num_workers", "TRAIN_SETUPS.TEST_SETUPS.")  # fmt: skip
-OF_THE_BACKBONE = ("TRAIN.backbone", "TRAIN.SOFS.prior_layer_pointer", "TRAIN.SOFS.vit_patch_size")
+OF_THE_BACKBONE = ("TRAIN.backbone", "TRAIN.SOFS.prior_layer_pointer", "TRAIN.SOFS.vit_patch_size",
+                   "TRAIN.position_directions")  # fmt: skip
 OF_THE_LOSS = ("TRAIN.SOFS.smooth_r",)
 _TRANSFORMER = r"^feature_recorrect\.query_semantic_transformer\.mix_transformer\."
 _ATTENTION = _TRANSFORMER + r"sa_layers\.(\d+)\.attn\.attn\.linear_"

@@ -22,7 +22,7 @@ from utils.precision import autocast, half_type
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-FORMAT = "sofs-support-9"  # what was chosen on supports is of the score as it is now
+FORMAT = "sofs-support-10"  # what was chosen on supports is of the score as it is now
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor, kind: str = "") -> None:
@@ -86,6 +86,7 @@ def fingerprint(predictor: Predictor) -> dict[str, str]:
     weights = {name: value for name, value in state.items() if not name.startswith("backbone.")}
     settings = asdict(predictor.settings)
     settings |= {"layers": backbone.layers, "stride": backbone.stride}
+    settings |= {"position_directions": backbone.position_directions}
     return {
         "format": FORMAT,
         "settings": json.dumps(settings, sort_keys=True),

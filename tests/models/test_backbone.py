@@ -72,6 +72,38 @@ def test_features_are_blocks_before_the_norm_on_any_grid_and_no_later_one_runs()
         assert_close(ours, tokens[:, 1:].transpose(1, 2).unflatten(2, (2, 6)))
 
 
+def test_without_position_tokens_of_a_blank_image_differ_by_what_is_left_alone():
+    """The leading directions hold most of their variance, and no other direction is touched."""
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_vit(), [1, 3], 14)
+
+    def apart(image):
+        maps = (layer[0].flatten(1).T for layer in backbone(image))
+        return [tokens - tokens.mean(0) for tokens in maps]
+
+    blank, image = torch.zeros(1, 3, 56, 56), pixels(56)
+    before, images = apart(blank), apart(image)
+    backbone.leave_out_position(2, 56)
+    for ours, tokens, image_before, image_after in zip(
+        apart(blank), before, images, apart(image), strict=True
+    ):
+        size = torch.linalg.svdvals(tokens)
+        near(torch.linalg.svdvals(ours)[:5], size[2:7])
+        taken = image_before - image_after
+        assert torch.linalg.matrix_rank(taken, atol=1e-4) == 2
+        near(taken @ image_after.T, torch.zeros(16, 16))
+    backbone.leave_out_position(0, 56)
+    for ours, tokens in zip(apart(image), images, strict=True):
+        assert torch.equal(ours, tokens)
+
+
+def test_more_directions_than_there_are_channels_or_tokens_are_refused():
+    backbone = Backbone(tiny_vit(), [1], 14)
+    with pytest.raises(ConfigError, match="TRAIN.position_directions is 16, but .* at most 15"):
+        backbone.leave_out_position(16, 56)
+    assert len(backbone(pixels(56))) == 1
+
+
 def test_training_leaves_it_frozen_in_eval_mode_without_a_graph():
     backbone = Backbone(tiny_vit(proj_drop_rate=0.5), [1, 3], 14)
     nn.Sequential(backbone).train()

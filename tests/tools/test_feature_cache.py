@@ -82,6 +82,19 @@ def test_other_weights_and_layers_have_entries_of_their_own(surfaces, tmp_path):
         assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2 * number
 
 
+def test_what_is_kept_serves_with_and_without_position(surfaces, tmp_path):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    changes = {"TRAIN__position_directions": 2}
+    plain, expected = (features_of(images, surfaces, tmp_path, **c) for c in ({}, changes))
+    assert not any(map(torch.equal, plain, expected))
+    changes["TRAIN__feature_cache_path"] = str(tmp_path / "cache")
+    for _ in range(2):
+        assert all(map(torch.equal, expected, features_of(images, surfaces, tmp_path, **changes)))
+    changes["TRAIN__position_directions"] = 0
+    assert all(map(torch.equal, plain, features_of(images, surfaces, tmp_path, **changes)))
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+
+
 def test_a_run_finds_what_another_left(surfaces, tmp_path):
     figures, times, cache = [], [], tmp_path / "cache"
     for name in ("a", "b"):

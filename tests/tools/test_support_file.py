@@ -62,6 +62,11 @@ def test_a_file_of_other_settings_weights_or_format_is_refused(taught, tmp_path)
     other = Predictor(taught.methods, replace(taught.settings, crop_size=32), cpu)
     with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
         other.load_support(file)
+    backbone = taught.backbone
+    backbone.leave_out_position(2, taught.settings.image_size)
+    with pytest.raises(WeightsError, match="its settings are not those of this predictor"):
+        taught.load_support(file)
+    backbone.leave_out_position(0, taught.settings.image_size)
     prior = Predictor({"prior": taught.methods["prior"]}, taught.settings, cpu)
     with pytest.raises(WeightsError, match="its weights are not those"):
         prior.load_support(file)

@@ -73,7 +73,7 @@ class AnswerGraph(nn.Module):
             "probe": (memory["probe"], memory["border"]),
         }  # fmt: skip
         vars(known).update(prepared)
-        maps = [layer.movedim(-1, 1) for layer in features]
+        maps = self.method.backbone.without_position([m.movedim(-1, 1) for m in features])
         compared = _AnyViews(maps, known, memory["foreground_view"])
         return self.method.answer(compared, (self.size, self.size))
 

@@ -78,12 +78,15 @@ def window(path, about):
 
 
 @pytest.mark.parametrize(
-    ("form", "method"),
-    [("onnx", "SOFS"), ("onnx", "contrast"), ("onnx", "prior"), ("openvino", "SOFS")],
+    ("form", "method", "directions"),
+    [("onnx", "SOFS", 2), ("onnx", "contrast", 0), ("onnx", "prior", 0), ("openvino", "SOFS", 0)],
 )
-def test_both_graphs_give_the_scores_of_the_predictor(form, method, pictures, arguments, tmp_path):
+def test_both_graphs_give_the_scores_of_the_predictor(
+    form, method, directions, pictures, arguments, tmp_path
+):
     """By the manifest alone: inputs, normalisation, memory and threshold."""
     changes = {"TEST__method": method, "TRAIN__SOFS__prior_residual": True} | WHOLE
+    changes["TRAIN__position_directions"] = directions
     cfg = tiny_config(tmp_path, tmp_path, TEST__baseline=False, **changes)
     if method == "SOFS":
         head, model = tmp_path / "head.safetensors", build_method(cfg, method)

@@ -99,7 +99,7 @@ def test_without_position_tokens_of_a_blank_image_differ_by_what_is_left_alone()
 
 def test_more_directions_than_there_are_channels_or_tokens_are_refused():
     backbone = Backbone(tiny_vit(), [1], 14)
-    with pytest.raises(ConfigError, match="TRAIN.position_directions is 16, but .* at most 15"):
+    with pytest.raises(ConfigError, match=r"TRAIN.position_directions is 16, but .* at most 15"):
         backbone.leave_out_position(16, 56)
     assert len(backbone(pixels(56))) == 1
 

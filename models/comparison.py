@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from models.memory import Memory
-from models.priors import centred, normal_vote, unit_tokens
+from models.priors import LENGTH_EPS, centred, normal_vote, unit_tokens
 from models.score import score
-
-LENGTH_EPS = 1e-12
+from models.similarity import Keys
 
 
 class Comparison:
@@ -20,44 +20,57 @@ class Comparison:
     def __init__(self, features: list[Tensor], memory: Memory) -> None:
         self.features, self.memory, self.grid = features, memory, features[0].shape[-2:]
 
-    def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Semantic and abnormal prior maps (paper, section 3.2), each (B, L, h, w) float32.
-
-        Semantic: how much a token looks like the foreground, the mean over views of the largest
-        cosine scaled by the share; a view's background counts as 0. Abnormal: how little it looks
-        like any normal token, 1 - the largest cosine scaled by 1 - share. The queries' lengths are
-        divided out of the maxima, which is the same and costs less than out of the queries.
+    def semantic_prior(self, weight: Tensor) -> Tensor:
+        """How much a token looks like the foreground (paper, section 3.2): per layer the mean over
+        views of the largest cosine scaled by the share, (B, L, h, w) float32; a view's background
+        counts as 0.
 
         Args:
-            weight: (B or 1, K) of each view in the mean of the semantic prior; 0 leaves it out.
+            weight: (B or 1, K) of each view in the mean; 0 leaves it out.
         """
-        memory, semantic, abnormal = self.memory, [], []
-        share, count = memory.share, memory.share.shape[-1]
-        marked, unmarked = (share > 0).float().unsqueeze(1), (1 - share).unsqueeze(1)
-        floor = torch.zeros_like(weight).masked_fill(memory.covered, -torch.inf).unsqueeze(1)
+        marked = (self.memory.share > 0).float().unsqueeze(1)
+        floor = torch.zeros_like(weight).masked_fill(self.memory.covered, -torch.inf).unsqueeze(1)
         mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-        for layer, keys, normal in zip(self.features, memory.keys, memory.normal_keys, strict=True):
-            queries = layer.flatten(2).transpose(1, 2)
-            foreground, background = keys.compare(queries, count)
-            length = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float32)
-            length = length.clamp(min=LENGTH_EPS)
+        maps = []
+        for _, length, foreground in self._beside_foreground():
             best = self.by_view(foreground * marked) / length.unsqueeze(-1)
-            semantic.append((torch.maximum(best, floor) * mean).sum(-1))
-            surroundings = torch.maximum((foreground * unmarked).amax(-1), background)
-            vote = normal_vote(surroundings, [image.compare(queries)[1] for image in normal])
-            abnormal.append(1 - vote / length)
-        return tuple(torch.stack(maps, 1).unflatten(-1, self.grid) for maps in (semantic, abnormal))
+            maps.append((torch.maximum(best, floor) * mean).sum(-1))
+        return torch.stack(maps, 1).unflatten(-1, self.grid)
+
+    @cached_property
+    def abnormal_prior(self) -> Tensor:
+        """How little a token looks like any normal one (paper, section 3.2): per layer 1 - the
+        largest cosine scaled by 1 - share, (B, L, h, w) float32."""
+        memory, maps = self.memory, []
+        unmarked = (1 - memory.share).unsqueeze(1)
+        for number, (queries, length, foreground) in enumerate(self._beside_foreground()):
+            partly = (foreground * unmarked).amax(-1)
+            background, *images = (
+                Keys(image[number]).nearest(queries, 1)
+                for image in (memory.background, *memory.normal)
+            )
+            vote = normal_vote(torch.maximum(partly, background), images)
+            maps.append(1 - vote / length)
+        return torch.stack(maps, 1).unflatten(-1, self.grid)
+
+    def _beside_foreground(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Per layer the tokens of the windows (B, N, C_l), their lengths (B, N), and their products
+        with the foreground (B, N, F) float32. Lengths are divided out of maxima, which is the same
+        and costs less than out of tokens."""
+        for layer, foreground in zip(self.features, self.memory.foreground, strict=True):
+            queries = layer.flatten(2).transpose(1, 2)
+            length = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float32)
+            yield queries, length.clamp(min=LENGTH_EPS), Keys(foreground).products(queries)
 
     def by_view(self, values: Tensor) -> Tensor:
         """The largest value in each view: (B, N, F) of the foreground tokens to (B, N, K)."""
         views = values.split(self.memory.sizes, dim=-1)
         return torch.stack([view.amax(-1) for view in views], dim=-1)
 
-    @cached_property
+    @property
     def anomaly(self) -> Tensor:
         """(B, h, w) float32 in [0, 2]: the largest abnormal prior over all layers."""
-        nothing = torch.zeros_like(self.memory.covered, dtype=torch.float32)
-        return self.priors(nothing)[1].amax(1).clamp(min=0)
+        return self.abnormal_prior.amax(1).clamp(min=0)
 
     @cached_property
     def score(self) -> Tensor:
@@ -73,6 +86,6 @@ class Comparison:
         """
         queries = centred([unit_tokens(m.float()) for m in self.features], self.memory.mean)
         foreground, background, *normal = self.memory.joint_keys
-        votes = [image.compare(queries)[1] for image in normal]
-        similarity = normal_vote(background.compare(queries)[1], votes)
-        return (foreground.compare(queries)[1] - similarity).unflatten(-1, self.grid)
+        votes = [image.nearest(queries, 1) for image in normal]
+        similarity = normal_vote(background.nearest(queries, 1), votes)
+        return (foreground.nearest(queries, 1) - similarity).unflatten(-1, self.grid)

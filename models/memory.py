@@ -80,17 +80,6 @@ class Memory:
         return bool(self.share.any())
 
     @cached_property
-    def keys(self) -> list[Keys]:
-        """Per layer all tokens of the support views, foreground first."""
-        pairs = zip(self.foreground, self.background, strict=True)
-        return [Keys(torch.cat(pair, dim=1)) for pair in pairs]
-
-    @cached_property
-    def normal_keys(self) -> list[list[Keys]]:
-        """Per layer the tokens of each normal image."""
-        return [[Keys(image[i]) for image in self.normal] for i in range(len(self.mean))]
-
-    @cached_property
     def typical(self) -> Tensor:
         """(B, F) bool: foreground that is mostly marked, or most marked in its view; no token of
         it twice."""
@@ -357,7 +346,7 @@ def thin(memory: Memory, budget: int) -> Memory:
     near = torch.zeros(0, dtype=torch.int64, device=memory.share.device)
     if memory.share.any():
         marked = centred(memory.foreground, memory.mean)[:, memory.share[0] > 0]
-        best = Keys(marked).compare(centred(memory.background, memory.mean))[1]
+        best = Keys(marked).nearest(centred(memory.background, memory.mean), 1)
         near = best[0].topk(round(NEAR * budget)).indices
     others = torch.ones(count, dtype=torch.bool, device=near.device).scatter_(0, near, False)
     far = others.nonzero().squeeze(1)

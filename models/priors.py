@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PROTOTYPE_EPS = 0.0005
+LENGTH_EPS = 1e-12
 
 
 def downsample_mask(mask: Tensor, patch: int, by_area: bool = True) -> Tensor:
@@ -56,8 +57,11 @@ def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
 
     The centre is the mean of the supports: what all of a surface has in common tells no defect.
     """
-    parts = [F.normalize(t.float() - m, dim=-1) for t, m in zip(tokens, mean, strict=True)]
-    return torch.cat(parts, dim=-1) / len(parts) ** 0.5
+    parts = [t.float() - m for t, m in zip(tokens, mean, strict=True)]
+    for part in parts:  # in place: memory that is new for each step takes longer than the steps
+        length = torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=LENGTH_EPS)
+        part /= length * len(parts) ** 0.5
+    return torch.cat(parts, dim=-1)
 
 
 def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

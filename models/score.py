@@ -6,6 +6,7 @@ Shapes: B windows, N tokens of a window, C channels of all layers together.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,23 +38,17 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
     contrast = foreground.nearest(joint, 1) - normal_vote(
         background.nearest(joint, NEAREST), [image.nearest(joint, NEAREST) for image in normal]
     )
-    own = _self_support(joint, contrast, memory.prototypes[0])
-    direction, border = memory.probe
-    probe = (joint * direction).sum(-1) - border.unsqueeze(-1)
-    values = contrast + OWN * (own - memory.middle.unsqueeze(-1)) + PROBE * probe
-    return values.unflatten(1, features[0].shape[-2:])
-
-
-def _self_support(joint: Tensor, contrast: Tensor, foreground: Tensor) -> Tensor:
-    """(B, N) of tokens (B, N, C) with a contrast (B, N) and the mean foreground (B or 1, 1, C)."""
     sure = contrast > (SURE * contrast.amax(-1, keepdim=True)).clamp(min=LEAST)
     middle = (contrast.shape[-1] - 1) // 2  # of the median, which cannot be exported
-    normal = contrast <= contrast.sort(-1).values[..., middle : middle + 1]
-    means = [
-        (joint * chosen.unsqueeze(-1)).sum(1, keepdim=True)
-        / chosen.sum(-1).clamp(min=1).view(-1, 1, 1)
-        for chosen in (sure, normal)
-    ]
-    defect, background = F.normalize(means[0] + foreground, dim=-1), F.normalize(means[1], dim=-1)
-    own = (joint * defect).sum(-1) - (joint * background).sum(-1)
-    return own * sure.any(-1, keepdim=True)
+    normal_half = contrast <= contrast.sort(-1).values[..., middle : middle + 1]
+    direction, border = memory.probe
+    with torch.autocast(joint.device.type, enabled=False):  # products of bf16 are too coarse
+        chosen = torch.stack([sure, normal_half], dim=1).float()
+        means = chosen @ joint / chosen.sum(-1, keepdim=True).clamp(min=1)
+        defect = F.normalize(means[:, :1] + memory.prototypes[0], dim=-1)
+        axis = defect - F.normalize(means[:, 1:], dim=-1)
+        axes = torch.cat([axis, direction.expand_as(axis)], dim=1)
+        own, probe = (joint @ axes.transpose(1, 2)).unbind(-1)  # the tokens are read once
+    own = own * sure.any(-1, keepdim=True) - memory.middle.unsqueeze(-1)
+    values = contrast + OWN * own + PROBE * (probe - border.unsqueeze(-1))
+    return values.unflatten(1, features[0].shape[-2:])

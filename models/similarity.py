@@ -18,22 +18,19 @@ class Keys:
     def __init__(self, tokens: Tensor, repeated: Tensor | None = None) -> None:
         self.tokens, self.repeated = tokens, repeated
 
-    def compare(self, queries: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Dot products of tokens (B, M, C) of any length with the first keys, (B, M, first), and
-        the largest with the others, of which there is at least one, (B, M): float32.
-        """
-        some, best = [], []
-        for products in self._products(queries):
-            some.append(products[..., :first].float())
-            best.append(products[..., first:].amax(-1).float())
-        shape = queries.shape[:2]
-        return torch.cat(some, 1).view(*shape, first), torch.cat(best, 1).view(shape)
+    def products(self, queries: Tensor) -> Tensor:
+        """Dot products of tokens (B, M, C) of any length with all keys: (B, M, N) float32."""
+        parts = [products.float() for products in self._products(queries)]
+        return torch.cat(parts, 1).view(*queries.shape[:2], -1)
 
     def nearest(self, queries: Tensor, count: int) -> Tensor:
-        """Mean of the largest `count` dot products of tokens (B, M, C), or of as many as there are
-        keys that are not repeated: (B, M) float32."""
+        """Mean of the largest `count` dot products of tokens (B, M, C) of any length, or of as many
+        as there are keys that are not repeated: (B, M) float32."""
         means = []
         for products in self._products(queries):
+            if count == 1:
+                means.append(products.amax(-1).float())
+                continue
             if self.repeated is not None:
                 products = products.masked_fill(self.repeated.unsqueeze(1), -torch.inf)
             largest = products.topk(min(count, products.shape[-1]), dim=-1).values.float()

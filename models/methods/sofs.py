@@ -96,12 +96,11 @@ class SOFS(Method):
             joined[name] = _weighted_mean(torch.stack([p[name] for p in parts], dim=1), totals)
         return joined
 
-    def token_logits(self, compared: Comparison, kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-odds of defect (B, h, w) and abnormal prior maps (B, L, h, w); `kept`: of
-        `encode`.
-        """
-        semantic, abnormal = compared.priors(kept["weight"])
-        priors = [semantic, abnormal] if self.abnormal_to_head else [semantic]
+    def token_logits(self, compared: Comparison, kept: dict[str, Tensor]) -> Tensor:
+        """Log-odds of defect (B, h, w); `kept`: of `encode`."""
+        priors = [compared.semantic_prior(kept["weight"])]
+        if self.abnormal_to_head:
+            priors.append(compared.abnormal_prior)
         if self.head.prior_residual:
             priors.append(compared.score.unsqueeze(1))
         features, maps = _stacked(compared.features), torch.cat(priors, dim=1)
@@ -109,7 +108,7 @@ class SOFS(Method):
         logits = self.head.logits(query, kept["tokens"], kept["shares"], kept["support_prototype"])
         if self.head.prior_residual:
             logits = self.head.corrected(compared.score, logits)
-        return logits, abnormal
+        return logits
 
     def episode_logits(
         self, query: list[Tensor], supports: list[Tensor], support_masks: Tensor
@@ -117,17 +116,19 @@ class SOFS(Method):
         """Log-odds (B, h, w) of a training batch, on the token grid."""
         share = self.shares(support_masks)
         memory = label(supports, share).in_type(comparison_type(share.device))
-        return self.token_logits(Comparison(query, memory), self.encode(supports, share))[0]
+        return self.token_logits(Comparison(query, memory), self.encode(supports, share))
 
     def answer(self, compared: Comparison, size: tuple[int, int]) -> Tensor:
         """Probability of defect; where no support pixel is marked, the largest abnormal prior."""
         memory = compared.memory
         if not memory.is_marked:
             return upsample(compared.anomaly, size)
-        logits, abnormal = self.token_logits(compared, memory.extras[self.name])
+        logits = self.token_logits(compared, memory.extras[self.name])
         probability = upsample(logits.float(), size).sigmoid()
-        anomaly = upsample(abnormal.amax(1), size)
-        return probability.where(memory.share.any(1)[:, None, None], anomaly)
+        if len(memory.share) == 1:
+            return probability
+        marked = memory.share.any(1)[:, None, None]
+        return probability.where(marked, upsample(compared.anomaly, size))
 
 
 def _stacked(features: list[Tensor]) -> Tensor:

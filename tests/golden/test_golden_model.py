@@ -60,11 +60,10 @@ def compare(model, case, masks=None):
 def figures(model, compared):
     """Every figure of one pass in eval mode, by the golden name."""
     kept = compared.memory.extras[model.name]
-    semantic, abnormal = compared.priors(kept["weight"])
     return {
-        "semantic_similarity": semantic,
-        "normal_similarity": abnormal,
-        "patch_logits": model.token_logits(compared, kept)[0],
+        "semantic_similarity": compared.semantic_prior(kept["weight"]),
+        "normal_similarity": compared.abnormal_prior,
+        "patch_logits": model.token_logits(compared, kept),
         "prototype": kept["support_prototype"],
         "prob": model.answer(compared, (70, 70)),
     }

@@ -107,7 +107,7 @@ def test_a_normal_image_of_very_many_views_is_held_in_bounded_memory(make):
 def test_normal_images_alone_are_the_whole_memory(make, scores, budget):
     encoder = make(memory_tokens=budget)
     memory = encoder.remember([], [encoder.encode_normal([p]) for p in pictures(3)], window=9)
-    assert memory.keys[0].tokens.shape[1] == 1 + (budget or 3 * TOKENS)
+    assert memory.background[0].shape[1] == (budget or 3 * TOKENS)
     assert not (memory.is_marked or memory.normal or memory.extras) and memory.window == 9
     answers = scores(memory)
     assert torch.equal(answers["SOFS"], answers["prior"]) and (answers["prior"] > 0).all()

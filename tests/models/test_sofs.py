@@ -71,8 +71,8 @@ def test_with_prior_residual_the_head_corrects_the_score(make_model, episode):
     model, (query, support, masks) = make_model(prior_residual=True), episode
     memory = remember([model], support, masks)
     compared = Comparison(model.backbone(query), memory)
-    mixed, _ = model.token_logits(compared, memory.extras["SOFS"])
+    mixed = model.token_logits(compared, memory.extras["SOFS"])
     model.head.own_scale.zero_()
-    logits, _ = model.token_logits(compared, memory.extras["SOFS"])
+    logits = model.token_logits(compared, memory.extras["SOFS"])
     near(logits, model.head.residual_scale * compared.score, 1e-6)
     assert (mixed - logits).abs().max() > 1e-3

@@ -74,4 +74,5 @@ def priors(query, memory, weight=None):
     """All that a comparison gives: semantic, abnormal and joint prior as (B, 2 L + 1, h, w)."""
     compared = Comparison(query, memory)
     weight = torch.ones(memory.covered.shape) if weight is None else weight
-    return torch.cat([*compared.priors(weight), compared.joint_prior.unsqueeze(1)], dim=1)
+    maps = compared.semantic_prior(weight), compared.abnormal_prior
+    return torch.cat([*maps, compared.joint_prior.unsqueeze(1)], dim=1)

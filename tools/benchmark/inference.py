@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -149,16 +149,24 @@ class _TwoProducts(Comparison):
         super().__init__(features, label(supports, share))
         self.supports, self.share = supports, share.flatten(1)
 
-    def priors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        marked, semantic, abnormal = (self.share > TINY).unsqueeze(-1), [], []
+    def semantic_prior(self, weight: Tensor) -> Tensor:
+        marked, maps = (self.share > TINY).unsqueeze(-1), []
+        for query, support in self._tokens():
+            alike = query @ (support * marked).transpose(1, 2)
+            maps.append(alike.unflatten(-1, (weight.shape[1], -1)).amax(-1).mean(-1))
+        return torch.stack(maps, 1).unflatten(-1, self.grid)
+
+    @property
+    def abnormal_prior(self) -> Tensor:
+        normal = (1 - self.share).unsqueeze(-1)
+        maps = [1 - (q @ (s * normal).transpose(1, 2)).amax(-1) for q, s in self._tokens()]
+        return torch.stack(maps, 1).unflatten(-1, self.grid)
+
+    def _tokens(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Per layer those of the windows and of the supports of each."""
         for query, support in zip(self.features, self.supports, strict=True):
-            q = unit_tokens(query)
-            s = unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2)
-            alike = (q @ (s * marked).transpose(1, 2)).unflatten(-1, (weight.shape[1], -1))
-            semantic.append(alike.amax(-1).mean(-1))
-            normal = s * (1 - self.share).unsqueeze(-1)
-            abnormal.append(1 - (q @ normal.transpose(1, 2)).amax(-1))
-        return tuple(torch.stack(m, 1).unflatten(-1, self.grid) for m in (semantic, abnormal))
+            stacked = unit_tokens(support).unflatten(0, (len(query), -1)).flatten(1, 2)
+            yield unit_tokens(query), stacked
 
 
 @torch.inference_mode()
@@ -179,7 +187,7 @@ def published_schedule(model: SOFS, windows: Tensor, supports: Tensor, masks: Te
         features = [torch.cat(layer) for layer in zip(*encoded, strict=True)]
         shares = share.expand(len(part), -1, -1, -1)  # above 0: all tokens take part in the fusion
         compared = _TwoProducts(whole(part), features, shares)
-        answers.append(model.token_logits(compared, model.encode(features, shares))[0])
+        answers.append(model.token_logits(compared, model.encode(features, shares)))
     return torch.cat(answers)
 
 

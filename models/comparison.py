@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -28,13 +27,12 @@ class Comparison:
         Args:
             weight: (B or 1, K) of each view in the mean; 0 leaves it out.
         """
-        marked = (self.memory.share > 0).float().unsqueeze(1)
         floor = torch.zeros_like(weight).masked_fill(self.memory.covered, -torch.inf).unsqueeze(1)
         mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-        maps = []
-        for _, length, foreground in self._beside_foreground():
-            best = self.by_view(foreground * marked) / length.unsqueeze(-1)
-            maps.append((torch.maximum(best, floor) * mean).sum(-1))
+        maps = [
+            (torch.maximum(best / length.unsqueeze(-1), floor) * mean).sum(-1)
+            for length, best, _ in self._beside_foreground
+        ]
         return torch.stack(maps, 1).unflatten(-1, self.grid)
 
     @cached_property
@@ -42,9 +40,8 @@ class Comparison:
         """How little a token looks like any normal one (paper, section 3.2): per layer 1 - the
         largest cosine scaled by 1 - share, (B, L, h, w) float32."""
         memory, maps = self.memory, []
-        unmarked = (1 - memory.share).unsqueeze(1)
-        for number, (queries, length, foreground) in enumerate(self._beside_foreground()):
-            partly = (foreground * unmarked).amax(-1)
+        for number, (length, _, partly) in enumerate(self._beside_foreground):
+            queries = self.features[number].flatten(2).transpose(1, 2)
             background, *images = (
                 Keys(image[number]).nearest(queries, 1)
                 for image in (memory.background, *memory.normal)
@@ -53,14 +50,21 @@ class Comparison:
             maps.append(1 - vote / length)
         return torch.stack(maps, 1).unflatten(-1, self.grid)
 
-    def _beside_foreground(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Per layer the tokens of the windows (B, N, C_l), their lengths (B, N), and their products
-        with the foreground (B, N, F) float32. Lengths are divided out of maxima, which is the same
-        and costs less than out of tokens."""
+    @cached_property
+    def _beside_foreground(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per layer the lengths of the windows' tokens (B, N), and their largest products with the
+        foreground: with what is marked, in each view (B, N, K), and of all scaled by 1 - share
+        (B, N). Lengths are divided out of maxima, which is the same and costs less than out of
+        tokens."""
+        share, maxima = self.memory.share.unsqueeze(1), []
         for layer, foreground in zip(self.features, self.memory.foreground, strict=True):
             queries = layer.flatten(2).transpose(1, 2)
             length = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float32)
-            yield queries, length.clamp(min=LENGTH_EPS), Keys(foreground).products(queries)
+            products = Keys(foreground).products(queries)
+            best = self.by_view(products * (share > 0).float())
+            partly = (products * (1 - share)).amax(-1)
+            maxima.append((length.clamp(min=LENGTH_EPS), best, partly))
+        return maxima
 
     def by_view(self, values: Tensor) -> Tensor:
         """The largest value in each view: (B, N, F) of the foreground tokens to (B, N, K)."""

@@ -48,7 +48,7 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
         defect = F.normalize(means[:, :1] + memory.prototypes[0], dim=-1)
         axis = defect - F.normalize(means[:, 1:], dim=-1)
         axes = torch.cat([axis, direction.expand_as(axis)], dim=1)
-        own, probe = (joint @ axes.transpose(1, 2)).unbind(-1)  # the tokens are read once
+        own, probe = (joint @ axes.transpose(1, 2)).unbind(-1)  # one pass over the tokens
     own = own * sure.any(-1, keepdim=True) - memory.middle.unsqueeze(-1)
     values = contrast + OWN * own + PROBE * (probe - border.unsqueeze(-1))
     return values.unflatten(1, features[0].shape[-2:])

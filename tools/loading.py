@@ -60,6 +60,10 @@ class Loader(DataLoader):
             reason = f"a loader process has died ({error or type(error).__name__}), most often"
             remedy = "lower TRAIN_SETUPS.num_workers or the batch size; with 0 you see where"
             raise DataError(f"{reason} of a full memory or /dev/shm; {remedy}") from error
+        finally:
+            # ends the workers now: a garbage collection, where an error keeps this frame, ends the
+            # threads of their queues first, and then waits five seconds for each worker
+            del batches
 
 
 class _Caught(Dataset):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import closing
 from multiprocessing import active_children
 from pathlib import Path
@@ -58,8 +59,16 @@ def test_batches_come_until_the_error_as_it_was_raised(workers):
     assert torch.equal(next(batches), torch.tensor([0, 1, 2]))
     with pytest.raises(DataError, match=r"^a\.png: broken$"):
         next(batches)
-    with pytest.raises(KeyError, match="missing"):
+    with pytest.raises(KeyError, match="missing") as error:
         list(load(Numbers(lambda: {}["missing"]), workers))
+    traceback.clear_frames(error.tb)  # of PyTorch: they hold the workers
+
+
+def test_workers_end_with_the_error_though_it_is_kept():
+    earlier = set(active_children())
+    with pytest.raises(DataError) as error:
+        list(load(Numbers(unreadable), 2))
+    assert error.tb is not None and set(active_children()) <= earlier
 
 
 class Loaders(Numbers):

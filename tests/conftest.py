@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,13 @@ def golden_model(tensors, golden_vit):
         return SOFS(Backbone(golden_vit(), range(5, 11), 14), head, **options).eval()
 
     return build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server():
+    """Processes that tests start have PyTorch from the beginning, which takes seconds to import."""
+    multiprocessing.set_forkserver_preload(["tests.helpers"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)

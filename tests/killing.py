@@ -22,8 +22,7 @@ from utils.output_files import PARTIAL
 
 LIMIT = 240  # seconds of a wait
 HALF = 10_000  # bytes of a state that is never whole
-FORKS = multiprocessing.get_context("forkserver")  # has imported PyTorch, which takes seconds, once
-FORKS.set_forkserver_preload(["tools.trainer"])
+FORKS = multiprocessing.get_context("forkserver")
 
 
 class Training:

@@ -114,13 +114,16 @@ def launch(job: Callable[..., Any], processes: int, backend: str, *args: Any) ->
     engine = logging.getLogger("torch.distributed.elastic")  # its lines repeat what is raised here
     engine.addHandler(logging.NullHandler())
     engine.propagate = False
+    context = mp.get_context("forkserver")  # which imports what they need once, for all processes
+    context.set_forkserver_preload([p.__module__ for p in (job, *args) if callable(p)])
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, monitor_interval=0.02,
+        start_method="forkserver",
         run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         signals_to_handle=",".join(number.name for number in SIGNALS),
     )  # fmt: skip
-    faults = mp.get_context("spawn").SimpleQueue()
+    faults = context.SimpleQueue()
     try:
         with interruptible():  # which also restores the handlers that the engine replaces
             return elastic_launch(config, _run_member)(job, backend, faults, args)[0]

@@ -33,7 +33,7 @@ app: $(VENV)/requirements.stamp
 
 # What is timed comes last, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --ignore tests/tools/benchmark --ignore tests/long
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal --ignore tests/tools/benchmark --ignore tests/long
 	$(PY) -m pytest -q tests/tools/benchmark
 
 test-long: $(VENV)/requirements-dev.stamp

@@ -199,8 +199,8 @@ TEST.memory_tokens = 8192
 # chance likeness, and those of further images more of what is normal; 0: no bound
 TEST.support_tokens = 0
 # ours: where normal images are taught beside a defect, the share of images without defect that
-# shall stay empty: an image has none if no score exceeds a bar, which is at least the highest one
-# in those images, see docs/protocol.md#mixed-supports; 0: there is no bar
+# shall stay empty: an image has none if no score exceeds a bar, which those images and the surface
+# of the supports tell, see docs/protocol.md#mixed-supports; 0: there is no bar
 TEST.normal_gate = 0.9
 # ours: masks follow the pixels of the image: colour tells the pixels around a defect apart, and its
 # border lies where the score falls fastest, see docs/quality.md#the-pixels; not for `prior`

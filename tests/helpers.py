@@ -191,6 +191,20 @@ def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
+def spotted(size, seed, spots, side=6):
+    """A random image with bright spots at (top, left), and its mask."""
+    image, mask = picture(*size, seed=seed) // 2, np.zeros(size, np.uint8)
+    for top, left in spots:
+        image[top : top + side, left : left + side] = 250
+        mask[top : top + side, left : left + side] = 1
+    return image, mask
+
+
 def variant(predictor, **changes):
     """A predictor of the same methods with other options."""
     return Predictor(predictor.methods, predictor.settings, torch.device("cpu"), **changes)
+
+
+def ask(predictor, image, memory=None):
+    """Answers by method, by the predictor's memory or another one."""
+    return next(predictor.segment([(image, [memory or predictor.memory])])).answers[0]

@@ -215,7 +215,7 @@ class SplitTest:
         """Count this process's share of the queries in `part`; returns the seconds that pictures of
         them took."""
         numbers, drawing = range(rank(), len(self.episodes), world_size()), 0.0
-        keep_pairs = predictor.needs_pairs(self.episodes.shot)
+        keep_pairs = predictor.needs_pairs(self.episodes.shot, self.cfg.DATASET.normal_shot)
         queries = self._queries(repeats, numbers, keep_pairs)
         pending: deque[Query] = deque()
 
@@ -256,8 +256,8 @@ class SplitTest:
         numbers = range(rank(), len(images), world_size())
         if not numbers:
             return
-        options = {"repeats": repeats, "numbers": numbers}
-        options["keep_pairs"] = predictor.needs_pairs(self.episodes.shot)
+        keep_pairs = predictor.needs_pairs(self.episodes.shot, self.cfg.DATASET.normal_shot)
+        options = {"repeats": repeats, "numbers": numbers, "keep_pairs": keep_pairs}
         queries = NormalQueries(self.episodes, self.settings, images, **options)
         pending: deque[NormalQuery] = deque()
 

@@ -7,7 +7,6 @@ for prediction in predictor.predict_many(paths): ...
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from datasets.episodes import derive_seed
 from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
 from datasets.picture_lists import read_supports, several
-from datasets.refinement import Seen, as_seen, log_odds, refine
+from datasets.refinement import Seen, as_seen, refine
 from datasets.views import (
     SupportSet,
     ViewSettings,
@@ -42,6 +41,7 @@ from models.memory import Memory
 from models.methods import Method
 from tools.auto_threshold import choose_thresholds
 from tools.methods import load_methods
+from tools.normal_gates import choose_gates
 from tools.pixel_probes import fit_probes
 from tools.support_file import load_memory, save_memory
 from tools.window_stream import THREADS, PendingQuery, Window, ahead, joined_features, windows
@@ -50,7 +50,6 @@ from utils.precision import autocast, half_type, pick_device
 
 AUTO = "auto"  # value of TEST.threshold
 DEFAULT_THRESHOLD = 0.5
-SPREAD = 0.45  # log-odds, scale of the highest ones of images without defect
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ class Predictor:
         published_stitching: join windows as published, not blended.
         threshold: score above which a pixel is defect; None: chosen on the supports.
         normal_gate: share of images without defect that shall stay empty, in [0, 1), where normal
-            images were taught beside a defect: an image whose highest score is not above their bar
-            has none, see `Predictor._gates`; 0: there is no bar.
+            images were taught beside a defect: an image whose highest score is not above a bar has
+            none, see `tools.normal_gates`; 0: there is no bar.
         refined: masks follow the pixels of the image, see `datasets.refinement`.
         pixel_probe: where several supports are taught, refined masks are corrected by what they
             tell, see `models.pixel_probe`; does nothing without `refined`.
@@ -172,9 +171,11 @@ class Predictor:
             seed=cfg.RNG_SEED,
         )
 
-    def needs_pairs(self, shot: int) -> bool:
-        """Whether so many supports are taught with their images and masks, beside their views."""
-        return self.auto_threshold or (self.pixel_probe and shot > 1)
+    def needs_pairs(self, shot: int, normal: int = 0) -> bool:
+        """Whether so many supports, beside so many normal images, are taught with their images and
+        masks, and not with their views alone."""
+        gated = self.normal_gate > 0 and normal > 0
+        return self.auto_threshold or (self.pixel_probe and shot > 1) or gated
 
     def set_support(self, images: Sequence[Picture], masks: Sequence[Picture | None]) -> Memory:
         """Teach a defect by images and masks of the same sizes, which are not 0 at the defect.
@@ -259,29 +260,10 @@ class Predictor:
                 self, supports.pairs, supports.window, memory_without, memory.thresholds
             )
             memory = replace(memory, pixel_probes=probes)
-        return replace(memory, gates=self._gates(memory, normal_images))
-
-    def _gates(self, memory: Memory, normal_images: Sequence[np.ndarray]) -> dict[str, float]:
-        """By method, the bar that the highest score of an image without defect should not exceed.
-
-        It is the highest score in the n normal images of a memory, each segmented by all else that
-        was taught: a further one stays below it with odds of n. If the highest log-odds of images
-        have a Gumbel distribution of scale SPREAD, as maxima do, it stays below that plus x with
-        odds of n exp(x / SPREAD): x makes them those of `normal_gate`, but lowers no bar. Where a
-        method gives no log-odds, x is 0.
-        """
-        gates: dict[str, float] = {}
-        images = normal_images if self.normal_gate else ()
-        queries = ((image, [memory.without_normal(n)]) for n, image in enumerate(images))
-        for outcome in self.segment(queries, refined=False):
-            for name, answer in outcome.answers[0].items():
-                gates[name] = max(gates.get(name, 0.0), float(answer.score.max()))
-        odds = self.normal_gate / (1 - self.normal_gate) / max(len(images), 1)
-        for name in gates if odds > 1 else ():
-            if self.methods[name].gives_log_odds:
-                bar = log_odds(np.float64(gates[name])) + SPREAD * math.log(odds)
-                gates[name] = float(1 / (1 + np.exp(-bar)))
-        return gates
+        if self.normal_gate and normal_images:
+            gates = choose_gates(self, memory, normal_images, supports.pairs)
+            memory = replace(memory, gates=gates)
+        return memory
 
     def predict(self, image: Picture) -> Prediction:
         """Segment one image, whatever `datasets.images.read_image` takes.

@@ -16,23 +16,9 @@ from datasets.refinement import refine
 from datasets.views import SupportSet
 from datasets.windows import tile
 from tests.datasets.bad_files import saved, truncated
-from tests.helpers import picture, variant
+from tests.helpers import ask, picture, spotted, variant
 from tools.predictor import Predictor
 from utils.errors import ConfigError, DataError
-
-
-def spotted(size, seed, spots, side=6):
-    """A random image with bright spots at (top, left), and its mask."""
-    image, mask = picture(*size, seed=seed) // 2, np.zeros(size, np.uint8)
-    for top, left in spots:
-        image[top : top + side, left : left + side] = 250
-        mask[top : top + side, left : left + side] = 1
-    return image, mask
-
-
-def ask(predictor, image, memory=None):
-    """Answers by method, by the predictor's memory or another one."""
-    return next(predictor.segment([(image, [memory or predictor.memory])])).answers[0]
 
 
 @pytest.fixture(scope="module")
@@ -212,54 +198,6 @@ def test_an_image_without_a_mask_is_one_with_an_empty_mask(predictor):
     assert (less > 1e-6).mean() > 0.99
     assert len(one.memory.normal) == 1 and not without.memory.normal
     assert one.memory.normal[0][0].shape[1] == 6 * 64, "of six windows"
-
-
-def test_an_image_whose_scores_stay_below_those_of_normal_images_has_no_defect(predictor):
-    """The bar is the highest score in a normal image, as seen by all else that was taught, as long
-    as two of them keep enough images empty; masks of images above it are untouched."""
-    (image, mask), seen = spotted((64, 64), 0, [(20, 30)]), picture(64, 64, seed=3)
-    normal = [spotted((64, 64), seed, [(9, 9)], side=3)[0] for seed in (4, 5)]
-    gated, free = (variant(predictor, threshold=0.3, normal_gate=gate) for gate in (0.6, 0.0))
-    for taught in (gated, free):
-        taught.set_support([image, *normal], [mask, None, None])
-    highest: dict[str, float] = {}
-    for one, other in (normal, normal[::-1]):
-        free_of_one = variant(predictor)
-        free_of_one.set_support([image, other], [mask, None])
-        for name, answer in ask(free_of_one, one).items():
-            highest[name] = max(highest.get(name, 0), answer.score.max())
-    assert gated.memory.gates == pytest.approx(highest, abs=1e-5) and not free.memory.gates
-    emptied, others = 0, [spotted((64, 64), seed, [(9, 40)])[0] for seed in range(6, 12)]
-    for query in (image, seen, *normal, *others):
-        without = ask(free, query)
-        for name, ours in ask(gated, query).items():
-            theirs = without[name]
-            np.testing.assert_array_equal(ours.score, theirs.score)
-            below = ours.score.max() <= gated.memory.gates[name]
-            emptied += bool(below and theirs.mask.any())
-            assert np.array_equal(ours.mask, theirs.mask & (not below))
-    assert emptied, "one at least has a mask without the bar"
-    assert ask(gated, image)["prior"].mask.any()
-
-
-def test_the_bar_rises_with_the_share_and_falls_with_the_number_of_normal_images(predictor):
-    """In log-odds, by 0.45 for each factor of e between the odds that are asked for and the number
-    of images; never below the highest score in them, and not for a method without log-odds."""
-    (image, mask), normal = spotted((64, 64), 0, [(20, 30)]), picture(64, 64, seed=4)
-    bars = {}
-    for share in (0.5, 0.75, 0.9):
-        for count in (1, 3, 9):
-            taught = variant(predictor, normal_gate=share)
-            taught.set_support([image, *[normal] * count], [mask, *[None] * count])
-            bars[share, count] = taught.memory.gates
-    for (share, count), gates in bars.items():
-        least = bars[0.5, count]
-        rise = 0.45 * max(np.log(share / (1 - share) / count), 0)
-        odds = {name: np.log(bar / (1 - bar)) for name, bar in gates.items()}
-        lowest = np.log(least["SOFS"] / (1 - least["SOFS"]))
-        assert odds["SOFS"] == pytest.approx(lowest + rise, abs=1e-4)
-        assert gates["prior"] == least["prior"]
-    assert bars[0.9, 1]["SOFS"] > bars[0.75, 1]["SOFS"] > bars[0.5, 1]["SOFS"]
 
 
 def test_refined_masks_follow_the_pixels_but_gates_and_the_prior_stay(predictor):

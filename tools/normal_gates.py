@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 5  # supports that are segmented, to bound the time of teaching
 MARGIN = 2.0  # tokens around a marked defect, which may still look like it
-PRIOR, LEVEL = 4, 0.6  # normal images that the supports' surface counts as; of its log-odds
-APART, DOUBT = 0.75, 0.5  # log-odds: by which images differ, and what one tells too little of it
+PRIOR, LEVEL = 4, 0.6  # how many normal images the surface counts as; factor of its log-odds
+APART, DOUBT = 0.75, 0.5  # log-odds, scales: how much images differ, and the doubt about their mean
 
 
 def choose_gates(
@@ -27,13 +27,15 @@ def choose_gates(
 ) -> dict[str, float]:
     """By method, the score that in an image without defect no pixel should exceed.
 
-    Two things tell what is to be expected of one: the mean of the highest log-odds in the n normal
-    images, each segmented by all else that was taught, and 0.6 of the mean of the highest on the
-    normal surface of the supports, segmented by all that was taught. Images of a product differ, so
-    that one tells little: the latter counts as much as four of the former. A share p of further
-    images stays below the mean of both plus (0.75 + 0.5 / n) ln(p / (1 - p)), if they have a
-    logistic distribution around it. These constants were fitted, see docs/quality.md. Where a
-    method gives no log-odds, the bar is the highest score in the normal images.
+    Two means tell what is to be expected of such an image: N of the highest log-odds in the n
+    normal images, each segmented by all else that was taught, and S of the highest on the normal
+    surface of each support, segmented by all that was taught. Images of a product differ, so that
+    a normal image tells little, and S counts as much as four of them: the middle is
+    (n N + 4 * 0.6 S) / (n + 4). If the highest log-odds of further images have a logistic
+    distribution of scale 0.75 + 0.5 / n around it, a share p of them stays below the middle plus
+    (0.75 + 0.5 / n) ln(p / (1 - p)), which is the bar. Its constants were fitted, see
+    docs/quality.md. Where a method gives no log-odds, the bar is the highest score in the normal
+    images.
 
     Args:
         memory: of supports with a defect and of `normal_images`.
@@ -47,8 +49,9 @@ def choose_gates(
     for outcome in predictor.segment(queries, refined=False):
         for name, answer in outcome.answers[0].items():
             normal[name].append(float(answer.score.max()))
-    queries = ((image, [memory]) for image, _ in pairs[:MOST_IMAGES])
-    for (_, mask), outcome in zip(pairs, predictor.segment(queries, refined=False), strict=False):
+    asked = pairs[:MOST_IMAGES]
+    queries = ((image, [memory]) for image, _ in asked)
+    for (_, mask), outcome in zip(asked, predictor.segment(queries, refined=False), strict=True):
         longest = max(mask.shape)
         token = min(window or longest, longest) * predictor.backbone.stride
         margin = MARGIN * token / predictor.settings.image_size

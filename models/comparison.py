@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.memory import Memory
-from models.priors import LENGTH_EPS, centred, normal_vote, unit_tokens
+from models.priors import centred, normal_vote, unit_tokens
 from models.score import score
 from models.similarity import Keys
 
@@ -18,6 +18,21 @@ class Comparison:
 
     def __init__(self, features: list[Tensor], memory: Memory) -> None:
         self.features, self.memory, self.grid = features, memory, features[0].shape[-2:]
+
+    @cached_property
+    def tokens(self) -> list[Tensor]:
+        """Unit tokens of the windows, per layer (B, N, C_l) float32."""
+        return [unit_tokens(layer.float()) for layer in self.features]
+
+    @cached_property
+    def _compared_tokens(self) -> list[Tensor]:
+        """The same in the type of the memory's tokens."""
+        return [tokens.to(self.memory.foreground[0].dtype) for tokens in self.tokens]
+
+    @cached_property
+    def joint_tokens(self) -> Tensor:
+        """(B, N, C) float32 over all layers, see `models.priors.centred`."""
+        return centred(self.tokens, self.memory.mean)
 
     def semantic_prior(self, weight: Tensor) -> Tensor:
         """How much a token looks like the foreground (paper, section 3.2): per layer the mean over
@@ -29,10 +44,7 @@ class Comparison:
         """
         floor = torch.zeros_like(weight).masked_fill(self.memory.covered, -torch.inf).unsqueeze(1)
         mean = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1)
-        maps = [
-            (torch.maximum(best / length.unsqueeze(-1), floor) * mean).sum(-1)
-            for length, best, _ in self._beside_foreground
-        ]
+        maps = [(torch.maximum(b, floor) * mean).sum(-1) for b, _ in self._beside_foreground]
         return torch.stack(maps, 1).unflatten(-1, self.grid)
 
     @cached_property
@@ -40,30 +52,23 @@ class Comparison:
         """How little a token looks like any normal one (paper, section 3.2): per layer 1 - the
         largest cosine scaled by 1 - share, (B, L, h, w) float32."""
         memory, maps = self.memory, []
-        for number, (length, _, partly) in enumerate(self._beside_foreground):
-            queries = self.features[number].flatten(2).transpose(1, 2)
+        for number, (_, partly) in enumerate(self._beside_foreground):
             background, *images = (
-                Keys(image[number]).nearest(queries, 1)
+                Keys(image[number]).nearest(self._compared_tokens[number], 1)
                 for image in (memory.background, *memory.normal)
             )
-            vote = normal_vote(torch.maximum(partly, background), images)
-            maps.append(1 - vote / length)
+            maps.append(1 - normal_vote(torch.maximum(partly, background), images))
         return torch.stack(maps, 1).unflatten(-1, self.grid)
 
     @cached_property
-    def _beside_foreground(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per layer the lengths of the windows' tokens (B, N), and their largest products with the
-        foreground: with what is marked, in each view (B, N, K), and of all scaled by 1 - share
-        (B, N). Lengths are divided out of maxima, which is the same and costs less than out of
-        tokens."""
+    def _beside_foreground(self) -> list[tuple[Tensor, Tensor]]:
+        """Per layer the largest cosines of the windows' tokens to the foreground: to what is
+        marked, in each view (B, N, K), and of all scaled by 1 - share (B, N)."""
         share, maxima = self.memory.share.unsqueeze(1), []
-        for layer, foreground in zip(self.features, self.memory.foreground, strict=True):
-            queries = layer.flatten(2).transpose(1, 2)
-            length = torch.linalg.vector_norm(queries, dim=-1, dtype=torch.float32)
-            products = Keys(foreground).products(queries)
+        for tokens, foreground in zip(self._compared_tokens, self.memory.foreground, strict=True):
+            products = Keys(foreground).products(tokens)
             best = self.by_view(products * (share > 0).float())
-            partly = (products * (1 - share)).amax(-1)
-            maxima.append((length.clamp(min=LENGTH_EPS), best, partly))
+            maxima.append((best, (products * (1 - share)).amax(-1)))
         return maxima
 
     def by_view(self, values: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ class Comparison:
     @cached_property
     def score(self) -> Tensor:
         """(B, h, w) float32, see `models.score`."""
-        return score(self.features, self.memory)
+        return score(self.joint_tokens, self.memory).unflatten(-1, self.grid)
 
     @cached_property
     def joint_prior(self) -> Tensor:
@@ -88,8 +93,7 @@ class Comparison:
         The cosines are over all layers at once, see `models.priors.centred`, and of further normal
         images each has a vote, see `models.priors.normal_vote`.
         """
-        queries = centred([unit_tokens(m.float()) for m in self.features], self.memory.mean)
-        foreground, background, *normal = self.memory.joint_keys
+        queries, (foreground, background, *normal) = self.joint_tokens, self.memory.joint_keys
         votes = [image.nearest(queries, 1) for image in normal]
         similarity = normal_vote(background.nearest(queries, 1), votes)
         return (foreground.nearest(queries, 1) - similarity).unflatten(-1, self.grid)

@@ -57,11 +57,16 @@ def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
 
     The centre is the mean of the supports: what all of a surface has in common tells no defect.
     """
-    parts = [t.float() - m for t, m in zip(tokens, mean, strict=True)]
-    for part in parts:  # in place: memory that is new for each step takes longer than the steps
+    widths = [layer.shape[-1] for layer in tokens]
+    shape = (*tokens[0].shape[:2], sum(widths))
+    joint = torch.empty(shape, dtype=torch.float32, device=tokens[0].device)
+    parts = joint.split(widths, dim=-1)
+    # in place: memory that is new for each step takes longer than the steps
+    for part, layer, centre in zip(parts, tokens, mean, strict=True):
+        torch.sub(layer, centre, out=part)
         length = torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=LENGTH_EPS)
         part /= length * len(parts) ** 0.5
-    return torch.cat(parts, dim=-1)
+    return joint
 
 
 def gather_foreground(tokens: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

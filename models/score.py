@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.memory import Memory
-from models.priors import centred, normal_vote, unit_tokens
+from models.priors import normal_vote
 
 NEAREST = 3  # background tokens that a similarity is the mean of, where one is too much chance
 SURE, LEAST = 0.5, 0.05  # a sure token has this share of the window's largest contrast, and so much
 OWN, PROBE = 0.3, 0.4  # weights of self-support and of the probe
 
 
-def score(features: list[Tensor], memory: Memory) -> Tensor:
-    """Scores (B, h, w) float32 of windows, per layer (B, C_l, h, w), by one memory for all, or one
+def score(joint: Tensor, memory: Memory) -> Tensor:
+    """Scores (B, N) float32 of the tokens of windows (B, N, C), by one memory for all, or one
     support set each: contrast + 0.3 (self-support - `Memory.middle`) + 0.4 probe. A token is more
     likely defect than not where its score is positive.
 
@@ -33,10 +33,10 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
       contrast; 0 in a window without a sure token, in which there is most likely nothing;
     - probe: the linear discriminant of the supports' foreground and background, `Memory.probe`.
     """
-    joint = centred([unit_tokens(layer.float()) for layer in features], memory.mean)
     foreground, background, *normal = memory.joint_keys
-    contrast = foreground.nearest(joint, 1) - normal_vote(
-        background.nearest(joint, NEAREST), [image.nearest(joint, NEAREST) for image in normal]
+    tokens = joint.to(foreground.tokens.dtype)
+    contrast = foreground.nearest(tokens, 1) - normal_vote(
+        background.nearest(tokens, NEAREST), [image.nearest(tokens, NEAREST) for image in normal]
     )
     sure = contrast > (SURE * contrast.amax(-1, keepdim=True)).clamp(min=LEAST)
     middle = (contrast.shape[-1] - 1) // 2  # of the median, which cannot be exported
@@ -50,5 +50,4 @@ def score(features: list[Tensor], memory: Memory) -> Tensor:
         axes = torch.cat([axis, direction.expand_as(axis)], dim=1)
         own, probe = (joint @ axes.transpose(1, 2)).unbind(-1)  # one pass over the tokens
     own = own * sure.any(-1, keepdim=True) - memory.middle.unsqueeze(-1)
-    values = contrast + OWN * own + PROBE * (probe - border.unsqueeze(-1))
-    return values.unflatten(1, features[0].shape[-2:])
+    return contrast + OWN * own + PROBE * (probe - border.unsqueeze(-1))

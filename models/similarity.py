@@ -9,6 +9,7 @@ from torch import Tensor
 
 PRODUCTS = 3 << 20  # values of a product that stay in the cache
 ROWS = 256  # products take multiples of so many rows at full speed
+ROWS_OF_TABLE = 8  # in which the largest products are looked for
 
 
 class Keys:
@@ -33,7 +34,7 @@ class Keys:
                 continue
             if self.repeated is not None:
                 products = products.masked_fill(self.repeated.unsqueeze(1), -torch.inf)
-            largest = products.topk(min(count, products.shape[-1]), dim=-1).values.float()
+            largest = _largest(products, min(count, products.shape[-1])).float()
             counts = largest.isfinite()
             means.append(largest.where(counts, 0).sum(-1) / counts.sum(-1))
         return torch.cat(means, 1).view(queries.shape[:2])
@@ -50,3 +51,16 @@ class Keys:
             parts = rows.split(count // ROWS * ROWS or count, dim=1)
         for part in parts:
             yield part.to(keys.dtype) @ keys
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """The `count` largest of (..., N). With the values laid out in rows of a table, they stand in
+    those columns whose largest values are the `count` largest, so that few have to be sorted."""
+    width = values.shape[-1] // ROWS_OF_TABLE
+    if width > count and not torch.compiler.is_exporting():
+        split = width * ROWS_OF_TABLE
+        table = values[..., :split].unflatten(-1, (ROWS_OF_TABLE, width))
+        columns = table.amax(-2, keepdim=True).topk(count, dim=-1).indices
+        theirs = table.gather(-1, columns.expand(*table.shape[:-1], count)).flatten(-2)
+        values = torch.cat([theirs, values[..., split:]], dim=-1)
+    return values.topk(count, dim=-1).values

@@ -132,9 +132,15 @@ class SOFS(Method):
 
 
 def _stacked(features: list[Tensor]) -> Tensor:
-    """All layers as one map (B, sum C_l, h, w), in the type that autocast would give it."""
-    dtype = comparison_type(features[0].device)
-    return torch.cat([layer.to(dtype) for layer in features], dim=1)
+    """All layers as one map (B, sum C_l, h, w), in the type that autocast would give it, with the
+    channels of a token side by side."""
+    widths, device = [layer.shape[1] for layer in features], features[0].device
+    b, _, h, w = features[0].shape
+    stacked = torch.empty(b, h, w, sum(widths), dtype=comparison_type(device), device=device)
+    stacked = stacked.permute(0, 3, 1, 2)
+    for part, layer in zip(stacked.split(widths, dim=1), features, strict=True):
+        part.copy_(layer)  # as it is cast: half the time of copies that are then joined
+    return stacked
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

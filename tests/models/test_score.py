@@ -11,7 +11,6 @@ from models import memory
 from models.comparison import Comparison
 from models.memory import join, label
 from models.methods.contrast import Contrast
-from models.score import score
 from tests.models.tiny import answer, features, remember, shares
 
 GRID, TOKENS = (6, 8), 48
@@ -122,7 +121,7 @@ def test_scores_are_those_of_every_pair_of_tokens(share, images):
     )
     query = [torch.cat([layer[:2], -layer[2:]]) for layer in query]  # and opposite
     normal = [label(image, torch.zeros(1, 2, *GRID)).background for image in further]
-    ours = score(query, replace(label(supports, share), normal=normal))
+    ours = Comparison(query, replace(label(supports, share), normal=normal)).score
     assert ours.dtype == torch.float32 and ours.shape == (3, *GRID)
     for i in range(3):
         expected = by_hand([layer[i : i + 1] for layer in query], supports, share, further)
@@ -158,8 +157,8 @@ def test_scores_of_a_batch_of_sets_are_those_of_each_alone(sign):
 def test_scores_by_supports_that_join_are_those_by_all_at_once():
     supports, share, query = maps_of(3, 1), marks({3: 0.9, 4: 0.3}, {}, {9: 0.2}), maps_of(2, 2)
     parts = [label([s[k : k + 1] for s in supports], share[:, k : k + 1]) for k in range(3)]
-    expected = score(query, label(supports, share))
-    assert_close(score(query, join(parts)), expected, rtol=0, atol=1e-5)
+    expected = Comparison(query, label(supports, share)).score
+    assert_close(Comparison(query, join(parts)).score, expected, rtol=0, atol=1e-5)
 
 
 def defective(places, seed):

@@ -31,7 +31,8 @@ from utils.console import say
 from utils.output_files import write_json
 from utils.run_folder import provenance
 
-CONFIG = Path(__file__).parents[2] / "method_config" / "Open_Domain" / "SOFS.yaml"
+CONFIGS = Path(__file__).parents[2] / "method_config"
+CONFIG, GENERAL = (CONFIGS / name / "SOFS.yaml" for name in ("Open_Domain", "General"))
 RANDOM = {"TRAIN.backbone_load_state_dict": False, "TEST.load_checkpoint": False}
 RANDOM |= {"TRAIN.precision": "auto"}
 SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_size")}
@@ -49,8 +50,8 @@ Measure = Callable[[], list[Figure]]
 def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
     """The measurements at the sizes that users have, or small ones in about a minute."""
 
-    def config(changes: dict[str, Any]) -> CfgNode:
-        return load_config(CONFIG, [*chain(*(RANDOM | changes).items()), *opts])
+    def config(changes: dict[str, Any], file: Path = CONFIG) -> CfgNode:
+        return load_config(file, [*chain(*(RANDOM | changes).items()), *opts])
 
     cfg = config(SMALL if quick else {})
     wide = cfg if quick else config({"DATASET.crop_size": WINDOW})
@@ -64,6 +65,9 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
     inferences = [
         partial(inference.measure_inference, c, s, repeats=n, most=bounds) for c, s, n in images
     ]
+    general = config(SMALL | {"TEST.support_tokens": 512} if quick else {}, GENERAL)
+    times, most = (3, 3) if quick else (24, 1.15)
+    head = partial(inference.measure_windows, general, repeats=times, most=most)
     published = partial(inference.measure_published, cfg, size, repeats=repeats, least=least)
     growth = partial(inference.measure_growth, wide, (4, 7, most_windows), slack=slack)
     more = partial(inference.measure_supports, cfg, supports, 8, slack=slack)
@@ -74,7 +78,7 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
         far = near if changes is LIGHT else far
         at = [(near, (256, 1600), 3), (far, (1080, 1920), 2), (far, (2748, 3840), 1)]
         runtimes.append(partial(measure_runtimes, at, int8=True))
-    measures = ([published], inferences, runtimes, [growth, more], [trained])
+    measures = ([published], [head, *inferences], runtimes, [growth, more], [trained])
     return dict(zip(SECTIONS, measures, strict=True))
 
 

@@ -30,6 +30,7 @@ from utils.precision import arithmetic, autocast
 from utils.visualize import write_image
 
 BOUNDED = 512  # background tokens of the bounded memory
+WINDOWS = 4  # of a pass
 PUBLISHED_VIEWS = 4  # support views that the published code encodes beside every window
 PUBLISHED_BATCH = 4  # windows of its batch
 TINY = 1e-12
@@ -106,6 +107,30 @@ def measure_inference(
         figures.append((f"file to mask file, {name}, in backbones", median(values), "", bound))
     about = f"{size[0]} x {size[1]}"
     return [Figure("inference", f"{about}: {name}", *rest) for name, *rest in figures]
+
+
+@torch.inference_mode()
+def measure_windows(cfg: CfgNode, *, repeats: int, most: float) -> list[Figure]:
+    """A pass of windows with comparing and head, beside the bare pass within it; the median of the
+    ratios is bounded by `most`. Of each support, `TEST.support_tokens` background tokens are kept.
+    """
+    predictor = random_predictor(cfg)
+    (method,) = predictor.methods.values()
+    memory, side = teach(predictor), predictor.settings.image_size
+    windows = torch.randn(WINDOWS, 3, side, side).to(predictor.device)
+    ratios = []
+    for _ in range(1 + repeats):
+        with autocast(predictor.device, predictor.precision):
+            start = clock(predictor.device)
+            features = predictor.backbone(windows)
+            bare = clock(predictor.device) - start
+            method.answer(Comparison(features, memory), (side, side))
+        ratios.append((clock(predictor.device) - start) / bare)
+    kept, asked = memory.background[0].shape[1], cfg.TEST.support_tokens
+    return [
+        Figure("inference", "general head: background tokens kept", kept, "", asked, EXACTLY),
+        Figure("inference", "general head: windows, in backbones", median(ratios[1:]), "", most),
+    ]
 
 
 def measure_published(cfg: CfgNode, size: Size, *, repeats: int, least: float) -> list[Figure]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.memory import Memory
-from models.priors import centred, normal_vote, unit_tokens
+from models.priors import LENGTH_EPS, centred, normal_vote, side_by_side
 from models.score import score
 from models.similarity import Keys
 
@@ -20,19 +20,30 @@ class Comparison:
         self.features, self.memory, self.grid = features, memory, features[0].shape[-2:]
 
     @cached_property
-    def tokens(self) -> list[Tensor]:
-        """Unit tokens of the windows, per layer (B, N, C_l) float32."""
-        return [unit_tokens(layer.float()) for layer in self.features]
+    def stacked(self) -> Tensor:
+        """The windows' tokens as they are, all layers side by side: (B, sum C_l, h, w) in the type
+        of the memory's tokens."""
+        return side_by_side(self.features, self.memory.foreground[0].dtype)
 
     @cached_property
-    def _compared_tokens(self) -> list[Tensor]:
-        """The same in the type of the memory's tokens."""
-        return [tokens.to(self.memory.foreground[0].dtype) for tokens in self.tokens]
+    def _lengths(self) -> list[Tensor]:
+        """Per layer the lengths of the windows' tokens, (B, N) float32."""
+        lengths = (torch.linalg.vector_norm(layer.float(), dim=1) for layer in self.features)
+        return [length.flatten(1).clamp(min=LENGTH_EPS) for length in lengths]
 
     @cached_property
     def joint_tokens(self) -> Tensor:
         """(B, N, C) float32 over all layers, see `models.priors.centred`."""
-        return centred(self.tokens, self.memory.mean)
+        tokens = [layer.float().flatten(2).transpose(1, 2) for layer in self.features]
+        return centred(tokens, self.memory.mean, self._lengths)
+
+    @cached_property
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Per layer the windows' tokens (B, N, C_l) in the type of the memory's, and their lengths
+        (B, N), which cost less to divide out of largest products than out of tokens."""
+        tokens = self.stacked.flatten(2).transpose(1, 2)
+        parts = tokens.split([layer.shape[1] for layer in self.features], dim=-1)
+        return list(zip(parts, self._lengths, strict=True))
 
     def semantic_prior(self, weight: Tensor) -> Tensor:
         """How much a token looks like the foreground (paper, section 3.2): per layer the mean over
@@ -53,8 +64,9 @@ class Comparison:
         largest cosine scaled by 1 - share, (B, L, h, w) float32."""
         memory, maps = self.memory, []
         for number, (_, partly) in enumerate(self._beside_foreground):
+            tokens, length = self._layers[number]
             background, *images = (
-                Keys(image[number]).nearest(self._compared_tokens[number], 1)
+                Keys(image[number]).nearest(tokens, 1) / length
                 for image in (memory.background, *memory.normal)
             )
             maps.append(1 - normal_vote(torch.maximum(partly, background), images))
@@ -65,8 +77,8 @@ class Comparison:
         """Per layer the largest cosines of the windows' tokens to the foreground: to what is
         marked, in each view (B, N, K), and of all scaled by 1 - share (B, N)."""
         share, maxima = self.memory.share.unsqueeze(1), []
-        for tokens, foreground in zip(self._compared_tokens, self.memory.foreground, strict=True):
-            products = Keys(foreground).products(tokens)
+        for (tokens, length), keys in zip(self._layers, self.memory.foreground, strict=True):
+            products = Keys(keys).products(tokens) / length.unsqueeze(-1)
             best = self.by_view(products * (share > 0).float())
             maxima.append((best, (products * (1 - share)).amax(-1)))
         return maxima

@@ -51,19 +51,40 @@ def unit_tokens(features: Tensor) -> Tensor:
     return F.normalize(features.flatten(-2).transpose(-2, -1), dim=-1)
 
 
-def centred(tokens: Sequence[Tensor], mean: Sequence[Tensor]) -> Tensor:
+def side_by_side(features: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """All layers (B, C_l, h, w) as one map (B, sum C_l, h, w) of a type, with the channels of a
+    token side by side in memory."""
+    widths = [layer.shape[1] for layer in features]
+    b, _, h, w = features[0].shape
+    joined = torch.empty(b, h, w, sum(widths), dtype=dtype, device=features[0].device)
+    joined = joined.permute(0, 3, 1, 2)
+    for part, layer in zip(joined.split(widths, dim=1), features, strict=True):
+        part.copy_(layer)  # as it is cast: half the time of copies that are then joined
+    return joined
+
+
+def centred(
+    tokens: Sequence[Tensor], mean: Sequence[Tensor], lengths: Sequence[Tensor] | None = None
+) -> Tensor:
     """Unit tokens over all layers, each layer centred, normalised and of the same weight: per layer
     (B, M, C_l) and means (B or 1, 1, C_l) to (B, M, sum C_l) float32.
 
     The centre is the mean of the supports: what all of a surface has in common tells no defect.
+
+    Args:
+        lengths: per layer (B, M) of tokens that are not of unit length.
     """
     widths = [layer.shape[-1] for layer in tokens]
     shape = (*tokens[0].shape[:2], sum(widths))
     joint = torch.empty(shape, dtype=torch.float32, device=tokens[0].device)
     parts = joint.split(widths, dim=-1)
     # in place: memory that is new for each step takes longer than the steps
-    for part, layer, centre in zip(parts, tokens, mean, strict=True):
-        torch.sub(layer, centre, out=part)
+    for number, part in enumerate(parts):
+        if lengths is None:
+            torch.sub(tokens[number], mean[number], out=part)
+        else:
+            shorter = 1 / lengths[number].unsqueeze(-1)
+            torch.addcmul(-mean[number], tokens[number], shorter, out=part)
         length = torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=LENGTH_EPS)
         part /= length * len(parts) ** 0.5
     return joint

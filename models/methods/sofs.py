@@ -13,7 +13,13 @@ from models.comparison import Comparison
 from models.head import Head
 from models.memory import comparison_type, label
 from models.methods import Method
-from models.priors import downsample_mask, gather_foreground, layer_prototype, upsample
+from models.priors import (
+    downsample_mask,
+    gather_foreground,
+    layer_prototype,
+    side_by_side,
+    upsample,
+)
 
 
 class SOFS(Method):
@@ -73,7 +79,8 @@ class SOFS(Method):
         if self.skip_empty_supports:
             weight = weight * share.flatten(2).any(-1)
         prototypes = torch.cat([layer_prototype(f, flat) for f in features], dim=1)
-        transformed, reduced = self.head.embed_support(_stacked(features), prototypes)
+        stacked = side_by_side(features, comparison_type(share.device))
+        transformed, reduced = self.head.embed_support(stacked, prototypes)
         embedded = transformed.flatten(2).transpose(1, 2).unflatten(0, (b, k))
         if counts is not None:  # the fusion adds tokens up: a repeated view counts repeatedly
             embedded = embedded * counts[..., None, None].to(embedded.dtype)
@@ -103,8 +110,8 @@ class SOFS(Method):
             priors.append(compared.abnormal_prior)
         if self.head.prior_residual:
             priors.append(compared.score.unsqueeze(1))
-        features, maps = _stacked(compared.features), torch.cat(priors, dim=1)
-        query = self.head.embed_query(features, kept["prototype"], maps)
+        maps = torch.cat(priors, dim=1)
+        query = self.head.embed_query(compared.stacked, kept["prototype"], maps)
         logits = self.head.logits(query, kept["tokens"], kept["shares"], kept["support_prototype"])
         if self.head.prior_residual:
             logits = self.head.corrected(compared.score, logits)
@@ -129,18 +136,6 @@ class SOFS(Method):
             return probability
         marked = memory.share.any(1)[:, None, None]
         return probability.where(marked, upsample(compared.anomaly, size))
-
-
-def _stacked(features: list[Tensor]) -> Tensor:
-    """All layers as one map (B, sum C_l, h, w), in the type that autocast would give it, with the
-    channels of a token side by side."""
-    widths, device = [layer.shape[1] for layer in features], features[0].device
-    b, _, h, w = features[0].shape
-    stacked = torch.empty(b, h, w, sum(widths), dtype=comparison_type(device), device=device)
-    stacked = stacked.permute(0, 3, 1, 2)
-    for part, layer in zip(stacked.split(widths, dim=1), features, strict=True):
-        part.copy_(layer)  # as it is cast: half the time of copies that are then joined
-    return stacked
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -146,12 +146,14 @@ def test_torchvision_file_of_a_resnet(tmp_path):
      ("timm:test_convnext", [1, 3], 8)],
 )  # fmt: skip
 def test_maps_share_one_grid_and_have_the_channels_given(name, layers, stride):
-    options = {"layers": layers, "image_size": 4 * stride, "stride": stride}
+    """Side by side in memory, as convolutions of a CPU and comparisons are fast on them."""
+    options = {"layers": layers, "image_size": 8 * stride, "stride": stride}
     backbone = build_backbone(name, **options, pretrained=False)
     assert backbone.source == "random"
-    maps = backbone(pixels(4 * stride, batch=2))
+    maps = backbone(pixels(8 * stride, batch=2))
     assert [m.shape[1] for m in maps] == backbone.channels
-    assert {(m.shape[0], *m.shape[2:]) for m in maps} == {(2, 4, 4)}
+    assert {(m.shape[0], *m.shape[2:]) for m in maps} == {(2, 8, 8)}
+    assert {m.stride(1) for m in maps} == {1}
 
 
 def test_the_grid_is_averaged_down_and_interpolated_up():

@@ -136,12 +136,14 @@ class Backbone(nn.Module):
         """
         encode = self.runtime or self.encode_by_torch
         maps = encode(images) if self.cache is None else self.cache(encode, images)
+        # of a runtime, too, as comparisons want the channels of a token side by side
+        maps = [layer.contiguous(memory_format=torch.channels_last) for layer in maps]
         return self.without_position(maps)
 
     def encode_by_torch(self, images: Tensor) -> list[Tensor]:
         """The maps by torch, whatever cache there is."""
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        if not self.by_token:  # convolutions of a CPU take half the time, tokens lie side by side
+        if not self.by_token:  # convolutions of a CPU take half the time
             images = images.contiguous(memory_format=torch.channels_last)
         maps = self.model.forward_intermediates(
             images * self.scale + self.offset, indices=self.layers, norm=False, stop_early=True,

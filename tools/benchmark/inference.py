@@ -111,8 +111,8 @@ def measure_inference(
 
 @torch.inference_mode()
 def measure_windows(cfg: CfgNode, *, repeats: int, most: float) -> list[Figure]:
-    """A pass of windows with comparing and head, beside the bare pass within it; the median of the
-    ratios is bounded by `most`. Of each support, `TEST.support_tokens` background tokens are kept.
+    """A pass of windows with comparing and head, beside its own time in the backbone; the median of
+    the ratios is bounded by `most`. `TEST.support_tokens` background tokens are kept.
     """
     predictor = random_predictor(cfg)
     (method,) = predictor.methods.values()

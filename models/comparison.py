@@ -10,7 +10,9 @@ from torch import Tensor
 from models.memory import Memory
 from models.priors import LENGTH_EPS, centred, normal_vote, side_by_side
 from models.score import score
-from models.similarity import Keys
+from models.similarity import Keys, mean_of
+
+NEAREST = 3  # background tokens that a similarity is the mean of, where one is too much chance
 
 
 class Comparison:
@@ -66,7 +68,7 @@ class Comparison:
         for number, (_, partly) in enumerate(self._beside_foreground):
             tokens, length = self._layers[number]
             background, *images = (
-                Keys(image[number]).nearest(tokens, 1) / length
+                Keys(image[number]).largest(tokens, 1)[..., 0] / length
                 for image in (memory.background, *memory.normal)
             )
             maps.append(1 - normal_vote(torch.maximum(partly, background), images))
@@ -94,18 +96,30 @@ class Comparison:
         return self.abnormal_prior.amax(1).clamp(min=0)
 
     @cached_property
+    def contrast(self) -> Tensor:
+        """(B, N) float32: the largest cosine to the foreground less the mean of the nearest three
+        of the background, over all layers; normal images vote on what is background, see
+        `models.priors.normal_vote`."""
+        foreground, background, *normal = map(mean_of, self._joint_largest)
+        return foreground - normal_vote(background, normal)
+
+    @cached_property
     def score(self) -> Tensor:
         """(B, h, w) float32, see `models.score`."""
-        return score(self.joint_tokens, self.memory).unflatten(-1, self.grid)
+        return score(self.contrast, self.joint_tokens, self.memory).unflatten(-1, self.grid)
 
     @cached_property
     def joint_prior(self) -> Tensor:
-        """(B, h, w) float32 in [-2, 2]: best cosine to the foreground less that to the background.
+        """(B, h, w) float32 in [-2, 2]: as contrast, but to the nearest of the background alone."""
+        foreground, background, *normal = (largest[..., 0] for largest in self._joint_largest)
+        return (foreground - normal_vote(background, normal)).unflatten(-1, self.grid)
 
-        The cosines are over all layers at once, see `models.priors.centred`, and of further normal
-        images each has a vote, see `models.priors.normal_vote`.
-        """
-        queries, (foreground, background, *normal) = self.joint_tokens, self.memory.joint_keys
-        votes = [image.nearest(queries, 1) for image in normal]
-        similarity = normal_vote(background.nearest(queries, 1), votes)
-        return (foreground.nearest(queries, 1) - similarity).unflatten(-1, self.grid)
+    @cached_property
+    def _joint_largest(self) -> list[Tensor]:
+        """The largest cosines of the windows' tokens over all layers, see `models.priors.centred`,
+        in descending order: (B, N, 1) to the foreground, then (B, N, 3) to the background and to
+        each normal image."""
+        foreground, *background = self.memory.joint_keys
+        tokens = self.joint_tokens.to(foreground.tokens.dtype)
+        nearest = [keys.largest(tokens, NEAREST) for keys in background]
+        return [foreground.largest(tokens, 1), *nearest]

@@ -346,7 +346,7 @@ def thin(memory: Memory, budget: int) -> Memory:
     near = torch.zeros(0, dtype=torch.int64, device=memory.share.device)
     if memory.share.any():
         marked = centred(memory.foreground, memory.mean)[:, memory.share[0] > 0]
-        best = Keys(marked).nearest(centred(memory.background, memory.mean), 1)
+        best = Keys(marked).largest(centred(memory.background, memory.mean), 1)[..., 0]
         near = best[0].topk(round(NEAR * budget)).indices
     others = torch.ones(count, dtype=torch.bool, device=near.device).scatter_(0, near, False)
     far = others.nonzero().squeeze(1)

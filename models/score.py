@@ -11,33 +11,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.memory import Memory
-from models.priors import normal_vote
 
-NEAREST = 3  # background tokens that a similarity is the mean of, where one is too much chance
 SURE, LEAST = 0.5, 0.05  # a sure token has this share of the window's largest contrast, and so much
 OWN, PROBE = 0.3, 0.4  # weights of self-support and of the probe
 
 
-def score(joint: Tensor, memory: Memory) -> Tensor:
-    """Scores (B, N) float32 of the tokens of windows (B, N, C), by one memory for all, or one
+def score(contrast: Tensor, joint: Tensor, memory: Memory) -> Tensor:
+    """Scores (B, N) float32 of the tokens of windows (B, N, C) by one memory for all, or one
     support set each: contrast + 0.3 (self-support - `Memory.middle`) + 0.4 probe. A token is more
     likely defect than not where its score is positive.
 
     All are of cosines over all layers of tokens from which the supports' mean is taken, see
     `models.priors.centred`:
 
-    - contrast: the largest to the foreground less the mean of the nearest three of the background;
-      normal images vote on what is background, see `models.priors.normal_vote`;
+    - contrast (B, N): see `models.comparison.Comparison.contrast`;
     - self-support (SSP, Fan et al. 2022): cosine to the mean of the foreground joined by the
       window's sure tokens, less that to the mean of the half of the window's tokens of least
       contrast; 0 in a window without a sure token, in which there is most likely nothing;
     - probe: the linear discriminant of the supports' foreground and background, `Memory.probe`.
     """
-    foreground, background, *normal = memory.joint_keys
-    tokens = joint.to(foreground.tokens.dtype)
-    contrast = foreground.nearest(tokens, 1) - normal_vote(
-        background.nearest(tokens, NEAREST), [image.nearest(tokens, NEAREST) for image in normal]
-    )
     sure = contrast > (SURE * contrast.amax(-1, keepdim=True)).clamp(min=LEAST)
     middle = (contrast.shape[-1] - 1) // 2  # of the median, which cannot be exported
     normal_half = contrast <= contrast.sort(-1).values[..., middle : middle + 1]

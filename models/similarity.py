@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PRODUCTS = 3 << 20  # values of a product that stay in the cache
 ROWS = 256  # products take multiples of so many rows at full speed
@@ -24,20 +25,19 @@ class Keys:
         parts = [products.float() for products in self._products(queries)]
         return torch.cat(parts, 1).view(*queries.shape[:2], -1)
 
-    def nearest(self, queries: Tensor, count: int) -> Tensor:
-        """Mean of the largest `count` dot products of tokens (B, M, C) of any length, or of as many
-        as there are keys that are not repeated: (B, M) float32."""
-        means = []
+    def largest(self, queries: Tensor, count: int) -> Tensor:
+        """The largest dot products of tokens (B, M, C) of any length, in descending order, -inf
+        where there are fewer keys that are not repeated: (B, M, count) float32."""
+        largest = []
         for products in self._products(queries):
             if count == 1:
-                means.append(products.amax(-1).float())
+                largest.append(products.amax(-1, keepdim=True).float())
                 continue
             if self.repeated is not None:
                 products = products.masked_fill(self.repeated.unsqueeze(1), -torch.inf)
-            largest = _largest(products, min(count, products.shape[-1])).float()
-            counts = largest.isfinite()
-            means.append(largest.where(counts, 0).sum(-1) / counts.sum(-1))
-        return torch.cat(means, 1).view(queries.shape[:2])
+            largest.append(_largest(products, min(count, products.shape[-1])).float())
+        joined = torch.cat(largest, 1).view(*queries.shape[:2], -1)
+        return F.pad(joined, (0, count - joined.shape[-1]), value=-torch.inf)
 
     def _products(self, queries: Tensor) -> Iterator[Tensor]:
         """Dot products with all keys, some rows at a time; with one set of keys the rows of all
@@ -53,9 +53,16 @@ class Keys:
             yield part.to(keys.dtype) @ keys
 
 
+def mean_of(largest: Tensor) -> Tensor:
+    """Mean of dot products (..., count) as of `Keys.largest`, of those that there are: (...)."""
+    counts = largest.isfinite()
+    return largest.where(counts, 0).sum(-1) / counts.sum(-1)
+
+
 def _largest(values: Tensor, count: int) -> Tensor:
-    """The `count` largest of (..., N). With the values laid out in rows of a table, they stand in
-    those columns whose largest values are the `count` largest, so that few have to be sorted."""
+    """The `count` largest of (..., N), in descending order. With the values laid out in rows of a
+    table, they stand in those columns whose largest values are the `count` largest, so that few
+    have to be sorted."""
     width = values.shape[-1] // ROWS_OF_TABLE
     if width > count and not torch.compiler.is_exporting():
         split = width * ROWS_OF_TABLE

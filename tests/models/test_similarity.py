@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models import similarity
-from models.similarity import Keys
+from models.similarity import Keys, mean_of
 
 SIZES = {"batch": st.integers(1, 3), "queries": st.integers(1, 40), "keys": st.integers(2, 70)}
 
@@ -26,13 +26,16 @@ def test_products_in_pieces_are_those_of_all_pairs(batch, queries, keys, sets, p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(similarity, "PRODUCTS", piece)
         patch.setattr(similarity, "ROWS", 4)
-        every, best = Keys(stored).products(rows), Keys(stored).nearest(rows, 1)
-        nearest = Keys(stored).nearest(rows, 3)
-        few = Keys(stored, torch.arange(keys).expand(len(stored), -1) >= 2).nearest(rows, 3)
-    assert_close(nearest, dense.topk(min(3, keys)).values.mean(-1), rtol=0, atol=1e-5)
-    assert_close(few, dense[..., :2].mean(-1), rtol=0, atol=1e-5)
+        every, best = Keys(stored).products(rows), Keys(stored).largest(rows, 1)
+        three = Keys(stored).largest(rows, 3)
+        few = Keys(stored, torch.arange(keys).expand(len(stored), -1) >= 2).largest(rows, 3)
+    there = min(3, keys)
+    assert_close(three[..., :there], dense.topk(there).values, rtol=0, atol=1e-5)
+    assert three.shape[-1] == 3 and three[..., there:].eq(-torch.inf).all()
+    assert_close(mean_of(three), dense.topk(there).values.mean(-1), rtol=0, atol=1e-5)
+    assert_close(mean_of(few), dense[..., :2].mean(-1), rtol=0, atol=1e-5)
     assert_close(every, dense, rtol=0, atol=1e-5)
-    assert_close(best, dense.amax(-1), rtol=0, atol=1e-5)
+    assert_close(best, dense.amax(-1, keepdim=True), rtol=0, atol=1e-5)
 
 
 def test_half_precision_loses_little_though_one_channel_holds_most_of_the_length():

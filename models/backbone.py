@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.attention import attend, use_kernel, use_xformers
 from models.feature_cache import FeatureCache
@@ -20,6 +22,7 @@ from utils.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
 TIMM_PREFIX = "timm:"
+FOLDED_ERROR = 1e-3  # of features, relative, when batch norms are folded; rounding makes 1e-6
 
 
 class Backbone(nn.Module):
@@ -74,6 +77,50 @@ class Backbone(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # whose rounding is larger than what is looked for
+    def fold_batch_norms(self, image_size: int) -> None:
+        """Multiply what batch norms do into the convolutions before them, in place: features stay
+        the same up to rounding, and a pass takes two thirds of the time on a CPU.
+
+        Which convolution is before which norm is seen in a pass of one image of noise. Where that
+        changes its features, as a convolution serves elsewhere, too, all stays as it was.
+
+        Args:
+            image_size: side of the square network input in pixels.
+        """
+        self._identity = self.identity
+        outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}
+        pairs: list[tuple[nn.Module, nn.Module]] = []
+
+        def remember(convolution: nn.Module, _: object, output: Tensor) -> None:
+            outputs[id(output)] = convolution, output, output._version
+
+        def pair(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+            convolution, _, version = outputs.get(id(inputs[0]), (None, None, 0))
+            if convolution is not None and version == inputs[0]._version:  # nothing changed it
+                pairs.append((convolution, norm))
+
+        hooks = []
+        for module in self.model.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.append(module.register_forward_hook(remember))
+            elif isinstance(module, nn.BatchNorm2d):
+                hooks.append(module.register_forward_pre_hook(pair))
+        generator = torch.Generator().manual_seed(0)  # the global one is the head's
+        noise = torch.randn(1, 3, image_size, image_size, generator=generator)
+        expected = self.encode_by_torch(noise)
+        for hook in hooks:
+            hook.remove()
+        names = {module: name for name, module in self.model.named_modules()}
+        for convolution, norm in pairs:
+            self.model.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
+            self.model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
+        folded = zip(self.encode_by_torch(noise), expected, strict=True)
+        if any((ours - theirs).norm() > FOLDED_ERROR * theirs.norm() for ours, theirs in folded):
+            for module in itertools.chain(*pairs):
+                self.model.set_submodule(names[module], module)
 
     def run_by(self, runtime: Callable[[Tensor], list[Tensor]]) -> None:
         """Encode by a runtime, see `models.runtime`, and let go of the weights in torch."""
@@ -248,4 +295,7 @@ def build_backbone(
         _, source, about = load_backbone_weights(model, name, checkpoint, sha256)
     LOG.info("weights of %s: %s", name, about)
     use_xformers(model) if attention == "xformers" else use_kernel(model, attend)
-    return Backbone(model, layers, stride, source)
+    backbone = Backbone(model, layers, stride, source)
+    if not backbone.by_token:
+        backbone.fold_batch_norms(image_size)
+    return backbone

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 
@@ -19,6 +20,7 @@ from datasets.readers import vision_v1
 from datasets.samples import load_or_build
 from method_config import load_config
 from models.build import build_model, with_baseline
+from models.weights import BACKBONES, load_backbone_weights
 from tools.evaluator import SplitTest
 from tools.predictor import Predictor
 from tools.trainer import train_epochs
@@ -135,6 +137,16 @@ def untrained_predictor(cfg):
     """A predictor of a randomly initialised head, always the same, and of the prior."""
     torch.manual_seed(0)
     return Predictor.from_config(cfg, with_baseline(cfg, build_model(cfg)), torch.device("cpu"))
+
+
+def write_other_weights(path):
+    """Weights of the tiny configs' backbone, of which one tensor is larger; returns the path."""
+    model = timm.create_model(BACKBONES[TINY["TRAIN.backbone"]], num_classes=0)
+    load_backbone_weights(model, TINY["TRAIN.backbone"], "")
+    with torch.no_grad():
+        model.conv_stem.weight.mul_(1.01)
+    torch.save(model.state_dict(), path)
+    return str(path)
 
 
 def training_of(root, folder, **changes):

@@ -126,6 +126,34 @@ def test_pixels_are_renormalised_to_what_the_model_was_trained_on():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "shared", "densenet121"])
+def test_folded_batch_norms_leave_features_and_identity_as_they_are(name):
+    """DenseNet has norms with an activation, of which only some follow a convolution at once; a
+    convolution that two norms follow cannot take in either."""
+    torch.manual_seed(0)
+    model, ran = timm.create_model(name.replace("shared", "resnet18"), num_classes=0), []
+    if name == "shared":
+        model.layer1[0].conv2 = model.layer1[0].conv1
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        for values in (norm.weight, norm.running_var):
+            values.uniform_(0.5, 1.5)
+        for values in (norm.bias, norm.running_mean):
+            values.normal_(0, 0.2)
+        norm.register_forward_hook(lambda *_: ran.append(1))
+    backbone = Backbone(model, [1, 2], 16)
+    identity, expected = backbone.identity, backbone(pixels(64))
+    backbone.fold_batch_norms(64)
+    before = len(ran)
+    near(backbone(pixels(64)), expected)
+    left = len(ran) - before
+    if name == "shared":
+        assert left == before / 2, "all norms run as before"
+    else:
+        assert (0 < left < before / 3) if name == "densenet121" else left == 0
+    assert backbone.identity == identity
+
+
+@torch.no_grad()
 def test_torchvision_file_of_a_resnet(tmp_path):
     """Levels 2 and 3 of the 14 px grid are torchvision's layer2 and layer3."""
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from datasets.build import build_test_index
-from tests.helpers import JOBS, tiny_config
+from tests.helpers import JOBS, tiny_config, write_other_weights
 from tools.cli import run_main
 from tools.evaluator import SplitTest, run_test
 from tools.methods import load_methods
@@ -66,13 +66,8 @@ def features_of(images, root, output, **changes):
 
 def test_other_weights_and_layers_have_entries_of_their_own(surfaces, tmp_path):
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    cfg = tiny_config(surfaces, tmp_path, **SETTINGS)
-    (method,) = load_methods(cfg).values()
-    state = method.backbone.model.state_dict()
-    name = next(name for name, value in state.items() if value.ndim == 4)
-    torch.save(state | {name: state[name] + 0.1}, tmp_path / "other.pth")
     several = [{}, {"TRAIN__SOFS__prior_layer_pointer": [1, 2]},
-               {"TRAIN__backbone_checkpoint": str(tmp_path / "other.pth")}]  # fmt: skip
+               {"TRAIN__backbone_checkpoint": write_other_weights(tmp_path / "w.pth")}]  # fmt: skip
     cache = {"TRAIN__feature_cache_path": str(tmp_path / "cache")}
     for number, changes in enumerate(several, start=1):
         expected = features_of(images, surfaces, tmp_path, **changes)

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.helpers import picture, tiny_config, untrained_predictor, variant
+from tests.helpers import picture, tiny_config, untrained_predictor, variant, write_other_weights
 from tools.predictor import Predictor
 from utils.errors import ConfigError, WeightsError
 
@@ -99,8 +99,8 @@ def test_a_defect_taught_in_one_precision_is_segmented_in_another(
     """The answer is that to the same supports there, but for the rounding; other weights are
     refused."""
 
-    def made(precision):  # always of the same head
-        changes = {"TRAIN__SOFS__prior_residual": True, "TRAIN__precision": precision}
+    def made(precision, **changes):  # always of the same head
+        changes |= {"TRAIN__SOFS__prior_residual": True, "TRAIN__precision": precision}
         return untrained_predictor(tiny_config(surfaces, tmp_path, **changes))
 
     teacher, pupil = made(taught_in), made(asked_in)
@@ -114,11 +114,11 @@ def test_a_defect_taught_in_one_precision_is_segmented_in_another(
     for name, answer in answers(pupil).items():
         difference = np.abs(answer.score - expected[name].score).max()
         assert difference < 0.05 < 15 * answer.score.std()
-    for part in ("backbone", "head"):
-        other = made("fp32")
-        with torch.no_grad():
-            parameters = list(getattr(other.methods["SOFS"], part).parameters())
-            parameters[len(parameters) // 2].mul_(1.001)
+    other_head = made("fp32")
+    with torch.no_grad():
+        other_head.methods["SOFS"].head.own_scale.mul_(1.001)
+    weights = write_other_weights(tmp_path / "w.pth")
+    for other in (other_head, made("fp32", TRAIN__backbone_checkpoint=weights)):
         with pytest.raises(WeightsError, match="its weights are not those of this predictor"):
             other.load_support(tmp_path / "a.safetensors")
 

@@ -57,6 +57,12 @@ def test_a_dump_loads_to_an_equal_tree(path, write):
     assert cfg.TEST.dataset_path in (cfg.TRAIN.dataset_path, *cfg.TRAIN.extra_dataset_paths)
 
 
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.parent.name)
+def test_our_configs_run_at_full_speed_on_any_machine(path):
+    """A CPU without instructions for half precision imitates it, twenty times as slowly."""
+    assert load_config(path).TRAIN.precision in ("auto", "fp32")
+
+
 def test_vision_v1_yaml_is_the_published_run():
     ours = dict(leaves(load_config(CONFIGS / "VISION_V1" / "SOFS.yaml")))
     published = dict(leaves(load_config(PUBLISHED)))

@@ -87,7 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def take_supports(argv: Sequence[str]) -> tuple[list[Support], list[str]]:
-    """The supports out of a command line, whose --support has one or two arguments, and the rest.
+    """The supports out of a command line, whose --support has one or two arguments, and the rest,
+    where each leaves its first argument, as it ends a list of files before it (--cfg).
 
     Raises ConfigError for a --support without its annotation.
     """
@@ -106,6 +107,7 @@ def take_supports(argv: Sequence[str]) -> tuple[list[Support], list[str]]:
         else:
             expected = "an image and its annotation, IMG ANNOTATION, or NAME=IMG,ANNOTATION"
             raise ConfigError(f"--support {first}: expected {expected}")
+        rest.append(f"--support={first}")
     return supports, rest
 
 

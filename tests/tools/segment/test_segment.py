@@ -280,15 +280,19 @@ def test_a_support_has_one_argument_or_two(tmp_path):
     save(np.zeros((2, 2), np.uint8), tmp_path / "x,y.png")
     odd, comma = str(tmp_path / "a=b,c.png"), str(tmp_path / "x,y.png")
     for words, supports, rest in (
-        (["q", "--support", "a", "b", "r"], [("", "a", "b")], ["q", "r"]),
-        (["--support", "n=a,b", "r"], [("n", "a", "b")], ["r"]),
+        (["q", "--support", "a", "b", "r"], [("", "a", "b")], ["q", "--support=a", "r"]),
+        (["--support", "n=a,b", "r"], [("n", "a", "b")], ["--support=n=a,b", "r"]),
         (
             ["--support=a", "b", "--support=n=a,b", "--x"],
             [("", "a", "b"), ("n", "a", "b")],
-            ["--x"],
+            ["--support=a", "--support=n=a,b", "--x"],
         ),
-        (["--support", odd, "b", "r"], [("", odd, "b")], ["r"]),
-        (["--support", f"n={comma},{odd}", "r"], [("n", comma, odd)], ["r"]),
+        (["--support", odd, "b", "r"], [("", odd, "b")], [f"--support={odd}", "r"]),
+        (
+            ["--support", f"n={comma},{odd}", "r"],
+            [("n", comma, odd)],
+            [f"--support=n={comma},{odd}", "r"],
+        ),
     ):
         found, left = take_supports(words)
         assert left == rest and [(k, str(i), str(a)) for k, i, a in found] == supports
@@ -297,6 +301,8 @@ def test_a_support_has_one_argument_or_two(tmp_path):
             take_supports(words)
     args = parse(["q", "--support", "a", "b", "--normal", "n", "r", "--out", "o"])
     assert [str(path) for path in args.queries] == ["q", "r"] and args.normal == [Path("n")]
+    args = parse(["--cfg", "f", "g", "--support", "a", "b", "q", "r", "--out", "o"])
+    assert (args.cfg, [str(path) for path in args.queries]) == (["f", "g"], ["q", "r"])
     with pytest.raises(ConfigError, match="nothing says what a defect is"):
         parse(["q", "--out", "o"])
 

@@ -296,6 +296,6 @@ def build_backbone(
     LOG.info("weights of %s: %s", name, about)
     use_xformers(model) if attention == "xformers" else use_kernel(model, attend)
     backbone = Backbone(model, layers, stride, source)
-    if not backbone.by_token:
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         backbone.fold_batch_norms(image_size)
     return backbone

@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := method_config/Demo/SOFS.yaml
 GENERAL := method_config/General/SOFS.yaml
+TIMED := tests/tools/benchmark/test_bounds.py
 # Threads that wait in a loop take the cores from the loader's workers.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -33,8 +34,8 @@ app: $(VENV)/requirements.stamp
 
 # What is timed comes last, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal --ignore tests/tools/benchmark --ignore tests/long
-	$(PY) -m pytest -q tests/tools/benchmark
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal --ignore $(TIMED) --ignore tests/long
+	$(PY) -m pytest -q $(TIMED)
 
 test-long: $(VENV)/requirements-dev.stamp
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto tests/long

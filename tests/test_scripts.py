@@ -96,11 +96,6 @@ def test_test_sh_expects_the_published_checkpoint(tmp_path, recorder):
     run("test.sh", cwd=tmp_path, PYTHON=str(recorder))
     (cfg,) = called_configs(tmp_path)
     assert (cfg.TEST.load_checkpoint, cfg.TEST.load_model_path) == (True, "./SOFS_model.pth")
-    write_object(tmp_path, "my_part")
-    opts = ["TEST.dataset_path", tmp_path, "DATASET.open_domain_test_object", "my_part"]
-    done = run("test.sh", *TINY, *opts, cwd=tmp_path)
-    assert done.returncode == 2 and not list((tmp_path / "log").glob("*"))
-    assert "SOFS_model.pth" in done.stderr and "TEST.load_model_path" in done.stderr
 
 
 def test_train_sh_runs_the_published_settings(tmp_path, recorder):

@@ -17,7 +17,7 @@ from utils.errors import ConfigError, WeightsError
 SIDE = 112  # of whole patches of 14 and 16
 # stride, layers
 FAMILIES = {
-    "dinov2_vits14": (14, [3, 5]), "dinov2_vits14_reg": (14, [3, 5]), "resnet50": (8, [1, 2]),
+    "dinov2_vits14": (14, [0, 1]), "dinov2_vits14_reg": (14, [0, 1]), "resnet50": (8, [1, 2]),
     "efficientnet_lite0": (8, [1, 2, 3]), "timm:test_convnext": (8, [1]),
     "timm:test_vit": (16, [1, 3]),
 }  # fmt: skip

@@ -22,6 +22,7 @@ import torch
 from yacs.config import CfgNode
 
 from method_config import load_config
+from models.runtime import RUNTIMES
 from tools.benchmark import inference
 from tools.benchmark.figures import Figure
 from tools.benchmark.runtimes import measure_runtimes
@@ -35,7 +36,7 @@ CONFIGS = Path(__file__).parents[2] / "method_config"
 CONFIG, GENERAL = (CONFIGS / name / "SOFS.yaml" for name in ("Open_Domain", "General"))
 RANDOM = {"TRAIN.backbone_load_state_dict": False, "TEST.load_checkpoint": False}
 RANDOM |= {"TRAIN.precision": "auto"}
-SMALL = {f"DATASET.{name}": 224 for name in ("image_size", "mask_size", "crop_size")}
+SMALL = {f"DATASET.{name}": 168 for name in ("image_size", "mask_size", "crop_size")}
 SMALL |= {"TRAIN.backbone": "dinov2_vits14"}
 ALONE = {"NUM_GPUS": 1, "TRAIN_SETUPS.num_workers": 2, "TRAIN.feature_bank": 2}
 LIGHT = {"TRAIN.backbone": "efficientnet_lite0", "TRAIN.SOFS.vit_patch_size": 8,
@@ -58,10 +59,10 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
     batch = {"TRAIN_SETUPS.batch_size": 2 if quick else 1}
     training = config((SMALL if quick else {}) | ALONE | batch)
     bounds, slack = ((3, 3), 2) if quick else ((1.25, 1.10), 1)
-    images = [(cfg, (256, 1600), 3 if quick else 5)]
+    images = [(cfg, (256, 1600), 2 if quick else 5)]
     images += [] if quick else [(wide, (1080, 1920), 3), (wide, (2748, 3840), 2)]
-    size, repeats, least = ((224, 800), 1, 2) if quick else ((256, 1600), 2, 9)
-    most_windows, supports, iterations = (60, 5, 4) if quick else (200, 20, 8)
+    size, repeats, least = ((168, 600), 1, 2) if quick else ((256, 1600), 2, 9)
+    most_windows, supports, iterations = (32, 4, 3) if quick else (200, 20, 8)
     inferences = [
         partial(inference.measure_inference, c, s, repeats=n, most=bounds) for c, s, n in images
     ]
@@ -72,7 +73,8 @@ def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
     growth = partial(inference.measure_growth, wide, (4, 7, most_windows), slack=slack)
     more = partial(inference.measure_supports, cfg, supports, 8, slack=slack)
     trained = partial(measure_training, training, iterations=iterations, slack=slack)
-    runtimes = [partial(measure_runtimes, [(cfg, (224, 448), 1)], int8=False)] if quick else []
+    tiny = [(cfg, (168, 336), 1)]
+    runtimes = [partial(measure_runtimes, tiny, RUNTIMES[:1], int8=False)] if quick else []
     for changes in () if quick else ENCODERS:
         near, far = (config(changes | {"DATASET.crop_size": side}) for side in (256, WINDOW))
         far = near if changes is LIGHT else far

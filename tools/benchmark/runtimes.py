@@ -35,16 +35,18 @@ Size = tuple[int, int]
 _predictor: Predictor | None = None  # of a measuring process
 
 
-def measure_runtimes(images: Sequence[tuple[CfgNode, Size, int]], *, int8: bool) -> list[Figure]:
-    """Figures of torch, OpenVINO and ONNX Runtime, and with `int8` of OpenVINO in int8: start-up
-    with the encoder in the cache, peak memory, and the time of bare backbone and file to mask file.
+def measure_runtimes(
+    images: Sequence[tuple[CfgNode, Size, int]], runtimes: Sequence[str] = RUNTIMES, *, int8: bool
+) -> list[Figure]:
+    """Figures of torch and other runtimes, and with `int8` of OpenVINO in int8: start-up with the
+    encoder in the cache, peak memory, and the time of bare backbone and file to mask file.
 
     `images` have a config with the same backbone, a size (h, w), and a number of repeats in turn,
     over which times, ratios and peaks are medians. Needs Linux.
     """
     figures, name = [], images[0][0].TRAIN.backbone
     with TemporaryDirectory(prefix="sofs_benchmark_") as place:
-        variants = {runtime: {"TEST.runtime": runtime} for runtime in (TORCH, *RUNTIMES)}
+        variants = {runtime: {"TEST.runtime": runtime} for runtime in (TORCH, *runtimes)}
         if int8:
             picture, folder = Path(place) / "picture.png", Path(place) / INT8
             cv2.imwrite(str(picture), random_image((1036, 1036), seed=9))
@@ -52,9 +54,8 @@ def measure_runtimes(images: Sequence[tuple[CfgNode, Size, int]], *, int8: bool)
             export(Namespace(format="openvino", precision=INT8, out=folder, images=[picture],
                              support=None), images[0][0])  # fmt: skip
             variants[INT8] = {"TEST.runtime": "openvino", "TEST.runtime_path": str(folder)}
-        with _process() as first:  # exports the encoder for all, if the cache does not have it
-            changes = {"TEST.runtime": RUNTIMES[0]}
-            first.submit(_start, _changed(images[0][0], changes).dump()).result()
+        # exports the encoder for all, if the cache does not have it
+        random_predictor(_changed(images[0][0], {"TEST.runtime": runtimes[0]}))
         for number, (cfg, size, repeats) in enumerate(images):
             file, processes = Path(place) / f"{number}.jpg", {}
             cv2.imwrite(str(file), random_image(size))

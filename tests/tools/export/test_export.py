@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -25,9 +26,13 @@ WHOLE = {"DATASET__name": "VISION_V1"}  # every image is one window
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory):
-    """A folder of the tests' own in which exported encoders are kept."""
+    """A folder of the tests' own in which exported encoders are kept, for all of their processes:
+    an export takes seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TORCH_HOME", str(folder / "encoders"))
         yield
 
 
@@ -79,13 +84,15 @@ def window(path, about):
 
 @pytest.mark.parametrize(
     ("form", "method", "directions"),
-    [("onnx", "SOFS", 2), ("onnx", "contrast", 0), ("onnx", "prior", 0), ("openvino", "SOFS", 0)],
+    [("onnx", "SOFS", 2), ("onnx", "prior", 0), ("openvino", "contrast", 0)],
 )
 def test_both_graphs_give_the_scores_of_the_predictor(
     form, method, directions, pictures, arguments, tmp_path
 ):
-    """By the manifest alone: inputs, normalisation, memory and threshold."""
+    """By the manifest alone: inputs, normalisation, memory and threshold. OpenVINO reads the graphs
+    in ONNX, too."""
     changes = {"TEST__method": method, "TRAIN__SOFS__prior_residual": True} | WHOLE
+    changes["TRAIN__SOFS__transformer_num_stages"] = 1  # each takes seconds to export
     changes["TRAIN__position_directions"] = directions
     cfg = tiny_config(tmp_path, tmp_path, TEST__baseline=False, **changes)
     if method == "SOFS":
@@ -101,26 +108,30 @@ def test_both_graphs_give_the_scores_of_the_predictor(
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["answer"]["normal_images"] == 1 and manifest["answer"]["method"] == method
 
-    def run(part, inputs):
+    runs = {}
+    for part in ("encoder", "answer"):
         file, options = folder / manifest[part]["file"], {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(file, "CPU", options)
+        runs["openvino", part] = lambda inputs, model=compiled: list(model(inputs).values())
         if form == "onnx":
-            return onnxruntime.InferenceSession(file).run(None, inputs)
-        return list(openvino.Core().compile_model(file, "CPU", options)(inputs).values())
+            session = onnxruntime.InferenceSession(file)
+            runs["onnx", part] = lambda inputs, model=session: model.run(None, inputs)
 
     memory = load_file(folder / manifest["memories"][0]["file"])
     encoder = manifest["encoder"]
     for number in range(3, 6):
         path = pictures[0] / f"{number}.png"
-        features = run("encoder", {encoder["input"]["name"]: window(path, encoder["input"])})
-        outputs = [output["name"] for output in encoder["outputs"]]
-        named = dict(zip(outputs, features, strict=True))
-        inputs = {name: (named | memory)[name] for name in manifest["answer"]["inputs"]}
-        (score,) = run("answer", inputs)
-        wanted = predictor.predict(path)
-        np.testing.assert_allclose(score[0], wanted.score, atol=1e-4)
-        about = manifest["answer"]
-        mask = (score[0] > about["threshold"]) & (score.max() > about["gate"])
-        assert (mask != wanted.mask).mean() <= 1e-3
+        wanted, about = predictor.predict(path), manifest["answer"]
+        for runtime in {runtime for runtime, _ in runs}:
+            images = {encoder["input"]["name"]: window(path, encoder["input"])}
+            features = runs[runtime, "encoder"](images)
+            outputs = [output["name"] for output in encoder["outputs"]]
+            named = dict(zip(outputs, features, strict=True))
+            inputs = {name: (named | memory)[name] for name in about["inputs"]}
+            (score,) = runs[runtime, "answer"](inputs)
+            np.testing.assert_allclose(score[0], wanted.score, atol=1e-4)
+            mask = (score[0] > about["threshold"]) & (score.max() > about["gate"])
+            assert (mask != wanted.mask).mean() <= 1e-3
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])

@@ -33,7 +33,7 @@ def during(act):
 
 
 def until(condition):
-    for _ in range(600):
+    for _ in range(4800):
         if condition():
             return
         time.sleep(0.05)

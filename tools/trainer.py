@@ -65,6 +65,8 @@ def train(cfg: CfgNode, folder: Path) -> list[str]:
     begin(folder, cfg, "train.log", reads=run.reads, goes_on=run.goes_on)
     for note in index.notes:
         LOG.info("%s", note)
+    if cfg.TRAIN.load_checkpoint:
+        LOG.info("the head starts from %s", cfg.TRAIN.load_model_path)
     facts = len(run.index), len(run.index.classes()), ", ".join(run.index.objects())
     LOG.info("training on %d samples of %d classes: %s", *facts)
     run.writer = SummaryWriter(str(folder / "events")) if is_main() else None

@@ -49,7 +49,7 @@ Measure = Callable[[], list[Figure]]
 
 
 def sections(quick: bool, opts: list[str]) -> dict[str, list[Measure]]:
-    """The measurements at the sizes that users have, or small ones in about a minute."""
+    """The measurements at the sizes that users have, or small ones in a minute or two."""
 
     def config(changes: dict[str, Any], file: Path = CONFIG) -> CfgNode:
         return load_config(file, [*chain(*(RANDOM | changes).items()), *opts])

@@ -38,16 +38,22 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def segment(data):
-    """Run the command with the spot's support on the queries, or others; returns the exit code."""
+def arguments(data):
+    """Arguments of the command with the spot's support on the queries, or others."""
 
-    def run(*words, queries=("queries",), out="out", support=None):
+    def of(*words, queries=("queries",), out="out", support=None):
         support = support or [str(data / "support" / n) for n in ("spot.png", "spot_mask.png")]
         paths = [str(data / query) for query in queries]
         taught = [] if "--memory" in words else ["--support", *support]
-        return main([*taught, *paths, "--out", str(data / out), *map(str, words), *CONFIG])
+        return [*taught, *paths, "--out", str(data / out), *map(str, words), *CONFIG]
 
-    return run
+    return of
+
+
+@pytest.fixture
+def segment(arguments):
+    """Run the command with such arguments; returns the exit code."""
+    return lambda *words, **places: main(arguments(*words, **places))
 
 
 def contents(folder, *, journal=False):

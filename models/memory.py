@@ -51,6 +51,7 @@ class Memory:
         gates: by method, the score that an image without defect does not exceed anywhere, where
             normal images were taught.
         pixel_probes: by method, what corrects refined masks, where several supports were taught.
+        border_offset: how far outside of the borders of colours the masks lie, tokens.
     """
 
     foreground: list[Tensor]
@@ -68,6 +69,7 @@ class Memory:
     thresholds: dict[str, float] = field(default_factory=dict)
     gates: dict[str, float] = field(default_factory=dict)
     pixel_probes: dict[str, PixelProbe] = field(default_factory=dict)
+    border_offset: float = 0.0
 
     @property
     def scales(self) -> list[Memory]:
@@ -215,13 +217,14 @@ class Memory:
         windows: Sequence[int],
         thresholds: dict[str, float],
         gates: dict[str, float],
+        border_offset: float,
     ) -> Memory:
         """The memory that `to_tensors` wrote, for windows of these sides, the coarse one's last;
         ValueError names a missing or not finite tensor."""
         window, *larger = windows
         own = {n: value for n, value in tensors.items() if not n.startswith("coarse.")}
         larger_ones = {n.removeprefix("coarse."): tensors[n] for n in tensors.keys() - own.keys()}
-        rest = {"windows": larger, "thresholds": {}, "gates": {}}
+        rest = {"windows": larger, "thresholds": {}, "gates": {}, "border_offset": 0.0}
         coarse = cls.from_tensors(larger_ones, **rest) if larger else None
         tensors = own
         layers = range(sum(name.startswith("mean.") for name in tensors))
@@ -246,7 +249,7 @@ class Memory:
             return cls(
                 **lists, **single, sizes=tensors["sizes"].tolist(), normal=normal, extras=extras,
                 window=window, thresholds=thresholds, gates=gates, pixel_probes=probes,
-                coarse=coarse,
+                border_offset=border_offset, coarse=coarse,
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{error.args[0]} is missing") from error

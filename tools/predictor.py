@@ -25,10 +25,11 @@ from datasets.episodes import derive_seed
 from datasets.images import Picture, limit_pixels
 from datasets.large_images import ImageStrips
 from datasets.picture_lists import read_supports, several
-from datasets.refinement import Seen, as_seen, refine
+from datasets.refinement import Seen, as_seen, offset_of_masks, refine
 from datasets.views import (
     SupportSet,
     ViewSettings,
+    denormalise,
     normal_views,
     prepare_image,
     support_set,
@@ -240,6 +241,7 @@ class Predictor:
             counts = list(scale.counts) if apart else [len(scale.images)]
             views = zip(scale.images.split(counts), scale.masks.split(counts), strict=True)
             parts.append([encode(images, masks) for images, masks in views])
+        offset = self._border_offset(supports) if self.refined else 0.0
 
         def memory_without(image: np.ndarray | None) -> Memory:
             memory = None
@@ -249,7 +251,7 @@ class Predictor:
                     views = [view for (own, _), view in given if not np.array_equal(own, image)]
                 coarse, memory = memory, self.encoder.remember(views, others, window=scale.window)
                 memory = replace(memory, coarse=coarse)
-            return memory
+            return replace(memory, border_offset=offset)
 
         memory = memory_without(None)
         if self.auto_threshold:
@@ -264,6 +266,12 @@ class Predictor:
             gates = choose_gates(self, memory, normal_images, supports.pairs)
             memory = replace(memory, gates=gates)
         return memory
+
+    def _border_offset(self, supports: SupportSet) -> float:
+        """See `datasets.refinement.offset_of_masks`."""
+        shown = zip(supports.images, supports.masks.numpy(), strict=True)
+        views = ((denormalise(image), mask) for image, mask in shown if mask.any())
+        return offset_of_masks(views, self.backbone.stride)
 
     def predict(self, image: Picture) -> Prediction:
         """Segment one image, whatever `datasets.images.read_image` takes.
@@ -378,7 +386,8 @@ class Predictor:
                 seen = self.seen(score, query.image, threshold, memory.window)
                 probe = memory.pixel_probes.get(name)
                 if seen is not None:
-                    refine(label, score, seen, threshold, probe and probe.correct)
+                    correct = probe and probe.correct
+                    refine(label, score, seen, threshold, correct, memory.border_offset)
             predictions[name] = Prediction(label, score, windows, threshold)
         return predictions
 

@@ -22,7 +22,7 @@ from utils.precision import autocast, half_type
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-FORMAT = "sofs-support-10"  # what was chosen on supports is of the score as it is now
+FORMAT = "sofs-support-11"  # what was chosen on supports is of the score as it is now
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor, kind: str = "") -> None:
@@ -30,6 +30,7 @@ def save_memory(path: str | Path, memory: Memory, predictor: Predictor, kind: st
     not at all."""
     windows = [scale.window for scale in memory.scales]
     use = {"windows": windows, "thresholds": memory.thresholds, "gates": memory.gates}
+    use |= {"border_offset": memory.border_offset}
     metadata = fingerprint(predictor) | {"use": json.dumps(use), "type": kind}
     write_whole(Path(path).expanduser(), save(memory.to_tensors(), metadata=metadata))
 

@@ -12,12 +12,16 @@ from datasets.large_images import ImageStrips
 from datasets.refinement import (
     FAR,
     LEVELS,
+    REACH,
     SHRINKAGE,
+    SURE,
     addition,
     as_seen,
+    cut_wide,
     discriminant,
     enlarged,
     log_odds,
+    offset_of_masks,
     pixel_features,
     refine,
     steepest,
@@ -135,6 +139,76 @@ def test_the_threshold_is_where_the_refinement_begins():
     label, after = refined(image, moved, threshold=low)
     assert np.array_equal(label, after > low)
     assert (label != refined(image, score)[0]).mean() < 1e-3
+
+
+def stained(scale=1):
+    """A grained surface with a stain as wide as many tokens and a narrow scratch, the mask of both,
+    and log-odds that lie half a token beside them."""
+    size = (140 * scale, 200 * scale)
+    grain = np.random.default_rng(8).normal(0, 12, (140, 200, 3)).astype(np.float32)
+    grain = cv2.resize(grain, size[::-1], interpolation=cv2.INTER_CUBIC)
+    mask = np.zeros(size, np.uint8)
+    cv2.ellipse(mask, (70 * scale, 70 * scale), (45 * scale, 30 * scale), 20, 0, 360, 1, -1)
+    cv2.line(mask, (160 * scale, 20 * scale), (160 * scale, 120 * scale), 1, 4 * scale)
+    image = (150 + grain + mask[..., None] * np.float32([-40, 10, 30])).clip(0, 255)
+    share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 8.0 * scale)
+    share[:, 130 * scale :] *= 0.8 / share[:, 130 * scale :].max()
+    logits = 4 * np.roll(share, 7 * scale, 1) - 2
+    return image.astype(np.uint8), mask, logits
+
+
+def test_the_border_of_a_wide_region_lies_where_colours_change():
+    image, mask, logits = stained()
+    cut = cut_wide(logits, image, TOKEN)
+    stain = np.s_[:, :130]
+    before, after = (iou(found[stain] > 0, mask[stain] == 1) for found in (logits, cut))
+    assert before < 0.85 and after > 0.95
+    changed = (cut > 0) != (logits > 0)
+    assert np.array_equal(cut[~changed], logits[~changed]) and abs(cut[changed]).max() <= 0.5
+    cv2.setRNGSeed(5)
+    assert np.array_equal(cut_wide(logits, image, TOKEN), cut), "whatever was drawn before"
+
+
+def test_a_border_lies_as_far_from_the_colours_as_those_of_the_supports():
+    """Masks that are drawn more widely or more narrowly are drawn so in an answer, too."""
+    image, mask, logits = stained()
+    exact = cut_wide(logits, image, TOKEN) > 0
+    for pixels in (-4, 0, 4):
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
+        drawn = cv2.dilate(mask, kernel) if pixels > 0 else cv2.erode(mask, kernel)
+        offset = offset_of_masks([(image, drawn), (image, mask * 0)], TOKEN)
+        assert offset * TOKEN == pytest.approx(pixels, abs=TOKEN / 8)  # half a pixel of the copy
+        moved = cut_wide(logits, image, TOKEN, offset) > 0
+        stain = np.s_[:, :130]
+        assert iou(moved[stain], drawn[stain] == 1) > 0.93
+        assert pixels == 0 or iou(exact[stain], drawn[stain] == 1) < 0.9
+    assert offset_of_masks([], TOKEN) == offset_of_masks([(image * 0, mask)], TOKEN) == 0
+
+
+def test_only_unsure_pixels_near_wide_regions_change_sides():
+    image, _, logits = stained()
+    logits[20:60, 10:30] = -SURE - 0.2  # into the stain: surely normal, whatever it looks like
+    changed = (cut_wide(logits, image, TOKEN) > 0) != (logits > 0)
+    step = TOKEN / 4  # a pixel of the small copy
+    wide = logits > 0
+    wide[:, 140:] = False
+    far = cv2.distanceTransform((~wide).astype(np.uint8), cv2.DIST_L2, 5) > REACH * TOKEN + 2 * step
+    within = cv2.erode((abs(logits) > SURE).astype(np.uint8), np.ones((9, 9))) > 0
+    assert changed.any() and not changed[far].any() and not changed[within].any()
+    assert far[:, 160:].all() and (logits[:, 160:] > 0).any(), "the scratch is narrow"
+
+
+def test_a_cut_is_the_same_in_an_image_twice_as_large():
+    one, two = (cut_wide(logits, image, scale * TOKEN) > 0
+                for scale in (1, 2) for image, _, logits in (stained(scale),))  # fmt: skip
+    assert iou(one, two[::2, ::2]) > 0.97
+
+
+def test_nothing_is_cut_where_colours_do_not_change_or_all_is_defect():
+    image, _, logits = stained()
+    assert np.array_equal(cut_wide(logits, np.full_like(image, 90), TOKEN), logits)
+    assert np.array_equal(cut_wide(abs(logits) + 1, image, TOKEN), abs(logits) + 1)
+    assert np.array_equal(cut_wide(-abs(logits) - 1, image, TOKEN), -abs(logits) - 1)
 
 
 def test_pixels_are_told_apart_by_the_log_odds_of_two_normal_distributions():

@@ -60,8 +60,11 @@ def test_a_memory_comes_back_from_its_tensors(whole):
     normal = [normal_image(features(n, n)).background for n in (1, 2)]
     memory = replace(whole, normal=normal, extras=extras)
     tensors = memory.to_tensors()
-    back = Memory.from_tensors(tensors, windows=[70], thresholds={"prior": 0.4}, gates={})
+    back = Memory.from_tensors(
+        tensors, windows=[70], thresholds={"prior": 0.4}, gates={}, border_offset=0.3
+    )
     assert_close(back.to_tensors(), tensors, rtol=0, atol=0)
     assert back.extras.keys() == memory.extras.keys()
     assert back.window == 70 and back.thresholds == {"prior": 0.4}
+    assert back.border_offset == 0.3
     assert torch.equal(priors(features(2, 9), back), priors(features(2, 9), memory))

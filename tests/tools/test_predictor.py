@@ -217,6 +217,33 @@ def test_refined_masks_follow_the_pixels_but_gates_and_the_prior_stay(predictor)
     assert not np.array_equal(label, before["SOFS"].label)
 
 
+@pytest.mark.parametrize("radius", [38, 50])
+def test_a_memory_knows_how_far_from_the_colours_its_masks_lie(predictor, radius, tmp_path):
+    """Of a disc with a radius of 44 pixels; its file tells it, too, and answers follow it."""
+    image, (y, x) = picture(100, 150, seed=0) // 8, np.mgrid[:100, :150]
+    distance = np.hypot(y - 50, x - 70)
+    image[distance <= 44] += 120
+    mask = (distance <= radius).astype(np.uint8)
+    plain, taught, reader = (variant(predictor, refined=r) for r in (False, True, True))
+    assert plain.set_support([image], [mask]).border_offset == 0
+    found = taught.set_support([image], [mask]).border_offset
+    pixels = found * predictor.backbone.stride * 150 / 64  # seen as a whole, 64 pixels wide
+    assert pixels == pytest.approx(radius - 44, abs=4)
+    taught.save_support(tmp_path / "a.safetensors")
+    assert reader.load_support(tmp_path / "a.safetensors").border_offset == found
+    raw = next(plain.segment([(image, [taught.memory])])).answers[0]["SOFS"].score
+    asking = variant(predictor, threshold=float(np.median(raw)), refined=True)
+    labels = []
+    for offset in (0.0, 1.0):
+        answer = ask(asking, image, replace(taught.memory, border_offset=offset))["SOFS"]
+        label, score = np.zeros_like(answer.label), raw.copy()
+        about = (asking.threshold, None, offset)
+        refine(label, score, asking.seen(score, ImageStrips(image), asking.threshold, 0), *about)
+        assert np.array_equal(answer.label, label) and np.array_equal(answer.score, score)
+        labels.append(label)
+    assert not np.array_equal(*labels)
+
+
 def test_a_large_file_that_vanishes_before_its_mask_is_refined_is_an_error_of_that_image(
     predictor, tmp_path, monkeypatch
 ):

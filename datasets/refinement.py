@@ -27,6 +27,7 @@ WIDEST = 5.0  # tokens, at most, from a pixel to what its features are of
 WIDE = 1.5  # tokens, radius of a circle within a region whose border is cut anew
 CUT_TOKEN = 4.0  # pixels, side of a token at most where it is cut: that takes 0.03 s, not 40
 SURE, ROUNDS = 1.5, 2  # log-odds, either way, that a cut leaves as they are; of fitting and cutting
+BROAD, GENEROUS = 3.0, 0.15  # tokens: radius as above; offset of masks, see `offset_of_masks`
 BLUR, HIGHEST = 0.7, 3.0  # tokens, log-odds: what is found where a mask is taken for it
 PEAK = 0.75  # log-odds that a region reaches somewhere, or half of the highest, if that is less
 LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a weight
@@ -149,8 +150,9 @@ def cut_wide(
 
     GrabCut (Rother et al. 2004) on a copy in which a token is CUT_TOKEN wide. It moves borders of
     regions in which a circle of WIDE fits, by REACH at most and over no pixel whose log-odds are
-    over SURE either way, if the mean slope of the colours there gets higher. Then they move on
-    outwards by the `offset`, tokens. Pixels that change sides get log-odds of CLEARLY at most.
+    over SURE either way, if the mean slope of the colours there gets higher. Where BROAD fits, too,
+    they move on outwards by the `offset`, tokens; elsewhere an offset over GENEROUS keeps them from
+    moving inwards. Pixels that change sides get log-odds of CLEARLY at most.
     """
     size, shrink = refined.shape[::-1], min(CUT_TOKEN / token, 1)
     small_size = [max(round(side * shrink), 1) for side in size]
@@ -186,7 +188,10 @@ def cut_wide(
         return total / np.bincount(zones[border], minlength=count).clip(min=1)
 
     better = mean_slope(cut) > mean_slope(found)
-    cut = np.where(zone & better[zones], signed_distance(cut) <= offset * token, found)
+    broad = distance_to(found & (radius >= BROAD * token)[regions]) <= REACH * token
+    outwards = cut | found if offset > GENEROUS else cut
+    cut = np.where(broad, signed_distance(cut) <= offset * token, outwards)
+    cut = np.where(zone & better[zones], cut, found)
     share = cv2.resize(cut.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     # and one pixel of the copy around, where its border and that of the image would part
     other = cv2.dilate((cut != found).astype(np.uint8), np.ones((3, 3)))

@@ -172,17 +172,26 @@ def test_the_border_of_a_wide_region_lies_where_colours_change():
 def test_a_border_lies_as_far_from_the_colours_as_those_of_the_supports():
     """Masks that are drawn more widely or more narrowly are drawn so in an answer, too."""
     image, mask, logits = stained()
-    exact = cut_wide(logits, image, TOKEN) > 0
+    token = TOKEN / 2
+    exact = cut_wide(logits, image, token) > 0
     for pixels in (-4, 0, 4):
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
         drawn = cv2.dilate(mask, kernel) if pixels > 0 else cv2.erode(mask, kernel)
-        offset = offset_of_masks([(image, drawn), (image, mask * 0)], TOKEN)
-        assert offset * TOKEN == pytest.approx(pixels, abs=TOKEN / 8)  # half a pixel of the copy
-        moved = cut_wide(logits, image, TOKEN, offset) > 0
+        offset = offset_of_masks([(image, drawn), (image, mask * 0)], token)
+        assert offset * token == pytest.approx(pixels, abs=token / 4)  # one pixel of the copy
+        moved = cut_wide(logits, image, token, offset) > 0
         stain = np.s_[:, :130]
         assert iou(moved[stain], drawn[stain] == 1) > 0.93
         assert pixels == 0 or iou(exact[stain], drawn[stain] == 1) < 0.9
     assert offset_of_masks([], TOKEN) == offset_of_masks([(image * 0, mask)], TOKEN) == 0
+
+
+def test_masks_of_narrower_regions_stay_as_wide_as_they_are_where_supports_are_marked_widely():
+    image, _, logits = stained()
+    wide = logits + 1  # the border moves inwards if it may
+    inwards, kept = (cut_wide(wide, image, TOKEN, offset) > 0 for offset in (0.1, 0.2))
+    inner = cv2.erode((wide > 0).astype(np.uint8), np.ones((5, 5))) > 0  # a pixel of the copy
+    assert (inner & ~inwards).sum() > 100 and kept[inner].all()
 
 
 def test_only_unsure_pixels_near_wide_regions_change_sides():

@@ -19,8 +19,14 @@ from utils.large_arrays import let_go
 LONGEST = 2048  # pixels, side of the image at which the addition is found
 LEAST_TOKEN = 2.0  # pixels there; smaller tokens follow the image by themselves
 REACH = 2.0  # tokens around what is found, within which pixels are told apart
-CLEARLY, MOST = 0.5, 1.0  # log-odds: of normal pixels, below 0; of either change, at most
+CLEARLY = 0.5  # log-odds below 0 of normal pixels
+MOST_EVIDENCE, MOST_LEVEL = 2.0, 1.0  # log-odds, at most, of either change
 SCALES, SURROUNDINGS = (1.0, 2.5), 3.0  # Gaussians, pixels; side of the mean, tokens
+GRAINS, LEAST_GRAIN = (0.125, 0.25), 0.5  # Gaussians, tokens; lightness added to deviations
+NEIGHBOURS, PASSES = (0.125, 0.25, 0.5), 4  # tokens, steps to neighbours in eight directions
+ALIKE, LEAST_CONTRAST = 0.3, 0.5  # of the local contrast; added to it, CIELAB
+BLURRED = 4  # pixels, as far as the finer Gaussian reaches
+CERTAIN = 3.0  # log-odds, either way; more is not spread to neighbours
 SPECK = 0.25  # area in tokens; a smaller region is noise of the colours
 FAR = 2.5  # log-odds below 0, from which on pixels are normal whatever they look like
 WIDEST = 5.0  # tokens, at most, from a pixel to what its features are of
@@ -31,10 +37,11 @@ BROAD, GENEROUS = 3.0, 0.15  # tokens: radius as above; offset of masks, see `of
 BLUR, HIGHEST = 0.7, 3.0  # tokens, log-odds: what is found where a mask is taken for it
 PEAK = 0.75  # log-odds that a region reaches somewhere, or half of the highest, if that is less
 LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a weight
-FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for the discriminant
+FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for what tells them apart
 SHRINKAGE, DEVIATION_EPS = 0.1, 0.05  # added to correlations and standard deviations
 LEAST = 1e-6  # probability, so that log-odds are finite
 ROWS = 64  # written at once
+DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 
 class Seen(NamedTuple):
@@ -102,25 +109,71 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     """What to add to log-odds (h, w) float32 of the pixels of an image (h, w, 3) uint8 RGB, by
     tokens of a side in pixels: (h, w) float32.
 
-    Pixels within REACH of those with positive log-odds get evidence by the linear discriminant
-    (Fisher 1936) of the latter and of clearly normal ones near them, by colour relative to the
-    surroundings. Its value is the log-odds of two normal distributions of the same covariance. Then
-    0 moves to the level of `steepest`. Either change is MOST at most. At last doubtful regions are
-    left out.
+    Pixels within REACH of those with positive log-odds get evidence by how the latter and clearly
+    normal ones near them look, and go along with their neighbours, see `follow_neighbours`. Then 0
+    moves to the level of `steepest`. At last doubtful regions are left out.
     """
     added, found = np.zeros_like(logits), logits > 0
     near = distance_to(found) <= REACH * token
     box = box_around(near)
     normal = near[box] & (logits[box] < -CLEARLY)
     if found.sum() >= 2 * FEWEST and normal.sum() >= FEWEST:
-        colours = relative_colours(image[box], token)
-        direction, middle = discriminant(colours[found[box]], colours[normal])
-        evidence = np.clip(colours @ direction - middle, -MOST, MOST)
-        added[box] = evidence * near[box]
+        looks = relative_looks(image[box], token)
+        evidence = likelihood_ratio(looks, looks[found[box]], looks[normal])
+        added[box] = np.clip(evidence, -MOST_EVIDENCE, MOST_EVIDENCE) * near[box]
+    refined = logits + added
+    border = near & (distance_to(refined <= 0) <= REACH * token)
+    added += follow_neighbours(refined, image, border, token) - refined
     width = round(token / 2) | 1
     level = steepest(cv2.blur(logits + added, (width, width)))
-    added -= np.float32(np.clip(level, -MOST, MOST))
+    added -= np.float32(np.clip(level, -MOST_LEVEL, MOST_LEVEL))
+    # what is certain is as certain as before where it is still on its side
+    kept = border & (found == (logits + added > 0))
+    added += kept * (logits - logits.clip(-CERTAIN, CERTAIN))
     return without_doubtful(logits, added, token)
+
+
+def follow_neighbours(
+    logits: np.ndarray, image: np.ndarray, border: np.ndarray, token: float
+) -> np.ndarray:
+    """Log-odds (h, w) float32 of an image (h, w, 3) uint8 RGB, in which those of the pixels of
+    `border`, (h, w) bool, are the means of their neighbours', by how alike the colours are.
+
+    Pixel-adaptive refinement (Araslanov & Roth 2020, *Single-Stage Semantic Segmentation from Image
+    Labels*): PASSES times a pixel takes the mean of those NEIGHBOURS away from it in eight
+    directions, weighted by exp(-d^2 / 2 s^2) of the distance d of smoothed colours, where s is
+    ALIKE of the local contrast, the root mean square of d. Log-odds are CERTAIN at most.
+    """
+    followed = logits.copy()
+    if not border.any():
+        return followed
+    steps = [max(round(step * token), 1) for step in NEIGHBOURS]
+    pad = max(steps)
+    box = box_around(border, pad + BLURRED)
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        return cv2.copyMakeBorder(values, *(pad,) * 4, cv2.BORDER_REPLICATE)
+
+    colours = padded(cv2.GaussianBlur(lab_colours(image[box]), (0, 0), SCALES[0]))
+    width = colours.shape[1]
+    rows, columns = np.nonzero(border[box])
+    at = (rows + pad) * width + columns + pad
+    offsets = [(dy * width + dx) * step for step in steps for dy, dx in DIRECTIONS]
+    weights = np.zeros((len(offsets), len(at)), np.float32)
+    for channel in cv2.split(colours):
+        values = channel.ravel()
+        for distance, offset in zip(weights, offsets, strict=True):
+            distance += (values[at + offset] - values[at]) ** 2 / colours.shape[2]
+    scale = ALIKE * (np.sqrt(weights.mean(0)) + LEAST_CONTRAST)
+    weights *= -0.5 / scale**2
+    np.exp(weights, out=weights)
+    weights /= weights.sum(0) + LEAST
+    values = logits[box].clip(-CERTAIN, CERTAIN)
+    for _ in range(PASSES):
+        flat = padded(values).ravel()
+        values[border[box]] = sum(w * flat[at + o] for w, o in zip(weights, offsets, strict=True))
+    followed[border] = values[border[box]]
+    return followed
 
 
 def without_doubtful(
@@ -229,7 +282,7 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
 
 def colour_slope(image: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 RGB to (h, w) float32: slope in CIELAB."""
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = lab_colours(image)
     slopes = (cv2.Sobel(lab, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1)))
     return np.sqrt(sum((slope**2).sum(-1) for slope in slopes))
 
@@ -246,7 +299,7 @@ def pixel_features(
     their places in the flat image (N,) and features (N, 28) float32.
 
     Of log-odds and refined log-odds their values, means, extremes and slope, and the highest of the
-    image; of colours the values relative to the surroundings, their local deviation, and edges.
+    image; of colours `relative_looks`, the values less the mean of wider surroundings, and edges.
 
     Args:
         logits, added: (h, w) float32, `added` by `addition`.
@@ -269,14 +322,13 @@ def pixel_features(
         smooth = cv2.GaussianBlur(values, (0, 0), sigma)
         return cv2.magnitude(*(cv2.Sobel(smooth, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))))
 
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    colours, edges = relative_colours(image, token), slope(lab[..., 0], 1.0)
+    lab, looks = lab_colours(image), relative_looks(image, token)
+    edges = slope(lab[..., 0], 1.0)
     maps = [logits, refined, logits - highest, np.full_like(logits, highest)]
     maps += [cv2.dilate(logits, around(2)), mean(logits, 2), mean(logits, 6)]
     maps += [bound(refined, around(t)) for t in (0.3, 0.8) for bound in (cv2.dilate, cv2.erode)]
     maps += [slope(refined, max(token / 4, 0.5)) * (token / 8)]
-    maps += [*np.moveaxis(colours, -1, 0), *np.moveaxis(lab - mean(lab, 8), -1, 0)]
-    maps += [np.sqrt(mean(colours[..., 0] ** 2, tokens).clip(min=0)) for tokens in (0.3, 1)]
+    maps += [*np.moveaxis(looks, -1, 0), *np.moveaxis(lab - mean(lab, 8), -1, 0)]
     maps += [edges, cv2.dilate(edges, around(0.4))]
     return pixels, np.stack([values[likely] for values in maps], axis=1)
 
@@ -287,28 +339,43 @@ def box_around(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     return tuple(slice(max(i[0] - margin, 0), i[-1] + 1 + margin) for i in (rows, columns))
 
 
-def relative_colours(image: np.ndarray, token: float) -> np.ndarray:
-    """Colours of pixels, in CIELAB at several scales, less the mean of their surroundings: image
-    (h, w, 3) uint8 RGB to (h, w, 9) float32."""
-    colours = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+def relative_looks(image: np.ndarray, token: float) -> np.ndarray:
+    """What pixels look like beside the mean of their surroundings, image (h, w, 3) uint8 RGB to
+    (h, w, 11) float32: colours in CIELAB at several scales, and how grainy they are, the logarithm
+    of the deviation of lightness within Gaussians of GRAINS."""
+    colours = lab_colours(image)
+    light, grains = colours[..., 0], []
+    for sigma in GRAINS:
+        mean, square = (cv2.GaussianBlur(a, (0, 0), sigma * token) for a in (light, light**2))
+        grains.append(np.log(np.sqrt((square - mean**2).clip(min=0)) + LEAST_GRAIN))
+    smooth = [cv2.GaussianBlur(colours, (0, 0), sigma) for sigma in SCALES]
+    looks = np.dstack([colours, *smooth, *grains])
     side = int(SURROUNDINGS * token) | 1
-    mean = cv2.blur(colours, (side, side))
-    smooth = (cv2.GaussianBlur(colours, (0, 0), sigma) for sigma in SCALES)
-    return np.concatenate([colours - mean, *(layer - mean for layer in smooth)], axis=-1)
+    return looks - cv2.blur(looks, (side, side))
 
 
-def discriminant(defect: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, float]:
-    """Direction (C,) float32 and its product with the middle of the means of two kinds of pixels
-    (N, C), by the mean of their covariances."""
+def lab_colours(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 RGB to (h, w, 3) float32 CIELAB."""
+    return cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+
+
+def likelihood_ratio(looks: np.ndarray, defect: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Log-odds (...,) float32 of looks (..., C) by the normal distributions of two kinds of pixels
+    (N, C): regularised discriminant analysis (Friedman 1989), covariances half of the kind and half
+    the mean of both."""
     kinds = [kind[:: -(-len(kind) // SAMPLE)].astype(np.float64) for kind in (defect, normal)]
-    scatter = sum(np.cov(kind, rowvar=False) for kind in kinds) / 2
-    deviation = np.sqrt(scatter.diagonal()) + DEVIATION_EPS
-    means = [kind.mean(0) / deviation for kind in kinds]
-    correlation = scatter / np.outer(deviation, deviation)
-    regular = correlation + SHRINKAGE * np.eye(len(correlation))
-    direction = np.linalg.solve(regular, means[0] - means[1])
-    middle = float(direction @ (means[0] + means[1]) / 2)
-    return (direction / deviation).astype(np.float32), middle
+    scatters = [np.cov(kind, rowvar=False) for kind in kinds]
+    common = sum(scatters) / 2
+    deviation = np.sqrt(common.diagonal()) + DEVIATION_EPS
+    looks, odds = looks / deviation.astype(np.float32), np.float32(0)
+    for sign, kind, scatter in zip((-0.5, 0.5), kinds, scatters, strict=True):
+        correlation = (scatter + common) / 2 / np.outer(deviation, deviation)
+        correlation += SHRINKAGE * np.eye(len(correlation))
+        inverse = np.linalg.inv(correlation).astype(np.float32)
+        apart = looks - (kind.mean(0) / deviation).astype(np.float32)
+        distance = ((apart @ inverse) * apart).sum(-1)
+        odds = odds + np.float32(sign) * (distance + np.float32(np.linalg.slogdet(correlation)[1]))
+    return odds
 
 
 def steepest(logits: np.ndarray) -> float:

@@ -22,7 +22,7 @@ from utils.precision import autocast, half_type
 if TYPE_CHECKING:
     from tools.predictor import Predictor
 
-FORMAT = "sofs-support-11"  # what was chosen on supports is of the score as it is now
+FORMAT = "sofs-support-12"  # what was chosen on supports is of the score as it is now
 
 
 def save_memory(path: str | Path, memory: Memory, predictor: Predictor, kind: str = "") -> None:

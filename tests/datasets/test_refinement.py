@@ -18,8 +18,9 @@ from datasets.refinement import (
     addition,
     as_seen,
     cut_wide,
-    discriminant,
     enlarged,
+    follow_neighbours,
+    likelihood_ratio,
     log_odds,
     offset_of_masks,
     pixel_features,
@@ -51,6 +52,11 @@ def refined(image, score, threshold=0.5, window=0, image_size=240, stride=TOKEN,
     if seen is not None:
         refine(label, score, seen, threshold, probe)
     return label, score
+
+
+def bright(mask):
+    """A dark grey image that is lighter in the mask."""
+    return np.where(mask, 150, 120).astype(np.uint8)[..., None].repeat(3, axis=2)
 
 
 def iou(label, mask):
@@ -85,8 +91,7 @@ def test_a_region_under_a_quarter_of_a_token_is_no_defect(side, is_left):
     logits = np.full((120, 120), -3, np.float32)
     logits[20:60, 20:60] = 4
     logits[90 : 90 + side, 90 : 90 + side] = 4
-    grey = np.full((120, 120, 3), 128, np.uint8)
-    label, score = refined(grey, 1 / (1 + np.exp(-logits)), image_size=120)
+    label, score = refined(bright(logits > 0), 1 / (1 + np.exp(-logits)), image_size=120)
     assert label[20:60, 20:60].all() and label[90:, 90:].any() == is_left
     assert np.array_equal(label, score > 0.5)
 
@@ -97,7 +102,7 @@ def test_regions_that_are_nowhere_sure_are_no_defects_beside_surer_ones():
     for high, low in product((0.3, 0.6, 1.0, 4.0), np.arange(-0.4, 1.2, 0.1)):
         logits = np.full((120, 120), -4, np.float32)
         logits[20:60, 20:60], logits[80:100, 80:100] = high, low
-        added = addition(logits, grey, TOKEN)
+        added = addition(logits, grey, 4)
         level = added[40, 40] if high > low else added[90, 90]
         highest, other = max(high, low) + level, min(high, low) + level
         bar, place = min(0.75, highest / 2), (90, 90) if high > low else (40, 40)
@@ -108,17 +113,17 @@ def test_regions_that_are_nowhere_sure_are_no_defects_beside_surer_ones():
     assert len(seen) == 4, "both bars, over and under each"
 
 
-@pytest.mark.parametrize("radius", [20, 30, 40])
+@pytest.mark.parametrize("radius", [60, 90, 120])
 def test_without_colour_the_border_lies_where_the_score_falls_fastest(radius):
     """A cone of log-odds with a cliff: its mask ends at the cliff, whichever level that is."""
-    y, x = np.mgrid[:160, :160] - 80
+    y, x = np.mgrid[:480, :480] - 240
     distance = np.hypot(y, x)
-    logits = (30 - distance) / 20 + 0.3 * np.tanh((radius - distance) / 2)
-    grey = np.full((160, 160, 3), 128, np.uint8)
+    logits = (90 - distance) / 60 + 0.3 * np.tanh((radius - distance) / 6)
+    grey = np.full((480, 480, 3), 128, np.uint8)
     score = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    label = refined(grey, score, image_size=160)[0]
+    label = refined(grey, score, image_size=480)[0]
     before, after = (np.sqrt(found.sum() / np.pi) for found in (score > 0.5, label))
-    assert abs(after - radius) < 1.5 and (radius == 30 or abs(before - radius) > 3)
+    assert abs(after - radius) < TOKEN / 4 and (radius == 90 or abs(before - radius) > TOKEN / 2)
 
 
 def test_the_steepest_level_is_that_of_a_loop_over_all_levels():
@@ -221,14 +226,19 @@ def test_nothing_is_cut_where_colours_do_not_change_or_all_is_defect():
 
 
 def test_pixels_are_told_apart_by_the_log_odds_of_two_normal_distributions():
-    """But for the shrinkage, which is the same for all as nothing is correlated here."""
-    draw, means, deviation = np.random.default_rng(1), ([2.0, 1.0], [0.0, 3.0]), [1.5, 2.0]
-    kinds = [draw.normal(mean, deviation, (200_000, 2)) for mean in means]
-    direction, middle = discriminant(*kinds)
-    points = draw.normal(0, 2, (50, 2))
-    densities = [stats.norm(mean, deviation).logpdf(points).sum(1) for mean in means]
-    expected = (densities[0] - densities[1]) / (1 + SHRINKAGE)
-    np.testing.assert_allclose(points @ direction - middle, expected, rtol=0.2, atol=0.2)
+    """By SciPy, with each covariance halfway to the mean of both, and the shrinkage."""
+    draw = np.random.default_rng(1)
+    mixes = [draw.normal(size=(3, 3)), 2 * draw.normal(size=(3, 3))]
+    kinds = [draw.normal(size=(3000, 3)) @ mix + draw.normal(size=3) for mix in mixes]
+    own = [np.cov(kind, rowvar=False) for kind in kinds]
+    mean = sum(own) / 2
+    looks, expected = draw.normal(0, 3, (5, 10, 3)).astype(np.float32), 0
+    for sign, kind, covariance in zip((1, -1), kinds, own, strict=True):
+        covariance = (covariance + mean) / 2 + SHRINKAGE * np.diag(mean.diagonal())
+        expected += sign * stats.multivariate_normal(kind.mean(0), covariance).logpdf(looks)
+    odds = likelihood_ratio(looks, *kinds)
+    assert odds.dtype == np.float32 and np.ptp(expected) > 20
+    np.testing.assert_allclose(odds, expected, rtol=0.1, atol=0.3)
 
 
 def test_a_large_image_is_refined_by_a_smaller_copy_whole_or_in_strips(tmp_path, monkeypatch):
@@ -291,7 +301,7 @@ def test_a_probe_changes_regions_but_finds_no_new_ones():
     score[20:50, 20:50] = 0.95
     before = refined(grey, score, image_size=120)[0]
     after = refined(grey, score, image_size=120, probe=lambda f: 0 * f[:, 0] + 2)[0]
-    assert before[20:50, 20:50].all() and before[60:].sum() == after[60:].sum() == 0
+    assert before[25:45, 25:45].all() and before[60:].sum() == after[60:].sum() == 0
     assert after.sum() > before.sum()
 
 
@@ -300,3 +310,39 @@ def test_values_are_enlarged_as_opencv_does():
     whole = cv2.resize(values, (40, 30), interpolation=cv2.INTER_LINEAR)
     parts = [enlarged(values, (30, 40), top, top + 6) for top in range(0, 30, 6)]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+def test_pixels_follow_their_neighbours_as_by_a_loop_over_them():
+    draw = np.random.default_rng(2)
+    image = cv2.GaussianBlur(draw.integers(0, 256, (24, 30, 3), np.uint8), (0, 0), 2)
+    logits = draw.normal(0, 3, (24, 30)).astype(np.float32)
+    border = np.zeros((24, 30), bool)
+    border[:, 3:25] = draw.random((24, 22)) < 0.7
+    colours = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    colours = cv2.GaussianBlur(colours, (0, 0), 1)
+    places = [(dy * d, dx * d) for d in (1, 2, 4) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    places = [place for place in places if any(place)]
+    values = logits.clip(-3, 3)
+    for _ in range(4):
+        before = values.copy()
+        for y, x in np.argwhere(border):
+            at = [(min(max(y + dy, 0), 23), min(max(x + dx, 0), 29)) for dy, dx in places]
+            squares = np.array([((colours[y, x] - colours[p]) ** 2).mean() for p in at])
+            scale = 0.3 * (np.sqrt(squares.mean()) + 0.5)
+            weights = np.exp(-squares / 2 / scale**2)
+            values[y, x] = (weights * [before[p] for p in at]).sum() / weights.sum()
+    followed = follow_neighbours(logits, image, border, 8)
+    np.testing.assert_allclose(followed[border], values[border], atol=1e-3)
+    assert np.array_equal(followed[~border], logits[~border]) and (~border).any()
+    assert np.array_equal(follow_neighbours(logits, image, border & False, 8), logits)
+
+
+def test_a_ragged_border_becomes_that_of_the_colours_and_what_is_certain_stays_so():
+    draw = np.random.default_rng(5)
+    mask = cv2.circle(np.zeros((120, 120), np.uint8), (60, 60), 35, 1, -1)
+    image = (90 + 60 * mask[..., None] + draw.normal(0, 6, (120, 120, 3))).clip(0, 255)
+    logits = (mask * 2.0 - 1 + draw.normal(0, 1.5, mask.shape)).astype(np.float32)
+    logits[60, 60] = 9
+    added = addition(logits, image.astype(np.uint8), 16)
+    assert iou(logits > 0, mask == 1) < 0.75 < 0.97 < iou(logits + added > 0, mask == 1)
+    assert (logits + added)[60, 60] > 6

@@ -40,7 +40,7 @@ LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a we
 FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for what tells them apart
 SHRINKAGE, DEVIATION_EPS = 0.1, 0.05  # added to correlations and standard deviations
 LEAST = 1e-6  # probability, so that log-odds are finite
-ROWS = 64  # written at once
+ROWS = 64  # at once
 DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 
@@ -118,9 +118,8 @@ def addition(logits: np.ndarray, image: np.ndarray, token: float) -> np.ndarray:
     box = box_around(near)
     normal = near[box] & (logits[box] < -CLEARLY)
     if found.sum() >= 2 * FEWEST and normal.sum() >= FEWEST:
-        looks = relative_looks(image[box], token)
-        evidence = likelihood_ratio(looks, looks[found[box]], looks[normal])
-        added[box] = np.clip(evidence, -MOST_EVIDENCE, MOST_EVIDENCE) * near[box]
+        evidence = likelihood_ratio(relative_looks(image[box], token), found[box], normal)
+        added[box] = evidence.clip(-MOST_EVIDENCE, MOST_EVIDENCE) * near[box]
     refined = logits + added
     border = near & (distance_to(refined <= 0) <= REACH * token)
     added += follow_neighbours(refined, image, border, token) - refined
@@ -156,8 +155,7 @@ def follow_neighbours(
 
     colours = padded(cv2.GaussianBlur(lab_colours(image[box]), (0, 0), SCALES[0]))
     width = colours.shape[1]
-    rows, columns = np.nonzero(border[box])
-    at = (rows + pad) * width + columns + pad
+    at = np.flatnonzero(np.pad(border[box], pad))
     offsets = [(dy * width + dx) * step for step in steps for dy, dx in DIRECTIONS]
     weights = np.zeros((len(offsets), len(at)), np.float32)
     for channel in cv2.split(colours):
@@ -344,14 +342,15 @@ def relative_looks(image: np.ndarray, token: float) -> np.ndarray:
     (h, w, 11) float32: colours in CIELAB at several scales, and how grainy they are, the logarithm
     of the deviation of lightness within Gaussians of GRAINS."""
     colours = lab_colours(image)
-    light, grains = colours[..., 0], []
+    layers = [*cv2.split(colours)]
+    for sigma in SCALES:
+        layers += cv2.split(cv2.GaussianBlur(colours, (0, 0), sigma))
     for sigma in GRAINS:
+        light = layers[0]
         mean, square = (cv2.GaussianBlur(a, (0, 0), sigma * token) for a in (light, light**2))
-        grains.append(np.log(np.sqrt((square - mean**2).clip(min=0)) + LEAST_GRAIN))
-    smooth = [cv2.GaussianBlur(colours, (0, 0), sigma) for sigma in SCALES]
-    looks = np.dstack([colours, *smooth, *grains])
+        layers.append(np.log(np.sqrt((square - mean**2).clip(min=0)) + LEAST_GRAIN))
     side = int(SURROUNDINGS * token) | 1
-    return looks - cv2.blur(looks, (side, side))
+    return np.stack([layer - cv2.blur(layer, (side, side)) for layer in layers], axis=-1)
 
 
 def lab_colours(image: np.ndarray) -> np.ndarray:
@@ -360,21 +359,24 @@ def lab_colours(image: np.ndarray) -> np.ndarray:
 
 
 def likelihood_ratio(looks: np.ndarray, defect: np.ndarray, normal: np.ndarray) -> np.ndarray:
-    """Log-odds (...,) float32 of looks (..., C) by the normal distributions of two kinds of pixels
-    (N, C): regularised discriminant analysis (Friedman 1989), covariances half of the kind and half
-    the mean of both."""
-    kinds = [kind[:: -(-len(kind) // SAMPLE)].astype(np.float64) for kind in (defect, normal)]
+    """Log-odds (h, w) float32 of looks (h, w, C) float32 by the normal distributions of two kinds
+    of pixels, (h, w) bool: regularised discriminant analysis (Friedman 1989), covariances half of
+    the kind and half the mean of both."""
+    kinds = [looks[kind] for kind in (defect, normal)]
+    kinds = [kind[:: -(-len(kind) // SAMPLE)].astype(np.float64) for kind in kinds]
     scatters = [np.cov(kind, rowvar=False) for kind in kinds]
     common = sum(scatters) / 2
     deviation = np.sqrt(common.diagonal()) + DEVIATION_EPS
-    looks, odds = looks / deviation.astype(np.float32), np.float32(0)
+    odds = np.zeros(looks.shape[:-1], np.float32)
     for sign, kind, scatter in zip((-0.5, 0.5), kinds, scatters, strict=True):
         correlation = (scatter + common) / 2 / np.outer(deviation, deviation)
         correlation += SHRINKAGE * np.eye(len(correlation))
-        inverse = np.linalg.inv(correlation).astype(np.float32)
-        apart = looks - (kind.mean(0) / deviation).astype(np.float32)
-        distance = ((apart @ inverse) * apart).sum(-1)
-        odds = odds + np.float32(sign) * (distance + np.float32(np.linalg.slogdet(correlation)[1]))
+        inverse = np.linalg.inv(correlation) / np.outer(deviation, deviation)
+        mean, inverse = kind.mean(0).astype(np.float32), inverse.astype(np.float32)
+        odds += np.float32(sign * np.linalg.slogdet(correlation)[1])
+        for top in range(0, len(looks), ROWS):
+            apart = looks[top : top + ROWS] - mean
+            odds[top : top + ROWS] += np.float32(sign) * ((apart @ inverse) * apart).sum(-1)
     return odds
 
 

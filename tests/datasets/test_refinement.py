@@ -229,14 +229,16 @@ def test_pixels_are_told_apart_by_the_log_odds_of_two_normal_distributions():
     """By SciPy, with each covariance halfway to the mean of both, and the shrinkage."""
     draw = np.random.default_rng(1)
     mixes = [draw.normal(size=(3, 3)), 2 * draw.normal(size=(3, 3))]
-    kinds = [draw.normal(size=(3000, 3)) @ mix + draw.normal(size=3) for mix in mixes]
-    own = [np.cov(kind, rowvar=False) for kind in kinds]
-    mean = sum(own) / 2
-    looks, expected = draw.normal(0, 3, (5, 10, 3)).astype(np.float32), 0
+    kinds = [draw.normal(size=(40, 100, 3)) @ mix + draw.normal(size=3) for mix in mixes]
+    own = [np.cov(kind.reshape(-1, 3), rowvar=False) for kind in kinds]
+    others = draw.normal(0, 3, (70, 100, 3))
+    looks, expected = np.concatenate([*kinds, others]).astype(np.float32), 0
     for sign, kind, covariance in zip((1, -1), kinds, own, strict=True):
-        covariance = (covariance + mean) / 2 + SHRINKAGE * np.diag(mean.diagonal())
-        expected += sign * stats.multivariate_normal(kind.mean(0), covariance).logpdf(looks)
-    odds = likelihood_ratio(looks, *kinds)
+        covariance = (covariance + sum(own) / 2) / 2 + SHRINKAGE * np.diag(sum(own).diagonal() / 2)
+        density = stats.multivariate_normal(kind.mean((0, 1)), covariance)
+        expected += sign * density.logpdf(looks)
+    row = np.arange(150)[:, None].repeat(100, axis=1)
+    odds = likelihood_ratio(looks, row < 40, (row >= 40) & (row < 80))
     assert odds.dtype == np.float32 and np.ptp(expected) > 20
     np.testing.assert_allclose(odds, expected, rtol=0.1, atol=0.3)
 

@@ -40,7 +40,7 @@ LEVELS, POWER = np.arange(-1.5, 2.51, 0.25), 8  # log-odds; of the slope as a we
 FEWEST, SAMPLE = 10, 4000  # pixels of a border; of each kind, for what tells them apart
 SHRINKAGE, DEVIATION_EPS = 0.1, 0.05  # added to correlations and standard deviations
 LEAST = 1e-6  # probability, so that log-odds are finite
-ROWS = 64  # at once
+ROWS = 64  # of an image, worked on at once
 DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 

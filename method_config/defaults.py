@@ -202,9 +202,10 @@ TEST.support_tokens = 0
 # shall stay empty: an image has none if no score exceeds a bar, which those images and the surface
 # of the supports tell, see docs/protocol.md#mixed-supports; 0: there is no bar
 TEST.normal_gate = 0.9
-# ours: masks follow the pixels of the image: colour tells the pixels around a defect apart, its
-# border lies where the score falls fastest, and that of wide regions where colours change, see
-# docs/quality.md#the-pixels; not for `prior`
+# ours: masks follow the pixels of the image: colours and graininess tell the pixels around a defect
+# apart, pixels go along with neighbours that look alike, and a border lies where the score falls
+# fastest, that of wide regions where colours change, see docs/quality.md#the-pixels; leave it off
+# where far more is marked than is seen; not for `prior`
 TEST.refine = False
 # ours: where a defect is taught by several images, each is segmented by the others, and refined
 # masks are corrected by what this tells, see docs/quality.md#the-pixel-probe; without TEST.refine
